@@ -1,0 +1,101 @@
+package store
+
+import (
+	"tidemark/store/fhir"
+	"tidemark/store/segment"
+)
+
+// NoVersion says that a change carries no decimal version.
+const NoVersion = segment.NoVersion
+
+// Partition names one partition of a Kafka topic.
+type Partition = segment.Partition
+
+// A Change is one decoded record: a resource's new state, its deletion, or a
+// record that could not be decoded.
+//
+// Only what the source said is in here. What the store gives (change instant,
+// sequence number, injected meta) is given when the commit is sealed.
+type Change struct {
+	Key    fhir.Key
+	Delete bool
+	// Body is the resource as one compact line without a newline; nil for a
+	// deletion. The store keeps the slice: the caller must not touch it again.
+	Body []byte
+	Meta fhir.Meta // what Body lacks in meta
+
+	Version     int64        // decimal versionId, else NoVersion
+	LastUpdated fhir.Instant // what the source said, None if nothing
+	Time        fhir.Instant // a time that the decoder found elsewhere, None if nothing
+	Position    uint64       // source position (a log sequence number), 0 if none
+	Timestamp   fhir.Instant // the record's timestamp, None if it has none
+	Offset      int64
+
+	Patients []string      // ids of the Patients in whose compartment it lies, sorted
+	Members  []fhir.Member // of a Group
+	Dead     *DeadLetter   // set: the record could not be decoded; Key and Body are ignored
+}
+
+// A DeadLetter is a record that could not be decoded, kept whole.
+type DeadLetter struct {
+	Reason  string
+	Key     []byte // nil is Kafka's null
+	Value   []byte // nil is Kafka's null; the first 64 KiB if Truncated
+	Headers []Header
+	// Of a record larger than kafka.max_record only these facts are kept.
+	Length    int64 // of the whole value, bytes
+	SHA256    string
+	Truncated bool
+}
+
+// A Header is a header of a Kafka record.
+type Header struct {
+	Key   string
+	Value []byte
+}
+
+// A Batch is what one fetch answer said about one partition.
+type Batch struct {
+	Partition   Partition
+	Changes     []Change // in the order of their offsets
+	Next        int64    // the offset behind the last record batch read, whatever that held
+	LeaderEpoch int32    // of the newest record batch, -1 if unknown
+
+	// Asked is Now as it was before the fetch request was sent, End the last
+	// stable offset in its answer: whatever was appended and stable at Asked
+	// lies below End.
+	Asked fhir.Instant
+	End   int64
+
+	// Topic is the pipeline's own state of the topic, stored with the commit
+	// and not understood here; nil leaves it as it is.
+	Topic []byte
+
+	// Resolved names dead letters, by sequence number, whose records are among
+	// Changes now: decoded after all, they are listed and counted no more.
+	Resolved []uint64
+}
+
+// Discovery says what the broker has of the configured topics.
+type Discovery struct {
+	// Complete: every configured topic exists (of a pattern: at least one match).
+	Complete   bool
+	Partitions []Discovered
+}
+
+// Discovered is one partition as the broker showed it.
+type Discovered struct {
+	Partition Partition
+	TopicID   [16]byte // zero if the broker does not tell
+	Start     int64    // log start offset
+	End       int64    // last stable offset now; reaching it once is joining
+}
+
+// PartitionState is what a store remembers of a partition.
+type PartitionState struct {
+	Next        int64 // the offset at which reading goes on
+	LeaderEpoch int32 // of the newest record batch read, -1 if unknown
+	TopicID     [16]byte
+	Joined      bool         // has once reached the end reported at its discovery
+	Seen        fhir.Instant // when we last stood at its end, None if never
+}

@@ -1,0 +1,271 @@
+// Package store is the one place that knows what is true: which changes were
+// taken in, when they became visible, and which bytes a client will read.
+//
+// Kafka is its write-ahead log. Changes gather in memory; a commit seals them
+// into one segment and makes it true with one synced Pebble batch. The package
+// refuses to know Kafka, HTTP and any destination.
+//
+// Lock order: DB.commitMu (one commit, merge swap or heartbeat at a time), then
+// DB.mu (everything in memory). No I/O happens under DB.mu.
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"go.opentelemetry.io/otel/metric"
+	"go.opentelemetry.io/otel/metric/noop"
+
+	"tidemark/store/fhir"
+	"tidemark/store/index"
+	"tidemark/store/segment"
+)
+
+// What callers branch on.
+var (
+	// ErrClosed: the store was closed, or failed before; nothing more is taken in.
+	ErrClosed = errors.New("the store is closed")
+	// ErrNotReady: the bootstrap is not over, so nothing can be promised yet.
+	ErrNotReady = errors.New("not every configured topic has been read up to where it stood when we first saw it")
+	// ErrNotFound: no such snapshot.
+	ErrNotFound = errors.New("no such snapshot")
+	// ErrLocked: another process has the directory.
+	ErrLocked = errors.New("another process uses this store directory: stop it first, or give this one a store.path of its own")
+	// ErrCorrupt: stored bytes are not what was written.
+	ErrCorrupt = segment.ErrCorrupt
+	// ErrReindex: the segments are there, but the index is not theirs.
+	ErrReindex = errors.New("segments and index do not belong together: run `tidemark reindex`")
+)
+
+// Options of a store. The zero value works.
+type Options struct {
+	// CommitInterval is the greatest age of a change before it is committed
+	// (default 500 ms), CommitSize the bytes of bodies that are gathered at most
+	// (default 32 MiB; one larger batch passes alone).
+	CommitInterval time.Duration
+	CommitSize     int64
+	// Allowance is how far producers' clocks and the network may put changes out
+	// of order before one counts as late (default 1 s). Late changes are never
+	// lost, they belong to the next window.
+	Allowance time.Duration
+	// MaxClockStep is how far the wall clock may lie below the promise at start
+	// before the log warns (default 30 s).
+	MaxClockStep time.Duration
+	// KeepMeta leaves meta.versionId and meta.lastUpdated out where the source
+	// left them out.
+	KeepMeta bool
+	// Cache is Pebble's, bytes (default 96 MiB).
+	Cache int64
+	// MergeOff leaves fresh segments as they are; for tests.
+	MergeOff bool
+
+	FS     vfs.FS // default: the disk
+	Logger *slog.Logger
+	Meter  metric.Meter
+}
+
+func (o Options) withDefaults() Options {
+	set := func(d *time.Duration, def time.Duration) {
+		if *d == 0 {
+			*d = def
+		}
+	}
+	set(&o.CommitInterval, 500*time.Millisecond)
+	set(&o.Allowance, time.Second)
+	set(&o.MaxClockStep, 30*time.Second)
+	if o.CommitSize == 0 {
+		o.CommitSize = 32 << 20
+	}
+	if o.Cache == 0 {
+		o.Cache = 96 << 20
+	}
+	if o.FS == nil {
+		o.FS = vfs.Default
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Meter == nil {
+		o.Meter = noop.Meter{}
+	}
+	return o
+}
+
+// A DB is an open store. One process has it.
+type DB struct {
+	dir   string
+	o     Options
+	fs    vfs.FS
+	kv    *pebble.DB
+	clock clock
+	m     *instruments
+
+	commitMu sync.Mutex // one commit, swap or heartbeat at a time
+	merging  sync.Mutex // one merge at a time; taken before commitMu
+
+	mu      sync.Mutex
+	meta    index.Meta
+	parts   map[Partition]*partition
+	numbers map[uint64]Partition
+	topics  map[string][]byte
+
+	complete bool           // the broker has every configured topic
+	started  bool           // the bootstrap is over
+	promised fhir.Instant   // nothing becomes visible at or before it any more
+	promises []fhir.Instant // promise keys in the index
+	ghosts   []segment.ID   // dropped segments in the index whose files are gone
+
+	gather  gathering
+	sealing *sealing
+	full    chan struct{} // signalled when a commit is due for its size
+	first   chan struct{} // signalled when a commit's first change arrives
+	room    *sync.Cond    // the gathering has room, or the store failed
+
+	view   []*seg // live segments by sequence number; replaced, never changed
+	segs   map[segment.ID]*seg
+	pins   map[string]*pinned
+	cuts   map[string]*sync.Mutex // output files being cut
+	failed error
+	closed bool
+}
+
+// A partition is what is known of one partition in this process.
+type partition struct {
+	durable  index.PartitionState // as of the last commit
+	progress *progress
+	joinAt   int64 // reaching this offset is joining
+	joined   bool
+	stored   bool // a batch has stored that it joined
+	pending  int  // batches taken in but not committed
+	seen     fhir.Instant
+	held     string
+}
+
+// gathering is what the next commit will hold.
+type gathering struct {
+	batches []taken
+	bytes   int64
+	since   time.Time    // when the first came
+	least   fhir.Instant // the least time of a change that holds the watermark
+	holds   bool
+}
+
+// sealing is a commit under way.
+type sealing struct {
+	line  fhir.Instant
+	least fhir.Instant
+	holds bool
+}
+
+// taken is a batch and when we had it.
+type taken struct {
+	Batch
+	at    fhir.Instant
+	bytes int64
+}
+
+// clock is fixed once at start and runs with the monotonic clock from then on.
+type clock struct {
+	base  fhir.Instant
+	start time.Time
+}
+
+func (c clock) now() fhir.Instant { return c.base + fhir.Instant(time.Since(c.start).Milliseconds()) }
+
+// Now is the store's clock: the wall clock at start, but never behind what was
+// promised or stored, and monotonic from then on.
+func (db *DB) Now() fhir.Instant { return db.clock.now() }
+
+// Promised is the latest instant that an answer may have shown, None before the first.
+func (db *DB) Promised() fhir.Instant {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	return db.promised
+}
+
+// Run commits what gathers and merges fresh segments until ctx ends, then
+// commits what is left. It returns the error that made the store stop.
+func (db *DB) Run(ctx context.Context) error {
+	merged := make(chan struct{})
+	mergeCtx, stop := context.WithCancel(ctx)
+	go func() {
+		defer close(merged)
+		db.mergeLoop(mergeCtx)
+	}()
+	defer func() { stop(); <-merged }()
+	heartbeat := time.NewTicker(time.Minute)
+	defer heartbeat.Stop()
+	for {
+		due, stopTimer := db.due()
+		select {
+		case <-ctx.Done():
+			stopTimer()
+			return db.Flush()
+		case <-db.full:
+		case <-due:
+		case <-db.first: // the timer must be set anew
+			stopTimer()
+			continue
+		case <-heartbeat.C:
+			stopTimer()
+			if err := db.heartbeat(); err != nil {
+				return err
+			}
+			continue
+		}
+		stopTimer()
+		if err := db.Flush(); err != nil {
+			return err
+		}
+	}
+}
+
+// due returns a channel that fires when the oldest gathered change is
+// CommitInterval old; it never does while nothing is gathered.
+func (db *DB) due() (<-chan time.Time, func()) {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	if len(db.gather.batches) == 0 {
+		return nil, func() {}
+	}
+	t := time.NewTimer(time.Until(db.gather.since.Add(db.o.CommitInterval)))
+	return t.C, func() { t.Stop() }
+}
+
+// fail makes err the end of the store: whatever waits is woken and told.
+func (db *DB) fail(err error) error {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	if db.failed == nil {
+		db.failed = fmt.Errorf("%w: %w", ErrClosed, err)
+	}
+	db.room.Broadcast()
+	return err
+}
+
+// Close gives the directory back. What was gathered but not committed is read
+// from Kafka again.
+func (db *DB) Close() error {
+	db.merging.Lock()
+	defer db.merging.Unlock()
+	db.commitMu.Lock()
+	defer db.commitMu.Unlock()
+	db.mu.Lock()
+	if db.closed {
+		db.mu.Unlock()
+		return nil
+	}
+	db.closed = true
+	if db.failed == nil {
+		db.failed = ErrClosed
+	}
+	db.room.Broadcast()
+	db.mu.Unlock()
+	return db.kv.Close()
+}

@@ -1,0 +1,138 @@
+package store
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"slices"
+
+	"tidemark/store/fhir"
+	"tidemark/store/index"
+	"tidemark/store/segment"
+)
+
+// deadLine is a dead letter's line: everything that is needed to decode the
+// record again.
+type deadLine struct {
+	Topic     string       `json:"topic"`
+	Partition int32        `json:"partition"`
+	Offset    int64        `json:"offset"`
+	Timestamp fhir.Instant `json:"timestamp"`
+	DeadLetter
+}
+
+// deadLetter stores a record that could not be decoded as a row of its own.
+func (c *commit) deadLetter(ch *Change, t *taken) error {
+	c.counts.dead++
+	n := row{
+		Row: segment.Row{
+			Section: segment.Section{Kind: segment.Internal, Type: segment.DeadLetters}, Seq: c.seq(),
+			Instant: c.instant(ch, t, nil), Life: segment.NoLife,
+			Clock: segment.Clock{
+				Version: NoVersion, LastUpdated: fhir.None, Timestamp: ch.Timestamp, Origin: t.Partition, Offset: ch.Offset,
+			},
+		},
+		body:  mustJSON(deadLine{t.Partition.Topic, t.Partition.ID, ch.Offset, ch.Timestamp, *ch.Dead}),
+		death: fhir.None,
+	}
+	n.Placed, n.Length = n.Instant, int32(len(n.body))+1
+	c.rows = append(c.rows, n)
+	return nil
+}
+
+// A DeadLetterRow is a dead letter as it is stored.
+type DeadLetterRow struct {
+	Seq       uint64
+	Instant   fhir.Instant
+	Partition Partition
+	Offset    int64
+	Timestamp fhir.Instant // of the record, None if it had none
+	DeadLetter
+}
+
+// DeadLetters calls fn for the dead letters of a topic ("" for all) that were
+// not resolved since, oldest first.
+func (db *DB) DeadLetters(topic string, fn func(DeadLetterRow) error) error {
+	s := db.snapshotNow()
+	defer s.Close()
+	sec := segment.Section{Kind: segment.Internal, Type: segment.DeadLetters}
+	for _, g := range s.segs {
+		info := g.r.Section(sec)
+		for b := info.From; b < info.To; b++ {
+			if err := g.deadLetters(db, b, topic, fn); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (s *seg) deadLetters(db *DB, b int, topic string, fn func(DeadLetterRow) error) error {
+	rows, err := s.r.Rows(b)
+	if err != nil {
+		return err
+	}
+	db.mu.Lock()
+	dead := s.dead[b].until(1<<63 - 1)
+	db.mu.Unlock()
+	body, err := s.r.OpenBody()
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	text, err := s.r.Lines(nil, body, b)
+	if err != nil {
+		return err
+	}
+	for i := range rows {
+		line := text[:rows[i].Length]
+		text = text[rows[i].Length:]
+		if topic != "" && rows[i].Clock.Origin.Topic != topic || contains(dead, rows[i].Seq) {
+			continue
+		}
+		var d deadLine
+		if err := json.Unmarshal(bytes.TrimSpace(line), &d); err != nil {
+			return fmt.Errorf("%w: dead letter in segment %s: %v", ErrCorrupt, s.r.ID().BodyName(), err)
+		}
+		k := &rows[i].Clock
+		if err := fn(DeadLetterRow{rows[i].Seq, rows[i].Instant, k.Origin, k.Offset, k.Timestamp, d.DeadLetter}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func contains(list []index.Death, seq uint64) bool {
+	return slices.ContainsFunc(list, func(d index.Death) bool { return d.Seq == seq })
+}
+
+// resolve ends the dead letters whose records could be decoded after all: from
+// the line on they are counted no more.
+func (c *commit) resolve(seqs []uint64) error {
+	sec := segment.Section{Kind: segment.Internal, Type: segment.DeadLetters}
+	for _, seq := range seqs {
+		s, err := c.db.holder(seq)
+		if err != nil {
+			return err
+		}
+		info := s.r.Section(sec)
+		for b := info.From; b < info.To; b++ {
+			rows, err := s.r.Rows(b)
+			if err != nil {
+				return err
+			}
+			i := slices.IndexFunc(rows, func(r segment.Row) bool { return r.Seq == seq })
+			if i < 0 {
+				continue
+			}
+			at := rows[i].Instant
+			if c.line != fhir.None {
+				at = max(at, c.line+1)
+			}
+			c.deaths[s.id()] = append(c.deaths[s.id()], index.Death{
+				Section: sec, Instant: rows[i].Instant, Seq: seq, Length: rows[i].Length, At: at,
+			})
+		}
+	}
+	return nil
+}

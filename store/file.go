@@ -1,0 +1,415 @@
+package store
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"os"
+	"runtime"
+	"slices"
+	"sort"
+	"sync"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"golang.org/x/sync/errgroup"
+
+	"tidemark/store/fhir"
+	"tidemark/store/segment"
+)
+
+// A File is an output file: blocks of segments, and of a private file where a
+// block held rows that must not be seen, spliced into one gzip member. Its
+// bytes are the same at every call for the same snapshot, name and extents.
+type File struct {
+	db     *DB
+	blocks []part
+	gzip   []int64 // offset of each block in the gzip member
+	plain  []int64 // and in the NDJSON
+	sum    segment.Sum
+	open   map[string]*os.File
+	files  map[string]vfs.File
+}
+
+// part is one block and where it lies.
+type part struct {
+	path   string
+	at     int64
+	stored int64
+	sum    segment.Sum
+}
+
+// smallRun is the length below which a run of blocks is read and written
+// rather than sent by sendfile, whose system calls then cost more. Bytes.
+const smallRun = 16 << 10
+
+// File prepares an output file made of the rows of ext that count. Blocks that
+// are not Whole are recompressed without their hidden rows into a private file
+// of the snapshot, once: it is durable before File returns.
+func (s *Snapshot) File(ctx context.Context, name string, sec segment.Section, since, upto fhir.Instant, ext []Extent) (*File, error) {
+	v := span{since, min(upto, s.pin.Watermark), s.pin.Watermark}
+	f := &File{db: s.db, open: map[string]*os.File{}, files: map[string]vfs.File{}}
+	var cut []int
+	for i, e := range ext {
+		g := s.seg(segment.ID(e.Segment))
+		if g == nil {
+			return nil, fmt.Errorf("output file of a snapshot: segment %d is not among its segments", e.Segment)
+		}
+		k := &g.r.Blocks()[e.Block]
+		f.blocks = append(f.blocks, part{g.r.BodyPath(), k.Offset, int64(k.Stored), k.Sum})
+		if !e.Whole {
+			cut = append(cut, i)
+		}
+	}
+	if len(cut) > 0 {
+		if err := s.cut(ctx, f, name, v, ext, cut); err != nil {
+			return nil, err
+		}
+	}
+	f.lay()
+	return f, nil
+}
+
+func (s *Snapshot) seg(id segment.ID) *seg {
+	for _, g := range s.segs {
+		if g.id() == id {
+			return g
+		}
+	}
+	return nil
+}
+
+// lay computes where each block begins.
+func (f *File) lay() {
+	at, plain := segment.HeaderSize, int64(0)
+	for _, p := range f.blocks {
+		f.gzip, f.plain = append(f.gzip, at), append(f.plain, plain)
+		at += p.stored
+		plain += p.sum.Size
+		f.sum = f.sum.Then(p.sum)
+	}
+	f.gzip, f.plain = append(f.gzip, at), append(f.plain, plain)
+}
+
+// Size is the length of the NDJSON, bytes.
+func (f *File) Size() int64 { return f.sum.Size }
+
+// GzipSize is the length of the gzip member, bytes.
+func (f *File) GzipSize() int64 { return f.gzip[len(f.blocks)] + segment.TrailerSize }
+
+// CRC32 is the CRC-32 (IEEE) of the NDJSON.
+func (f *File) CRC32() uint32 { return f.sum.CRC }
+
+// Close closes what reading opened.
+func (f *File) Close() error {
+	var err error
+	for _, o := range f.open {
+		err = errors.Join(err, o.Close())
+	}
+	for _, o := range f.files {
+		err = errors.Join(err, o.Close())
+	}
+	clear(f.open)
+	clear(f.files)
+	return err
+}
+
+// WriteGzip writes bytes [off, off+n) of the gzip member. Runs of neighbouring
+// blocks are handed to w's ReadFrom, which is sendfile on a plain connection.
+func (f *File) WriteGzip(w io.Writer, off, n int64) error {
+	end := off + n
+	if off < segment.HeaderSize {
+		h := segment.Header()[off:min(end, segment.HeaderSize)]
+		if _, err := w.Write(slices.Clone(h)); err != nil {
+			return err
+		}
+		off += int64(len(h))
+	}
+	body := f.gzip[len(f.blocks)]
+	for i := f.blockAt(f.gzip, off); off < min(end, body); {
+		p := f.blocks[i]
+		j, length := i+1, p.stored
+		for j < len(f.blocks) && f.blocks[j].path == p.path && f.blocks[j].at == p.at+length {
+			length += f.blocks[j].stored
+			j++
+		}
+		skip := off - f.gzip[i]
+		take := min(length-skip, end-off)
+		if err := f.send(w, p.path, p.at+skip, take); err != nil {
+			return err
+		}
+		off += take
+		i = j
+	}
+	if off < end {
+		_, err := w.Write(segment.Trailer(f.sum)[off-body : end-body])
+		return err
+	}
+	return nil
+}
+
+// blockAt is the block in which off lies.
+func (f *File) blockAt(starts []int64, off int64) int {
+	return max(0, sort.Search(len(f.blocks), func(i int) bool { return starts[i+1] > off }))
+}
+
+// send copies n bytes of a file at off to w.
+func (f *File) send(w io.Writer, path string, off, n int64) error {
+	rf, fast := w.(io.ReaderFrom)
+	if !fast || n < smallRun || f.db.fs != vfs.Default {
+		file, err := f.file(path)
+		if err != nil {
+			return err
+		}
+		return copied(io.Copy(plainWriter{w}, io.NewSectionReader(file, off, n)))(n, path)
+	}
+	o := f.open[path]
+	if o == nil {
+		var err error
+		if o, err = os.Open(path); err != nil {
+			return fmt.Errorf("read an output file: %w", err)
+		}
+		f.open[path] = o
+	}
+	if _, err := o.Seek(off, io.SeekStart); err != nil {
+		return fmt.Errorf("read an output file: %w", err)
+	}
+	return copied(rf.ReadFrom(&io.LimitedReader{R: o, N: n}))(n, path)
+}
+
+// copied turns a short copy into an error: the file is shorter than its table.
+func copied(got int64, err error) func(want int64, path string) error {
+	return func(want int64, path string) error {
+		if err == nil && got < want {
+			return fmt.Errorf("%w: %s is shorter than its table says; run `tidemark check`", ErrCorrupt, path)
+		}
+		return err
+	}
+}
+
+// plainWriter hides ReadFrom.
+type plainWriter struct{ io.Writer }
+
+func (f *File) file(path string) (vfs.File, error) {
+	if o := f.files[path]; o != nil {
+		return o, nil
+	}
+	o, err := f.db.fs.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("read an output file: %w", err)
+	}
+	f.files[path] = o
+	return o, nil
+}
+
+// WriteIdentity writes bytes [off, off+n) of the NDJSON.
+func (f *File) WriteIdentity(w io.Writer, off, n int64) error {
+	end := off + n
+	var text []byte
+	for i := f.blockAt(f.plain, off); off < end && i < len(f.blocks); i++ {
+		var err error
+		if text, err = f.read(text[:0], i); err != nil {
+			return err
+		}
+		t := text[off-f.plain[i] : min(end, f.plain[i+1])-f.plain[i]]
+		if _, err := w.Write(t); err != nil {
+			return err
+		}
+		off += int64(len(t))
+	}
+	return nil
+}
+
+func (f *File) read(dst []byte, i int) ([]byte, error) {
+	p := f.blocks[i]
+	file, err := f.file(p.path)
+	if err != nil {
+		return dst, err
+	}
+	data := make([]byte, p.stored)
+	if _, err := file.ReadAt(data, p.at); err != nil {
+		return dst, fmt.Errorf("read %s at %d: %w", p.path, p.at, err)
+	}
+	dst, err = segment.Inflate(dst, segment.Block{Data: data, Sum: p.sum})
+	if err != nil {
+		return dst, fmt.Errorf("read %s at %d: %w; run `tidemark check`", p.path, p.at, err)
+	}
+	return dst, nil
+}
+
+// cut replaces the blocks of f that hold hidden rows by blocks of a private
+// file, which it makes unless an earlier call did.
+func (s *Snapshot) cut(ctx context.Context, f *File, name string, v span, ext []Extent, which []int) error {
+	if s.id == "" {
+		return errors.New("output file of a snapshot: blocks can be cut for durable snapshots only")
+	}
+	lock := s.db.cutLock(s.id + "/" + name)
+	lock.Lock()
+	defer lock.Unlock()
+	dir := s.db.fs.PathJoin(s.db.jobsDir(), s.id)
+	path := s.db.fs.PathJoin(dir, name+".cut")
+	parts, err := readCut(s.db.fs, path, len(which))
+	if errors.Is(err, os.ErrNotExist) {
+		parts, err = s.makeCut(ctx, dir, path, v, ext, which)
+	}
+	if err != nil {
+		return fmt.Errorf("recompress blocks without hidden rows: %w", err)
+	}
+	for i, b := range which {
+		f.blocks[b] = parts[i]
+	}
+	return nil
+}
+
+func (db *DB) cutLock(name string) *sync.Mutex {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	m := db.cuts[name]
+	if m == nil {
+		m = &sync.Mutex{}
+		db.cuts[name] = m
+	}
+	return m
+}
+
+// A cut file is its blocks, a table of them, the table's CRC-32C and length.
+const (
+	cutEntry   = 4 + 8 + 4
+	cutTrailer = 4 + 4 + 8
+	cutMagic   = "TIDECUT1"
+)
+
+func readCut(fs vfs.FS, path string, n int) ([]part, error) {
+	file, err := fs.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	st, err := file.Stat()
+	if err != nil {
+		return nil, err
+	}
+	size := int64(n)*cutEntry + cutTrailer
+	t := make([]byte, size)
+	if st.Size() < size {
+		return nil, fmt.Errorf("%w: %s is too short", ErrCorrupt, path)
+	}
+	if _, err := file.ReadAt(t, st.Size()-size); err != nil {
+		return nil, err
+	}
+	table, tail := t[:n*cutEntry], t[n*cutEntry:]
+	if string(tail[8:]) != cutMagic || int(binary.LittleEndian.Uint32(tail[4:])) != n ||
+		crc32.Checksum(table, crc32.MakeTable(crc32.Castagnoli)) != binary.LittleEndian.Uint32(tail) {
+		return nil, fmt.Errorf("%w: table of %s", ErrCorrupt, path)
+	}
+	parts, at := make([]part, n), int64(0)
+	for i := range parts {
+		e := table[i*cutEntry:]
+		stored := int64(binary.LittleEndian.Uint32(e))
+		parts[i] = part{path, at, stored, segment.Sum{
+			Size: int64(binary.LittleEndian.Uint64(e[4:])), CRC: binary.LittleEndian.Uint32(e[12:]),
+		}}
+		at += stored
+	}
+	return parts, nil
+}
+
+// makeCut recompresses the blocks on all cores, writes them in order, and makes
+// the file durable before its name exists.
+func (s *Snapshot) makeCut(ctx context.Context, dir, path string, v span, ext []Extent, which []int) ([]part, error) {
+	fs := s.db.fs
+	if err := fs.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	tmp := path + ".tmp"
+	file, err := fs.Create(tmp, "segment")
+	if err != nil {
+		return nil, err
+	}
+	parts, err := s.writeCut(ctx, file, path, v, ext, which)
+	if err := errors.Join(err, file.Sync(), file.Close()); err != nil {
+		return nil, errors.Join(err, fs.Remove(tmp))
+	}
+	if err := fs.Rename(tmp, path); err != nil {
+		return nil, err
+	}
+	return parts, errors.Join(segment.SyncDir(fs, dir), segment.SyncDir(fs, s.db.jobsDir()))
+}
+
+func (s *Snapshot) writeCut(ctx context.Context, file io.Writer, path string, v span, ext []Extent, which []int) ([]part, error) {
+	parts := make([]part, len(which))
+	table, at := []byte(nil), int64(0)
+	wave := 4 * runtime.GOMAXPROCS(0) // bounds how many blocks are in memory
+	for from := 0; from < len(which); from += wave {
+		to := min(from+wave, len(which))
+		blocks := make([]segment.Block, to-from)
+		g, gctx := errgroup.WithContext(ctx)
+		g.SetLimit(runtime.GOMAXPROCS(0))
+		for i := from; i < to; i++ {
+			g.Go(func() (err error) {
+				if err := gctx.Err(); err != nil {
+					return err
+				}
+				blocks[i-from], err = s.visible(ext[which[i]], v)
+				return err
+			})
+		}
+		if err := g.Wait(); err != nil {
+			return nil, err
+		}
+		for i, b := range blocks {
+			parts[from+i] = part{path, at, int64(len(b.Data)), b.Sum}
+			at += int64(len(b.Data))
+			table = binary.LittleEndian.AppendUint32(table, uint32(len(b.Data)))
+			table = binary.LittleEndian.AppendUint64(table, uint64(b.Sum.Size))
+			table = binary.LittleEndian.AppendUint32(table, b.Sum.CRC)
+			if _, err := file.Write(b.Data); err != nil {
+				return nil, err
+			}
+		}
+	}
+	crc := crc32.Checksum(table, crc32.MakeTable(crc32.Castagnoli))
+	table = binary.LittleEndian.AppendUint32(table, crc)
+	table = binary.LittleEndian.AppendUint32(table, uint32(len(which)))
+	_, err := file.Write(append(table, cutMagic...))
+	return parts, err
+}
+
+// visible recompresses one block without its hidden rows.
+func (s *Snapshot) visible(e Extent, v span) (segment.Block, error) {
+	g := s.seg(segment.ID(e.Segment))
+	rows, err := g.r.Rows(e.Block)
+	if err != nil {
+		return segment.Block{}, err
+	}
+	s.db.mu.Lock()
+	dead := g.dead[e.Block].until(v.w)
+	s.db.mu.Unlock()
+	body, err := g.r.OpenBody()
+	if err != nil {
+		return segment.Block{}, err
+	}
+	defer body.Close()
+	text, err := g.r.Lines(nil, body, e.Block)
+	if err != nil {
+		return segment.Block{}, err
+	}
+	counts := counting(rows, dead, v)
+	lines := make([][]byte, 0, len(rows))
+	for i := range rows {
+		if counts[i] {
+			lines = append(lines, text[:rows[i].Length])
+		}
+		text = text[rows[i].Length:]
+	}
+	if len(lines) != e.Rows {
+		return segment.Block{}, fmt.Errorf("%w: segment %s, block %d: %d rows count, %d were planned", ErrCorrupt, g.r.ID().BodyName(), e.Block, len(lines), e.Rows)
+	}
+	k := compressors.Get().(*segment.Compressor)
+	defer compressors.Put(k)
+	return k.Block(lines...), nil
+}
+
+var compressors = sync.Pool{New: func() any { return segment.NewCompressor(segment.FastLevel) }}

@@ -1,0 +1,97 @@
+package store
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+
+	"github.com/cockroachdb/pebble/v2"
+
+	"tidemark/store/fhir"
+	"tidemark/store/index"
+	"tidemark/store/segment"
+)
+
+// A membership is who a Group lists, and since when: the change instant of the
+// version that first lists the member after an absence (decisions: joining).
+type membership map[string]member
+
+type member struct {
+	Since    fhir.Instant `json:"since"`
+	Inactive bool         `json:"inactive,omitempty"`
+	Start    fhir.Instant `json:"start,omitempty"` // zero: open
+	End      fhir.Instant `json:"end,omitempty"`
+}
+
+func (m membership) encode() []byte { return mustJSON(m) }
+
+// regroup stores how a version of a Group changed its membership.
+func (c *commit) regroup(ch *Change, r *segment.Row) error {
+	old, err := c.group(ch.Key.ID)
+	if err != nil {
+		return err
+	}
+	next := membership{}
+	if !ch.Delete {
+		for _, m := range ch.Members {
+			if m.Ref == "" {
+				continue // named by an identifier only: resolved at export
+			}
+			n := member{Since: r.Instant, Inactive: m.Inactive, Start: orZero(m.Start), End: orZero(m.End)}
+			if was, ok := old[m.Ref]; ok {
+				n.Since = was.Since
+			}
+			next[m.Ref] = n
+		}
+	}
+	var joined, left []string
+	for ref := range next {
+		if _, ok := old[ref]; !ok {
+			joined = append(joined, ref)
+		}
+	}
+	for ref := range old {
+		if _, ok := next[ref]; !ok {
+			left = append(left, ref)
+		}
+	}
+	c.groups[ch.Key.ID] = next
+	if len(joined)+len(left) == 0 {
+		return nil
+	}
+	slices.Sort(joined)
+	slices.Sort(left)
+	c.internal(segment.Memberships, r, nil, struct {
+		Group  string   `json:"group"`
+		Joined []string `json:"joined,omitempty"`
+		Left   []string `json:"left,omitempty"`
+	}{r.Key.String(), joined, left})
+	return nil
+}
+
+func orZero(i fhir.Instant) fhir.Instant {
+	if i == fhir.None {
+		return 0
+	}
+	return i
+}
+
+// group is a Group's membership before the version being applied.
+func (c *commit) group(id string) (membership, error) {
+	if m, ok := c.groups[id]; ok {
+		return m, nil
+	}
+	v, closer, err := c.db.kv.Get(index.GroupKey(id))
+	if err == pebble.ErrNotFound {
+		return membership{}, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the index: %w", err)
+	}
+	defer closer.Close()
+	m := membership{}
+	if err := json.Unmarshal(v, &m); err != nil {
+		return nil, fmt.Errorf("%w: membership of a Group: %v", index.ErrCorrupt, err)
+	}
+	return m, nil
+}

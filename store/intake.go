@@ -1,0 +1,280 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"time"
+
+	"tidemark/store/fhir"
+	"tidemark/store/index"
+	"tidemark/store/watermark"
+)
+
+type progress = watermark.Progress
+
+// changeOverhead is counted for each gathered change beside its body: the
+// struct, its strings and its share of maps. Bytes.
+const changeOverhead = 512
+
+// Discover tells the store what the broker has; again whenever that changed.
+// A partition never seen before starts at its log start.
+func (db *DB) Discover(d Discovery) error {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	if db.failed != nil {
+		return db.failed
+	}
+	db.complete = d.Complete
+	for _, f := range d.Partitions {
+		p := db.parts[f.Partition]
+		if p == nil {
+			p = db.addPartition(f)
+		}
+		if p.progress == nil { // first seen in this process
+			p.progress = watermark.New(p.durable.Next)
+			p.joinAt = f.End
+		}
+		if p.durable.TopicID == ([16]byte{}) {
+			p.durable.TopicID = f.TopicID
+		}
+		db.join(p)
+	}
+	db.settle()
+	return nil
+}
+
+func (db *DB) addPartition(f Discovered) *partition {
+	n := uint64(len(db.numbers))
+	p := &partition{
+		durable: index.PartitionState{Number: n, Next: f.Start, LeaderEpoch: -1, TopicID: f.TopicID, Seen: fhir.None},
+		seen:    fhir.None,
+	}
+	db.parts[f.Partition] = p
+	db.numbers[n] = f.Partition
+	return p
+}
+
+// join marks p as joined once everything below its first end is committed:
+// only then may a promise rest on it.
+func (db *DB) join(p *partition) {
+	if p.joined || p.progress == nil || p.pending > 0 || p.progress.Next() < p.joinAt {
+		return
+	}
+	p.joined = true
+}
+
+// settle ends the bootstrap once every configured topic exists and every
+// partition seen has joined. It is never undone.
+func (db *DB) settle() {
+	if db.started || !db.complete || len(db.parts) == 0 {
+		return
+	}
+	for _, p := range db.parts {
+		if !p.joined {
+			return
+		}
+	}
+	db.started = true
+}
+
+// Apply takes a batch into the commit being gathered. It blocks while the
+// gathering is full, and returns once the batch is taken in; it is durable once
+// Committed says so. An answer without records must be applied too: it moves
+// the watermark.
+func (db *DB) Apply(ctx context.Context, b Batch) error {
+	t := taken{Batch: b, bytes: weight(b.Changes)}
+	stop := context.AfterFunc(ctx, func() {
+		db.mu.Lock()
+		defer db.mu.Unlock()
+		db.room.Broadcast()
+	})
+	defer stop()
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	for db.failed == nil && ctx.Err() == nil && len(b.Changes) > 0 &&
+		db.gather.bytes > 0 && db.gather.bytes+t.bytes > db.o.CommitSize {
+		signal(db.full)
+		db.room.Wait()
+	}
+	if db.failed != nil {
+		return db.failed
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	p := db.parts[b.Partition]
+	if p == nil || p.progress == nil {
+		return fmt.Errorf("apply a batch of %v: the partition was never discovered", b.Partition)
+	}
+	db.take(p, t)
+	return nil
+}
+
+func weight(changes []Change) int64 {
+	n := int64(len(changes)) * changeOverhead
+	for i := range changes {
+		n += int64(len(changes[i].Body))
+		if d := changes[i].Dead; d != nil {
+			n += int64(len(d.Key) + 2*len(d.Value))
+		}
+	}
+	return n
+}
+
+// take is the moment at which a batch counts as fetched: its changes hold the
+// watermark back before the watermark moves past them.
+func (db *DB) take(p *partition, t taken) {
+	t.at = db.Now()
+	p.progress.Observe(t.Asked, t.End)
+	t.Changes = t.from(p.progress.Next())
+	for i := range t.Changes {
+		db.hold(p, &t.Changes[i], t.at)
+	}
+	moved := t.Next > p.progress.Next() || t.Topic != nil
+	p.progress.Fetched(t.Next)
+	if t.Next >= t.End {
+		p.seen = max(p.seen, t.Asked)
+	}
+	if moved {
+		p.pending++
+		if len(db.gather.batches) == 0 {
+			db.gather.since = time.Now()
+			signal(db.first)
+		}
+		db.gather.batches = append(db.gather.batches, t)
+		if db.gather.bytes += t.bytes; db.gather.bytes >= db.o.CommitSize {
+			signal(db.full)
+		}
+	}
+	db.join(p)
+	db.settle()
+}
+
+// from drops the changes below next: read twice, they were taken in before.
+func (t *taken) from(next int64) []Change {
+	n := 0
+	for n < len(t.Changes) && t.Changes[n].Offset < next {
+		n++
+	}
+	return t.Changes[n:]
+}
+
+// hold keeps the watermark below a change that is on time until it is
+// committed, so that its instant can be its own time. A late change, or one
+// that claims a time to come, gets an instant after the line instead.
+func (db *DB) hold(p *partition, ch *Change, now fhir.Instant) {
+	t := evidence(ch, now)
+	if !p.joined || t == fhir.None || t <= db.promised || t <= p.progress.At(ch.Offset, db.o.Allowance) {
+		return
+	}
+	if !db.gather.holds || t < db.gather.least {
+		db.gather.holds, db.gather.least = true, t
+	}
+}
+
+// evidence is the time that a change says for itself: lastUpdated, else what
+// the decoder found, else the record's timestamp. A time that lay ahead of us
+// when the change was fetched is none.
+func evidence(ch *Change, now fhir.Instant) fhir.Instant {
+	t := ch.LastUpdated
+	if t == fhir.None {
+		t = ch.Time
+	}
+	if t == fhir.None {
+		t = ch.Timestamp
+	}
+	if t > now {
+		return fhir.None
+	}
+	return t
+}
+
+// watermark is the instant up to which an answer may now speak: None before the
+// bootstrap is over. Called with mu held.
+func (db *DB) watermark() fhir.Instant {
+	if !db.started {
+		return db.promised
+	}
+	w := fhir.Instant(math.MaxInt64)
+	for _, p := range db.parts {
+		if !p.joined {
+			continue
+		}
+		if p.progress == nil {
+			return db.promised // not heard of since the start
+		}
+		w = min(w, p.progress.Watermark(db.o.Allowance))
+	}
+	if db.gather.holds {
+		w = min(w, db.gather.least-1)
+	}
+	if s := db.sealing; s != nil {
+		if s.holds {
+			w = min(w, s.least-1)
+		}
+		w = min(w, s.line) // no answer is ahead of a commit under way
+	}
+	if w == math.MaxInt64 {
+		return db.promised
+	}
+	return max(w, db.promised)
+}
+
+// Hold stops p's watermark, and with it the store's, until Release; status
+// tells the reason. Of a partition never discovered nothing can be held.
+func (db *DB) Hold(p Partition, reason string) {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	if s := db.parts[p]; s != nil && s.held == "" {
+		s.held = reason
+		db.o.Logger.Error("partition is held: the watermark waits", "topic", p.Topic, "partition", p.ID, "reason", reason)
+	}
+}
+
+// Release ends a Hold.
+func (db *DB) Release(p Partition) {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	if s := db.parts[p]; s != nil {
+		s.held = ""
+	}
+}
+
+// Partition returns what is durable about p.
+func (db *DB) Partition(p Partition) (PartitionState, bool) {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	s := db.parts[p]
+	if s == nil {
+		return PartitionState{}, false
+	}
+	d := s.durable
+	return PartitionState{Next: d.Next, LeaderEpoch: d.LeaderEpoch, TopicID: d.TopicID, Joined: s.joined, Seen: d.Seen}, true
+}
+
+// Topic returns the pipeline's own state of a topic as it was stored last.
+func (db *DB) Topic(name string) []byte {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	return db.topics[name]
+}
+
+// Committed returns the durable next offset of every partition.
+func (db *DB) Committed() map[Partition]int64 {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	m := make(map[Partition]int64, len(db.parts))
+	for name, p := range db.parts {
+		m[name] = p.durable.Next
+	}
+	return m
+}
+
+// signal wakes whoever waits on c, which holds one token.
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}

@@ -1,0 +1,199 @@
+package store
+
+import (
+	"cmp"
+	"slices"
+
+	"tidemark/store/fhir"
+	"tidemark/store/index"
+	"tidemark/store/segment"
+)
+
+// What a change does to the resource it names (design: "Which change is newer").
+type verdict uint8
+
+const (
+	applies verdict = iota // it becomes the newest row
+	stale                  // something newer is stored, or it belongs to an old life
+	same                   // the newest version with the same body, seen again
+	gone                   // the deletion of something deleted
+)
+
+// maxTombstones bounds the record timestamps of versionless deletions that a
+// resource remembers. One more deletion than that, replayed with its old
+// timestamp after a re-creation, would count as new.
+const maxTombstones = 32
+
+// judge tells what ch, read from partition from, does to a resource whose
+// newest row is cur, nil if there never was one.
+func judge(cur *index.State, ch *Change, hash uint64, from Partition) verdict {
+	switch {
+	case cur == nil:
+		return applies
+	case ch.Delete:
+		return judgeDeletion(cur, ch, from)
+	case cur.Kind == segment.Internal:
+		return applies // any live change beats the deletion of what we never had
+	case cur.Kind == segment.Deleted:
+		if belowFloor(&cur.Life, ch) {
+			return stale
+		}
+		return applies
+	case cur.Life.Reborn && belowFloor(&cur.Life, ch):
+		return stale
+	case hash == cur.Hash && sayNothingNew(&cur.Clock, ch):
+		return same
+	case compare(ch, from, &cur.Clock) <= 0:
+		return stale
+	}
+	return applies
+}
+
+func judgeDeletion(cur *index.State, ch *Change, from Partition) verdict {
+	k := &cur.Clock
+	if ch.Version == NoVersion && ch.Timestamp != fhir.None && slices.Contains(cur.Life.Tombstones, ch.Timestamp) {
+		return stale
+	}
+	if cur.Kind != segment.Live {
+		return gone
+	}
+	if cur.Life.Reborn && belowFloor(&cur.Life, ch) {
+		return stale
+	}
+	if ch.Version != NoVersion {
+		if compare(ch, from, k) <= 0 {
+			return stale
+		}
+		return applies
+	}
+	// Without a version it ranks just after the newest row, unless the source's
+	// own time or, from another partition, the record's says that it is older.
+	if o := compareInstants(ch.LastUpdated, k.LastUpdated); o != 0 {
+		if o < 0 {
+			return stale
+		}
+		return applies
+	}
+	if from != k.Origin && compareInstants(ch.Timestamp, k.Timestamp) < 0 {
+		return stale
+	}
+	if from == k.Origin && ch.Offset <= k.Offset {
+		return stale
+	}
+	return applies
+}
+
+// belowFloor reports whether ch belongs to a life that a deletion ended: all
+// that it says of version and time lies at or below what was deleted, and it
+// says something.
+func belowFloor(l *segment.Life, ch *Change) bool {
+	said := false
+	if ch.Version != NoVersion && l.FloorVersion != NoVersion {
+		if ch.Version > l.FloorVersion {
+			return false
+		}
+		said = true
+	}
+	if ch.LastUpdated != fhir.None && l.FloorUpdated != fhir.None {
+		if ch.LastUpdated > l.FloorUpdated {
+			return false
+		}
+		said = true
+	}
+	return said
+}
+
+// sayNothingNew reports whether ch claims no version or time other than the
+// row's own.
+func sayNothingNew(k *segment.Clock, ch *Change) bool {
+	return (ch.Version == NoVersion || ch.Version == k.Version) &&
+		(ch.LastUpdated == fhir.None || ch.LastUpdated == k.LastUpdated)
+}
+
+// compare orders a change against the newest row: version, lastUpdated, source
+// position, then the offset in the same partition; across partitions the record
+// timestamp where lastUpdated is missing, then the partition. What the change
+// lacks compares equal.
+func compare(ch *Change, from Partition, k *segment.Clock) int {
+	if ch.Version != NoVersion && k.Version != NoVersion {
+		if o := cmp.Compare(ch.Version, k.Version); o != 0 {
+			return o
+		}
+		if k.Inherited && compareInstants(ch.LastUpdated, k.LastUpdated) <= 0 {
+			return -1 // a versionless change has already followed this version
+		}
+	}
+	if o := compareInstants(ch.LastUpdated, k.LastUpdated); o != 0 {
+		return o
+	}
+	if ch.Position != 0 && k.Position != 0 && ch.Position != k.Position {
+		return cmp.Compare(ch.Position, k.Position)
+	}
+	if from == k.Origin {
+		return cmp.Compare(ch.Offset, k.Offset)
+	}
+	if ch.LastUpdated == fhir.None || k.LastUpdated == fhir.None {
+		if o := compareInstants(ch.Timestamp, k.Timestamp); o != 0 {
+			return o
+		}
+	}
+	return from.Compare(k.Origin)
+}
+
+// compareInstants compares two instants; one that is missing compares equal.
+func compareInstants(a, b fhir.Instant) int {
+	if a == fhir.None || b == fhir.None {
+		return 0
+	}
+	return cmp.Compare(a, b)
+}
+
+// succeed returns the clock and the life of the row that ch becomes after cur.
+func succeed(cur *index.State, ch *Change, from Partition) (segment.Clock, segment.Life) {
+	k := segment.Clock{
+		Version: ch.Version, LastUpdated: ch.LastUpdated, Position: ch.Position, Timestamp: ch.Timestamp,
+		Origin: from, Offset: ch.Offset,
+	}
+	if cur == nil {
+		return k, lifeAfter(segment.NoLife, nil, ch)
+	}
+	if cur.Kind == segment.Internal {
+		return k, lifeAfter(segment.Life{FloorVersion: NoVersion, FloorUpdated: fhir.None, Tombstones: cur.Life.Tombstones}, nil, ch)
+	}
+	old := &cur.Clock
+	if k.Version == NoVersion && old.Version != NoVersion {
+		k.Version, k.Inherited = old.Version, true
+	}
+	if k.LastUpdated == fhir.None {
+		k.LastUpdated = old.LastUpdated
+	}
+	if k.Position == 0 {
+		k.Position = old.Position
+	}
+	if k.Timestamp == fhir.None {
+		k.Timestamp = old.Timestamp
+	}
+	return k, lifeAfter(cur.Life, cur, ch)
+}
+
+// lifeAfter is what the deletions up to and with ch leave behind.
+func lifeAfter(l segment.Life, cur *index.State, ch *Change) segment.Life {
+	if !ch.Delete {
+		if cur != nil && cur.Kind == segment.Deleted && ch.Version != NoVersion && ch.Version < l.FloorVersion {
+			l.Reborn = true
+		}
+		return l
+	}
+	if cur != nil && cur.Kind != segment.Internal {
+		l.FloorVersion = max(l.FloorVersion, cur.Clock.Version, ch.Version)
+		l.FloorUpdated = max(l.FloorUpdated, cur.Clock.LastUpdated, ch.LastUpdated)
+	}
+	if ch.Version == NoVersion && ch.Timestamp != fhir.None {
+		i, known := slices.BinarySearch(l.Tombstones, ch.Timestamp)
+		if !known {
+			l.Tombstones = slices.Insert(slices.Clone(l.Tombstones), i, ch.Timestamp)
+			l.Tombstones = l.Tombstones[max(0, len(l.Tombstones)-maxTombstones):]
+		}
+	}
+	return l
+}

@@ -1,0 +1,242 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+
+	"tidemark/store/fhir"
+	"tidemark/store/index"
+	"tidemark/store/segment"
+)
+
+// A Snapshot is what an export reads: a watermark and the segments that hold
+// everything visible at it. Close it when done.
+type Snapshot struct {
+	db   *DB
+	id   string
+	pin  index.Pin
+	segs []*seg
+}
+
+// pinned is a durable snapshot.
+type pinned struct {
+	id   string
+	pin  index.Pin
+	segs []*seg
+}
+
+// Pinned describes a durable snapshot without opening it.
+type Pinned struct {
+	ID               string
+	Created, Expires time.Time
+	Rule             []byte
+}
+
+// Pin takes a snapshot at the present watermark and makes it durable under id
+// until Unpin. rule plans over the snapshot and returns what the owner wants
+// kept with it. One synced batch holds promise, pin and rule, and nothing waits
+// for a commit. ErrNotReady before the bootstrap is over.
+func (db *DB) Pin(_ context.Context, id string, expires time.Time, rule func(*Snapshot) ([]byte, error)) (*Snapshot, error) {
+	s, err := db.snapshotReady()
+	if err != nil {
+		return nil, err
+	}
+	s.id = id
+	s.pin.Expires = fhir.FromTime(expires)
+	if s.pin.Rule, err = rule(s); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	b := db.kv.NewBatch()
+	defer b.Close()
+	w := batchWriter{b: b}
+	w.set(index.PinKey(id), s.pin.Encode())
+	joins := db.promise(&w, s.pin.Watermark)
+	if err := errors.Join(w.err, b.Commit(pebble.Sync)); err != nil {
+		return nil, errors.Join(db.fail(fmt.Errorf("store a snapshot: %w", err)), s.Close())
+	}
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	db.kept(s.pin.Watermark, joins)
+	db.pins[id] = &pinned{id: id, pin: s.pin, segs: s.segs}
+	for _, g := range s.segs {
+		g.refs++
+	}
+	return s, nil
+}
+
+// snapshotReady takes a snapshot at the watermark, and raises the promise in
+// memory at once: whatever is sealed from now on lies after it.
+func (db *DB) snapshotReady() (*Snapshot, error) {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	if db.failed != nil {
+		return nil, db.failed
+	}
+	w := db.watermark()
+	if w == fhir.None {
+		return nil, ErrNotReady
+	}
+	db.promised = max(db.promised, w)
+	return db.snapshot(w), nil
+}
+
+// snapshot pins the present view in memory. Called with mu held.
+func (db *DB) snapshot(w fhir.Instant) *Snapshot {
+	s := &Snapshot{db: db, segs: db.view, pin: index.Pin{Watermark: w, Epoch: db.meta.Epoch, Created: fhir.FromTime(time.Now())}}
+	for _, g := range s.segs {
+		g.refs++
+		s.pin.Segments = append(s.pin.Segments, g.id())
+	}
+	return s
+}
+
+// snapshotNow is a snapshot of everything committed, for our own reading.
+func (db *DB) snapshotNow() *Snapshot {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	return db.snapshot(1<<63 - 1)
+}
+
+// Snapshot opens a durable snapshot, also after a restart.
+func (db *DB) Snapshot(id string) (*Snapshot, error) {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	p := db.pins[id]
+	if p == nil {
+		return nil, ErrNotFound
+	}
+	for _, g := range p.segs {
+		g.refs++
+	}
+	return &Snapshot{db: db, id: id, pin: p.pin, segs: p.segs}, nil
+}
+
+// Pinned lists the durable snapshots.
+func (db *DB) Pinned() []Pinned {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	list := make([]Pinned, 0, len(db.pins))
+	for _, p := range db.pins {
+		list = append(list, Pinned{ID: p.id, Created: p.pin.Created.Time(), Expires: p.pin.Expires.Time(), Rule: p.pin.Rule})
+	}
+	slices.SortFunc(list, func(a, b Pinned) int { return a.Created.Compare(b.Created) })
+	return list
+}
+
+// Unpin ends a durable snapshot: its private files go at once, its segments
+// when nobody reads them any more.
+func (db *DB) Unpin(_ context.Context, id string) error {
+	db.mu.Lock()
+	p := db.pins[id]
+	delete(db.pins, id)
+	db.mu.Unlock()
+	if p == nil {
+		return ErrNotFound
+	}
+	if err := db.kv.Delete(index.PinKey(id), pebble.Sync); err != nil {
+		return db.fail(fmt.Errorf("end a snapshot: %w", err))
+	}
+	err := db.fs.RemoveAll(db.fs.PathJoin(db.jobsDir(), id))
+	return errors.Join(err, db.release(p.segs))
+}
+
+// Watermark is the instant at which the snapshot was cut.
+func (s *Snapshot) Watermark() fhir.Instant { return s.pin.Watermark }
+
+// Epoch counts the times that this store was restored or reindexed: chains of
+// `_since` are exact within one epoch.
+func (s *Snapshot) Epoch() uint64 { return s.pin.Epoch }
+
+// Rule is what Pin's rule returned.
+func (s *Snapshot) Rule() []byte { return s.pin.Rule }
+
+// Created is when the snapshot was taken.
+func (s *Snapshot) Created() time.Time { return s.pin.Created.Time() }
+
+// Expires is when the snapshot's owner may end it.
+func (s *Snapshot) Expires() time.Time { return s.pin.Expires.Time() }
+
+// Sections lists the sections of kind that have any row, visible or not.
+func (s *Snapshot) Sections(kind segment.Kind) []segment.Section {
+	seen := map[segment.Section]bool{}
+	for _, g := range s.segs {
+		for _, x := range g.r.Sections() {
+			if x.Kind == kind {
+				seen[x.Section] = true
+			}
+		}
+	}
+	list := make([]segment.Section, 0, len(seen))
+	for x := range seen {
+		list = append(list, x)
+	}
+	slices.SortFunc(list, segment.Section.Compare)
+	return list
+}
+
+// Close gives the snapshot's segments back; a durable snapshot stays.
+func (s *Snapshot) Close() error {
+	segs := s.segs
+	s.segs = nil
+	return s.db.release(segs)
+}
+
+// release drops one reference to each segment and unlinks those that were
+// merged away and that nobody holds any more.
+func (db *DB) release(segs []*seg) error {
+	var free []*seg
+	db.mu.Lock()
+	for _, g := range segs {
+		if g.refs--; g.refs == 0 && g.dropped {
+			free = append(free, g)
+			delete(db.segs, g.id())
+		}
+	}
+	closed := db.closed
+	db.mu.Unlock()
+	if len(free) == 0 || closed {
+		return nil
+	}
+	return db.discard(free)
+}
+
+// discard unlinks segments that the index lists as dropped, and only when the
+// names are durably gone tells the index.
+func (db *DB) discard(segs []*seg) error {
+	b := db.kv.NewBatch()
+	defer b.Close()
+	w := batchWriter{b: b}
+	var err error
+	for _, g := range segs {
+		err = errors.Join(err, db.unlink(&w, g.id()))
+	}
+	if err := errors.Join(err, segment.SyncDir(db.fs, db.segmentsDir()), w.err); err != nil {
+		return fmt.Errorf("remove merged segments: %w", err)
+	}
+	return b.Commit(pebble.NoSync) // once more after a crash does no harm
+}
+
+func (db *DB) unlink(w *batchWriter, id segment.ID) error {
+	for _, n := range []string{id.BodyName(), id.DirectoryName()} {
+		if err := db.fs.Remove(db.fs.PathJoin(db.segmentsDir(), n)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	db.forget(w, id)
+	return w.err
+}
+
+// forget removes a segment from the index.
+func (db *DB) forget(w *batchWriter, id segment.ID) {
+	w.delete(index.SegmentKey(id))
+	from, to := index.DeathsOf(id)
+	if w.err == nil {
+		w.err = w.b.DeleteRange(from, to, nil)
+	}
+}

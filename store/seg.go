@@ -1,0 +1,209 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"sort"
+
+	"tidemark/store/fhir"
+	"tidemark/store/index"
+	"tidemark/store/segment"
+)
+
+// A seg is a segment with what happened to its rows since it was sealed.
+// DB.mu guards all but r.
+type seg struct {
+	r       *segment.Reader
+	refs    int  // snapshots and pins that hold it
+	dropped bool // merged away: the files go with the last reference
+
+	deaths []index.Death
+	dead   map[int]*blockDead // by block; a block without deaths has no entry
+}
+
+// blockDead sums the deaths in one block.
+type blockDead struct {
+	rows  int
+	bytes int64
+	last  fhir.Instant // the latest of them
+	list  []index.Death
+}
+
+func newSeg(r *segment.Reader) *seg { return &seg{r: r, dead: map[int]*blockDead{}} }
+
+func (s *seg) id() segment.ID { return s.r.ID() }
+
+// bury counts deaths of rows of s.
+func (s *seg) bury(list []index.Death) {
+	s.deaths = append(s.deaths, list...)
+	for _, d := range list {
+		b := s.r.Find(d.Section, d.Instant, d.Seq)
+		k := s.dead[b]
+		if k == nil {
+			k = &blockDead{}
+			s.dead[b] = k
+		}
+		k.rows++
+		k.bytes += int64(d.Length)
+		k.last = max(k.last, d.At)
+		k.list = append(k.list, d)
+	}
+}
+
+// holder finds the live segment in whose range of sequence numbers seq lies.
+func (db *DB) holder(seq uint64) (*seg, error) {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	i := sort.Search(len(db.view), func(i int) bool { return db.view[i].r.Footer().Seqs[1] >= seq })
+	if i == len(db.view) || db.view[i].r.Footer().Seqs[0] > seq {
+		return nil, fmt.Errorf("%w: the row with sequence number %d lies in no segment: run `tidemark check`", ErrReindex, seq)
+	}
+	return db.view[i], nil
+}
+
+// rowAt reads one row from its segment's directory.
+func (db *DB) rowAt(sec segment.Section, at fhir.Instant, seq uint64) (segment.Row, error) {
+	s, err := db.holder(seq)
+	if err != nil {
+		return segment.Row{}, err
+	}
+	b := s.r.Find(sec, at, seq)
+	if b >= 0 {
+		rows, err := s.r.Rows(b)
+		if err != nil {
+			return segment.Row{}, err
+		}
+		if i := slices.IndexFunc(rows, func(r segment.Row) bool { return r.Seq == seq }); i >= 0 {
+			return rows[i], nil
+		}
+	}
+	return segment.Row{}, fmt.Errorf("%w: segment %s has no row with sequence number %d", ErrReindex, s.r.ID().DirectoryName(), seq)
+}
+
+// An Extent is a block with rows that count for an export.
+type Extent struct {
+	Segment uint64
+	Block   int
+	Rows    int   // that count
+	Bytes   int64 // of their lines, uncompressed
+	Whole   bool  // every row counts: the stored block can be sent as it is
+}
+
+// A span is a window of change instants, (since, upto], as seen at watermark w.
+type span struct{ since, upto, w fhir.Instant }
+
+func (v span) holds(c fhir.Instant) bool { return v.since < c && c <= v.upto }
+
+// extents lists the blocks of sec in s with rows that count. Blocks that the
+// window cuts through are left to the rows; all others are answered from
+// memory. Called with mu held; cut holds the deaths that the rows need.
+func (s *seg) extents(dst []Extent, sec segment.SectionInfo, v span) (out []Extent, cut map[int][]index.Death) {
+	blocks := s.r.Blocks()
+	for b := sec.From; b < sec.To; b++ {
+		k := &blocks[b]
+		if k.Last <= v.since || k.First > v.upto {
+			continue
+		}
+		e := Extent{Segment: uint64(s.id()), Block: b, Rows: int(k.Rows), Bytes: k.Sum.Size, Whole: true}
+		d := s.dead[b]
+		switch {
+		case k.First <= v.since || k.Last > v.upto:
+			if cut == nil {
+				cut = map[int][]index.Death{}
+			}
+			cut[len(dst)] = d.until(v.w)
+		case d == nil:
+		case d.last <= v.w:
+			e.Rows, e.Bytes, e.Whole = e.Rows-d.rows, e.Bytes-d.bytes, false
+		default:
+			for _, x := range d.until(v.w) {
+				e.Rows, e.Bytes, e.Whole = e.Rows-1, e.Bytes-int64(x.Length), false
+			}
+		}
+		if e.Rows > 0 {
+			dst = append(dst, e)
+		}
+	}
+	return dst, cut
+}
+
+// until lists the deaths at or before w.
+func (d *blockDead) until(w fhir.Instant) (list []index.Death) {
+	if d == nil {
+		return nil
+	}
+	for _, x := range d.list {
+		if x.At <= w {
+			list = append(list, x)
+		}
+	}
+	return list
+}
+
+// counting tells which rows of a block count: inside the window and not dead.
+func counting(rows []segment.Row, dead []index.Death, v span) []bool {
+	counts := make([]bool, len(rows))
+	for i := range rows {
+		counts[i] = v.holds(rows[i].Instant)
+	}
+	for _, d := range dead {
+		if i := slices.IndexFunc(rows, func(r segment.Row) bool { return r.Seq == d.Seq }); i >= 0 {
+			counts[i] = false
+		}
+	}
+	return counts
+}
+
+// Extents lists, in order, the blocks with at least one row of sec that is
+// visible at the snapshot's watermark and has since < c <= upto. For the same
+// snapshot the answer is always the same.
+func (s *Snapshot) Extents(sec segment.Section, since, upto fhir.Instant) ([]Extent, error) {
+	v := span{since, min(upto, s.pin.Watermark), s.pin.Watermark}
+	var list []Extent
+	for _, g := range s.segs {
+		info := g.r.Section(sec)
+		if info.From == info.To {
+			continue
+		}
+		s.db.mu.Lock()
+		from := len(list)
+		out, cut := g.extents(list, info, v)
+		s.db.mu.Unlock()
+		list = out
+		if len(cut) == 0 {
+			continue
+		}
+		if err := g.recount(list, cut, v); err != nil {
+			return nil, err
+		}
+		list = slices.DeleteFunc(list[from:], func(e Extent) bool { return e.Rows == 0 })
+		list = out[:from+len(list)]
+	}
+	return list, nil
+}
+
+// recount counts the rows of the blocks that the window cuts through, from the
+// directory: at most two for each section of a segment.
+func (s *seg) recount(list []Extent, cut map[int][]index.Death, v span) error {
+	d, err := s.r.OpenDirectory()
+	if err != nil {
+		return err
+	}
+	for i, dead := range cut {
+		e := &list[i]
+		rows, err := d.Rows(nil, e.Block)
+		if err != nil {
+			return errors.Join(err, d.Close())
+		}
+		e.Rows, e.Bytes = 0, 0
+		for j, ok := range counting(rows, dead, v) {
+			if ok {
+				e.Rows++
+				e.Bytes += int64(rows[j].Length)
+			}
+		}
+		e.Whole = e.Rows == len(rows)
+	}
+	return d.Close()
+}

@@ -1,0 +1,154 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/metric"
+
+	"tidemark/store/fhir"
+)
+
+// Status is how the store stands.
+type Status struct {
+	Ready     bool         // exports can be answered
+	Watermark fhir.Instant // None before the bootstrap is over
+	Promised  fhir.Instant // None before the first promise
+	Epoch     uint64
+	Commit    uint64
+	Failed    string // why nothing more is taken in, "" if all is well
+
+	Partitions []PartitionStatus // by topic and number
+	Segments   int
+	Rows       int64 // stored, of all kinds, dead ones too
+	Dead       int64 // superseded rows that still lie in segments
+	Bytes      int64 // of bodies on disk
+	Pins       int
+	Gathering  int64 // bytes taken in and not committed
+}
+
+// PartitionStatus is how one partition stands.
+type PartitionStatus struct {
+	Partition Partition
+	Next      int64 // durable
+	Fetched   int64
+	Watermark fhir.Instant
+	Joined    bool
+	Held      string // why it holds the watermark back, "" if it does not
+}
+
+// Status tells how the store stands.
+func (db *DB) Status() Status {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	st := Status{
+		Watermark: db.watermark(), Promised: db.promised, Epoch: db.meta.Epoch, Commit: db.meta.Commit,
+		Segments: len(db.view), Pins: len(db.pins), Gathering: db.gather.bytes,
+	}
+	st.Ready = db.failed == nil && st.Watermark != fhir.None
+	if db.failed != nil {
+		st.Failed = db.failed.Error()
+	}
+	for _, s := range db.view {
+		st.Bytes += s.r.BodySize()
+		st.Dead += int64(len(s.deaths))
+		for i := range s.r.Blocks() {
+			st.Rows += int64(s.r.Blocks()[i].Rows)
+		}
+	}
+	for name, p := range db.parts {
+		q := PartitionStatus{Partition: name, Next: p.durable.Next, Joined: p.joined, Held: p.held, Watermark: fhir.None, Fetched: p.durable.Next}
+		if p.progress != nil {
+			q.Fetched, q.Watermark = p.progress.Next(), p.progress.Watermark(db.o.Allowance)
+		}
+		st.Partitions = append(st.Partitions, q)
+	}
+	slices.SortFunc(st.Partitions, func(a, b PartitionStatus) int { return a.Partition.Compare(b.Partition) })
+	return st
+}
+
+// instruments are the store's metrics.
+type instruments struct {
+	duration metric.Float64Histogram
+	rows     metric.Int64Counter
+	bytes    metric.Int64Counter
+	ignored  metric.Int64Counter
+	late     metric.Int64Counter
+	merged   metric.Int64Counter
+}
+
+// newInstruments registers the store's metrics; a meter that refuses a name is
+// a programming error.
+func newInstruments(db *DB) *instruments {
+	m := db.o.Meter
+	i := &instruments{}
+	var err error
+	try := func(e error) {
+		if err == nil {
+			err = e
+		}
+	}
+	var e error
+	i.duration, e = m.Float64Histogram("store.commit.duration", metric.WithUnit("s"), metric.WithDescription("Time from sealing to the synced batch."))
+	try(e)
+	i.rows, e = m.Int64Counter("store.rows", metric.WithUnit("{row}"), metric.WithDescription("Rows committed."))
+	try(e)
+	i.bytes, e = m.Int64Counter("store.bytes", metric.WithUnit("By"), metric.WithDescription("NDJSON committed, uncompressed."))
+	try(e)
+	i.ignored, e = m.Int64Counter("store.changes.ignored", metric.WithUnit("{change}"), metric.WithDescription("Changes that changed nothing: stale, the same again, deletions of what was deleted."))
+	try(e)
+	i.late, e = m.Int64Counter("store.changes.late", metric.WithUnit("{change}"), metric.WithDescription("Changes that came after the line and belong to the next window."))
+	try(e)
+	i.merged, e = m.Int64Counter("store.merge.bytes", metric.WithUnit("By"), metric.WithDescription("Compressed bytes that merges wrote, by whether blocks were copied as they were."))
+	try(e)
+	lag, e := m.Float64ObservableGauge("store.watermark.lag", metric.WithUnit("s"), metric.WithDescription("How far the watermark lies behind the store's clock; absent before the bootstrap is over."))
+	try(e)
+	segments, e := m.Int64ObservableGauge("store.segments", metric.WithUnit("{segment}"), metric.WithDescription("Live segments."))
+	try(e)
+	stored, e := m.Int64ObservableGauge("store.body.size", metric.WithUnit("By"), metric.WithDescription("Bodies of live segments on disk."))
+	try(e)
+	_, e = m.RegisterCallback(func(_ context.Context, o metric.Observer) error {
+		st := db.Status()
+		if st.Watermark != fhir.None {
+			o.ObserveFloat64(lag, time.Duration((db.Now()-st.Watermark)*1e6).Seconds())
+		}
+		o.ObserveInt64(segments, int64(st.Segments))
+		o.ObserveInt64(stored, st.Bytes)
+		return nil
+	}, lag, segments, stored)
+	try(e)
+	if err != nil {
+		panic(err)
+	}
+	return i
+}
+
+func (i *instruments) committed(c *counts, took time.Duration) {
+	ctx := context.Background()
+	i.duration.Record(ctx, took.Seconds())
+	i.rows.Add(ctx, c.rows)
+	i.bytes.Add(ctx, c.bytes)
+	i.late.Add(ctx, c.late)
+	for reason, n := range map[string]int64{"stale": c.stale, "same": c.same, "gone": c.gone} {
+		i.ignored.Add(ctx, n, metric.WithAttributes(attribute.String("reason", reason)))
+	}
+}
+
+// pebbleLog sends Pebble's messages to the log at debug level; its errors come
+// back from its calls anyway.
+type pebbleLog struct{ l *slog.Logger }
+
+func (p pebbleLog) Infof(format string, args ...any) {
+	p.l.Debug("pebble: " + fmt.Sprintf(format, args...))
+}
+func (p pebbleLog) Errorf(format string, args ...any) {
+	p.l.Error("pebble: " + fmt.Sprintf(format, args...))
+}
+func (p pebbleLog) Fatalf(format string, args ...any) {
+	p.l.Error("pebble: " + fmt.Sprintf(format, args...))
+	panic("pebble: " + fmt.Sprintf(format, args...))
+}
