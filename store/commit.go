@@ -209,11 +209,31 @@ func (c *commit) change(ch *Change, t *taken) error {
 		return nil
 	case gone:
 		c.counts.gone++
-		_, r.cur.Life = succeed(r.cur, ch, t.Partition) // remembered, but nothing to store
-		r.changed = true
+		c.repeat(ch, t, r)
 		return nil
 	}
 	return c.apply(ch, t, r, hash)
+}
+
+// repeat notes what the deletion of something deleted tells of older lives. No
+// export shows it, but without it what was deleted could rise again.
+func (c *commit) repeat(ch *Change, t *taken, r *resource) {
+	_, life := succeed(r.cur, ch, t.Partition)
+	if life.FloorVersion == r.cur.Life.FloorVersion && life.FloorUpdated == r.cur.Life.FloorUpdated &&
+		len(life.Tombstones) == len(r.cur.Life.Tombstones) {
+		return
+	}
+	r.cur.Life, r.changed = life, true
+	at := c.instant(ch, t, r.cur)
+	n := row{
+		Row: segment.Row{
+			Section: segment.Section{Kind: segment.Internal, Type: segment.Repeats}, Key: ch.Key, Seq: c.seq(), Instant: at, Placed: at,
+			Clock: r.cur.Clock, Life: life,
+		},
+		body: deleteBundle(ch.Key, at), death: fhir.None,
+	}
+	n.Length = int32(len(n.body)) + 1
+	c.rows = append(c.rows, n)
 }
 
 // apply gives the change its instant, makes it the newest row of its resource

@@ -45,7 +45,10 @@ func (db *DB) Discover(d Discovery) error {
 }
 
 func (db *DB) addPartition(f Discovered) *partition {
-	n := uint64(len(db.numbers))
+	n := uint64(0) // numbers are never used again: those known may have gaps
+	for known := range db.numbers {
+		n = max(n, known+1)
+	}
 	p := &partition{
 		durable: index.PartitionState{Number: n, Next: f.Start, LeaderEpoch: -1, TopicID: f.TopicID, Seen: fhir.None},
 		seen:    fhir.None,

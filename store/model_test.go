@@ -195,6 +195,7 @@ func (m *model) step() {
 		{1, "restart", m.restart},
 		{1, "crash", m.crash},
 		{1, "partition", m.addPartition},
+		{1, "reindex", m.reindex},
 	}
 	total := 0
 	for _, o := range ops {
@@ -205,7 +206,18 @@ func (m *model) step() {
 		if n -= o.weight; n < 0 {
 			m.steps = append(m.steps, o.name)
 			o.do()
+			m.check(o.name)
 			return
+		}
+	}
+}
+
+// check proves the store's invariants after what changed it.
+func (m *model) check(step string) {
+	switch step {
+	case "commit", "merge", "restart", "crash", "reindex":
+		if _, err := m.db.Check(len(m.steps)%4 == 0); err != nil {
+			m.t.Errorf("after %s: %v", step, err)
 		}
 	}
 }
@@ -393,7 +405,7 @@ func (m *model) accept(x sent, line, now fhir.Instant) {
 
 // export is one window of the chain.
 func (m *model) export() {
-	id := fmt.Sprintf("job%d", m.exports)
+	id := fmt.Sprintf("job-%d", m.exports)
 	s, err := m.db.Pin(context.Background(), id, time.Now().Add(time.Hour), func(*Snapshot) ([]byte, error) { return []byte(id), nil })
 	if err == ErrNotReady {
 		return
@@ -567,6 +579,24 @@ func (m *model) crash() {
 		m.t.Fatal(err)
 	}
 	m.fs, m.o.FS = clone, clone
+	m.open()
+}
+
+// reindex throws the index away and makes it anew; jobs are lost, data is not.
+func (m *model) reindex() {
+	if m.db.Status().Segments == 0 {
+		return
+	}
+	if err := m.db.Close(); err != nil {
+		m.t.Fatal(err)
+	}
+	if err := m.fs.RemoveAll("store/index"); err != nil {
+		m.t.Fatal(err)
+	}
+	if err := Reindex("store", m.o, io.Discard); err != nil {
+		m.t.Fatal(err)
+	}
+	m.windows = nil
 	m.open()
 }
 

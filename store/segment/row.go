@@ -48,10 +48,11 @@ const (
 	Memberships                      // a change of a Group's membership
 	Departures                       // a version took patients out of a resource's compartments
 	Unseen                           // the deletion of a resource that we never had
+	Repeats                          // the deletion of something deleted, where it tells more than the first
 )
 
 var internalNames = map[fhir.Type]string{
-	DeadLetters: "dead-letters", Memberships: "memberships", Departures: "departures", Unseen: "unseen-deletions",
+	DeadLetters: "dead-letters", Memberships: "memberships", Departures: "departures", Unseen: "unseen-deletions", Repeats: "repeated-deletions",
 }
 
 // Section names the rows of one kind and type; they are contiguous in a segment.

@@ -1,0 +1,362 @@
+// Package check proves the numbered invariants of store/FORMAT.md on an index
+// and its segments. It changes nothing and repairs nothing.
+package check
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"tidemark/store/fhir"
+	"tidemark/store/index"
+	"tidemark/store/segment"
+)
+
+// A Store is what is to be checked: nothing may write to it meanwhile.
+type Store struct {
+	FS       vfs.FS
+	Index    pebble.Reader
+	Segments string // the folder
+	Bodies   bool   // read and prove every body, not only directories
+	Progress func(done, total int)
+}
+
+// A Report counts what was proved.
+type Report struct {
+	Segments, Blocks int
+	Rows, Live, Dead int64
+}
+
+// maxFaults bounds how many faults are told; a broken disk has millions.
+const maxFaults = 100
+
+// Run proves the invariants. Every fault is one error, joined; it names the
+// invariant, the file and the place, never what a resource holds.
+func (s *Store) Run() (Report, error) {
+	c := &checker{s: s, numbers: map[uint64]segment.Partition{}, byID: map[segment.ID]*segment.Reader{}}
+	if s.Progress == nil {
+		s.Progress = func(int, int) {}
+	}
+	for _, step := range []func() error{c.load, c.segments, c.states, c.pins} {
+		if err := step(); err != nil {
+			return c.report, errors.Join(append(c.faults, err)...)
+		}
+	}
+	return c.report, errors.Join(c.faults...)
+}
+
+type checker struct {
+	s       *Store
+	meta    index.Meta
+	numbers map[uint64]segment.Partition
+	next    map[segment.Partition]int64
+	live    []*segment.Reader
+	byID    map[segment.ID]*segment.Reader
+	deaths  map[segment.ID]map[uint64]index.Death
+	report  Report
+	newest  int64 // rows that no death names
+	faults  []error
+}
+
+func (c *checker) fault(format string, args ...any) {
+	if len(c.faults) < maxFaults {
+		c.faults = append(c.faults, fmt.Errorf(format, args...))
+	}
+}
+
+func (c *checker) load() error {
+	v, closer, err := c.s.Index.Get(index.MetaKey())
+	if err != nil {
+		return fmt.Errorf("read the store's state: %w", err)
+	}
+	c.meta, err = index.DecodeMeta(v)
+	if err := errors.Join(err, closer.Close()); err != nil {
+		return err
+	}
+	return errors.Join(c.loadPartitions(), c.loadSegments(), c.loadDeaths())
+}
+
+func (c *checker) loadPartitions() error {
+	c.next = map[segment.Partition]int64{}
+	load := func(k, v []byte) error {
+		name, err := index.ParsePartitionKey(k)
+		if err != nil {
+			return err
+		}
+		st, err := index.DecodePartition(v)
+		c.numbers[st.Number] = name
+		c.next[name] = max(c.next[name], st.Next)
+		return err
+	}
+	return errors.Join(index.Scan(c.s.Index, index.Joined(), load), index.Scan(c.s.Index, index.Partitions(), load))
+}
+
+func (c *checker) loadSegments() error {
+	err := index.Scan(c.s.Index, index.Segments(), func(k, v []byte) error {
+		id, err := index.ParseSegmentKey(k)
+		if err != nil {
+			return err
+		}
+		r, err := segment.Open(c.s.FS, c.s.Segments, id)
+		if err != nil {
+			if v[0] == index.SegmentLive {
+				c.fault("S2: the catalogue lists segment %s: %w", id.DirectoryName(), err)
+			}
+			return nil
+		}
+		c.byID[id] = r
+		if v[0] == index.SegmentLive {
+			c.live = append(c.live, r)
+		}
+		if r.Footer().Store != c.meta.Store {
+			c.fault("S2: %s belongs to another store", id.DirectoryName())
+		}
+		if id >= c.meta.NextSegment {
+			c.fault("S2: %s has a number that was not given yet", id.DirectoryName())
+		}
+		return nil
+	})
+	slices.SortFunc(c.live, func(a, b *segment.Reader) int {
+		if a.Footer().Seqs[0] < b.Footer().Seqs[0] {
+			return -1
+		}
+		return 1
+	})
+	return err
+}
+
+func (c *checker) loadDeaths() error {
+	c.deaths = map[segment.ID]map[uint64]index.Death{}
+	return index.Scan(c.s.Index, index.Deaths(), func(k, v []byte) error {
+		id, err := index.ParseDeathsKey(k)
+		if err != nil {
+			return err
+		}
+		list, err := index.DecodeDeaths(nil, v)
+		if c.deaths[id] == nil {
+			c.deaths[id] = map[uint64]index.Death{}
+		}
+		for _, d := range list {
+			if _, twice := c.deaths[id][d.Seq]; twice {
+				c.fault("D2: the row with sequence number %d of segment %d died twice", d.Seq, id)
+			}
+			c.deaths[id][d.Seq] = d
+		}
+		return err
+	})
+}
+
+func (c *checker) segments() error {
+	last := uint64(0)
+	for i, r := range c.live {
+		c.s.Progress(i, len(c.live))
+		f := r.Footer()
+		if f.Seqs[0] <= last && i > 0 || f.Seqs[1] < f.Seqs[0] || f.Seqs[1] >= c.meta.NextSeq {
+			c.fault("S5: %s: sequence numbers %d to %d overlap with others or were not given yet", f.ID.DirectoryName(), f.Seqs[0], f.Seqs[1])
+		}
+		last = f.Seqs[1]
+		for _, p := range f.Offsets {
+			if p.Next > c.next[p.Partition] {
+				c.fault("P2: %s was sealed at offset %d of %v, but the index would go on reading at %d", f.ID.DirectoryName(), p.Next, p.Partition, c.next[p.Partition])
+			}
+		}
+		if err := c.segment(r); err != nil {
+			c.fault("%w", err)
+		}
+	}
+	c.s.Progress(len(c.live), len(c.live))
+	return nil
+}
+
+func (c *checker) segment(r *segment.Reader) error {
+	dir, err := r.OpenDirectory()
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	var body vfs.File
+	if c.s.Bodies {
+		if body, err = r.OpenBody(); err != nil {
+			return fmt.Errorf("S1: %w", err)
+		}
+		defer body.Close()
+		if err := frame(r, body); err != nil {
+			c.fault("S1: %s: %w", r.ID().BodyName(), err)
+		}
+	}
+	c.report.Segments++
+	buried := 0
+	for b := range r.Blocks() {
+		rows, err := dir.Rows(nil, b)
+		if err != nil {
+			c.fault("S4: %w", err)
+			continue
+		}
+		c.report.Blocks++
+		c.rows(r, b, rows, &buried)
+		if body != nil {
+			c.body(r, body, b, rows)
+		}
+	}
+	if n := len(c.deaths[r.ID()]); n != buried {
+		c.fault("D1: %s: %d deaths, but only %d of its rows are among them", r.ID().DirectoryName(), n, buried)
+	}
+	return nil
+}
+
+// frame proves a body's header, trailer and length.
+func frame(r *segment.Reader, body vfs.File) error {
+	st, err := body.Stat()
+	if err != nil {
+		return err
+	}
+	if st.Size() != r.BodySize() {
+		return fmt.Errorf("%w: %d bytes, the directory says %d", segment.ErrCorrupt, st.Size(), r.BodySize())
+	}
+	var sum segment.Sum
+	for _, b := range r.Blocks() {
+		sum = sum.Then(b.Sum)
+	}
+	want := append(slices.Clone(segment.Header()), segment.Trailer(sum)...)
+	got := make([]byte, len(want))
+	if _, err := body.ReadAt(got[:segment.HeaderSize], 0); err != nil {
+		return err
+	}
+	if _, err := body.ReadAt(got[segment.HeaderSize:], st.Size()-segment.TrailerSize); err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	if !slices.Equal(got, want) {
+		return fmt.Errorf("%w: gzip header or trailer", segment.ErrCorrupt)
+	}
+	return nil
+}
+
+// rows proves order, instants and the index's word about the rows of a block.
+func (c *checker) rows(r *segment.Reader, b int, rows []segment.Row, buried *int) {
+	k, f, name := &r.Blocks()[b], r.Footer(), r.ID().DirectoryName()
+	if first, last := &rows[0], &rows[len(rows)-1]; first.Instant != k.First || last.Instant != k.Last || first.Seq != k.Seq {
+		c.fault("S4: %s, block %d: the table's instants are not its rows'", name, b)
+	}
+	size := int64(0)
+	for i := range rows {
+		row := &rows[i]
+		size += int64(row.Length)
+		c.report.Rows++
+		if i > 0 && rows[i-1].Compare(row) >= 0 {
+			c.fault("S4: %s, block %d, row %d: out of order", name, b, i)
+		}
+		if row.Seq < f.Seqs[0] || row.Seq > f.Seqs[1] {
+			c.fault("S5: %s, block %d, row %d: sequence number %d lies outside the segment's", name, b, i, row.Seq)
+		}
+		if f.Merge == 0 && f.Line != fhir.None && row.Instant <= f.Line {
+			c.fault("P1: %s, block %d, row %d: change instant %v is not after the line %v", name, b, i, row.Instant, f.Line)
+		}
+		d, dead := c.deaths[r.ID()][row.Seq]
+		if dead {
+			*buried++
+			c.report.Dead++
+			if d.At < row.Instant || d.Instant != row.Instant || d.Section != row.Section || d.Length != row.Length {
+				c.fault("D1: %s, block %d, row %d: its death says otherwise: %v %v %d at %v, the row %v %v %d", name, b, i, d.Section, d.Instant, d.Length, d.At, row.Section, row.Instant, row.Length)
+			}
+		}
+		if row.Section.Kind == segment.Live && !dead {
+			c.report.Live++
+		}
+		if keyed(row.Section) && !dead {
+			c.newest++
+			c.isNewest(row, fmt.Sprintf("%s, block %d, row %d", name, b, i))
+		}
+	}
+	if size != k.Sum.Size {
+		c.fault("S4: %s, block %d: its rows are %d bytes, the table says %d", name, b, size, k.Sum.Size)
+	}
+}
+
+// keyed tells whether the index has an entry for rows of this section.
+func keyed(s segment.Section) bool {
+	return s.Kind != segment.Internal || s.Type == segment.Unseen
+}
+
+// isNewest proves that the index knows a row that is not dead as the newest of
+// its resource, with the same facts.
+func (c *checker) isNewest(row *segment.Row, place string) {
+	v, closer, err := c.s.Index.Get(index.RowKey(nil, row.Key))
+	if err != nil {
+		c.fault("I2: %s: the index does not know its resource: %w", place, err)
+		return
+	}
+	defer closer.Close()
+	st, err := index.DecodeState(v, func(n uint64) (segment.Partition, bool) { p, ok := c.numbers[n]; return p, ok })
+	if err != nil {
+		c.fault("I1: %s: %w", place, err)
+		return
+	}
+	if st.Seq != row.Seq {
+		c.fault("I2: %s: it is not dead, but the index knows sequence number %d as the newest", place, st.Seq)
+		return
+	}
+	if st.Instant != row.Instant || st.Length != row.Length || st.Clock != row.Clock || st.Hash != row.Hash ||
+		st.Placed != row.Placed || st.Patients != index.PatientsHash(row.Patients) || st.Section(row.Key.Type) != row.Section ||
+		st.Life.Reborn != row.Life.Reborn || st.Life.FloorVersion < row.Life.FloorVersion {
+		c.fault("I1: %s: the index has other facts about it", place)
+	}
+}
+
+// body proves a block's bytes, and that its lines are the rows'.
+func (c *checker) body(r *segment.Reader, body vfs.File, b int, rows []segment.Row) {
+	text, err := r.Lines(nil, body, b)
+	if err != nil {
+		c.fault("S1: %w", err)
+		return
+	}
+	var scan fhir.Scanner
+	for i := range rows {
+		row := &rows[i]
+		if int(row.Length) > len(text) || row.Length == 0 || text[row.Length-1] != '\n' {
+			c.fault("S6: %s, block %d, row %d: its line does not end where it should", r.ID().BodyName(), b, i)
+			return
+		}
+		line := text[:row.Length-1]
+		text = text[row.Length:]
+		if row.Section.Kind != segment.Live {
+			continue
+		}
+		if res, err := scan.Scan(line); err != nil || res.Key != row.Key {
+			c.fault("S6: %s, block %d, row %d: its line is not the resource that the directory names", r.ID().BodyName(), b, i)
+		}
+	}
+	if len(text) != 0 {
+		c.fault("S6: %s, block %d: more lines than rows", r.ID().BodyName(), b)
+	}
+}
+
+// states proves that the index knows no resource that has no row.
+func (c *checker) states() error {
+	n := int64(0)
+	err := index.Scan(c.s.Index, index.Rows(), func(k, _ []byte) error {
+		n++
+		_, err := index.ParseRowKey(k)
+		return err
+	})
+	if n != c.newest {
+		c.fault("I2: the index knows %d resources, the segments hold %d", n, c.newest)
+	}
+	return err
+}
+
+// pins proves that what snapshots hold is there.
+func (c *checker) pins() error {
+	return index.Scan(c.s.Index, index.Pins(), func(_, v []byte) error {
+		p, err := index.DecodePin(v)
+		for _, id := range p.Segments {
+			if c.byID[id] == nil {
+				c.fault("J1: a snapshot holds segment %d, whose files are gone", id)
+			}
+		}
+		return err
+	})
+}

@@ -1,0 +1,453 @@
+package fhir
+
+import (
+	"encoding/binary"
+	"math/bits"
+	"unicode/utf16"
+	"unicode/utf8"
+)
+
+// Where a document breaks the grammar of JSON.
+const (
+	reasonEnd       = "unexpected end"
+	reasonValue     = "not a JSON value"
+	reasonName      = "member name expected"
+	reasonColon     = "colon expected"
+	reasonComma     = "comma or closing bracket expected"
+	reasonTrailing  = "something follows the document"
+	reasonControl   = "control character in a string"
+	reasonUTF8      = "invalid UTF-8"
+	reasonEscape    = "invalid escape sequence"
+	reasonSurrogate = "lone surrogate"
+	reasonNumber    = "invalid number"
+)
+
+// The functions below take the place where something begins and return the
+// place behind it, or -1 when they have called fail.
+
+func (s *Scanner) fail(i int, reason string) int {
+	s.err = &SyntaxError{Offset: i, Reason: reason}
+	return -1
+}
+
+// expected fails at i, where something else should stand.
+func (s *Scanner) expected(i int, reason string) int {
+	if i >= len(s.src) {
+		reason = reasonEnd
+	}
+	return s.fail(i, reason)
+}
+
+// value reads a value that somebody cares about.
+func (s *Scanner) value(i int, n *node, depth int) int {
+	if n == nil || i >= len(s.src) {
+		return s.pass(i, depth)
+	}
+	switch c := s.src[i]; {
+	case c == '"':
+		return s.textValue(i, n)
+	case c == '{' && n.is < typeText:
+		return s.object(i+1, n, depth+1)
+	case c == '[' && n.is < typeText && n.is != metaObject:
+		return s.list(i+1, n, depth+1)
+	}
+	end := s.pass(i, depth)
+	if end < 0 {
+		return end
+	}
+	switch literal := s.src[i]; {
+	case literal == 'n' && n.optional():
+	case n.is == inactiveFlag && (literal == 't' || literal == 'f'):
+		s.member.Inactive = literal == 't'
+	case n.is == inactiveFlag:
+		return s.fail(i, n.name+reasonNoBool)
+	case n.is < typeText:
+		return s.fail(i, n.name+reasonNoObject)
+	default:
+		return s.fail(i, n.name+reasonNoString)
+	}
+	return end
+}
+
+func (s *Scanner) textValue(i int, n *node) int {
+	end, escaped := s.text(i + 1)
+	if end < 0 {
+		return end
+	}
+	if reason := s.takeText(n, s.plain(s.src[i+1:end-1], escaped), end); reason != "" {
+		return s.fail(i, reason)
+	}
+	return end
+}
+
+// object reads the rest of an object that somebody cares about.
+func (s *Scanner) object(i int, n *node, depth int) int {
+	if depth > s.depth {
+		return s.fail(i-1, reasonDepth)
+	}
+	s.enter(n, i)
+	var seen uint32
+	i = s.space(i)
+	if i < len(s.src) && s.src[i] == '}' {
+		s.leave(n, seen, true)
+		return i + 1
+	}
+	for {
+		if i >= len(s.src) || s.src[i] != '"' {
+			return s.expected(i, reasonName)
+		}
+		end, escaped := s.text(i + 1)
+		if end < 0 {
+			return end
+		}
+		name := text{i + 1, end - 1}
+		child, ok := s.step(n, name, escaped, &seen)
+		if !ok {
+			return -1
+		}
+		if i = s.colon(end); i < 0 {
+			return i
+		}
+		if child == nil && n == headNode {
+			s.late = append(s.late, lateMember{name, escaped, i})
+		}
+		if i = s.value(i, child, depth); i < 0 {
+			return i
+		}
+		if n == headNode && s.root != nil {
+			n = s.root
+		}
+		i = s.space(i)
+		switch {
+		case i < len(s.src) && s.src[i] == ',':
+			i = s.space(i + 1)
+		case i < len(s.src) && s.src[i] == '}':
+			s.leave(n, seen, false)
+			return i + 1
+		default:
+			return s.expected(i, reasonComma)
+		}
+	}
+}
+
+// list reads the rest of a list; its elements stand where it stands.
+func (s *Scanner) list(i int, n *node, depth int) int {
+	if depth > s.depth {
+		return s.fail(i-1, reasonDepth)
+	}
+	i = s.space(i)
+	if i < len(s.src) && s.src[i] == ']' {
+		return i + 1
+	}
+	for {
+		if i = s.value(i, n, depth); i < 0 {
+			return i
+		}
+		i = s.space(i)
+		switch {
+		case i < len(s.src) && s.src[i] == ',':
+			i = s.space(i + 1)
+		case i < len(s.src) && s.src[i] == ']':
+			return i + 1
+		default:
+			return s.expected(i, reasonComma)
+		}
+	}
+}
+
+// pass validates a value that nobody cares about.
+func (s *Scanner) pass(i, depth int) int {
+	if i >= len(s.src) {
+		return s.fail(i, reasonEnd)
+	}
+	switch c := s.src[i]; c {
+	case '"':
+		end, _ := s.text(i + 1)
+		return end
+	case '{':
+		return s.passObject(i+1, depth+1)
+	case '[':
+		return s.passList(i+1, depth+1)
+	case 't':
+		return s.literal(i, "true")
+	case 'f':
+		return s.literal(i, "false")
+	case 'n':
+		return s.literal(i, "null")
+	default:
+		return s.number(i)
+	}
+}
+
+func (s *Scanner) passObject(i, depth int) int {
+	if depth > s.depth {
+		return s.fail(i-1, reasonDepth)
+	}
+	i = s.space(i)
+	if i < len(s.src) && s.src[i] == '}' {
+		return i + 1
+	}
+	for {
+		if i >= len(s.src) || s.src[i] != '"' {
+			return s.expected(i, reasonName)
+		}
+		if i, _ = s.text(i + 1); i < 0 {
+			return i
+		}
+		if i = s.colon(i); i < 0 {
+			return i
+		}
+		if i = s.pass(i, depth); i < 0 {
+			return i
+		}
+		i = s.space(i)
+		switch {
+		case i < len(s.src) && s.src[i] == ',':
+			i = s.space(i + 1)
+		case i < len(s.src) && s.src[i] == '}':
+			return i + 1
+		default:
+			return s.expected(i, reasonComma)
+		}
+	}
+}
+
+func (s *Scanner) passList(i, depth int) int {
+	if depth > s.depth {
+		return s.fail(i-1, reasonDepth)
+	}
+	i = s.space(i)
+	if i < len(s.src) && s.src[i] == ']' {
+		return i + 1
+	}
+	for {
+		if i = s.pass(i, depth); i < 0 {
+			return i
+		}
+		i = s.space(i)
+		switch {
+		case i < len(s.src) && s.src[i] == ',':
+			i = s.space(i + 1)
+		case i < len(s.src) && s.src[i] == ']':
+			return i + 1
+		default:
+			return s.expected(i, reasonComma)
+		}
+	}
+}
+
+// colon reads what separates a name from its value, and the space around it.
+func (s *Scanner) colon(i int) int {
+	i = s.space(i)
+	if i >= len(s.src) || s.src[i] != ':' {
+		return s.expected(i, reasonColon)
+	}
+	return s.space(i + 1)
+}
+
+func (s *Scanner) literal(i int, want string) int {
+	end := i + len(want)
+	if end > len(s.src) || string(s.src[i:end]) != want {
+		return s.fail(i, reasonValue)
+	}
+	return end
+}
+
+// space passes by white space, which the body will not have. Compact input is
+// what mostly comes, so that is decided without a call.
+func (s *Scanner) space(i int) int {
+	if i < len(s.src) && s.src[i] <= ' ' {
+		return s.cutSpace(i)
+	}
+	return i
+}
+
+func (s *Scanner) cutSpace(i int) int {
+	end := spaces(s.src, i)
+	if !s.again && end > i {
+		s.out = append(s.out, s.src[s.copied:i]...)
+		s.copied = end
+		s.removed += end - i
+	}
+	return end
+}
+
+// spaces returns where the white space at i ends.
+func spaces(src []byte, i int) int {
+	for i < len(src) && (src[i] == ' ' || src[i] == '\n' || src[i] == '\r' || src[i] == '\t') {
+		i++
+	}
+	return i
+}
+
+// number reads -?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)? and never looks
+// at what it is worth.
+func (s *Scanner) number(i int) int {
+	start := i
+	if s.src[i] == '-' {
+		i++
+	}
+	first := i
+	i = s.passDigits(i)
+	switch {
+	case i == start:
+		return s.fail(i, reasonValue)
+	case i == first, i > first+1 && s.src[first] == '0':
+		return s.fail(start, reasonNumber)
+	}
+	if i < len(s.src) && s.src[i] == '.' {
+		fraction := i + 1
+		if i = s.passDigits(fraction); i == fraction {
+			return s.fail(start, reasonNumber)
+		}
+	}
+	if i < len(s.src) && s.src[i]|0x20 == 'e' {
+		i++
+		if i < len(s.src) && (s.src[i] == '+' || s.src[i] == '-') {
+			i++
+		}
+		exponent := i
+		if i = s.passDigits(exponent); i == exponent {
+			return s.fail(start, reasonNumber)
+		}
+	}
+	return i
+}
+
+func (s *Scanner) passDigits(i int) int {
+	for i < len(s.src) && s.src[i]-'0' <= 9 {
+		i++
+	}
+	return i
+}
+
+// Eight bytes at a time: a byte's high bit in special says that it, or one
+// before it, ends a run of plain ASCII.
+const (
+	ones    = 0x0101010101010101
+	highs   = 0x80 * ones
+	spaces8 = ' ' * ones
+	quotes  = '"' * ones
+	slants  = '\\' * ones
+)
+
+func special(w uint64) uint64 {
+	return (w | (w - spaces8) | ((w ^ quotes) - ones) | ((w ^ slants) - ones)) & highs
+}
+
+// text reads a string from behind its opening quote to behind the closing one.
+func (s *Scanner) text(i int) (end int, escaped bool) {
+	src, start, wide := s.src, i, false
+	for {
+		for i+8 <= len(src) {
+			if m := special(binary.LittleEndian.Uint64(src[i:])); m != 0 {
+				i += bits.TrailingZeros64(m) >> 3
+				break
+			}
+			i += 8
+		}
+		if i >= len(src) {
+			return s.fail(i, reasonEnd), false
+		}
+		switch c := src[i]; {
+		case c == '"':
+			if wide && !utf8.Valid(src[start:i]) {
+				return s.fail(start, reasonUTF8), false
+			}
+			return i + 1, escaped
+		case c == '\\':
+			escaped = true
+			if i = s.escape(i + 1); i < 0 {
+				return i, false
+			}
+		case c < ' ':
+			return s.fail(i, reasonControl), false
+		default:
+			wide = wide || c >= utf8.RuneSelf
+			i++
+		}
+	}
+}
+
+// escape reads an escape sequence from behind its backslash. A surrogate needs
+// its other half: without it there is no character, and clients differ on what
+// they make of it.
+func (s *Scanner) escape(i int) int {
+	if i >= len(s.src) {
+		return s.fail(i, reasonEnd)
+	}
+	switch s.src[i] {
+	case '"', '\\', '/', 'b', 'f', 'n', 'r', 't':
+		return i + 1
+	case 'u':
+	default:
+		return s.fail(i, reasonEscape)
+	}
+	r := hex4(s.src[i+1:])
+	switch {
+	case r < 0:
+		return s.fail(i, reasonEscape)
+	case !utf16.IsSurrogate(r):
+		return i + 5
+	}
+	rest := s.src[i+5:]
+	if len(rest) < 2 || rest[0] != '\\' || rest[1] != 'u' ||
+		utf16.DecodeRune(r, hex4(rest[2:])) == utf8.RuneError {
+		return s.fail(i, reasonSurrogate)
+	}
+	return i + 11
+}
+
+// hex4 reads four hexadecimal digits, -1 if there are none.
+func hex4(b []byte) rune {
+	if len(b) < 4 {
+		return -1
+	}
+	var r rune
+	for _, c := range b[:4] {
+		switch {
+		case '0' <= c && c <= '9':
+			c -= '0'
+		case 'a' <= c|0x20 && c|0x20 <= 'f':
+			c = c | 0x20 - 'a' + 10
+		default:
+			return -1
+		}
+		r = r<<4 | rune(c)
+	}
+	return r
+}
+
+// unescape appends what a validated string says.
+func unescape(dst, raw []byte) []byte {
+	for i := 0; i < len(raw); i++ {
+		if raw[i] != '\\' {
+			dst = append(dst, raw[i])
+			continue
+		}
+		i++
+		switch c := raw[i]; c {
+		case 'b':
+			dst = append(dst, '\b')
+		case 'f':
+			dst = append(dst, '\f')
+		case 'n':
+			dst = append(dst, '\n')
+		case 'r':
+			dst = append(dst, '\r')
+		case 't':
+			dst = append(dst, '\t')
+		case 'u':
+			r := hex4(raw[i+1:])
+			i += 4
+			if utf16.IsSurrogate(r) {
+				r = utf16.DecodeRune(r, hex4(raw[i+3:]))
+				i += 6
+			}
+			dst = utf8.AppendRune(dst, r)
+		default:
+			dst = append(dst, c)
+		}
+	}
+	return dst
+}

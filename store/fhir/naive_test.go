@@ -1,0 +1,222 @@
+package fhir
+
+import (
+	"bytes"
+	"encoding/json"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// compartments says again, the other way round, what compartment.go says: for
+// each element the types in which it leads into a Patient's compartment.
+var compartments = map[string]string{
+	"subject": `Account AdverseEvent Basic CarePlan CareTeam ChargeItem ClinicalImpression Communication CommunicationRequest
+		Composition Condition DeviceRequest DeviceUseStatement DiagnosticReport DocumentManifest DocumentReference Encounter Flag
+		Goal ImagingStudy Invoice List MeasureReport Media MedicationAdministration MedicationDispense MedicationRequest
+		MedicationStatement Observation Procedure QuestionnaireResponse RequestGroup RiskAssessment ServiceRequest Specimen`,
+	"patient": `AllergyIntolerance BodyStructure Claim ClaimResponse Consent CoverageEligibilityRequest CoverageEligibilityResponse
+		DetectedIssue EpisodeOfCare ExplanationOfBenefit FamilyMemberHistory Immunization ImmunizationEvaluation
+		ImmunizationRecommendation MolecularSequence NutritionOrder RelatedPerson SupplyDelivery VisionPrescription`,
+	"performer":                 "DeviceRequest Observation ServiceRequest",
+	"performer.actor":           "MedicationAdministration Procedure",
+	"activity.detail.performer": "CarePlan",
+	"author":                    "Basic Composition DocumentManifest DocumentReference QuestionnaireResponse",
+	"asserter":                  "AllergyIntolerance Condition",
+	"recorder":                  "AllergyIntolerance",
+	"recipient":                 "Communication CommunicationRequest DocumentManifest Invoice",
+	"sender":                    "Communication CommunicationRequest",
+	"requester":                 "CommunicationRequest",
+	"actor":                     "AppointmentResponse Schedule",
+	"participant.actor":         "Appointment",
+	"participant.member":        "CareTeam",
+	"action.participant":        "RequestGroup",
+	"payee.party":               "Claim ExplanationOfBenefit",
+	"attester.party":            "Composition",
+	"policyHolder":              "Coverage",
+	"subscriber":                "Coverage",
+	"beneficiary":               "Coverage",
+	"payor":                     "Coverage",
+	"agent.who":                 "AuditEvent",
+	"entity.what":               "AuditEvent",
+	"candidate":                 "EnrollmentRequest",
+	"member.entity":             "Group",
+	"source":                    "List",
+	"receiver":                  "MedicationDispense",
+	"link.target":               "Person",
+	"target":                    "Provenance",
+	"individual":                "ResearchSubject",
+	"deliverTo":                 "SupplyRequest",
+}
+
+// pathsOf turns compartments round.
+func pathsOf(typ string) []string {
+	var paths []string
+	for path, types := range compartments {
+		if slices.Contains(strings.Fields(types), typ) {
+			paths = append(paths, path)
+		}
+	}
+	slices.Sort(paths)
+	return paths
+}
+
+// naive learns from a document that Scan accepts what Scan should have learnt,
+// the slow and obvious way.
+func naive(t *testing.T, doc []byte, ownBase string) Resource {
+	t.Helper()
+	root := decodeTree(t, doc)
+	typ, _ := root["resourceType"].(string)
+	id, _ := root["id"].(string)
+	number, _ := ParseType(typ)
+	res := Resource{Key: Key{Type: number, ID: id}, LastUpdated: None}
+	if meta, ok := root["meta"].(map[string]any); ok {
+		res.Version, _ = meta["versionId"].(string)
+		if s, ok := meta["lastUpdated"].(string); ok {
+			res.LastUpdated, _, _ = ParseInstant(s)
+		}
+		for _, tag := range each(meta["tag"]) {
+			tag, _ := tag.(map[string]any)
+			if tag["code"] == "SUBSETTED" && tag["system"] == "http://terminology.hl7.org/CodeSystem/v3-ObservationValue" {
+				res.Subsetted = true
+			}
+		}
+	}
+	if typ == "Patient" {
+		res.Patients = []string{id}
+	}
+	for _, path := range pathsOf(typ) {
+		for _, end := range walk(root, strings.Split(path+".reference", ".")) {
+			if s, ok := end.(string); ok {
+				if target, ok := strings.CutPrefix(literal(s, ownBase), "Patient/"); ok {
+					res.Patients = append(res.Patients, target)
+				}
+			}
+		}
+	}
+	slices.Sort(res.Patients)
+	res.Patients = slices.Compact(res.Patients)
+	if typ == "Group" {
+		res.Members = naiveMembers(root, ownBase)
+	}
+	return res
+}
+
+func naiveMembers(root map[string]any, ownBase string) []Member {
+	var members []Member
+	for _, m := range each(root["member"]) {
+		m, ok := m.(map[string]any)
+		if !ok {
+			continue
+		}
+		member := Member{Start: None, End: None}
+		for _, s := range walk(m, []string{"entity", "reference"}) {
+			if s, ok := s.(string); ok {
+				if ref := literal(s, ownBase); ref != "" {
+					member.Ref = ref
+				}
+			}
+		}
+		for _, v := range each(m["inactive"]) {
+			member.Inactive = v == true
+		}
+		for _, s := range walk(m, []string{"period", "start"}) {
+			if s, ok := s.(string); ok {
+				member.Start, _ = naiveSpan(s)
+			}
+		}
+		for _, s := range walk(m, []string{"period", "end"}) {
+			if s, ok := s.(string); ok {
+				_, member.End = naiveSpan(s)
+			}
+		}
+		members = append(members, member)
+	}
+	return members
+}
+
+var (
+	beyondMilliseconds = regexp.MustCompile(`(\.[0-9]{3})[0-9]+`)
+	leapSecond         = regexp.MustCompile(`^(.{17})60`)
+)
+
+func naiveSpan(s string) (first, last Instant) {
+	if leapSecond.MatchString(s) {
+		first, last = naiveSpan(leapSecond.ReplaceAllString(s, "${1}59"))
+		return first + 1000, last + 1000
+	}
+	s = beyondMilliseconds.ReplaceAllString(s, "$1")
+	for layout, next := range map[string]func(time.Time) time.Time{
+		"2006":                         func(t time.Time) time.Time { return t.AddDate(1, 0, 0) },
+		"2006-01":                      func(t time.Time) time.Time { return t.AddDate(0, 1, 0) },
+		"2006-01-02":                   func(t time.Time) time.Time { return t.AddDate(0, 0, 1) },
+		"2006-01-02T15:04:05Z07:00":    func(t time.Time) time.Time { return t.Add(time.Second) },
+		"2006-01-02T15:04:05.0Z07:00":  func(t time.Time) time.Time { return t.Add(time.Second / 10) },
+		"2006-01-02T15:04:05.00Z07:00": func(t time.Time) time.Time { return t.Add(time.Second / 100) },
+		"2006-01-02T15:04:05.000Z07:00": func(t time.Time) time.Time {
+			return t.Add(time.Millisecond)
+		},
+	} {
+		if t, err := time.Parse(layout, s); err == nil && len(t.Format(layout)) == len(s) {
+			return FromTime(t), FromTime(next(t)) - 1
+		}
+	}
+	return None, None
+}
+
+var literalReference = regexp.MustCompile(`^([A-Za-z]+)/([A-Za-z0-9\-.]{1,64})(/_history/[A-Za-z0-9\-.]{1,64})?$`)
+
+// literal returns Type/id, or "".
+func literal(ref, ownBase string) string {
+	if ownBase != "" {
+		ref = strings.TrimPrefix(ref, ownBase+"/")
+	}
+	m := literalReference.FindStringSubmatch(ref)
+	if m == nil {
+		return ""
+	}
+	if _, ok := ParseType(m[1]); !ok {
+		return ""
+	}
+	return m[1] + "/" + m[2]
+}
+
+func decodeTree(t *testing.T, doc []byte) map[string]any {
+	t.Helper()
+	d := json.NewDecoder(bytes.NewReader(doc))
+	d.UseNumber()
+	var root map[string]any
+	if err := d.Decode(&root); err != nil {
+		t.Fatalf("the standard library refuses what Scan accepts: %v", err)
+	}
+	return root
+}
+
+// walk returns what stands at the end of a path, through lists.
+func walk(v any, path []string) []any {
+	if len(path) == 0 {
+		return each(v)
+	}
+	var found []any
+	for _, e := range each(v) {
+		if object, ok := e.(map[string]any); ok {
+			found = append(found, walk(object[path[0]], path[1:])...)
+		}
+	}
+	return found
+}
+
+// each returns the elements of a list, of lists in it too, or the value itself.
+func each(v any) []any {
+	list, ok := v.([]any)
+	if !ok {
+		return []any{v}
+	}
+	var all []any
+	for _, e := range list {
+		all = append(all, each(e)...)
+	}
+	return all
+}

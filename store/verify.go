@@ -1,0 +1,94 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"tidemark/store/check"
+	"tidemark/store/index"
+	"tidemark/store/segment"
+)
+
+// Check proves the invariants of the open store while nothing is committed or
+// merged; bodies too if asked.
+func (db *DB) Check(bodies bool) (check.Report, error) {
+	db.merging.Lock()
+	defer db.merging.Unlock()
+	db.commitMu.Lock()
+	defer db.commitMu.Unlock()
+	s := check.Store{FS: db.fs, Index: db.kv, Segments: db.segmentsDir(), Bodies: bodies}
+	return s.Run()
+}
+
+// CheckDir proves the invariants of the store in dir, which no process may have
+// open, and changes nothing.
+func CheckDir(dir string, o Options, progress func(done, total int)) (check.Report, error) {
+	o = o.withDefaults()
+	if _, err := o.FS.Stat(IndexDir(o.FS, dir)); err != nil {
+		return check.Report{}, fmt.Errorf("check store %s: there is no index: %w", dir, err)
+	}
+	kv, err := index.Open(IndexDir(o.FS, dir), index.Options{FS: o.FS, Cache: o.Cache, ReadOnly: true, Logger: pebbleLog{o.Logger}})
+	if err != nil {
+		if isLocked(err) {
+			err = fmt.Errorf("%w (%v)", ErrLocked, err)
+		}
+		return check.Report{}, fmt.Errorf("check store %s: %w", dir, err)
+	}
+	s := check.Store{FS: o.FS, Index: kv, Segments: SegmentsDir(o.FS, dir), Bodies: true, Progress: progress}
+	report, err := s.Run()
+	return report, errors.Join(err, kv.Close())
+}
+
+// ReadDeadLetters calls fn for the dead letters in the store in dir, from its
+// segments alone: it works beside a running server, but cannot tell those that
+// were resolved since, until a merge drops them.
+func ReadDeadLetters(dir string, o Options, topic string, fn func(DeadLetterRow) error) error {
+	o = o.withDefaults()
+	readers, err := openSegments(o.FS, SegmentsDir(o.FS, dir))
+	if err != nil {
+		return err
+	}
+	db := &DB{fs: o.FS, dir: dir, o: o}
+	seen := map[uint64]bool{}
+	for _, r := range readers {
+		g := newSeg(r)
+		info := r.Section(segment.Section{Kind: segment.Internal, Type: segment.DeadLetters})
+		for b := info.From; b < info.To; b++ {
+			err := g.deadLetters(db, b, topic, func(d DeadLetterRow) error {
+				if seen[d.Seq] {
+					return nil // in a merge and in its input
+				}
+				seen[d.Seq] = true
+				return fn(d)
+			})
+			if err != nil && !errors.Is(err, fs.ErrNotExist) { // merged away while we read
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// openSegments opens the directories that can be read.
+func openSegments(fsys vfs.FS, dir string) ([]*segment.Reader, error) {
+	names, err := fsys.List(dir)
+	if err != nil {
+		return nil, fmt.Errorf("list segments: %w", err)
+	}
+	var list []*segment.Reader
+	for _, n := range names {
+		id, ok := segment.ParseName(n)
+		if !ok || n != id.DirectoryName() {
+			continue
+		}
+		r, err := segment.Open(fsys, dir, id)
+		if err != nil {
+			continue // unfinished, or removed while we looked
+		}
+		list = append(list, r)
+	}
+	return list, nil
+}
