@@ -13,6 +13,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"sync"
 	"time"
@@ -102,6 +103,7 @@ type DB struct {
 	dir   string
 	o     Options
 	fs    vfs.FS
+	lock  io.Closer
 	kv    *pebble.DB
 	clock clock
 	m     *instruments
@@ -267,5 +269,5 @@ func (db *DB) Close() error {
 	}
 	db.room.Broadcast()
 	db.mu.Unlock()
-	return db.kv.Close()
+	return errors.Join(db.kv.Close(), db.lock.Close())
 }

@@ -4,9 +4,9 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -35,18 +35,40 @@ func Open(dir string, o Options) (*DB, error) {
 			return nil, fmt.Errorf("open store %s: %w", dir, err)
 		}
 	}
-	kv, err := index.Open(IndexDir(o.FS, dir), index.Options{FS: o.FS, Cache: o.Cache, Logger: pebbleLog{o.Logger}})
+	lock, err := lockDir(o.FS, dir)
 	if err != nil {
-		if isLocked(err) {
-			err = fmt.Errorf("%w (%v)", ErrLocked, err)
-		}
 		return nil, fmt.Errorf("open store %s: %w", dir, err)
 	}
-	db.kv = kv
+	db.lock = lock
+	if err := db.openIndex(); err != nil {
+		return nil, errors.Join(fmt.Errorf("open store %s: %w", dir, err), lock.Close())
+	}
 	if err := db.load(); err != nil {
-		return nil, errors.Join(fmt.Errorf("open store %s: %w", dir, err), kv.Close())
+		return nil, errors.Join(fmt.Errorf("open store %s: %w", dir, err), db.kv.Close(), lock.Close())
 	}
 	return db, nil
+}
+
+// lockDir takes the store's directory for this process.
+func lockDir(fs vfs.FS, dir string) (io.Closer, error) {
+	lock, err := fs.Lock(fs.PathJoin(dir, "LOCK"))
+	if err != nil {
+		return nil, fmt.Errorf("%w (%v)", ErrLocked, err)
+	}
+	return lock, nil
+}
+
+// openIndex opens the index. One that is not there is made under another name
+// first: a crash while Pebble begins a database can leave one that it refuses.
+func (db *DB) openIndex() (err error) {
+	path, o := IndexDir(db.fs, db.dir), index.Options{FS: db.fs, Cache: db.o.Cache, Logger: pebbleLog{db.o.Logger}}
+	if _, err := db.fs.Stat(path); errors.Is(err, os.ErrNotExist) {
+		if err := db.create(path, o); err != nil {
+			return err
+		}
+	}
+	db.kv, err = index.Open(path, o)
+	return err
 }
 
 func newDB(dir string, o Options) *DB {
@@ -59,13 +81,6 @@ func newDB(dir string, o Options) *DB {
 	db.room = sync.NewCond(&db.mu)
 	db.m = newInstruments(db)
 	return db
-}
-
-// isLocked recognises what Pebble says of a directory that is in use; on a
-// memory file system the message differs.
-func isLocked(err error) bool {
-	s := err.Error()
-	return strings.Contains(s, "lock") || strings.Contains(s, "resource temporarily unavailable")
 }
 
 func (db *DB) load() error {
@@ -82,35 +97,46 @@ func (db *DB) load() error {
 	return nil
 }
 
-// loadMeta reads the store's state, or begins a store if there is nothing yet.
 func (db *DB) loadMeta() error {
 	v, closer, err := db.kv.Get(index.MetaKey())
-	if errors.Is(err, pebble.ErrNotFound) {
-		return db.create()
-	}
 	if err != nil {
-		return err
+		return fmt.Errorf("read the store's state: %w", err)
 	}
 	defer closer.Close()
 	db.meta, err = index.DecodeMeta(v)
 	return err
 }
 
-func (db *DB) create() error {
+// create begins a store, unless there are segments that say there was one.
+func (db *DB) create(path string, o index.Options) error {
 	names, err := db.fs.List(db.segmentsDir())
 	if err != nil {
 		return err
 	}
 	for _, n := range names {
 		if _, ok := segment.ParseName(n); ok {
-			return fmt.Errorf("%w: %s holds segments, but the index is empty", ErrReindex, db.segmentsDir())
+			return fmt.Errorf("%w: %s holds segments, but there is no index", ErrReindex, db.segmentsDir())
 		}
 	}
-	db.meta = index.Meta{NextSegment: 1, NextSeq: 1, Epoch: 1, NextMerge: 1, Newest: fhir.None}
-	if _, err := rand.Read(db.meta.Store[:]); err != nil {
+	m := index.Meta{NextSegment: 1, NextSeq: 1, Epoch: 1, NextMerge: 1, Newest: fhir.None}
+	if _, err := rand.Read(m.Store[:]); err != nil {
 		return err
 	}
-	return db.kv.Set(index.MetaKey(), db.meta.Encode(), pebble.Sync)
+	fresh := path + ".new"
+	if err := db.fs.RemoveAll(fresh); err != nil {
+		return err
+	}
+	kv, err := index.Open(fresh, o)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(kv.Set(index.MetaKey(), m.Encode(), pebble.Sync), kv.Close()); err != nil {
+		return err
+	}
+	if err := db.fs.Rename(fresh, path); err != nil {
+		return err
+	}
+	return segment.SyncDir(db.fs, db.dir)
 }
 
 func (db *DB) loadPromise() error {

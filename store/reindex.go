@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"slices"
 	"time"
 
@@ -26,7 +27,14 @@ import (
 func Reindex(dir string, o Options, out io.Writer) error {
 	o = o.withDefaults()
 	r := &reindex{dir: dir, o: o, fs: o.FS, out: out, states: map[uint64]segment.Partition{}}
-	if err := r.run(); err != nil {
+	if _, err := o.FS.Stat(dir); err != nil {
+		return fmt.Errorf("reindex store: %w", err)
+	}
+	lock, err := lockDir(o.FS, dir)
+	if err != nil {
+		return fmt.Errorf("reindex store %s: %w", dir, err)
+	}
+	if err := errors.Join(r.run(), lock.Close()); err != nil {
 		return fmt.Errorf("reindex store %s: %w", dir, err)
 	}
 	return nil
@@ -47,9 +55,6 @@ type reindex struct {
 }
 
 func (r *reindex) run() error {
-	if err := r.unlocked(); err != nil {
-		return err
-	}
 	if err := r.choose(); err != nil {
 		return err
 	}
@@ -65,19 +70,6 @@ func (r *reindex) run() error {
 		return err
 	}
 	return r.replace(fresh)
-}
-
-// unlocked makes sure that nobody has the store: Pebble's lock is the store's.
-func (r *reindex) unlocked() error {
-	old := IndexDir(r.fs, r.dir)
-	if err := r.fs.MkdirAll(old, 0o700); err != nil {
-		return err
-	}
-	lock, err := r.fs.Lock(r.fs.PathJoin(old, "LOCK"))
-	if err != nil {
-		return fmt.Errorf("%w (%v)", ErrLocked, err)
-	}
-	return lock.Close()
 }
 
 // choose finds the segments that count: all that can be read, but for the
@@ -383,7 +375,7 @@ func regroupFrom(w *batchWriter, line []byte, id string, at fhir.Instant) error 
 func (r *reindex) replace(fresh string) error {
 	old := IndexDir(r.fs, r.dir)
 	kept := r.fs.PathJoin(r.dir, fmt.Sprintf("index.old-%d", time.Now().UnixMilli()))
-	if err := r.fs.Rename(old, kept); err != nil {
+	if err := r.fs.Rename(old, kept); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
 	if err := r.fs.Rename(fresh, old); err != nil {

@@ -30,16 +30,17 @@ func CheckDir(dir string, o Options, progress func(done, total int)) (check.Repo
 	if _, err := o.FS.Stat(IndexDir(o.FS, dir)); err != nil {
 		return check.Report{}, fmt.Errorf("check store %s: there is no index: %w", dir, err)
 	}
+	lock, err := lockDir(o.FS, dir)
+	if err != nil {
+		return check.Report{}, fmt.Errorf("check store %s: %w", dir, err)
+	}
 	kv, err := index.Open(IndexDir(o.FS, dir), index.Options{FS: o.FS, Cache: o.Cache, ReadOnly: true, Logger: pebbleLog{o.Logger}})
 	if err != nil {
-		if isLocked(err) {
-			err = fmt.Errorf("%w (%v)", ErrLocked, err)
-		}
-		return check.Report{}, fmt.Errorf("check store %s: %w", dir, err)
+		return check.Report{}, errors.Join(fmt.Errorf("check store %s: %w", dir, err), lock.Close())
 	}
 	s := check.Store{FS: o.FS, Index: kv, Segments: SegmentsDir(o.FS, dir), Bodies: true, Progress: progress}
 	report, err := s.Run()
-	return report, errors.Join(err, kv.Close())
+	return report, errors.Join(err, kv.Close(), lock.Close())
 }
 
 // ReadDeadLetters calls fn for the dead letters in the store in dir, from its
