@@ -3,44 +3,37 @@
 // a filter, and what it made is told to the caller.
 package compaction
 
-import "math/bits"
-
 const (
-	// fanIn neighbours of a tier become one segment of the next. Eight keeps a
-	// day of half-second commits below fifty segments while each byte is moved
-	// five times at most; moved blocks are copied, not recompressed.
+	// fanIn is the least number of neighbours that a merge joins: with eight, a
+	// day of half-second commits stays below a hundred segments, and a byte is
+	// moved a few times only (TestADayOfCommits measures both).
 	fanIn = 8
-	// tierZero is the greatest body of the lowest tier, bytes.
-	tierZero = 64 << 10
+	// maxFan bounds the files that a merge holds open.
+	maxFan = 64
 	// maxBody ends the merging of fresh segments: the rest is the business of
 	// windows. Bytes; about 250,000 rows, whose directory a merge holds in memory.
 	maxBody = 96 << 20
 )
 
-// tier is 0 up to tierZero bytes and rises by one with each factor of fanIn.
-func tier(size int64) int {
-	return (bits.Len64(uint64(max(size-1, 0)/tierZero)) + 2) / 3
-}
-
 // Plan chooses neighbours [from, to) among segments of the given body sizes, in
-// the order of their sequence numbers: the first run of fanIn that are of one
-// tier or lower, lowest tier first, and not too large together. Nothing to do:
-// from == to.
+// the order of their sequence numbers: the smallest run of at least fanIn none
+// of which is larger than all others together, so that no large one is written
+// again for the sake of a few small ones. Nothing to do: from == to.
 func Plan(sizes []int64) (from, to int) {
-	for t := 0; tierZero<<(3*t) <= maxBody; t++ {
-		run, total := 0, int64(0)
-		for i, size := range sizes {
-			if tier(size) > t || total+size > maxBody {
-				run, total = 0, 0
-				if tier(size) > t {
-					continue
-				}
+	best := int64(0)
+	for i := range sizes {
+		total, largest := int64(0), int64(0)
+		for j := i; j < min(len(sizes), i+maxFan); j++ {
+			total += sizes[j]
+			largest = max(largest, sizes[j])
+			if total > maxBody || best > 0 && total >= best {
+				break
 			}
-			run, total = run+1, total+size
-			if run == fanIn {
-				return i + 1 - run, i + 1
+			if j+1-i >= fanIn && largest <= total-largest {
+				from, to, best = i, j+1, total
+				break
 			}
 		}
 	}
-	return 0, 0
+	return from, to
 }

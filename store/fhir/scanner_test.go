@@ -50,6 +50,10 @@ func TestScan(t *testing.T) {
 			`{"resourceType":"Patient","id":"p","name":1,"name":2,"subject":1,"subject":2,"contact":[{"id":"x","id":"y"}]}`,
 			Resource{Key: key("Patient/p"), LastUpdated: None, Patients: []string{"p"}},
 		}, {
+			"escapes are understood where we read, wherever they stand",
+			`{"\u0072esourceType":"Goal","i\u0064":"\u0067","meta":{"versionId":"\b\f\n\r\t\"\\\/\u00E9\ud83d\udc26"},"\u0073ubject":{"reference":"Patient\/\u0070"}}`,
+			Resource{Key: key("Goal/g"), Version: "\b\f\n\r\t\"\\/\u00e9\U0001f426", LastUpdated: None, Patients: []string{"p"}},
+		}, {
 			"null is absence where it leaves no doubt",
 			`{"resourceType":"Observation","id":"o","meta":{"tag":null},"subject":null,"performer":[null,{"reference":null}]}`,
 			Resource{Key: key("Observation/o"), LastUpdated: None},
@@ -138,6 +142,11 @@ func TestScanRefuses(t *testing.T) {
 		{`{"a":"\x41"}`, 7, reasonEscape},
 		{`{"a":"\u12g4"}`, 7, reasonEscape},
 		{`{"a":"\u12"}`, 7, reasonEscape},
+		{`{"a":"\u12`, 7, reasonEscape},
+		{`{"a":[[1 2]]}`, 9, reasonComma},
+		{`{"a":{"b":1 "c":2}}`, 12, reasonComma},
+		{`{"a":{1:2}}`, 6, reasonName},
+		{`{"a":{"b" 2}}`, 10, reasonColon},
 		{`{"a":"\`, 7, reasonEnd},
 		{`{"a":"\ud800"}`, 7, reasonSurrogate},
 		{`{"a":"\udc00"}`, 7, reasonSurrogate},

@@ -47,6 +47,13 @@ func (r *Reader) load(path string) error {
 	if size < int64(len(magic))+trailerSize {
 		return fmt.Errorf("%w: %d bytes are too few", ErrCorrupt, size)
 	}
+	var head [len(magic)]byte
+	if _, err := f.ReadAt(head[:], 0); err != nil {
+		return err
+	}
+	if string(head[:]) != magic {
+		return fmt.Errorf("%w: no header", ErrCorrupt)
+	}
 	var t [trailerSize]byte
 	if _, err := f.ReadAt(t[:], size-trailerSize); err != nil {
 		return err
