@@ -1,0 +1,401 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"tidemark/store/fhir"
+	"tidemark/store/segment"
+)
+
+var (
+	part0    = Partition{Topic: "t", ID: 0}
+	patients = segment.Section{Kind: segment.Live, Type: patientType}
+)
+
+// feed is one partition that is read to its end.
+type feed struct {
+	t    testing.TB
+	db   *DB
+	next int64
+}
+
+func newFeed(t testing.TB, db *DB) *feed {
+	t.Helper()
+	if err := db.Discover(Discovery{Complete: true, Partitions: []Discovered{{Partition: part0}}}); err != nil {
+		t.Fatal(err)
+	}
+	st, _ := db.Partition(part0)
+	return &feed{t: t, db: db, next: st.Next}
+}
+
+func (f *feed) apply(changes ...Change) {
+	f.t.Helper()
+	for i := range changes {
+		changes[i].Offset = f.next
+		f.next++
+	}
+	b := Batch{Partition: part0, Changes: changes, Next: f.next, End: f.next, LeaderEpoch: -1, Asked: f.db.Now()}
+	if err := f.db.Apply(context.Background(), b); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+func (f *feed) commit(changes ...Change) {
+	f.t.Helper()
+	f.apply(changes...)
+	if err := f.db.Flush(); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+func patientChange(id string, at fhir.Instant, text string) Change {
+	return Change{
+		Key: fhir.Key{Type: patientType, ID: id}, Version: NoVersion, LastUpdated: at, Time: fhir.None, Timestamp: fhir.None,
+		Patients: []string{id}, Body: fmt.Appendf(nil, `{"resourceType":"Patient","id":"%s","text":"%s"}`, id, text),
+	}
+}
+
+func mustOpen(t testing.TB, dir string, o Options) *DB {
+	t.Helper()
+	o.MergeOff = true
+	if o.Cache == 0 {
+		o.Cache = 1 << 20
+	}
+	db, err := Open(dir, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return db
+}
+
+func pinNow(t testing.TB, db *DB, id string) *Snapshot {
+	t.Helper()
+	s, err := db.Pin(context.Background(), id, time.Now().Add(time.Hour), func(*Snapshot) ([]byte, error) { return nil, nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func count(t testing.TB, s *Snapshot, since, upto fhir.Instant) (rows int, bytes int64) {
+	t.Helper()
+	ext, err := s.Extents(patients, since, upto)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range ext {
+		rows, bytes = rows+e.Rows, bytes+e.Bytes
+	}
+	return rows, bytes
+}
+
+// TestPlanNeedsNoBodies: with all bodies moved away a plan still has exact
+// counts, of clean, dirty and cut blocks.
+func TestPlanNeedsNoBodies(t *testing.T) {
+	dir := t.TempDir()
+	db := mustOpen(t, dir, Options{})
+	defer db.Close()
+	// Until the topic list is complete nothing is promised, and instants are the
+	// changes' own: blocks of many commits overlap, as history does.
+	if err := db.Discover(Discovery{Partitions: []Discovered{{Partition: part0}}}); err != nil {
+		t.Fatal(err)
+	}
+	f := &feed{t: t, db: db}
+	base := db.Now() - 1_000_000
+	for n := range 10 {
+		var list []Change
+		for i := range 300 {
+			list = append(list, patientChange(fmt.Sprintf("p%d", (n*150+i)%1000), base+fhir.Instant(n*1000+i), strings.Repeat("x", 500+n)))
+		}
+		f.commit(list...)
+	}
+	newFeed(t, db).apply()
+	bodies, err := filepath.Glob(filepath.Join(dir, "segments", "*.gz"))
+	if err != nil || len(bodies) != 10 {
+		t.Fatalf("%d bodies (%v)", len(bodies), err)
+	}
+	for _, b := range bodies {
+		if err := os.Rename(b, b+".away"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := pinNow(t, db, "plan")
+	defer s.Close()
+	since := base + 7_150
+	wholeRows, wholeBytes := count(t, s, fhir.None, s.Watermark())
+	cutRows, cutBytes := count(t, s, since, s.Watermark())
+	for _, b := range bodies {
+		if err := os.Rename(b+".away", b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []struct {
+		since fhir.Instant
+		rows  int
+		bytes int64
+	}{{fhir.None, wholeRows, wholeBytes}, {since, cutRows, cutBytes}} {
+		ext, err := s.Extents(patients, c.since, s.Watermark())
+		if err != nil {
+			t.Fatal(err)
+		}
+		file, err := s.File(context.Background(), fmt.Sprintf("f%d", c.rows), patients, c.since, s.Watermark(), ext)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var w lineWriter
+		if err := errors.Join(file.WriteIdentity(&w, 0, file.Size()), file.Close()); err != nil {
+			t.Fatal(err)
+		}
+		lines, err := w.byID()
+		if err != nil || len(lines) != c.rows || file.Size() != c.bytes {
+			t.Errorf("planned %d rows and %d bytes, read %d and %d (%v)", c.rows, c.bytes, len(lines), file.Size(), err)
+		}
+	}
+	if wholeRows != 1000 || cutRows >= wholeRows || cutRows == 0 {
+		t.Errorf("%d rows in all, %d since the middle", wholeRows, cutRows)
+	}
+}
+
+// TestLateAfterCrash shows W, crashes at once, and lets a change of an hour
+// before come: the next window holds it, a thousand times of a thousand.
+func TestLateAfterCrash(t *testing.T) {
+	missed := 0
+	for range 40 {
+		synctest.Test(t, func(t *testing.T) { missed += lateAfterCrash(t, 25) })
+	}
+	if missed > 0 {
+		t.Errorf("%d of 1000 windows miss the late change", missed)
+	}
+}
+
+func lateAfterCrash(t *testing.T, times int) (missed int) {
+	fs := vfs.NewCrashableMem()
+	crash := func(db *DB) {
+		t.Helper()
+		clone := fs.CrashClone(vfs.CrashCloneCfg{})
+		if err := db.Close(); err != nil {
+			t.Fatal(err)
+		}
+		fs = clone
+	}
+	since := fhir.None
+	for n := range times + 1 {
+		db := mustOpen(t, "store", Options{FS: fs, CommitInterval: 10 * time.Minute})
+		f := newFeed(t, db)
+		time.Sleep(2 * time.Second)
+		f.apply()
+		s := pinNow(t, db, fmt.Sprintf("w%d", n))
+		if rows, _ := count(t, s, since, s.Watermark()); rows != min(n, 1) {
+			missed++
+		}
+		since = s.Watermark()
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		crash(db)
+		db = mustOpen(t, "store", Options{FS: fs})
+		newFeed(t, db).commit(patientChange(fmt.Sprintf("p%d", n), since-3_600_000, "late"))
+		crash(db)
+	}
+	return missed
+}
+
+// TestClocks: a producer a year ahead and our own clock stepping back across a
+// restart stop nothing.
+func TestClocks(t *testing.T) {
+	fs := vfs.NewMem()
+	var promised fhir.Instant
+	synctest.Test(t, func(t *testing.T) { // the bubble's clock starts at 2000
+		time.Sleep(48 * time.Hour)
+		db := mustOpen(t, "store", Options{FS: fs})
+		defer db.Close()
+		f := newFeed(t, db)
+		f.commit(patientChange("ahead", db.Now()+365*86_400_000, "x"))
+		time.Sleep(3 * time.Second)
+		f.apply()
+		s := pinNow(t, db, "a")
+		defer s.Close()
+		if rows, _ := count(t, s, fhir.None, s.Watermark()); rows != 1 {
+			t.Errorf("a change from a year ahead is not exported: %d rows", rows)
+		}
+		if lag := db.Now() - s.Watermark(); lag > 2000 {
+			t.Errorf("a producer a year ahead holds the watermark back by %d ms", lag)
+		}
+		promised = s.Watermark()
+	})
+	synctest.Test(t, func(t *testing.T) { // two days earlier
+		db := mustOpen(t, "store", Options{FS: fs})
+		defer db.Close()
+		if db.Now() < promised {
+			t.Errorf("the clock starts at %v, %v was promised", db.Now(), promised)
+		}
+		f := newFeed(t, db)
+		f.commit(patientChange("late", fhir.FromTime(time.Now()), "x"))
+		time.Sleep(3 * time.Second)
+		f.apply()
+		s := pinNow(t, db, "b")
+		defer s.Close()
+		if s.Watermark() <= promised {
+			t.Errorf("the watermark stands still at %v", s.Watermark())
+		}
+		if rows, _ := count(t, s, promised, s.Watermark()); rows != 1 {
+			t.Errorf("a change by the earlier clock is not in the next window: %d rows", rows)
+		}
+	})
+}
+
+// TestOneProcess: the second one is told what to do.
+func TestOneProcess(t *testing.T) {
+	dir := t.TempDir()
+	db := mustOpen(t, dir, Options{})
+	defer db.Close()
+	if _, err := Open(dir, Options{}); !errors.Is(err, ErrLocked) {
+		t.Errorf("a second Open: %v", err)
+	}
+	if _, err := CheckDir(dir, Options{}, nil); !errors.Is(err, ErrLocked) {
+		t.Errorf("a check beside it: %v", err)
+	}
+	if err := Reindex(dir, Options{}, &lineWriter{}); !errors.Is(err, ErrLocked) {
+		t.Errorf("a reindex beside it: %v", err)
+	}
+}
+
+// TestOpenRefusesWhatIsNotItsOwn: files that no commit of this index can have
+// left are refused and stay.
+func TestOpenRefusesWhatIsNotItsOwn(t *testing.T) {
+	make := func(t *testing.T, commits int) string {
+		dir := t.TempDir()
+		db := mustOpen(t, dir, Options{})
+		f := newFeed(t, db)
+		for n := range commits {
+			f.commit(patientChange(fmt.Sprintf("p%d", n), db.Now(), "x"))
+		}
+		if err := db.Close(); err != nil {
+			t.Fatal(err)
+		}
+		return dir
+	}
+	copyFiles := func(t *testing.T, from, to string, id, as segment.ID) {
+		for _, n := range []func(segment.ID) string{segment.ID.BodyName, segment.ID.DirectoryName} {
+			b, err := os.ReadFile(filepath.Join(from, "segments", n(id)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(to, "segments", n(as)), b, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	files := func(dir string) int {
+		names, _ := filepath.Glob(filepath.Join(dir, "segments", "*"))
+		return len(names)
+	}
+	for _, c := range []struct {
+		name string
+		do   func(t *testing.T, dir string)
+	}{
+		{"no index", func(t *testing.T, dir string) {
+			if err := os.RemoveAll(filepath.Join(dir, "index")); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		{"a segment of another store in the next place", func(t *testing.T, dir string) {
+			copyFiles(t, make(t, 4), dir, 4, 4)
+		}},
+		{"a segment of a later index", func(t *testing.T, dir string) { copyFiles(t, dir, dir, 3, 9) }},
+		{"the index of another store", func(t *testing.T, dir string) {
+			other := make(t, 3)
+			if err := errors.Join(os.RemoveAll(filepath.Join(dir, "index")), os.Rename(filepath.Join(other, "index"), filepath.Join(dir, "index"))); err != nil {
+				t.Fatal(err)
+			}
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := make(t, 3)
+			c.do(t, dir)
+			before := files(dir)
+			if db, err := Open(dir, Options{Cache: 1 << 20}); !errors.Is(err, ErrReindex) {
+				if err == nil {
+					db.Close()
+				}
+				t.Errorf("Open says: %v", err)
+			}
+			if files(dir) != before {
+				t.Errorf("%d files before, %d after", before, files(dir))
+			}
+		})
+	}
+	t.Run("a missing segment is named", func(t *testing.T) {
+		dir := make(t, 3)
+		name := segment.ID(2).DirectoryName()
+		if err := os.Remove(filepath.Join(dir, "segments", name)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Open(dir, Options{Cache: 1 << 20}); err == nil || !strings.Contains(err.Error(), name) {
+			t.Errorf("Open says: %v", err)
+		}
+	})
+	t.Run("a commit cut short is removed", func(t *testing.T) {
+		dir := make(t, 3)
+		for _, n := range []string{segment.ID(4).BodyName(), segment.ID(4).DirectoryName()} {
+			if err := os.WriteFile(filepath.Join(dir, "segments", n), []byte("half"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		db := mustOpen(t, dir, Options{})
+		defer db.Close()
+		if files(dir) != 6 {
+			t.Errorf("%d files", files(dir))
+		}
+	})
+}
+
+// TestBackPressure: a full gathering makes Apply wait, one batch larger than
+// everything passes alone, and a cancelled wait ends.
+func TestBackPressure(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := mustOpen(t, "store", Options{FS: vfs.NewMem(), CommitSize: 100 << 10})
+		defer db.Close()
+		f := newFeed(t, db)
+		f.apply(patientChange("large", db.Now(), strings.Repeat("x", 300<<10)))
+		ctx, cancel := context.WithCancel(context.Background())
+		done := make(chan error, 1)
+		go func() {
+			ch := patientChange("next", db.Now(), "x")
+			ch.Offset = f.next
+			done <- db.Apply(ctx, Batch{Partition: part0, Changes: []Change{ch}, Next: f.next + 1, End: f.next + 1, Asked: db.Now()})
+		}()
+		synctest.Wait()
+		select {
+		case err := <-done:
+			t.Fatalf("Apply did not wait: %v", err)
+		default:
+		}
+		cancel()
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			t.Errorf("a cancelled Apply: %v", err)
+		}
+		go func() {
+			ch := patientChange("next", db.Now(), "x")
+			ch.Offset = f.next
+			done <- db.Apply(context.Background(), Batch{Partition: part0, Changes: []Change{ch}, Next: f.next + 1, End: f.next + 1, Asked: db.Now()})
+		}()
+		synctest.Wait()
+		if err := db.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-done; err != nil {
+			t.Errorf("Apply after the commit: %v", err)
+		}
+	})
+}
