@@ -120,7 +120,7 @@ func (c *commit) run() error {
 		return fmt.Errorf("sync the index: %w", err)
 	}
 	c.publish(s)
-	return nil
+	return c.db.selfCheck()
 }
 
 // lookUp reads the newest row of every resource that is touched, in key order

@@ -184,7 +184,7 @@ func (db *DB) swap(inputs []*seg, dropped map[uint64]struct{}, id segment.ID, r 
 		return fmt.Errorf("swap merged segments: %w", err)
 	}
 	db.show(inputs, deaths, r)
-	return nil
+	return db.selfCheck()
 }
 
 // show makes the merged segment part of the view.

@@ -1,0 +1,13 @@
+//go:build invariants
+
+package store
+
+import "tidemark/store/check"
+
+// selfCheck proves the store's invariants after each commit and swap. Called
+// with commitMu held.
+func (db *DB) selfCheck() error {
+	s := check.Store{FS: db.fs, Index: db.kv, Segments: db.segmentsDir()}
+	_, err := s.Run()
+	return err
+}
