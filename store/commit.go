@@ -147,6 +147,7 @@ func (c *commit) lookUp() error {
 		return nil
 	}
 	slices.SortFunc(list, func(a, b entry) int { return bytes.Compare(a.key, b.key) })
+	origin := c.db.origins()
 	it, err := c.db.kv.NewIter(&pebble.IterOptions{UseL6Filters: true})
 	if err != nil {
 		return fmt.Errorf("read the index: %w", err)
@@ -159,7 +160,7 @@ func (c *commit) lookUp() error {
 		if err != nil {
 			return errors.Join(fmt.Errorf("read the index: %w", err), it.Close())
 		}
-		st, err := index.DecodeState(v, c.db.origin)
+		st, err := index.DecodeState(v, origin)
 		if err != nil {
 			return errors.Join(fmt.Errorf("read the index: %w", err), it.Close())
 		}
@@ -168,11 +169,12 @@ func (c *commit) lookUp() error {
 	return errors.Join(it.Error(), it.Close())
 }
 
-func (db *DB) origin(n uint64) (Partition, bool) {
+// origins returns what tells a partition by its number.
+func (db *DB) origins() func(uint64) (Partition, bool) {
 	db.mu.Lock()
 	defer db.mu.Unlock()
-	p, ok := db.numbers[n]
-	return p, ok
+	numbers := maps.Clone(db.numbers)
+	return func(n uint64) (Partition, bool) { p, ok := numbers[n]; return p, ok }
 }
 
 // decide judges the changes in the order in which they were taken in.
@@ -239,13 +241,15 @@ func (c *commit) repeat(ch *Change, t *taken, r *resource) {
 // apply gives the change its instant, makes it the newest row of its resource
 // and ends the one before.
 func (c *commit) apply(ch *Change, t *taken, r *resource, hash uint64) error {
-	old, oldPatients := r.cur, []string(nil)
+	old := r.cur
 	at := c.instant(ch, t, old)
 	clock, life := succeed(old, ch, t.Partition)
-	if err := c.patientsOf(ch.Key, r); err != nil {
-		return err
+	moved := ch.Delete || old != nil && old.Patients != index.PatientsHash(ch.Patients)
+	if moved { // only then is it worth reading the old row
+		if err := c.patientsOf(ch.Key, r); err != nil {
+			return err
+		}
 	}
-	oldPatients = r.patients
 	n := row{
 		Row: segment.Row{
 			Section: segment.Section{Kind: segment.Live, Type: ch.Key.Type}, Key: ch.Key, Seq: c.seq(), Instant: at,
@@ -254,7 +258,7 @@ func (c *commit) apply(ch *Change, t *taken, r *resource, hash uint64) error {
 		body: ch.Body, death: fhir.None,
 	}
 	if ch.Delete {
-		n.Patients = oldPatients
+		n.Patients = r.patients
 		n.Section.Kind = segment.Deleted
 		if old == nil || old.Kind == segment.Internal {
 			n.Section = segment.Section{Kind: segment.Internal, Type: segment.Unseen}
@@ -263,17 +267,18 @@ func (c *commit) apply(ch *Change, t *taken, r *resource, hash uint64) error {
 	} else if !c.db.o.KeepMeta {
 		n.inject = ch.Meta
 	}
-	if old != nil && slices.Equal(oldPatients, n.Patients) {
+	if old != nil && (ch.Delete || !moved) {
 		n.Placed = old.Placed
 	}
 	n.Length = int32(len(n.body)+n.inject.Len(strconv.FormatUint(n.Seq, 10))) + 1
 	if err := c.end(r, ch.Key, at); err != nil {
 		return err
 	}
+	before := r.patients
 	r.cur, r.at, r.patients, r.known, r.changed = stateOf(&n.Row), len(c.rows), n.Patients, true, true
 	c.rows = append(c.rows, n)
-	if old != nil && !ch.Delete {
-		c.departed(&n.Row, oldPatients)
+	if old != nil && moved && !ch.Delete {
+		c.departed(&n.Row, before)
 	}
 	if ch.Key.Type == groupType {
 		return c.regroup(ch, &n.Row)
