@@ -62,4 +62,3 @@ func benchChange(id, n int, at fhir.Instant) Change {
 }
 
 var observationType, _ = fhir.ParseType("Observation")
-
