@@ -11,6 +11,20 @@ const NoVersion = segment.NoVersion
 // Partition names one partition of a Kafka topic.
 type Partition = segment.Partition
 
+// Section names the rows of one kind and type.
+type Section = segment.Section
+
+// The kinds of rows, and the types of internal ones that exports ask for.
+const (
+	Live        = segment.Live
+	Deleted     = segment.Deleted
+	Internal    = segment.Internal
+	DeadLetters = segment.DeadLetters
+)
+
+// Kind tells what a row is for.
+type Kind = segment.Kind
+
 // A Change is one decoded record: a resource's new state, its deletion, or a
 // record that could not be decoded.
 //

@@ -253,7 +253,7 @@ func recovered(s *scenario, c *clone) (err error) {
 		want = s.states[n]
 	}
 	snap := r.db.snapshotNow()
-	snap.id = "whole"
+	snap.of = &pinned{id: "whole", readers: 1}
 	got, err := content(snap)
 	if err := errors.Join(err, snap.Close()); err != nil {
 		return err

@@ -132,7 +132,6 @@ type DB struct {
 	view   []*seg // live segments by sequence number; replaced, never changed
 	segs   map[segment.ID]*seg
 	pins   map[string]*pinned
-	cuts   map[string]*sync.Mutex // output files being cut
 	failed error
 	closed bool
 }

@@ -242,17 +242,18 @@ func (f *File) read(dst []byte, i int) ([]byte, error) {
 // cut replaces the blocks of f that hold hidden rows by blocks of a private
 // file, which it makes unless an earlier call did.
 func (s *Snapshot) cut(ctx context.Context, f *File, name string, v span, ext []Extent, which []int) error {
-	if s.id == "" {
+	if s.of == nil {
 		return errors.New("output file of a snapshot: blocks can be cut for durable snapshots only")
 	}
-	lock := s.db.cutLock(s.id + "/" + name)
+	lock := s.db.cutLock(s.of, name)
 	lock.Lock()
 	defer lock.Unlock()
-	dir := s.db.fs.PathJoin(s.db.jobsDir(), s.id)
+	dir := s.db.fs.PathJoin(s.db.jobsDir(), s.of.id)
 	path := s.db.fs.PathJoin(dir, name+".cut")
 	parts, err := readCut(s.db.fs, path, len(which))
 	if errors.Is(err, os.ErrNotExist) {
-		parts, err = s.makeCut(ctx, dir, path, v, ext, which)
+		// A client that gives up does not undo the work: its next request needs it.
+		parts, err = s.makeCut(context.WithoutCancel(ctx), dir, path, v, ext, which)
 	}
 	if err != nil {
 		return fmt.Errorf("recompress blocks without hidden rows: %w", err)
@@ -263,13 +264,16 @@ func (s *Snapshot) cut(ctx context.Context, f *File, name string, v span, ext []
 	return nil
 }
 
-func (db *DB) cutLock(name string) *sync.Mutex {
+func (db *DB) cutLock(p *pinned, name string) *sync.Mutex {
 	db.mu.Lock()
 	defer db.mu.Unlock()
-	m := db.cuts[name]
+	m := p.cuts[name]
 	if m == nil {
 		m = &sync.Mutex{}
-		db.cuts[name] = m
+		if p.cuts == nil {
+			p.cuts = map[string]*sync.Mutex{}
+		}
+		p.cuts[name] = m
 	}
 	return m
 }

@@ -75,7 +75,7 @@ func newDB(dir string, o Options) *DB {
 	db := &DB{
 		dir: dir, o: o, fs: o.FS, promised: fhir.None,
 		parts: map[Partition]*partition{}, numbers: map[uint64]Partition{}, topics: map[string][]byte{},
-		segs: map[segment.ID]*seg{}, pins: map[string]*pinned{}, cuts: map[string]*sync.Mutex{},
+		segs: map[segment.ID]*seg{}, pins: map[string]*pinned{},
 		full: make(chan struct{}, 1), first: make(chan struct{}, 1),
 	}
 	db.room = sync.NewCond(&db.mu)

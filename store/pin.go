@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -19,16 +20,19 @@ import (
 // everything visible at it. Close it when done.
 type Snapshot struct {
 	db   *DB
-	id   string
 	pin  index.Pin
 	segs []*seg
+	of   *pinned // the durable snapshot that it reads, nil if it is not durable
 }
 
-// pinned is a durable snapshot.
+// pinned is a durable snapshot. DB.mu guards what changes.
 type pinned struct {
-	id   string
-	pin  index.Pin
-	segs []*seg
+	id      string
+	pin     index.Pin
+	segs    []*seg
+	readers int                    // Snapshots not closed yet
+	ended   bool                   // unpinned: the private files go with the last reader
+	cuts    map[string]*sync.Mutex // output files being cut
 }
 
 // Pinned describes a durable snapshot without opening it.
@@ -47,7 +51,6 @@ func (db *DB) Pin(_ context.Context, id string, expires time.Time, rule func(*Sn
 	if err != nil {
 		return nil, err
 	}
-	s.id = id
 	s.pin.Expires = fhir.FromTime(expires)
 	if s.pin.Rule, err = rule(s); err != nil {
 		return nil, errors.Join(err, s.Close())
@@ -63,7 +66,8 @@ func (db *DB) Pin(_ context.Context, id string, expires time.Time, rule func(*Sn
 	db.mu.Lock()
 	defer db.mu.Unlock()
 	db.kept(s.pin.Watermark, joins)
-	db.pins[id] = &pinned{id: id, pin: s.pin, segs: s.segs}
+	s.of = &pinned{id: id, pin: s.pin, segs: s.segs, readers: 1}
+	db.pins[id] = s.of
 	for _, g := range s.segs {
 		g.refs++
 	}
@@ -114,7 +118,8 @@ func (db *DB) Snapshot(id string) (*Snapshot, error) {
 	for _, g := range p.segs {
 		g.refs++
 	}
-	return &Snapshot{db: db, id: id, pin: p.pin, segs: p.segs}, nil
+	p.readers++
+	return &Snapshot{db: db, pin: p.pin, segs: p.segs, of: p}, nil
 }
 
 // Pinned lists the durable snapshots.
@@ -129,8 +134,8 @@ func (db *DB) Pinned() []Pinned {
 	return list
 }
 
-// Unpin ends a durable snapshot: its private files go at once, its segments
-// when nobody reads them any more.
+// Unpin ends a durable snapshot: nobody can open it any more. Its segments and
+// private files go when the last who reads them is done.
 func (db *DB) Unpin(_ context.Context, id string) error {
 	db.mu.Lock()
 	p := db.pins[id]
@@ -142,8 +147,23 @@ func (db *DB) Unpin(_ context.Context, id string) error {
 	if err := db.kv.Delete(index.PinKey(id), pebble.Sync); err != nil {
 		return db.fail(fmt.Errorf("end a snapshot: %w", err))
 	}
-	err := db.fs.RemoveAll(db.fs.PathJoin(db.jobsDir(), id))
-	return errors.Join(err, db.release(p.segs))
+	db.mu.Lock()
+	p.ended = true
+	db.mu.Unlock()
+	return errors.Join(db.leave(p, 0), db.release(p.segs))
+}
+
+// leave takes readers off a durable snapshot and removes the private files of
+// one that has ended with its last reader.
+func (db *DB) leave(p *pinned, readers int) error {
+	db.mu.Lock()
+	p.readers -= readers
+	last := p.ended && p.readers == 0
+	db.mu.Unlock()
+	if !last {
+		return nil
+	}
+	return db.fs.RemoveAll(db.fs.PathJoin(db.jobsDir(), p.id))
 }
 
 // Watermark is the instant at which the snapshot was cut.
@@ -180,11 +200,16 @@ func (s *Snapshot) Sections(kind segment.Kind) []segment.Section {
 	return list
 }
 
-// Close gives the snapshot's segments back; a durable snapshot stays.
+// Close gives the snapshot's segments back, after its Files were closed; a
+// durable snapshot stays.
 func (s *Snapshot) Close() error {
-	segs := s.segs
-	s.segs = nil
-	return s.db.release(segs)
+	segs, of := s.segs, s.of
+	s.segs, s.of = nil, nil
+	err := s.db.release(segs)
+	if of != nil {
+		err = errors.Join(err, s.db.leave(of, 1))
+	}
+	return err
 }
 
 // release drops one reference to each segment and unlinks those that were

@@ -1,0 +1,316 @@
+// Package apitest has a store in memory for the tests of api and its
+// packages: a list of rows and a watermark, read as design.md section 2 says.
+// It cuts blocks of a few rows, so that a few rows make many files.
+package apitest
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"tidemark/api/export"
+	"tidemark/store"
+	"tidemark/store/fhir"
+)
+
+// A Store is a fake of store.DB.
+type Store struct {
+	BlockRows int // rows in a block, default 2
+
+	mu        sync.Mutex
+	clock     fhir.Instant
+	watermark fhir.Instant
+	epoch     uint64
+	rows      []row
+	pins      map[string]*Snapshot
+	fail      error // what Pin, Unpin and Snapshot return
+	writers   []io.Writer
+	short     int // bytes after which files break off, 0: never
+}
+
+type row struct {
+	sec  store.Section
+	key  fhir.Key
+	c, d fhir.Instant // change instant, and that of the successor
+	line string
+}
+
+const forever fhir.Instant = 1<<63 - 1
+
+// New makes an empty store that is ready and stands at clock.
+func New(clock fhir.Instant) *Store {
+	return &Store{BlockRows: 2, clock: clock, watermark: clock, epoch: 1, pins: map[string]*Snapshot{}}
+}
+
+// Put applies a version of a resource.
+func (s *Store) Put(key fhir.Key, c fhir.Instant) {
+	typ, id := key.Type.String(), key.ID
+	s.add(row{
+		sec: store.Section{Kind: store.Live, Type: key.Type}, key: key, c: c,
+		line: fmt.Sprintf(`{"resourceType":%q,"id":%q,"meta":{"lastUpdated":%q}}`, typ, id, c),
+	})
+}
+
+// Delete applies a tombstone.
+func (s *Store) Delete(key fhir.Key, c fhir.Instant) {
+	s.add(row{
+		sec: store.Section{Kind: store.Deleted, Type: key.Type}, key: key, c: c,
+		line: fmt.Sprintf(`{"resourceType":"Bundle","type":"transaction","entry":[{"request":{"method":"DELETE","url":%q}}]}`, key),
+	})
+}
+
+// Dead applies a record that could not be decoded.
+func (s *Store) Dead(c fhir.Instant) {
+	s.add(row{sec: store.Section{Kind: store.Internal, Type: store.DeadLetters}, c: c, line: "{}"})
+}
+
+func (s *Store) add(r row) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r.d = forever
+	for i := range s.rows {
+		if old := &s.rows[i]; old.key == r.key && r.key.ID != "" && old.d == forever {
+			old.d = r.c
+		}
+	}
+	s.rows = append(s.rows, r)
+}
+
+// SetClock sets the clock.
+func (s *Store) SetClock(i fhir.Instant) { s.mu.Lock(); defer s.mu.Unlock(); s.clock = i }
+
+// SetWatermark sets the watermark.
+func (s *Store) SetWatermark(i fhir.Instant) { s.mu.Lock(); defer s.mu.Unlock(); s.watermark = i }
+
+// Fail makes the store fail with err, or work again with nil.
+func (s *Store) Fail(err error) { s.mu.Lock(); defer s.mu.Unlock(); s.fail = err }
+
+// CutShort makes files break off after n bytes.
+func (s *Store) CutShort(n int) { s.mu.Lock(); defer s.mu.Unlock(); s.short = n }
+
+// Writers are all writers that a file was written to.
+func (s *Store) Writers() []io.Writer { s.mu.Lock(); defer s.mu.Unlock(); return s.writers }
+
+// Restart forgets what a process would forget; pins stay.
+func (s *Store) Restart() *Store {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	again := &Store{BlockRows: s.BlockRows, clock: s.clock, watermark: s.watermark, epoch: s.epoch, rows: s.rows, pins: map[string]*Snapshot{}}
+	for id, p := range s.pins {
+		q := *p
+		q.store, q.open = again, 0
+		again.pins[id] = &q
+	}
+	return again
+}
+
+// Open is how many snapshots are open.
+func (s *Store) Open() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := 0
+	for _, p := range s.pins {
+		n += p.open
+	}
+	return n
+}
+
+// Now implements export.Store.
+func (s *Store) Now() fhir.Instant { s.mu.Lock(); defer s.mu.Unlock(); return s.clock }
+
+// Pin implements export.Store.
+func (s *Store) Pin(_ context.Context, id string, expires time.Time, rule func(export.Snapshot) ([]byte, error)) (export.Snapshot, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.fail != nil {
+		return nil, s.fail
+	}
+	p := &Snapshot{store: s, id: id, watermark: s.watermark, epoch: s.epoch, created: time.Now(), expires: expires, rows: slices.Clone(s.rows), open: 1}
+	var err error
+	if p.rule, err = rule(p); err != nil {
+		return nil, err
+	}
+	s.pins[id] = p
+	return p, nil
+}
+
+// Snapshot implements export.Store.
+func (s *Store) Snapshot(id string) (export.Snapshot, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.fail != nil {
+		return nil, s.fail
+	}
+	p := s.pins[id]
+	if p == nil {
+		return nil, store.ErrNotFound
+	}
+	p.open++
+	return p, nil
+}
+
+// Pinned implements export.Store.
+func (s *Store) Pinned() []store.Pinned {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var all []store.Pinned
+	for id, p := range s.pins {
+		all = append(all, store.Pinned{ID: id, Created: p.created, Expires: p.expires, Rule: p.rule})
+	}
+	return all
+}
+
+// Unpin implements export.Store.
+func (s *Store) Unpin(_ context.Context, id string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.fail != nil {
+		return s.fail
+	}
+	if s.pins[id] == nil {
+		return store.ErrNotFound
+	}
+	delete(s.pins, id)
+	return nil
+}
+
+// A Snapshot is a fake of store.Snapshot.
+type Snapshot struct {
+	store            *Store
+	id               string
+	watermark        fhir.Instant
+	epoch            uint64
+	created, expires time.Time
+	rule             []byte
+	rows             []row
+	open             int
+}
+
+// Watermark and the others implement export.Snapshot.
+func (p *Snapshot) Watermark() fhir.Instant { return p.watermark }
+
+// Epoch is the store's.
+func (p *Snapshot) Epoch() uint64 { return p.epoch }
+
+// Rule is what was pinned.
+func (p *Snapshot) Rule() []byte { return p.rule }
+
+// Expires is when it may be unpinned.
+func (p *Snapshot) Expires() time.Time { return p.expires }
+
+// Close implements export.Snapshot.
+func (p *Snapshot) Close() error { p.store.mu.Lock(); defer p.store.mu.Unlock(); p.open--; return nil }
+
+// Sections are in order of first use, to show that nobody relies on theirs.
+func (p *Snapshot) Sections(kind store.Kind) []store.Section {
+	var all []store.Section
+	for _, r := range p.rows {
+		if r.sec.Kind == kind && !slices.Contains(all, r.sec) {
+			all = append(all, r.sec)
+		}
+	}
+	return all
+}
+
+// block is the rows of block n of a section that lie in the window.
+func (p *Snapshot) block(sec store.Section, n int, since, upto fhir.Instant) (in []row, whole, ok bool) {
+	var all []row
+	for _, r := range p.rows {
+		if r.sec == sec {
+			all = append(all, r)
+		}
+	}
+	slices.SortStableFunc(all, func(a, b row) int { return int(a.c - b.c) })
+	from := n * p.store.BlockRows
+	if from >= len(all) {
+		return nil, false, false
+	}
+	all = all[from:min(from+p.store.BlockRows, len(all))]
+	for _, r := range all {
+		if r.c <= p.watermark && p.watermark < r.d && since < r.c && r.c <= upto {
+			in = append(in, r)
+		}
+	}
+	return in, len(in) == len(all), true
+}
+
+// Extents implements export.Snapshot.
+func (p *Snapshot) Extents(sec store.Section, since, upto fhir.Instant) ([]store.Extent, error) {
+	var all []store.Extent
+	for n := 0; ; n++ {
+		rows, whole, ok := p.block(sec, n, since, upto)
+		if !ok {
+			return all, nil
+		}
+		if len(rows) == 0 {
+			continue
+		}
+		x := store.Extent{Segment: 1, Block: n, Rows: len(rows), Whole: whole}
+		for _, r := range rows {
+			x.Bytes += int64(len(r.line)) + 1
+		}
+		all = append(all, x)
+	}
+}
+
+// File implements export.Snapshot.
+func (p *Snapshot) File(_ context.Context, _ string, sec store.Section, since, upto fhir.Instant, ext []store.Extent) (export.File, error) {
+	var lines strings.Builder
+	for _, x := range ext {
+		rows, _, _ := p.block(sec, x.Block, since, upto)
+		for _, r := range rows {
+			lines.WriteString(r.line + "\n")
+		}
+	}
+	var packed bytes.Buffer
+	zw := gzip.NewWriter(&packed)
+	_, _ = io.WriteString(zw, lines.String())
+	_ = zw.Close()
+	return &File{p.store, []byte(lines.String()), packed.Bytes()}, nil
+}
+
+// A File is a fake of store.File.
+type File struct {
+	store         *Store
+	lines, packed []byte
+}
+
+// Size and the others implement export.File.
+func (f *File) Size() int64 { return int64(len(f.lines)) }
+
+// GzipSize is the length of the gzip.
+func (f *File) GzipSize() int64 { return int64(len(f.packed)) }
+
+// Close implements export.File.
+func (f *File) Close() error { return nil }
+
+// WriteGzip writes through io.ReaderFrom where there is one, as the real one
+// does.
+func (f *File) WriteGzip(w io.Writer, off, n int64) error { return f.write(w, f.packed[off:off+n]) }
+
+// WriteIdentity writes NDJSON.
+func (f *File) WriteIdentity(w io.Writer, off, n int64) error { return f.write(w, f.lines[off:off+n]) }
+
+func (f *File) write(w io.Writer, b []byte) error {
+	f.store.mu.Lock()
+	f.store.writers = append(f.store.writers, w)
+	short := f.store.short
+	f.store.mu.Unlock()
+	if short > 0 {
+		_, err := w.Write(b[:short])
+		return errors.Join(err, store.ErrCorrupt)
+	}
+	if to, ok := w.(io.ReaderFrom); ok {
+		_, err := to.ReadFrom(&io.LimitedReader{R: bytes.NewReader(b), N: int64(len(b))})
+		return err
+	}
+	_, err := w.Write(b)
+	return err
+}

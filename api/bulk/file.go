@@ -1,0 +1,167 @@
+package bulk
+
+import (
+	"net/http"
+	"strconv"
+	"strings"
+
+	"github.com/go-chi/chi/v5"
+
+	"tidemark/api/outcome"
+)
+
+// File serves an output file: GET or HEAD, as gzip straight from the disk or
+// as NDJSON, whole or in part. w must reach the connection
+// unwrapped or offer io.ReaderFrom itself, else every byte passes through us.
+func (h *Handlers) File(w http.ResponseWriter, r *http.Request) error {
+	job := chi.URLParam(r, "job")
+	n, err := strconv.Atoi(chi.URLParam(r, "file"))
+	if err != nil {
+		return err // the pattern lets nothing else through
+	}
+	d, err := h.Jobs.Open(r.Context(), job, n)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = d.Close() }() // was opened for reading only
+
+	gzip := gzipWanted(r.Header)
+	tag := etag(job, n, gzip)
+	part, err := choose(r, tag, d.Size(gzip))
+	if err != nil {
+		if part.status == http.StatusRequestedRangeNotSatisfiable {
+			w.Header().Set("Content-Range", "bytes */"+strconv.FormatInt(d.Size(gzip), 10))
+		}
+		return err
+	}
+	head := w.Header()
+	head.Set("ETag", tag)
+	head.Set("Vary", "Accept-Encoding")
+	// A cache of the client's own may keep it; one that recompresses on the way
+	// would make the ETag and every range a lie.
+	head.Set("Cache-Control", "private, no-transform")
+	if part.status == http.StatusNotModified {
+		w.WriteHeader(part.status)
+		return nil
+	}
+	head.Set("Accept-Ranges", "bytes")
+	head.Set("Content-Type", "application/fhir+ndjson")
+	head.Set("Content-Length", strconv.FormatInt(part.n, 10))
+	if gzip {
+		head.Set("Content-Encoding", "gzip")
+	}
+	if part.status == http.StatusPartialContent {
+		head.Set("Content-Range", part.contentRange(d.Size(gzip)))
+	}
+	w.WriteHeader(part.status)
+	if r.Method == http.MethodHead {
+		return nil
+	}
+	return d.Write(w, gzip, part.off, part.n)
+}
+
+// etag is strong: the bytes of a file never change. Both codings are
+// representations of their own, so each has its own.
+func etag(job string, n int, gzip bool) string {
+	tag := `"` + job + "-" + strconv.Itoa(n)
+	if gzip {
+		return tag + `-gzip"`
+	}
+	return tag + `"`
+}
+
+// A part is what of a file is sent, and under which status.
+type part struct {
+	status int
+	off, n int64
+}
+
+func (p part) contentRange(size int64) string {
+	return "bytes " + strconv.FormatInt(p.off, 10) + "-" + strconv.FormatInt(p.off+p.n-1, 10) + "/" + strconv.FormatInt(size, 10)
+}
+
+// choose goes through the conditions in the order of RFC 9110 section 13.2.2.
+func choose(r *http.Request, tag string, size int64) (part, error) {
+	whole := part{http.StatusOK, 0, size}
+	if m := r.Header.Values("If-Match"); len(m) > 0 && !matches(m, tag, false) {
+		return part{status: http.StatusPreconditionFailed}, refuse(Precondition, outcome.Invalid, "If-Match names another file or another coding than %s", tag)
+	}
+	if m := r.Header.Values("If-None-Match"); len(m) > 0 && matches(m, tag, true) {
+		return part{status: http.StatusNotModified}, nil
+	}
+	ranges := r.Header.Values("Range")
+	if r.Method != http.MethodGet || len(ranges) != 1 {
+		return whole, nil
+	}
+	// A date in If-Range never matches: our files have none.
+	if ifRange := r.Header.Get("If-Range"); ifRange != "" && strings.TrimSpace(ifRange) != tag {
+		return whole, nil
+	}
+	return span(ranges[0], size)
+}
+
+// matches looks for tag in If-Match (strong comparison) or If-None-Match (weak).
+func matches(lines []string, tag string, weak bool) bool {
+	for _, line := range lines {
+		for _, t := range cut(line, ',') {
+			t = strings.TrimSpace(t)
+			if weak {
+				t = strings.TrimPrefix(t, "W/")
+			}
+			if t == tag || t == "*" {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// span reads a Range header. What is no single range of bytes is ignored, as
+// RFC 9110 section 14.2 allows: the whole file is a right answer to it, and
+// clients that want several ranges of one export are not known.
+func span(header string, size int64) (part, error) {
+	whole := part{http.StatusOK, 0, size}
+	unit, set, ok := strings.Cut(header, "=")
+	if !ok || !strings.EqualFold(strings.TrimSpace(unit), "bytes") || strings.Contains(set, ",") {
+		return whole, nil
+	}
+	first, last, ok := strings.Cut(strings.TrimSpace(set), "-")
+	if !ok {
+		return whole, nil
+	}
+	from, fromOK := position(first)
+	to, toOK := position(last)
+	switch {
+	case first == "" && toOK: // the last so many bytes
+		if to == 0 {
+			return beyond(header, size)
+		}
+		n := min(to, size)
+		return part{http.StatusPartialContent, size - n, n}, nil
+	case !fromOK || last != "" && (!toOK || to < from):
+		return whole, nil
+	case from >= size:
+		return beyond(header, size)
+	case last == "" || to >= size:
+		to = size - 1
+	}
+	return part{http.StatusPartialContent, from, to - from + 1}, nil
+}
+
+func beyond(header string, size int64) (part, error) {
+	return part{status: http.StatusRequestedRangeNotSatisfiable},
+		refuse(Range, outcome.Invalid, "Range: %s lies outside of the file's %d bytes", outcome.Quote(header), size)
+}
+
+// position reads digits and nothing else; more of them than any file has bytes
+// is the largest number.
+func position(s string) (int64, bool) {
+	if s == "" || strings.Trim(s, "0123456789") != "" {
+		return 0, false
+	}
+	n, err := strconv.ParseInt(s, 10, 64)
+	if err != nil {
+		return 1<<63 - 1, true
+	}
+	return n, true
+}

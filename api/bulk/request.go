@@ -1,0 +1,244 @@
+package bulk
+
+import (
+	"slices"
+	"strings"
+	"time"
+
+	"tidemark/api/export"
+	"tidemark/api/outcome"
+	"tidemark/store/fhir"
+)
+
+// maxNotes bounds the lines that handling=lenient may put into a job.
+const maxNotes = 100
+
+// maxAhead is how far a client's clock may run ahead of ours before its _since
+// is refused (decisions.md 1).
+const maxAhead = fhir.Instant(time.Minute / time.Millisecond)
+
+const known = "known are _type, _since, _until and _outputFormat"
+
+// A reading turns parameters into a request. It goes through all of them
+// before it answers, so that a client learns all its faults at once.
+type reading struct {
+	lenient bool
+	fromURL bool
+	now     fhir.Instant
+
+	q      export.Request
+	until  bound
+	since  bound
+	seen   map[string]bool
+	values int             // of _type
+	types  []outcome.Issue // faults in them
+	faults []outcome.Issue
+}
+
+// A bound is an instant as it was given.
+type bound struct {
+	at  fhir.Instant // cut to milliseconds; None: not given
+	cut bool         // something finer was cut off
+}
+
+// read understands the parameters of a kick-off (decisions.md 1 and 2).
+func read(params []param, lenient, fromURL bool, now fhir.Instant) (export.Request, error) {
+	none := bound{at: fhir.None}
+	r := &reading{lenient: lenient, fromURL: fromURL, now: now, since: none, until: none, seen: map[string]bool{}}
+	for _, p := range params {
+		r.param(p)
+		r.seen[p.name] = true
+	}
+	r.finishTypes()
+	r.finishWindow()
+	if len(r.q.Notes) > maxNotes {
+		r.fault(outcome.TooCostly, "more than %d things in this request would have to be left out", maxNotes)
+	}
+	if len(r.faults) > 0 {
+		return export.Request{}, &Error{Kind: Invalid, Issues: r.faults[:min(len(r.faults), maxNotes)]}
+	}
+	return r.q, nil
+}
+
+func (r *reading) fault(code outcome.Code, format string, args ...any) {
+	r.faults = append(r.faults, fault(code, format, args...))
+}
+
+func (r *reading) param(p param) {
+	switch p.name {
+	case "_type":
+		r.typ(p)
+	case "_since":
+		r.bound(p, &r.since)
+	case "_until":
+		r.bound(p, &r.until)
+	case "_outputFormat":
+		r.outputFormat(p)
+	case "allowPartialManifests":
+		r.partial(p)
+	case "patient":
+		// Neither the value is repeated nor the parameter ever left out: the
+		// one is a patient's id, the other would disclose everybody's data.
+		r.fault(outcome.NotSupported, "the parameter patient has no meaning in a system-level export and is never left out: remove it")
+	case "_elements", "_typeFilter", "includeAssociatedData", "organizeOutputBy":
+		r.leaveOut(p, "is not supported by this server")
+	default:
+		r.leaveOut(p, "is not known here")
+	}
+}
+
+// leaveOut drops a parameter if the client allowed it, and says so in the
+// manifest; else it is a fault.
+func (r *reading) leaveOut(p param, why string) {
+	if r.lenient {
+		r.note("the parameter %s with the value %s %s and was left out", outcome.Quote(p.name), outcome.Quote(p.value), why)
+		return
+	}
+	r.fault(outcome.NotSupported, `the parameter %s with the value %s %s: %s ("Prefer: handling=lenient" leaves it out)`,
+		outcome.Quote(p.name), outcome.Quote(p.value), why, known)
+}
+
+func (r *reading) note(format string, args ...any) {
+	i := fault(outcome.NotSupported, format, args...)
+	i.Severity = outcome.Warning
+	r.q.Notes = append(r.q.Notes, i)
+}
+
+// once says whether p is the first of its name and came in a form that fits.
+func (r *reading) once(p param, kinds ...string) bool {
+	if r.seen[p.name] {
+		r.fault(outcome.Invalid, "the parameter %s is given more than once, the last time with the value %s: give it once", p.name, outcome.Quote(p.value))
+		return false
+	}
+	return r.form(p, kinds...)
+}
+
+func (r *reading) form(p param, kinds ...string) bool {
+	if p.kind != "" && !slices.Contains(kinds, p.kind) {
+		r.fault(outcome.Value, "the parameter %s with the value %s came as %s: send it as %s", p.name, outcome.Quote(p.value), outcome.Quote(p.kind), kinds[0])
+		return false
+	}
+	return true
+}
+
+// texts are the forms in which a code or a text may come in Parameters.
+var texts = []string{"valueString", "valueCode", "valueCoding", "valueUri", "valueUrl", "valueCanonical", "valueId", "valueMarkdown"}
+
+// typ takes types one by one: repeated parameters and comma lists mean the
+// same.
+func (r *reading) typ(p param) {
+	if !r.form(p, texts...) {
+		return
+	}
+	if r.values += 1 + strings.Count(p.value, ","); r.values > maxParams {
+		r.fault(outcome.TooCostly, "_type: %s is one of more than %d values", outcome.Quote(p.value), maxParams)
+		return
+	}
+	for name := range strings.SplitSeq(p.value, ",") {
+		name = strings.TrimSpace(name)
+		t, ok := fhir.ParseType(name)
+		switch {
+		case !ok:
+			r.types = append(r.types, fault(outcome.Value, "_type: %s is not a resource type of FHIR R4 (4.0.1)%s", outcome.Quote(name), likely(name)))
+		case !slices.Contains(r.q.Types, t):
+			r.q.Types = append(r.q.Types, t)
+		}
+	}
+}
+
+// likely helps with the commonest fault in a type's name, its case.
+func likely(name string) string {
+	for _, t := range fhir.AllTypes() {
+		if strings.EqualFold(t.String(), name) {
+			return ": write " + t.String()
+		}
+	}
+	return ", such as Patient or Observation"
+}
+
+// finishTypes drops wrong types only while a right one is left: without any,
+// the request would be for everything.
+func (r *reading) finishTypes() {
+	if !r.lenient || len(r.q.Types) == 0 {
+		r.faults = append(r.faults, r.types...)
+		return
+	}
+	for _, i := range r.types {
+		r.note("%s; it was left out", i.Text)
+	}
+}
+
+func (r *reading) bound(p param, b *bound) {
+	if !r.once(p, "valueInstant", "valueDateTime", "valueString") {
+		return
+	}
+	var err error
+	if b.at, b.cut, err = fhir.ParseInstant(p.value); err != nil {
+		*b = bound{at: fhir.None}
+		r.fault(outcome.Value, "%s: %s is not an instant%s", p.name, outcome.Quote(p.value), r.hint(p.value))
+	}
+}
+
+// hint recognizes the offset whose plus sign became a space on its way.
+func (r *reading) hint(value string) string {
+	if r.fromURL && strings.Contains(value, " ") {
+		if _, _, err := fhir.ParseInstant(strings.Replace(value, " ", "+", 1)); err == nil {
+			return ": the + of an offset is written %2B in a URL"
+		}
+	}
+	return ": right is a date, a time to at least the second, and a zone, as in 2026-01-02T03:04:05.000Z"
+}
+
+// finishWindow makes of both bounds what the store understands: after Since, up
+// to and including Upto.
+func (r *reading) finishWindow() {
+	r.q.Since, r.q.Upto = fhir.None, fhir.None
+	if r.since.at != fhir.None {
+		r.q.Since = r.since.at
+		if r.since.cut {
+			r.q.Since-- // rather repeat than lose (decisions.md 1)
+		}
+		if r.since.at > r.now+maxAhead {
+			r.fault(outcome.Value, "_since: %s lies in the future: our clock says %s", r.since.at, r.now)
+		}
+	}
+	if r.until.at == fhir.None {
+		return
+	}
+	// Strictly before _until is, in whole milliseconds, up to the last one
+	// before it rounded up.
+	r.q.Upto = r.until.at - 1
+	if r.until.cut {
+		r.q.Upto++
+	}
+	if r.since.at != fhir.None && !r.since.before(r.until) {
+		r.fault(outcome.Value, "_until: %s does not lie after _since: %s", r.until.at, r.since.at)
+	}
+}
+
+// before compares as far as the bounds are known; two cut ones of the same
+// millisecond count as equal.
+func (b bound) before(c bound) bool {
+	return b.at < c.at || b.at == c.at && c.cut && !b.cut
+}
+
+// formats are the spellings that the guide wants; the fourth is the first
+// after a + that was not escaped.
+var formats = []string{"application/fhir+ndjson", "application/ndjson", "ndjson", "application/fhir ndjson"}
+
+func (r *reading) outputFormat(p param) {
+	if r.once(p, texts...) && !slices.Contains(formats, p.value) {
+		r.fault(outcome.NotSupported, "_outputFormat: %s is not supported: right is application/fhir+ndjson, application/ndjson or ndjson", outcome.Quote(p.value))
+	}
+}
+
+// partial allows us to send the manifest in pages. A job that is ready at once
+// has one page (decisions.md 5), so there is nothing to remember.
+func (r *reading) partial(p param) {
+	if !r.once(p, "valueBoolean", "valueString", "valueCode") {
+		return
+	}
+	if p.value != "true" && p.value != "false" {
+		r.fault(outcome.Value, "allowPartialManifests: %s is not a boolean: right is true or false", outcome.Quote(p.value))
+	}
+}

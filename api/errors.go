@@ -1,0 +1,82 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"tidemark/api/bulk"
+	"tidemark/api/export"
+	"tidemark/api/outcome"
+	"tidemark/store"
+)
+
+// A fault is an error as a client sees it. This file is the one place where
+// errors become status codes.
+type fault struct {
+	status int
+	after  time.Duration // Retry-After, if not 0
+	issues []outcome.Issue
+}
+
+func oneFault(status int, code outcome.Code, text string) fault {
+	return fault{status: status, issues: []outcome.Issue{{Severity: outcome.Error, Code: code, Text: text}}}
+}
+
+// statusOf is the status of each kind of refusal.
+var statusOf = map[bulk.Kind]int{
+	bulk.Invalid:       http.StatusBadRequest,
+	bulk.NotAcceptable: http.StatusNotAcceptable,
+	bulk.MediaType:     http.StatusUnsupportedMediaType,
+	bulk.TooLarge:      http.StatusRequestEntityTooLarge,
+	bulk.Precondition:  http.StatusPreconditionFailed,
+	bulk.Range:         http.StatusRequestedRangeNotSatisfiable,
+}
+
+// faultOf decides what a client hears of an error. What is no fault of the
+// client's is told without details; they are in the log.
+func (s *Server) faultOf(err error) fault {
+	if e, ok := errors.AsType[*bulk.Error](err); ok {
+		return fault{status: statusOf[e.Kind], issues: e.Issues}
+	}
+	if e, ok := errors.AsType[*export.BusyError](err); ok {
+		text := fmt.Sprintf("too many export jobs: %d at once are allowed (limits.jobs); DELETE the status URL of one that is done with", e.Value)
+		if e.Limit == "limits.polls_per_minute" {
+			text = fmt.Sprintf("too many status requests: %d a minute are allowed for a job (limits.polls_per_minute); the job goes on", e.Value)
+		}
+		f := oneFault(http.StatusTooManyRequests, outcome.Throttled, text)
+		f.after = e.After
+		return f
+	}
+	switch {
+	case errors.Is(err, export.ErrNotFound):
+		return oneFault(http.StatusNotFound, outcome.NotFound, "no such export job or file: it never existed, was deleted, or has expired")
+	case errors.Is(err, store.ErrNotReady):
+		return s.later("the server is still reading its topics for the first time and cannot yet say up to when it has everything: come again")
+	case errors.Is(err, store.ErrClosed), errors.Is(err, context.Canceled):
+		return s.later("the server is shutting down: come again")
+	}
+	return oneFault(http.StatusInternalServerError, outcome.Exception, "the server could not do this; its log tells why")
+}
+
+func (s *Server) later(text string) fault {
+	f := oneFault(http.StatusServiceUnavailable, outcome.Transient, text)
+	f.after = s.o.RetryAfter
+	return f
+}
+
+// fail answers with an OperationOutcome.
+func fail(w http.ResponseWriter, f fault) {
+	body := append(outcome.Append(nil, f.issues...), '\n')
+	h := w.Header()
+	h.Set("Content-Type", "application/fhir+json")
+	h.Set("Content-Length", fmt.Sprint(len(body)))
+	h.Set("Cache-Control", "no-store")
+	if f.after > 0 {
+		h.Set("Retry-After", bulk.RetryAfter(f.after))
+	}
+	w.WriteHeader(f.status)
+	_, _ = w.Write(body) // only the connection can fail
+}

@@ -1,0 +1,105 @@
+package export
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+
+	"tidemark/store"
+	"tidemark/store/fhir"
+)
+
+// A Download is one file of a job, opened for reading. It must be closed.
+type Download struct {
+	Type    fhir.Type // 0: OperationOutcomes
+	List    List
+	file    File
+	release func()
+}
+
+// Open opens file n of a job, counted from 1. It may have to wait until the
+// store has taken hidden rows out of the file's blocks.
+func (j *Jobs) Open(ctx context.Context, id string, n int) (*Download, error) {
+	s, r, release, err := j.open(id)
+	if err != nil {
+		return nil, err
+	}
+	d, err := r.open(ctx, s, n)
+	if err != nil {
+		release()
+		if errors.Is(err, ErrNotFound) {
+			return nil, err
+		}
+		return nil, fmt.Errorf("open file %d of an export job: %w", n, err)
+	}
+	d.release = release
+	return d, nil
+}
+
+func (r rule) open(ctx context.Context, s Snapshot, n int) (*Download, error) {
+	if n < 1 || n > len(r.Files) {
+		return nil, ErrNotFound
+	}
+	f := r.Files[n-1]
+	if f.List == Errors {
+		return &Download{List: f.List, file: text(r.Errors)}, nil
+	}
+	extents, err := r.derive(s, f)
+	if err != nil {
+		return nil, err
+	}
+	name := "f" + strconv.Itoa(n)
+	file, err := s.File(ctx, name, f.section(), r.Since, r.Upto, extents)
+	if err != nil {
+		return nil, err
+	}
+	return &Download{Type: f.Type, List: f.List, file: file}, nil
+}
+
+// derive finds a file's extents again. The store promises the same answer for
+// the same snapshot; should it ever break that promise, a client gets an
+// error instead of other rows than the manifest counted.
+func (r rule) derive(s Snapshot, f OutputFile) ([]store.Extent, error) {
+	all, err := r.extents(s, f.section())
+	if err != nil {
+		return nil, err
+	}
+	if f.From < 0 || f.From > f.To || f.To > len(all) {
+		return nil, fmt.Errorf("extents [%d,%d) of %d: %w", f.From, f.To, len(all), store.ErrCorrupt)
+	}
+	extents := all[f.From:f.To]
+	var rows, size int64
+	for _, x := range extents {
+		rows += int64(x.Rows)
+		size += x.Bytes
+	}
+	if rows != f.Rows || size != f.Bytes {
+		return nil, fmt.Errorf("extents hold %d rows in %d bytes, the manifest says %d in %d: %w", rows, size, f.Rows, f.Bytes, store.ErrCorrupt)
+	}
+	return extents, nil
+}
+
+// Size is the length of the download in bytes.
+func (d *Download) Size(gzip bool) int64 {
+	if gzip {
+		return d.file.GzipSize()
+	}
+	return d.file.Size()
+}
+
+// Write writes bytes [off, off+n) to w. If w offers io.ReaderFrom, gzip goes
+// out of the file without passing through us.
+func (d *Download) Write(w io.Writer, gzip bool, off, n int64) error {
+	if gzip {
+		return d.file.WriteGzip(w, off, n)
+	}
+	return d.file.WriteIdentity(w, off, n)
+}
+
+// Close lets go of the job.
+func (d *Download) Close() error {
+	defer d.release()
+	return d.file.Close()
+}

@@ -1,0 +1,321 @@
+// Package export is the export job: a rule made at kick-off, from which the
+// manifest and every byte of every file follow, the same at each request and
+// after each restart.
+//
+// A job is ready when it is started: planning asks the store for counts, never
+// for data. The package knows snapshots, windows and files; it refuses to know
+// HTTP.
+//
+// One mutex guards the table of jobs; nothing is called while it is held.
+package export
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"tidemark/store"
+	"tidemark/store/fhir"
+)
+
+// ErrNotFound says that there is no such job or file: it never existed, was
+// deleted, or has expired.
+var ErrNotFound = errors.New("no such export job or file")
+
+// A BusyError says that a limit was reached, and when to come again.
+type BusyError struct {
+	Limit string // the key of the limit in the configuration
+	Value int
+	After time.Duration
+}
+
+func (e *BusyError) Error() string {
+	return fmt.Sprintf("%s: %d is reached", e.Limit, e.Value)
+}
+
+// Options of the jobs. The zero value works.
+type Options struct {
+	Expires        time.Duration // how long files stay (default 24 h)
+	Limits         Limits        // when a file is full (default 256 MiB)
+	MaxJobs        int           // at the same time (default 100)
+	PollsPerMinute int           // status requests per job (default 120)
+	Logger         *slog.Logger
+}
+
+func (o Options) withDefaults() Options {
+	if o.Expires <= 0 {
+		o.Expires = 24 * time.Hour
+	}
+	if o.Limits.Bytes == 0 {
+		o.Limits.Bytes = 256 << 20
+	}
+	if o.MaxJobs <= 0 {
+		o.MaxJobs = 100
+	}
+	if o.PollsPerMinute <= 0 {
+		o.PollsPerMinute = 120
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	return o
+}
+
+// Jobs are the export jobs of one store.
+type Jobs struct {
+	db Store
+	o  Options
+
+	mu      sync.Mutex
+	jobs    map[string]*job // mirrors the store's pins: what is not here does not exist
+	pending int             // kick-offs under way, they count against MaxJobs
+}
+
+// A job is what is known of a job beside its rule.
+type job struct {
+	expires time.Time
+	readers int // downloads under way
+	polls   bucket
+}
+
+// New finds the jobs that outlived a restart.
+func New(db Store, o Options) *Jobs {
+	j := &Jobs{db: db, o: o.withDefaults(), jobs: map[string]*job{}}
+	for _, p := range db.Pinned() {
+		j.jobs[p.ID] = j.newJob(p.Expires)
+	}
+	return j
+}
+
+func (j *Jobs) newJob(expires time.Time) *job {
+	return &job{expires: expires, polls: newBucket(j.o.PollsPerMinute)}
+}
+
+// Start makes a job and returns its id. Its manifest is complete.
+func (j *Jobs) Start(ctx context.Context, q Request) (string, error) {
+	if err := j.reserve(ctx); err != nil {
+		return "", err
+	}
+	id := newID()
+	s, err := j.db.Pin(ctx, id, time.Now().Add(j.o.Expires), func(s Snapshot) ([]byte, error) {
+		r, err := plan(s, q, j.o.Limits)
+		if err != nil {
+			return nil, err
+		}
+		return r.encode()
+	})
+	j.mu.Lock()
+	j.pending--
+	if err == nil {
+		j.jobs[id] = j.newJob(s.Expires())
+	}
+	j.mu.Unlock()
+	if err != nil {
+		return "", fmt.Errorf("start an export job: %w", err)
+	}
+	_ = s.Close() // the pin stays; nothing was written that a failure could lose
+	return id, nil
+}
+
+// reserve takes a place among MaxJobs, after clearing away what has expired.
+func (j *Jobs) reserve(ctx context.Context) error {
+	if j.take() {
+		return nil
+	}
+	j.sweep(ctx)
+	if j.take() {
+		return nil
+	}
+	return &BusyError{Limit: "limits.jobs", Value: j.o.MaxJobs, After: j.untilFree()}
+}
+
+func (j *Jobs) take() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if len(j.jobs)+j.pending >= j.o.MaxJobs {
+		return false
+	}
+	j.pending++
+	return true
+}
+
+// maxRetry bounds what we tell a client to wait when all places are taken:
+// somebody may delete a job long before one expires, and clients give up on
+// long waits.
+const maxRetry = time.Minute
+
+func (j *Jobs) untilFree() time.Duration {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	wait := maxRetry
+	for _, job := range j.jobs {
+		wait = min(wait, time.Until(job.expires))
+	}
+	return max(wait, time.Second)
+}
+
+// newID is 128 random bits: who knows it may read the job's files.
+func newID() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return hex.EncodeToString(b[:])
+}
+
+// Len is the number of jobs.
+func (j *Jobs) Len() int {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return len(j.jobs)
+}
+
+// Poll counts a status request against the job's limit.
+func (j *Jobs) Poll(id string) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	job, ok := j.jobs[id]
+	if !ok {
+		return ErrNotFound
+	}
+	if wait := job.polls.take(time.Now()); wait > 0 {
+		return &BusyError{Limit: "limits.polls_per_minute", Value: j.o.PollsPerMinute, After: wait}
+	}
+	return nil
+}
+
+// A Manifest is what a job delivers. File n of the job is Files[n-1].
+type Manifest struct {
+	Request         string
+	TransactionTime fhir.Instant
+	Epoch           uint64 // of the store; a new one ends a chain of exports
+	Expires         time.Time
+	Files           []OutputFile
+}
+
+// Manifest tells what the job delivers.
+func (j *Jobs) Manifest(id string) (Manifest, error) {
+	s, r, release, err := j.open(id)
+	if err != nil {
+		return Manifest{}, err
+	}
+	defer release()
+	return Manifest{r.Request, r.Upto, s.Epoch(), s.Expires(), r.Files}, nil
+}
+
+// open finds a job and keeps it until release is called: no janitor takes
+// away a job that is being read (Bulk Data, "Expires").
+func (j *Jobs) open(id string) (s Snapshot, r rule, release func(), err error) {
+	if !j.enter(id) {
+		return nil, rule{}, nil, ErrNotFound
+	}
+	defer func() {
+		if err != nil {
+			j.leave(id)
+		}
+	}()
+	s, err = j.db.Snapshot(id)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, rule{}, nil, ErrNotFound
+	}
+	if err != nil {
+		return nil, rule{}, nil, fmt.Errorf("open an export job: %w", err)
+	}
+	if r, err = decodeRule(s.Rule()); err != nil {
+		_ = s.Close()
+		return nil, rule{}, nil, fmt.Errorf("open an export job: %w", err)
+	}
+	return s, r, func() { _ = s.Close(); j.leave(id) }, nil
+}
+
+// enter refuses an expired job even while a download that began in time keeps
+// its files.
+func (j *Jobs) enter(id string) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	job, ok := j.jobs[id]
+	if !ok || !time.Now().Before(job.expires) {
+		return false
+	}
+	job.readers++
+	return true
+}
+
+func (j *Jobs) leave(id string) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if job, ok := j.jobs[id]; ok { // deleted meanwhile: nothing to count
+		job.readers--
+	}
+}
+
+// Delete ends a job: from now on it is not found. Downloads under way finish.
+func (j *Jobs) Delete(ctx context.Context, id string) error {
+	if !j.enter(id) {
+		return ErrNotFound
+	}
+	defer j.leave(id)
+	err := j.db.Unpin(ctx, id)
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return fmt.Errorf("delete an export job: %w", err)
+	}
+	j.mu.Lock()
+	delete(j.jobs, id)
+	j.mu.Unlock()
+	if err != nil { // another DELETE was first
+		return ErrNotFound
+	}
+	return nil
+}
+
+// sweepEvery is how late the files of an expired job may go: short against
+// every sensible export.expires, long against the cost of a look.
+const sweepEvery = time.Minute
+
+// Run removes expired jobs until ctx ends.
+func (j *Jobs) Run(ctx context.Context) error {
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			j.sweep(ctx)
+		}
+	}
+}
+
+// sweep removes the expired jobs that nobody reads.
+func (j *Jobs) sweep(ctx context.Context) {
+	for id, old := range j.expired() {
+		err := j.db.Unpin(ctx, id)
+		if err == nil || errors.Is(err, store.ErrNotFound) {
+			continue
+		}
+		if ctx.Err() == nil {
+			j.o.Logger.WarnContext(ctx, "remove an expired export job; the next sweep tries again", "err", err)
+		}
+		j.mu.Lock()
+		j.jobs[id] = old
+		j.mu.Unlock()
+	}
+}
+
+// expired takes the jobs to be removed out of the table, so that nobody opens
+// one while its files go.
+func (j *Jobs) expired() map[string]*job {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	gone := map[string]*job{}
+	for id, job := range j.jobs {
+		if job.readers == 0 && !time.Now().Before(job.expires) {
+			gone[id] = job
+			delete(j.jobs, id)
+		}
+	}
+	return gone
+}

@@ -1,0 +1,129 @@
+package export
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"tidemark/api/outcome"
+	"tidemark/store"
+	"tidemark/store/fhir"
+)
+
+// Limits are the sizes at which an output file is full. They count whole
+// blocks, so a file passes them when its first block alone does.
+type Limits struct {
+	Bytes     int64 // uncompressed; 0: none
+	Resources int64 // 0: none
+}
+
+// plan decides which files a job has. It asks for counts only and reads no
+// body, so its cost does not depend on the size of the store.
+func plan(s Snapshot, q Request, l Limits) (rule, error) {
+	r := rule{Request: q.URL, Since: q.Since, Upto: upto(s.Watermark(), q.Upto)}
+	if err := r.add(s, Output, store.Live, q.Types, l); err != nil {
+		return rule{}, err
+	}
+	if q.Since != fhir.None { // without _since nothing was there to be deleted (decisions.md 4)
+		if err := r.add(s, Deleted, store.Deleted, q.Types, l); err != nil {
+			return rule{}, err
+		}
+	}
+	if err := r.addErrors(s, q.Notes); err != nil {
+		return rule{}, err
+	}
+	return r, nil
+}
+
+// add appends the files of one list, a type to a file, types in alphabetical
+// order.
+func (r *rule) add(s Snapshot, list List, kind store.Kind, types []fhir.Type, l Limits) error {
+	sections := slices.DeleteFunc(slices.Clone(s.Sections(kind)), func(sec store.Section) bool {
+		return len(types) > 0 && !slices.Contains(types, sec.Type)
+	})
+	slices.SortFunc(sections, func(a, b store.Section) int {
+		return strings.Compare(a.Type.String(), b.Type.String())
+	})
+	for _, sec := range sections {
+		extents, err := r.extents(s, sec)
+		if err != nil {
+			return err
+		}
+		r.Files = append(r.Files, split(list, sec.Type, extents, l)...)
+	}
+	return nil
+}
+
+// extents are those of a section's blocks that lie in the job's window.
+func (r *rule) extents(s Snapshot, sec store.Section) ([]store.Extent, error) {
+	if r.Since >= r.Upto { // nothing lies between; _since may be ahead of the watermark
+		return nil, nil
+	}
+	extents, err := s.Extents(sec, r.Since, r.Upto)
+	if err != nil {
+		return nil, fmt.Errorf("find the extents of section %d/%d: %w", sec.Kind, sec.Type, err)
+	}
+	return extents, nil
+}
+
+// split cuts extents into files. No file is empty.
+func split(list List, typ fhir.Type, extents []store.Extent, l Limits) []OutputFile {
+	maxBytes, maxRows := noLimit(l.Bytes), noLimit(l.Resources)
+	var files []OutputFile
+	f := OutputFile{List: list, Type: typ}
+	flush := func(to int) {
+		if f.Rows > 0 {
+			f.To = to
+			files = append(files, f)
+		}
+		f = OutputFile{List: list, Type: typ, From: to}
+	}
+	for i, x := range extents {
+		if f.Rows > 0 && (f.Bytes+x.Bytes > maxBytes || f.Rows+int64(x.Rows) > maxRows) {
+			flush(i)
+		}
+		f.Rows += int64(x.Rows)
+		f.Bytes += x.Bytes
+	}
+	flush(len(extents))
+	return files
+}
+
+// addErrors appends the file of OperationOutcomes: one line for each thing
+// that was asked for and left out, and one for records that are missing.
+func (r *rule) addErrors(s Snapshot, notes []outcome.Issue) error {
+	extents, err := r.extents(s, store.Section{Kind: store.Internal, Type: store.DeadLetters})
+	if err != nil {
+		return err
+	}
+	dead := 0
+	for _, x := range extents {
+		dead += x.Rows
+	}
+	if dead > 0 {
+		notes = append(slices.Clip(notes), deadLetters(dead))
+	}
+	if len(notes) == 0 {
+		return nil
+	}
+	var text []byte
+	for _, n := range notes {
+		text = append(outcome.Append(text, n), '\n')
+	}
+	r.Errors = string(text)
+	r.Files = append(r.Files, OutputFile{List: Errors, Rows: int64(len(notes)), Bytes: int64(len(text))})
+	return nil
+}
+
+// deadLetters warns that the window has holes.
+func deadLetters(n int) outcome.Issue {
+	text := fmt.Sprintf("%d records of this export's time window could not be decoded, so the changes they carry are missing here", n)
+	if n == 1 {
+		text = "1 record of this export's time window could not be decoded, so the change it carries is missing here"
+	}
+	return outcome.Issue{
+		Severity: outcome.Warning,
+		Code:     outcome.Incomplete,
+		Text:     text + "; the server's operator sees them with: tidemark deadletter list",
+	}
+}

@@ -1,0 +1,140 @@
+package export
+
+import (
+	"encoding/json"
+	"fmt"
+	"math"
+
+	"tidemark/api/outcome"
+	"tidemark/store"
+	"tidemark/store/fhir"
+)
+
+// A Request is a kick-off that was understood and found right.
+type Request struct {
+	URL   string          // what the manifest's request says
+	Types []fhir.Type     // empty: all
+	Since fhir.Instant    // exclusive; None: from the beginning
+	Upto  fhir.Instant    // inclusive, from _until; None: up to the watermark
+	Notes []outcome.Issue // what was left out, one line each in the manifest's error
+}
+
+// A List is one of the three lists of files in a manifest.
+type List string
+
+// The lists.
+const (
+	Output  List = "output"
+	Deleted List = "deleted"
+	Errors  List = "error"
+)
+
+// An OutputFile is a file as the rule remembers it: a run of a section's
+// extents, or the rule's own text for the list of errors.
+type OutputFile struct {
+	List  List
+	Type  fhir.Type // of the rows; 0 for errors
+	From  int       // extents [From, To) of the section
+	To    int
+	Rows  int64
+	Bytes int64 // uncompressed
+}
+
+// section is where the file's rows lie.
+func (f OutputFile) section() store.Section {
+	if f.List == Deleted {
+		return store.Section{Kind: store.Deleted, Type: f.Type}
+	}
+	return store.Section{Kind: store.Live, Type: f.Type}
+}
+
+// A rule is all that is kept of a job. Together with the pinned snapshot it
+// gives the same files at every request and after every restart.
+type rule struct {
+	Request string
+	Since   fhir.Instant
+	Upto    fhir.Instant // inclusive, never after the watermark: the transactionTime
+	Files   []OutputFile
+	// Errors is the text of the one file of errors. It is kept rather than made
+	// again, so that a later version of this program, which may say the same
+	// in other words, still serves the bytes that were promised.
+	Errors string
+}
+
+// ruleVersion is the form below. A job of an unknown form is an error, not a
+// guess.
+const ruleVersion = 1
+
+// Types stand by name and None as null, so that the stored form depends on
+// nobody's numbers.
+type ruleForm struct {
+	Version int        `json:"v"`
+	Request string     `json:"request"`
+	Since   *int64     `json:"since,omitempty"`
+	Upto    int64      `json:"upto"`
+	Files   []fileForm `json:"files,omitempty"`
+	Errors  string     `json:"errors,omitempty"`
+}
+
+type fileForm struct {
+	List  List   `json:"list"`
+	Type  string `json:"type,omitempty"`
+	From  int    `json:"from,omitempty"`
+	To    int    `json:"to,omitempty"`
+	Rows  int64  `json:"rows"`
+	Bytes int64  `json:"bytes"`
+}
+
+func (r rule) encode() ([]byte, error) {
+	form := ruleForm{Version: ruleVersion, Request: r.Request, Upto: int64(r.Upto), Errors: r.Errors}
+	if r.Since != fhir.None {
+		form.Since = new(int64(r.Since))
+	}
+	for _, f := range r.Files {
+		typ := ""
+		if f.Type != 0 {
+			typ = f.Type.String()
+		}
+		form.Files = append(form.Files, fileForm{f.List, typ, f.From, f.To, f.Rows, f.Bytes})
+	}
+	return json.Marshal(form)
+}
+
+func decodeRule(b []byte) (rule, error) {
+	var form ruleForm
+	if err := json.Unmarshal(b, &form); err != nil {
+		return rule{}, fmt.Errorf("decode the rule: %w", err)
+	}
+	if form.Version != ruleVersion {
+		return rule{}, fmt.Errorf("the rule has version %d, this program knows %d: was the store used by a newer one?", form.Version, ruleVersion)
+	}
+	r := rule{Request: form.Request, Since: fhir.None, Upto: fhir.Instant(form.Upto), Errors: form.Errors}
+	if form.Since != nil {
+		r.Since = fhir.Instant(*form.Since)
+	}
+	for _, f := range form.Files {
+		typ, known := fhir.ParseType(f.Type)
+		if known == (f.List == Errors) {
+			return rule{}, fmt.Errorf("a file of the rule lists %q with resource type %q", f.List, f.Type)
+		}
+		r.Files = append(r.Files, OutputFile{f.List, typ, f.From, f.To, f.Rows, f.Bytes})
+	}
+	return r, nil
+}
+
+// upto is where an export with this _until ends (decisions.md 1): what changed
+// later belongs to the next window, whatever compaction made of it meanwhile.
+func upto(watermark, until fhir.Instant) fhir.Instant {
+	if until == fhir.None {
+		return watermark
+	}
+	return min(watermark, until)
+}
+
+// noLimit stands for a limit that is switched off.
+func noLimit(n int64) int64 {
+	if n <= 0 {
+		return math.MaxInt64
+	}
+	return n
+}

@@ -1,0 +1,97 @@
+package export
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"tidemark/store"
+	"tidemark/store/fhir"
+)
+
+func TestRuleRoundTrip(t *testing.T) {
+	patient, _ := fhir.ParseType("Patient")
+	for _, want := range []rule{
+		{Since: fhir.None, Upto: 5},
+		{Request: "http://x/$export?a=b&c", Since: -7, Upto: 5, Errors: "{}\n", Files: []OutputFile{
+			{Output, patient, 0, 3, 10, 20}, {Deleted, patient, 2, 3, 1, 2}, {List: Errors, Rows: 1, Bytes: 3},
+		}},
+		{Since: 0, Upto: 0},
+	} {
+		b, err := want.encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := decodeRule(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("-want +got:\n%s", diff)
+		}
+	}
+}
+
+// The stored form is a promise to jobs that a newer version finds.
+func TestRuleForm(t *testing.T) {
+	patient, _ := fhir.ParseType("Patient")
+	got, err := rule{Request: "r", Since: 1, Upto: 2, Errors: "e", Files: []OutputFile{
+		{Output, patient, 3, 4, 5, 6}, {List: Errors, Rows: 1, Bytes: 1},
+	}}.encode()
+	const want = `{"v":1,"request":"r","since":1,"upto":2,"files":[` +
+		`{"list":"output","type":"Patient","from":3,"to":4,"rows":5,"bytes":6},{"list":"error","rows":1,"bytes":1}],"errors":"e"}`
+	if err != nil || string(got) != want {
+		t.Errorf("got  %s (%v)\nwant %s", got, err, want)
+	}
+	for _, bad := range []string{"", "[]", `{"v":2}`, `{"v":1,"files":[{"list":"output","type":"Nothing"}]}`, `{"v":1,"files":[{"list":"error","type":"Patient"}]}`} {
+		if _, err := decodeRule([]byte(bad)); err == nil {
+			t.Errorf("%s was read as a rule", bad)
+		}
+	}
+}
+
+// Files are filled up to their limits, none is empty, and together they are
+// all extents, once.
+func TestSplit(t *testing.T) {
+	extents := func(rows ...int) (all []store.Extent) {
+		for i, n := range rows {
+			all = append(all, store.Extent{Block: i, Rows: n, Bytes: int64(n) * 10})
+		}
+		return all
+	}
+	tests := []struct {
+		name    string
+		extents []store.Extent
+		limits  Limits
+		want    string // rows of each file
+	}{
+		{"nothing", nil, Limits{}, ""},
+		{"no limits", extents(1, 2, 3), Limits{}, "6"},
+		{"exactly full", extents(1, 2, 3), Limits{Resources: 3}, "3 3"},
+		{"bytes", extents(1, 2, 3), Limits{Bytes: 30}, "3 3"},
+		{"one byte less", extents(1, 2, 3), Limits{Bytes: 29}, "1 2 3"},
+		{"larger than a file", extents(1, 9, 1), Limits{Resources: 3}, "1 9 1"},
+		{"whichever comes first", extents(2, 2, 2, 2), Limits{Resources: 6, Bytes: 40}, "4 4"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			var got []string
+			at := 0
+			for _, f := range split(Output, 1, tt.extents, tt.limits) {
+				var rows, size int64
+				for _, x := range tt.extents[f.From:f.To] {
+					rows, size = rows+int64(x.Rows), size+x.Bytes
+				}
+				if f.From != at || rows != f.Rows || size != f.Bytes || rows == 0 {
+					t.Errorf("file %+v", f)
+				}
+				at = f.To
+				got = append(got, string(rune('0'+rows)))
+			}
+			if s := strings.Join(got, " "); s != tt.want || at != len(tt.extents) {
+				t.Errorf("files of %s rows, want %s; %d of %d extents", s, tt.want, at, len(tt.extents))
+			}
+		})
+	}
+}

@@ -1,0 +1,77 @@
+package export
+
+import (
+	"context"
+	"io"
+	"time"
+
+	"tidemark/store"
+	"tidemark/store/fhir"
+)
+
+// A Store is what jobs need of the store. Of makes one of a store.DB.
+type Store interface {
+	// Now is the store's clock.
+	Now() fhir.Instant
+	// Pin takes a snapshot, has its rule made and keeps both in one synced batch.
+	Pin(ctx context.Context, id string, expires time.Time, rule func(Snapshot) ([]byte, error)) (Snapshot, error)
+	// Snapshot finds what was pinned, also after a restart; it must be closed.
+	Snapshot(id string) (Snapshot, error)
+	// Pinned lists what is pinned.
+	Pinned() []store.Pinned
+	// Unpin forgets a snapshot. Whoever reads from it may finish.
+	Unpin(ctx context.Context, id string) error
+}
+
+// A Snapshot is the store at one watermark.
+type Snapshot interface {
+	Watermark() fhir.Instant
+	Epoch() uint64
+	Rule() []byte
+	Expires() time.Time
+	Sections(kind store.Kind) []store.Section
+	Extents(sec store.Section, since, upto fhir.Instant) ([]store.Extent, error)
+	File(ctx context.Context, name string, sec store.Section, since, upto fhir.Instant, ext []store.Extent) (File, error)
+	Close() error
+}
+
+// A File is an output file whose bytes can no longer change.
+type File interface {
+	Size() int64     // of the NDJSON
+	GzipSize() int64 // of the gzip member
+	// WriteGzip and WriteIdentity write bytes [off, off+n) of either form.
+	WriteGzip(w io.Writer, off, n int64) error
+	WriteIdentity(w io.Writer, off, n int64) error
+	Close() error
+}
+
+// Of lets jobs work on a store.
+func Of(db *store.DB) Store { return stored{db} }
+
+type stored struct{ *store.DB }
+
+func (s stored) Pin(ctx context.Context, id string, expires time.Time, rule func(Snapshot) ([]byte, error)) (Snapshot, error) {
+	snap, err := s.DB.Pin(ctx, id, expires, func(s *store.Snapshot) ([]byte, error) { return rule(snapshot{s}) })
+	if err != nil {
+		return nil, err
+	}
+	return snapshot{snap}, nil
+}
+
+func (s stored) Snapshot(id string) (Snapshot, error) {
+	snap, err := s.DB.Snapshot(id)
+	if err != nil {
+		return nil, err
+	}
+	return snapshot{snap}, nil
+}
+
+type snapshot struct{ *store.Snapshot }
+
+func (s snapshot) File(ctx context.Context, name string, sec store.Section, since, upto fhir.Instant, ext []store.Extent) (File, error) {
+	f, err := s.Snapshot.File(ctx, name, sec, since, upto, ext)
+	if err != nil {
+		return nil, err
+	}
+	return f, nil
+}

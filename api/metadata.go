@@ -1,0 +1,105 @@
+package api
+
+import (
+	"encoding/json"
+	"net/http"
+	"time"
+
+	"tidemark/store/fhir"
+)
+
+// capabilityStatement is what [base]/metadata says, and nothing that does not
+// work.
+type capabilityStatement struct {
+	ResourceType   string         `json:"resourceType"`
+	Status         string         `json:"status"`
+	Date           string         `json:"date"`
+	Kind           string         `json:"kind"`
+	Instantiates   []string       `json:"instantiates"`
+	Software       software       `json:"software"`
+	Implementation implementation `json:"implementation"`
+	FHIRVersion    string         `json:"fhirVersion"`
+	Format         []string       `json:"format"`
+	Rest           []rest         `json:"rest"`
+}
+
+type software struct {
+	Name    string `json:"name"`
+	Version string `json:"version,omitempty"`
+}
+
+type implementation struct {
+	Description string `json:"description"`
+	URL         string `json:"url"`
+}
+
+type rest struct {
+	Mode          string      `json:"mode"`
+	Documentation string      `json:"documentation"`
+	Resource      []resource  `json:"resource"`
+	Operation     []operation `json:"operation"`
+}
+
+type resource struct {
+	Type        string        `json:"type"`
+	SearchParam []searchParam `json:"searchParam,omitempty"`
+}
+
+type searchParam struct {
+	Name          string `json:"name"`
+	Type          string `json:"type"`
+	Documentation string `json:"documentation"`
+}
+
+type operation struct {
+	Name          string `json:"name"`
+	Definition    string `json:"definition"`
+	Documentation string `json:"documentation"`
+}
+
+func newCapabilities(o Options, now time.Time) capabilityStatement {
+	return capabilityStatement{
+		ResourceType:   "CapabilityStatement",
+		Status:         "active",
+		Date:           now.UTC().Format(time.RFC3339),
+		Kind:           "instance",
+		Instantiates:   []string{"http://hl7.org/fhir/uv/bulkdata/CapabilityStatement/bulk-data"},
+		Software:       software{"Tidemark", o.Version},
+		Implementation: implementation{"FHIR Bulk Data from a Kafka stream of changes", o.PublicURL},
+		FHIRVersion:    "4.0.1",
+		Format:         []string{"application/fhir+json"},
+		Rest: []rest{{
+			Mode:          "server",
+			Documentation: "System-level export. Files hold one resource type each, as application/fhir+ndjson, with gzip, Range and strong ETags. No token is asked for.",
+			Resource:      exportable(),
+			Operation: []operation{{
+				Name:          "export",
+				Definition:    "http://hl7.org/fhir/uv/bulkdata/OperationDefinition/export",
+				Documentation: "GET or POST. Parameters: _type, _since, _until, _outputFormat. Prefer: handling=lenient leaves out what is not supported.",
+			}},
+		}},
+	}
+}
+
+// exportable lists every type: whatever arrives on Kafka goes out. Patient
+// names _lastUpdated because clients take it as the sign that _since works.
+func exportable() []resource {
+	var all []resource
+	for _, t := range fhir.AllTypes() {
+		r := resource{Type: t.String()}
+		if r.Type == "Patient" {
+			r.SearchParam = []searchParam{{"_lastUpdated", "date", "Only as the parameters _since and _until of an export."}}
+		}
+		all = append(all, r)
+	}
+	return all
+}
+
+// metadata serves the CapabilityStatement. Without no-store a widely used
+// client stops silently after reading it.
+func (s *Server) metadata(w http.ResponseWriter, _ *http.Request) error {
+	w.Header().Set("Content-Type", "application/fhir+json")
+	w.Header().Set("Cache-Control", "no-store")
+	_ = json.NewEncoder(w).Encode(s.capabilities) // only the connection can fail
+	return nil
+}

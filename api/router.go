@@ -1,0 +1,124 @@
+package api
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/go-chi/chi/v5"
+
+	"tidemark/api/bulk"
+	"tidemark/api/outcome"
+)
+
+// base is where the FHIR routes lie. What clients see of it is public_url.
+const base = "/fhir"
+
+// methods are the handlers of one path.
+type methods map[string]http.Handler
+
+// reading serves GET and HEAD alike.
+func reading(h http.Handler) methods {
+	return methods{http.MethodGet: h, http.MethodHead: h}
+}
+
+// at mounts the handlers of a path; every other method is refused.
+func (s *Server) at(r chi.Router, pattern, route string, m methods) {
+	allowed := strings.Join(slices.Sorted(maps.Keys(m)), ", ")
+	other := s.seen.wrap(route, slog.LevelInfo, func(w http.ResponseWriter, r *http.Request) error {
+		w.Header().Set("Allow", allowed)
+		fail(w, oneFault(http.StatusMethodNotAllowed, outcome.NotSupported,
+			"the method "+outcome.Quote(r.Method)+" is not allowed here: allowed are "+allowed))
+		return nil
+	})
+	r.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+		if h := m[r.Method]; h != nil {
+			h.ServeHTTP(w, r)
+			return
+		}
+		other.ServeHTTP(w, r)
+	})
+}
+
+func (s *Server) routes(b *bulk.Handlers) http.Handler {
+	info := func(route string, h handler) http.Handler { return s.seen.wrap(route, slog.LevelInfo, h) }
+	debug := func(route string, h handler) http.Handler { return s.seen.wrap(route, slog.LevelDebug, h) }
+	const (
+		metadata = base + "/metadata"
+		kickOff  = base + bulk.ExportPath
+		status   = base + "/export/{job}"
+		file     = base + "/export/{job}/{file}"
+	)
+	named := chi.NewRouter()
+	s.at(named, metadata, metadata, reading(info(metadata, s.metadata)))
+	start := info(kickOff, b.KickOff)
+	s.at(named, kickOff, kickOff, methods{http.MethodGet: start, http.MethodPost: start})
+	job := reading(info(status, b.Status))
+	job[http.MethodDelete] = info(status, b.Delete)
+	s.at(named, base+bulk.StatusPath, status, job)
+	s.at(named, base+bulk.FilePath, file, reading(s.seen.wrapFile(file, b.File)))
+	if s.o.Metrics != nil {
+		s.at(named, "/metrics", "/metrics", reading(s.o.Metrics))
+	}
+	named.NotFound(info("unknown", notFound).ServeHTTP)
+
+	// Probes come under whatever name the platform knows us by, and learn
+	// nothing: they alone stand before the check of Host.
+	all := chi.NewRouter()
+	s.at(all, "/healthz", "/healthz", reading(debug("/healthz", s.healthz)))
+	s.at(all, "/readyz", "/readyz", reading(debug("/readyz", s.readyz)))
+	all.NotFound(s.hosts.check(named, info("foreign host", s.hosts.refuse)))
+	return outermost(all)
+}
+
+// answerTime bounds how long a client may take to accept an answer; downloads
+// renew it as long as they move (sender).
+const answerTime = 30 * time.Second
+
+// outermost does what holds for every answer. Routing goes by the decoded path,
+// so that %24export is $export, and the methods of a path are ours to judge:
+// chi would not name those allowed for one it does not know.
+func outermost(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(answerTime)) // no connection, no deadline
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		route := chi.NewRouteContext()
+		route.RouteMethod = http.MethodGet
+		route.RoutePath = r.URL.Path
+		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), chi.RouteCtxKey, route)))
+	})
+}
+
+func notFound(w http.ResponseWriter, _ *http.Request) error {
+	fail(w, oneFault(http.StatusNotFound, outcome.NotFound,
+		"nothing is here: this server has metadata, $export (system level) and the jobs and files that it leads to, under "+base))
+	return nil
+}
+
+// healthz says that the process lives; it asks nobody (design.md 5).
+func (s *Server) healthz(w http.ResponseWriter, _ *http.Request) error {
+	return word(w, http.StatusOK, "ok\n")
+}
+
+// readyz says whether exports can be served. A broker that is away or a gap in
+// a topic does not change that.
+func (s *Server) readyz(w http.ResponseWriter, _ *http.Request) error {
+	if !s.o.Ready() {
+		w.Header().Set("Retry-After", bulk.RetryAfter(s.o.RetryAfter))
+		return word(w, http.StatusServiceUnavailable, "not ready\n")
+	}
+	return word(w, http.StatusOK, "ready\n")
+}
+
+func word(w http.ResponseWriter, status int, text string) error {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(status)
+	_, _ = io.WriteString(w, text) // only the connection can fail
+	return nil
+}

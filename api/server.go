@@ -1,0 +1,238 @@
+// Package api is the HTTP face of a store: router, middleware, server, and the
+// one place where errors become status codes and OperationOutcomes.
+//
+// api/bulk speaks Bulk Data Access, api/export knows jobs, api/outcome the
+// words for what is wrong. None of them knows where changes come from.
+package api
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"go.opentelemetry.io/otel/metric"
+	metricnoop "go.opentelemetry.io/otel/metric/noop"
+	"go.opentelemetry.io/otel/trace"
+	tracenoop "go.opentelemetry.io/otel/trace/noop"
+	"golang.org/x/sync/errgroup"
+
+	"tidemark/api/bulk"
+	"tidemark/api/export"
+)
+
+// Options of a server. Store and PublicURL are needed, the rest has defaults.
+type Options struct {
+	Store export.Store // export.Of(db)
+	// Ready says whether exports can be served (default: always).
+	Ready func() bool
+
+	// Listen is the address to listen on (http.listen; default 127.0.0.1:8080).
+	Listen string
+	// PublicURL is the base that clients see (http.public_url): every URL that
+	// leaves us starts with it. The routes themselves lie under /fhir.
+	PublicURL string
+	// Hosts are further names under which requests may come, beside localhost,
+	// the listener's and that of PublicURL; all others are refused.
+	Hosts []string
+	// TLS serves https; nil: http.
+	TLS *tls.Config
+
+	Expires          time.Duration // export.expires, default 24 h
+	RetryAfter       time.Duration // export.retry_after, default 1 s
+	FileMaxBytes     int64         // export.file.max_bytes, uncompressed, default 256 MiB
+	FileMaxResources int64         // export.file.max_resources, 0: no limit
+	MaxJobs          int           // limits.jobs, default 100
+	PollsPerMinute   int           // limits.polls_per_minute, per job, default 120
+	MaxBody          int64         // limits.body, default 1 MiB
+
+	// Metrics is served at /metrics; nil: nowhere.
+	Metrics http.Handler
+	// Version of this program, as /metadata shows it.
+	Version string
+	// Grace is how long a shutdown waits for requests under way (default 10 s);
+	// a download that it cuts goes on after the restart, by Range.
+	Grace time.Duration
+
+	Logger         *slog.Logger
+	MeterProvider  metric.MeterProvider
+	TracerProvider trace.TracerProvider
+}
+
+func (o Options) withDefaults() Options {
+	o.Listen = cmp.Or(o.Listen, "127.0.0.1:8080")
+	o.RetryAfter = cmp.Or(o.RetryAfter, time.Second)
+	o.MaxBody = cmp.Or(o.MaxBody, 1<<20)
+	o.Grace = cmp.Or(o.Grace, 10*time.Second)
+	o.PublicURL = strings.TrimRight(o.PublicURL, "/")
+	if o.Ready == nil {
+		o.Ready = func() bool { return true }
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.MeterProvider == nil {
+		o.MeterProvider = metricnoop.NewMeterProvider()
+	}
+	if o.TracerProvider == nil {
+		o.TracerProvider = tracenoop.NewTracerProvider()
+	}
+	return o
+}
+
+// A Server answers HTTP for one store.
+type Server struct {
+	o            Options
+	jobs         *export.Jobs
+	hosts        hosts
+	seen         *observer
+	capabilities capabilityStatement
+	handler      http.Handler
+	listener     net.Listener // set by Listen
+}
+
+// New makes a server. It finds the jobs that outlived a restart, and starts
+// nothing.
+func New(o Options) (*Server, error) {
+	o = o.withDefaults()
+	public, err := publicURL(o.PublicURL)
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{
+		o: o,
+		jobs: export.New(o.Store, export.Options{
+			Expires:        o.Expires,
+			Limits:         export.Limits{Bytes: o.FileMaxBytes, Resources: o.FileMaxResources},
+			MaxJobs:        o.MaxJobs,
+			PollsPerMinute: o.PollsPerMinute,
+			Logger:         o.Logger,
+		}),
+		hosts:        newHosts(o.Listen, public, o.Hosts),
+		capabilities: newCapabilities(o, time.Now()),
+	}
+	if s.seen, err = newObserver(o, s.faultOf); err != nil {
+		return nil, err
+	}
+	if err := s.countJobs(); err != nil {
+		return nil, err
+	}
+	s.handler = s.routes(&bulk.Handlers{Jobs: s.jobs, Base: o.PublicURL, MaxBody: o.MaxBody, Now: o.Store.Now})
+	return s, nil
+}
+
+// publicURL checks the base of all URLs that we emit.
+func publicURL(s string) (*url.URL, error) {
+	u, err := url.Parse(s)
+	if err != nil {
+		return nil, fmt.Errorf("http.public_url: %w", err)
+	}
+	if u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+		return nil, fmt.Errorf("http.public_url: %q is not an absolute URL such as https://fhir.example.org/fhir", u.Redacted())
+	}
+	return u, nil
+}
+
+// countJobs shows how many jobs hold files.
+func (s *Server) countJobs() error {
+	_, err := s.o.MeterProvider.Meter("tidemark/api").Int64ObservableGauge("api.jobs",
+		metric.WithUnit("{job}"), metric.WithDescription("Export jobs whose files are kept"),
+		metric.WithInt64Callback(func(_ context.Context, o metric.Int64Observer) error {
+			o.Observe(int64(s.jobs.Len()))
+			return nil
+		}))
+	if err != nil {
+		return fmt.Errorf("make the instrument of jobs: %w", err)
+	}
+	return nil
+}
+
+// Handler serves every route. Run serves it with the right limits.
+func (s *Server) Handler() http.Handler { return s.handler }
+
+// Listen opens the listener before Run does, so that a port that is taken is
+// found early, and one that was chosen by the system (":0") is known.
+func (s *Server) Listen() (net.Addr, error) {
+	if s.listener == nil {
+		l, err := net.Listen("tcp", s.o.Listen)
+		if err != nil {
+			return nil, fmt.Errorf("listen on %s (http.listen): %w", s.o.Listen, err)
+		}
+		s.listener = l
+	}
+	return s.listener.Addr(), nil
+}
+
+// Run serves until ctx ends, then waits for what is under way.
+func (s *Server) Run(ctx context.Context) error {
+	if _, err := s.Listen(); err != nil {
+		return err
+	}
+	server := s.server()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.jobs.Run(ctx) })
+	g.Go(func() error { return s.serve(server) })
+	g.Go(func() error {
+		<-ctx.Done()
+		return s.shutdown(context.WithoutCancel(ctx), server)
+	})
+	return g.Wait()
+}
+
+// A request's header is small and comes at once. There is no WriteTimeout: a
+// download may take hours, and answers renew deadlines of their own (outermost,
+// sender). Nor a ReadTimeout: it would end long downloads too; the one body
+// that is read sets its own.
+const (
+	headerTimeout  = 10 * time.Second
+	idleTimeout    = 2 * time.Minute
+	maxHeaderBytes = 64 << 10
+)
+
+func (s *Server) server() *http.Server {
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true) // HTTP/2 halves the speed of downloads and more
+	return &http.Server{
+		Handler:           s.handler,
+		Protocols:         protocols,
+		TLSConfig:         s.o.TLS,
+		ReadHeaderTimeout: headerTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeaderBytes,
+		ErrorLog:          slog.NewLogLogger(s.o.Logger.Handler(), slog.LevelWarn),
+	}
+}
+
+func (s *Server) serve(server *http.Server) error {
+	var err error
+	if s.o.TLS != nil {
+		err = server.ServeTLS(s.listener, "", "")
+	} else {
+		err = server.Serve(s.listener)
+	}
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return fmt.Errorf("serve HTTP on %s: %w", s.o.Listen, err)
+}
+
+// shutdown is polite for Grace, then closes the connections.
+func (s *Server) shutdown(ctx context.Context, server *http.Server) error {
+	ctx, cancel := context.WithTimeout(ctx, s.o.Grace)
+	defer cancel()
+	if err := server.Shutdown(ctx); err == nil {
+		return nil
+	}
+	s.o.Logger.Warn("requests were still under way at shutdown and were cut; downloads can go on after the restart", "grace", s.o.Grace)
+	if err := server.Close(); err != nil {
+		return fmt.Errorf("close HTTP connections: %w", err)
+	}
+	return nil
+}
