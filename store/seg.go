@@ -15,6 +15,7 @@ import (
 // DB.mu guards all but r.
 type seg struct {
 	r       *segment.Reader
+	rows    int64 // of all kinds, dead ones too
 	refs    int  // snapshots and pins that hold it
 	dropped bool // merged away: the files go with the last reference
 
@@ -30,7 +31,13 @@ type blockDead struct {
 	list  []index.Death
 }
 
-func newSeg(r *segment.Reader) *seg { return &seg{r: r, dead: map[int]*blockDead{}} }
+func newSeg(r *segment.Reader) *seg {
+	s := &seg{r: r, dead: map[int]*blockDead{}}
+	for i := range r.Blocks() {
+		s.rows += int64(r.Blocks()[i].Rows)
+	}
+	return s
+}
 
 func (s *seg) id() segment.ID { return s.r.ID() }
 

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 
 	"tidemark/store/fhir"
 	"tidemark/store/segment"
@@ -396,6 +397,56 @@ func TestBackPressure(t *testing.T) {
 		}
 		if err := <-done; err != nil {
 			t.Errorf("Apply after the commit: %v", err)
+		}
+	})
+}
+
+// TestKickOffDuringCommit takes a snapshot while a commit is between its seal
+// and its batch: the answer may not speak of instants that the commit is about
+// to fill.
+func TestKickOffDuringCommit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		gate := make(chan struct{})
+		sealed := make(chan struct{}, 1)
+		armed := false
+		fs := errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
+			if armed && op.Kind == errorfs.OpFileSync && strings.HasSuffix(op.Path, ".dir") {
+				armed = false
+				sealed <- struct{}{}
+				<-gate
+			}
+			return nil
+		}))
+		db := mustOpen(t, "store", Options{FS: fs, Allowance: time.Millisecond})
+		defer db.Close()
+		f := newFeed(t, db)
+		f.commit(patientChange("a", db.Now(), "x"))
+		time.Sleep(time.Second)
+		f.apply()
+		first := pinNow(t, db, "first")
+		defer first.Close()
+
+		late := patientChange("late", first.Watermark()-10, "x")
+		f.apply(late)
+		armed = true
+		done := make(chan error, 1)
+		go func() { done <- db.Flush() }()
+		<-sealed
+		time.Sleep(time.Minute)
+		f.apply() // an idle answer: the broker's ends alone would let the watermark run
+		during := pinNow(t, db, "during")
+		defer during.Close()
+		rows, _ := count(t, during, first.Watermark(), during.Watermark())
+		close(gate)
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		f.apply()
+		after := pinNow(t, db, "after")
+		defer after.Close()
+		more, _ := count(t, after, during.Watermark(), after.Watermark())
+		if rows != 0 || more != 1 {
+			t.Errorf("%d rows during the commit, %d after it, want 0 and 1", rows, more)
 		}
 	})
 }

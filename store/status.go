@@ -56,9 +56,7 @@ func (db *DB) Status() Status {
 	for _, s := range db.view {
 		st.Bytes += s.r.BodySize()
 		st.Dead += int64(len(s.deaths))
-		for i := range s.r.Blocks() {
-			st.Rows += int64(s.r.Blocks()[i].Rows)
-		}
+		st.Rows += s.rows
 	}
 	for name, p := range db.parts {
 		q := PartitionStatus{Partition: name, Next: p.durable.Next, Joined: p.joined, Held: p.held, Watermark: fhir.None, Fetched: p.durable.Next}
