@@ -16,8 +16,8 @@ import (
 type seg struct {
 	r       *segment.Reader
 	rows    int64 // of all kinds, dead ones too
-	refs    int  // snapshots and pins that hold it
-	dropped bool // merged away: the files go with the last reference
+	refs    int   // snapshots and pins that hold it
+	dropped bool  // merged away: the files go with the last reference
 
 	deaths []index.Death
 	dead   map[int]*blockDead // by block; a block without deaths has no entry
