@@ -450,3 +450,40 @@ func TestKickOffDuringCommit(t *testing.T) {
 		}
 	})
 }
+
+// TestEveryCut asks for every window over a block of ten rows, one of which is
+// dead from some instant on: the counts are those of a naive filter.
+func TestEveryCut(t *testing.T) {
+	db := mustOpen(t, "store", Options{FS: vfs.NewMem()})
+	defer db.Close()
+	if err := db.Discover(Discovery{Partitions: []Discovered{{Partition: part0}}}); err != nil {
+		t.Fatal(err)
+	}
+	f := &feed{t: t, db: db}
+	base := fhir.Instant(1000)
+	var list []Change
+	for i := range 10 {
+		list = append(list, patientChange(fmt.Sprintf("p%d", i), base+fhir.Instant(i), "x"))
+	}
+	list = append(list, patientChange("p4", base+7, "again"))
+	f.commit(list...)
+	newFeed(t, db).apply()
+	s := pinNow(t, db, "job")
+	defer s.Close()
+	for since := base - 1; since < base+11; since++ {
+		for upto := base - 1; upto < base+11; upto++ {
+			want := 0
+			for i := range fhir.Instant(10) {
+				if i != 4 && since < base+i && base+i <= upto {
+					want++
+				}
+			}
+			if since < base+7 && base+7 <= upto {
+				want++
+			}
+			if got, _ := count(t, s, since, upto); got != want {
+				t.Errorf("(%d, %d]: %d rows, want %d", since-base, upto-base, got, want)
+			}
+		}
+	}
+}

@@ -1,0 +1,115 @@
+# What can be done here. Only Go is needed, unless a target says more.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+# One setting for build, run and test shares one cache; with cgo Pebble would
+# also pull in a C library, slower to build and not static. Only race needs cgo.
+export CGO_ENABLED ?= 0
+
+GO       ?= go
+NEEDS_GO := $(shell awk '$$1 == "go" { print $$2 }' go.mod)
+LINT     := $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+VULN     := $(GO) run golang.org/x/vuln/cmd/govulncheck@v1.1.4
+KAFKA    := deploy/dev/kafka/kafka
+
+FUZZTIME ?= 30s
+BENCH    ?= .
+COUNT    ?= 6
+ROUNDS   ?= 1000
+PKG      ?= ./...
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# Go 1.21 and later fetch the toolchain that go.mod names by themselves, if they may.
+.PHONY: go
+go:
+	@command -v $(GO) >/dev/null || { echo "Go $(NEEDS_GO) or later is needed: https://go.dev/dl" >&2; exit 1; }
+	@have=$$($(GO) env GOVERSION 2>/dev/null || echo go0); \
+	printf '%s\n' $(NEEDS_GO) "$${have#go}" | awk -F. -v have="$$have" ' \
+	  NR == 1 { a = $$1; b = $$2 } \
+	  NR == 2 && ($$1 < a || ($$1 == a && $$2 + 0 < b)) { \
+	    printf "Go $(NEEDS_GO) or later is needed, this is %s: https://go.dev/dl\n", have == "go0" ? "older" : have; exit 1 }' >&2
+
+.PHONY: run
+run: build ## build, then the demo: a hospital, a Kafka, exports, a crash, a proof
+	@exec bin/tidemark demo
+
+.PHONY: build
+build: go ## bin/tidemark, one static binary
+	@[ -x bin/tidemark ] || echo "first build: about 2 minutes on 2 cores, then seconds ..."
+	@$(GO) build -trimpath -o bin/tidemark ./cmd/tidemark
+
+.PHONY: test
+test: go ## all tests that need nothing but Go
+	$(GO) test $(PKG)
+
+.PHONY: race
+race: go ## the same with race detector and self-checks (needs gcc or clang)
+	@command -v $${CC:-cc} >/dev/null || { echo "the race detector needs a C compiler: apt-get install gcc" >&2; exit 1; }
+	CGO_ENABLED=1 $(GO) test -race -tags invariants $(PKG)
+
+.PHONY: crash
+crash: go ## long random model and crash runs of the store (ROUNDS=1000 histories)
+	$(GO) test -count=1 -tags invariants -timeout 60m -run 'Crash|Model|Metamorphic|Fault' ./store -model.runs=$(ROUNDS)
+
+.PHONY: fuzz
+fuzz: go ## every fuzz target for FUZZTIME=30s
+	@$(GO) list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}{{end}}' $(PKG) | while read -r pkg; do \
+	  for target in $$($(GO) test -list '^Fuzz' "$$pkg" | grep '^Fuzz' || true); do \
+	    echo "$$pkg $$target"; \
+	    $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$$pkg"; \
+	  done; \
+	done
+
+.PHONY: bench
+bench: go ## benchmarks, in the form that benchstat reads (BENCH=. COUNT=6)
+	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -count $(COUNT) $(PKG)
+
+.PHONY: golden
+golden: go ## rewrite golden files; then read the difference
+	@grep -rlE 'cockroachdb/datadriven|Bool\("rewrite"' --include='*_test.go' . | xargs -n1 dirname | sort -u | \
+	  xargs -I{} $(GO) test {} -count=1 -args -rewrite
+	@git status --short -- '*testdata*' deploy
+
+.PHONY: fmt
+fmt: go ## format
+	$(LINT) fmt
+
+.PHONY: fix
+fix: go ## let go fix modernise the code
+	$(GO) fix $(PKG)
+
+.PHONY: lint
+lint: go ## format and linters, as CI sees them (its first run builds the linter: 90 s)
+	$(LINT) fmt --diff
+	$(LINT) run
+
+.PHONY: vuln
+vuln: go ## known vulnerabilities (asks a public database)
+	$(VULN) $(PKG)
+
+.PHONY: integration
+integration: go ## against a real Apache Kafka (needs java and mvn)
+	@for tool in java mvn; do command -v $$tool >/dev/null || { \
+	  echo "skipped: $$tool not found, apt-get install default-jre-headless maven"; exit 0; }; done; \
+	started=; $(KAFKA) status >/dev/null || { $(KAFKA) up; started=1; }; \
+	trap '[ -z "$$started" ] || $(KAFKA) down' EXIT; \
+	KAFKA_BROKERS=127.0.0.1:$${KAFKA_PORT:-19092} $(GO) test -count=1 -tags integration -run '^TestIntegration' -timeout 10m \
+	  $$(grep -rl '^//go:build integration' --include='*_test.go' . | xargs -n1 dirname | sort -u)
+
+.PHONY: mutate
+mutate: go ## break the code on purpose, line by line: some test must notice each (testdata/mutations.txt)
+	$(GO) run ./cmd/mutate testdata/mutations.txt
+
+.PHONY: cross
+cross: go ## compile for the other systems
+	@for target in darwin/arm64 windows/amd64 linux/arm64; do \
+	  echo "compile for $$target"; \
+	  GOOS=$${target%/*} GOARCH=$${target#*/} CGO_ENABLED=0 $(GO) build -o /dev/null ./cmd/...; \
+	done
+
+.PHONY: check
+check: lint test race ## what must be green before each commit

@@ -1,0 +1,437 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"cmp"
+	"compress/gzip"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"tidemark/cmd/tidemark/internal/bulkclient"
+	"tidemark/cmd/tidemark/internal/hospital"
+	"tidemark/store/fhir"
+)
+
+// The benchmarks put what we do beside the limit of this machine, measured in
+// the same run and turn by turn with it: the ratios are what to read. Method
+// and results are in store/BENCHMARKS.md.
+
+// actAsBroker makes this test binary an embedded broker that keeps its data in
+// the directory named: a broker takes its share of the machine, but not of the
+// process that is measured.
+const actAsBroker = "ACT_AS_BROKER"
+
+func init() {
+	dir := os.Getenv(actAsBroker)
+	if dir == "" {
+		return
+	}
+	if err := serveBroker(dir); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// serveBroker prints the address and runs until its standard input ends, which
+// it also does when the benchmark dies.
+func serveBroker(dir string) error {
+	cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.DataDir(dir),
+		kfake.AllowAutoTopicCreation(), kfake.DefaultNumPartitions(benchPartitions))
+	if err != nil {
+		return fmt.Errorf("start the broker: %w", err)
+	}
+	defer cluster.Close()
+	if _, err := fmt.Fprintln(os.Stdout, cluster.ListenAddrs()[0]); err != nil {
+		return err
+	}
+	_, err = io.Copy(io.Discard, os.Stdin)
+	return err
+}
+
+// benchPartitions is the number of partitions of every topic.
+const benchPartitions = 8
+
+// A testbed is what most benchmarks need: a broker in a process of its own,
+// and resources to send.
+type testbed struct {
+	b        *testing.B
+	broker   string
+	producer *kgo.Client
+	corpus   []sample
+}
+
+func newTestbed(b *testing.B) *testbed {
+	b.Helper()
+	t := &testbed{b: b, broker: startBroker(b), corpus: corpus(b)}
+	var err error
+	t.producer, err = kgo.NewClient(kgo.SeedBrokers(t.broker), kgo.RecordPartitioner(kgo.ManualPartitioner()),
+		kgo.AllowAutoTopicCreation(), kgo.ProducerBatchCompression(kgo.NoCompression()))
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(t.producer.Close)
+	return t
+}
+
+func startBroker(b *testing.B) string {
+	b.Helper()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), actAsBroker+"="+b.TempDir())
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		_ = in.Close()
+		_ = cmd.Wait()
+	})
+	address, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		b.Fatalf("the broker did not start: %v", err)
+	}
+	return strings.TrimSpace(address)
+}
+
+// A sample is a resource without meta.versionId and meta.lastUpdated.
+type sample struct {
+	key  string
+	body []byte
+	meta fhir.Meta
+}
+
+// stamped is the resource as a server publishes one of its versions.
+func (s *sample) stamped(version int64, at time.Time) []byte {
+	v := strconv.FormatInt(version, 10)
+	return s.meta.Inject(make([]byte, 0, len(s.body)+s.meta.Len(v)), s.body, v, fhir.FromTime(at))
+}
+
+func (s *sample) partition() int32 {
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(s.key))
+	return int32(h.Sum32() % benchPartitions)
+}
+
+// corpus is the large set of synthetic patients, type by type as a bulk load
+// brings it, or what our own hospital writes where that set is not there.
+func corpus(b *testing.B) []sample {
+	b.Helper()
+	dir := cmp.Or(os.Getenv("TIDEMARK_SYNTHEA_LARGE"), filepath.Join("..", "..", "..", "shared", "data", "synthea-large"))
+	names, err := filepath.Glob(filepath.Join(dir, "*.ndjson.gz"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	if len(names) == 0 {
+		return hospitalCorpus(b)
+	}
+	var list []sample
+	for _, name := range names {
+		if list, err = readSamples(list, name); err != nil {
+			b.Fatalf("read %s: %v", name, err)
+		}
+	}
+	return list
+}
+
+func readSamples(list []sample, name string) ([]sample, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	zip, err := gzip.NewReader(f)
+	if err != nil {
+		return nil, err
+	}
+	lines := bufio.NewScanner(zip)
+	lines.Buffer(nil, 16<<20)
+	var scanner fhir.Scanner
+	for lines.Scan() {
+		s, err := newSample(&scanner, lines.Bytes())
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, s)
+	}
+	return list, lines.Err()
+}
+
+func newSample(scanner *fhir.Scanner, line []byte) (sample, error) {
+	r, err := scanner.Scan(bytes.Clone(line))
+	return sample{r.Key.String(), r.Body, r.Meta}, err
+}
+
+func hospitalCorpus(b *testing.B) []sample {
+	b.Helper()
+	const enough = 150_000
+	h := hospital.New(hospital.Options{Seed: 1, Patients: 2000, Bare: 1, Past: &hospital.Habits{}, Partitions: benchPartitions})
+	var list []sample
+	var scanner fhir.Scanner
+	for rec := range h.History {
+		if rec.Op != hospital.Create {
+			continue
+		}
+		s, err := newSample(&scanner, rec.Value)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if list = append(list, s); len(list) == enough {
+			break
+		}
+	}
+	return list
+}
+
+// A load is what was written to a topic.
+type load struct {
+	topic   string
+	records int64
+	bytes   int64 // of keys and values
+	ends    [benchPartitions]int64
+}
+
+// The first versions are of the past, so that a bulk load is history. The
+// clock of the second ones runs a year later.
+var epochs = [...]time.Time{{}, time.Date(2024, 1, 1, 0, 0, 0, 0, time.UTC), time.Date(2025, 1, 1, 0, 0, 0, 0, time.UTC)}
+
+// write produces a version of every resource to a topic: the first in the order
+// of the corpus, later ones in an order without one.
+func (t *testbed) write(topic string, version int64) load {
+	t.b.Helper()
+	order := make([]int, len(t.corpus))
+	for i := range order {
+		order[i] = i
+	}
+	if version > 1 {
+		rand.New(rand.NewPCG(1, uint64(version))).Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })
+	}
+	l := load{topic: topic}
+	var failed atomic.Pointer[error]
+	for n, i := range order {
+		s := &t.corpus[i]
+		r := t.record(topic, s, version, epochs[version].Add(time.Duration(n)*time.Second/10))
+		l.records++
+		l.bytes += int64(len(r.Key) + len(r.Value))
+		l.ends[r.Partition]++
+		t.producer.Produce(t.b.Context(), r, func(_ *kgo.Record, err error) {
+			if err != nil {
+				failed.Store(&err)
+			}
+		})
+	}
+	if err := t.producer.Flush(t.b.Context()); err != nil {
+		t.b.Fatal(err)
+	}
+	if err := failed.Load(); err != nil {
+		t.b.Fatal(*err)
+	}
+	return l
+}
+
+func (t *testbed) record(topic string, s *sample, version int64, at time.Time) *kgo.Record {
+	return &kgo.Record{Topic: topic, Key: []byte(s.key), Value: s.stamped(version, at), Partition: s.partition(), Timestamp: at}
+}
+
+// A process is the real program, serving.
+type process struct {
+	b    *testing.B
+	cmd  *exec.Cmd
+	base string // of FHIR
+}
+
+// serveTopic starts the program on a topic, with an empty store.
+func (t *testbed) serveTopic(topic string) *process {
+	t.b.Helper()
+	dir, address := t.b.TempDir(), anyPort(t.b)
+	log, err := os.Create(filepath.Join(dir, "log"))
+	if err != nil {
+		t.b.Fatal(err)
+	}
+	defer log.Close()
+	p := &process{b: t.b, base: "http://" + address + "/fhir"}
+	p.cmd = exec.Command(os.Args[0], "serve", "--set", "store.path="+filepath.Join(dir, "store"), "--set", "store.min_free=0B",
+		"--set", "kafka.brokers="+t.broker, "--set", "topics=[{name: "+topic+", format: resource}]", "--set", "http.listen="+address)
+	p.cmd.Env = append(os.Environ(), actAsProgram+"=1")
+	p.cmd.Stdout, p.cmd.Stderr = log, log
+	if err := p.cmd.Start(); err != nil {
+		t.b.Fatal(err)
+	}
+	t.b.Cleanup(p.stop)
+	return p
+}
+
+// stop ends the program the polite way, or else the other.
+func (p *process) stop() {
+	if p.cmd.ProcessState != nil {
+		return
+	}
+	_ = p.cmd.Process.Signal(os.Interrupt)
+	timer := time.AfterFunc(patience, func() { _ = p.cmd.Process.Kill() })
+	defer timer.Stop()
+	_ = p.cmd.Wait()
+}
+
+// until waits for a condition.
+func until(b *testing.B, what string, ok func() bool) {
+	b.Helper()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(2 * patience); !ok(); <-tick.C {
+		if time.Now().After(end) {
+			b.Fatalf("waited %v until %s", 2*patience, what)
+		}
+	}
+}
+
+// loaded waits until the program is ready and has committed so many rows.
+func (p *process) loaded(rows int64) {
+	p.b.Helper()
+	root := strings.TrimSuffix(p.base, "/fhir")
+	until(p.b, "the records are committed", func() bool { return metric(root+"/metrics", "tidemark_store_rows_total") >= float64(rows) })
+	until(p.b, "the server is ready", func() bool {
+		status, _, err := ask(http.MethodGet, root+"/readyz", nil)
+		return err == nil && status == http.StatusOK
+	})
+}
+
+// metric is the sum of a metric's series, -1 if there is none.
+func metric(address, name string) float64 {
+	_, page, err := ask(http.MethodGet, address, nil)
+	if err != nil {
+		return -1
+	}
+	sum, found := 0.0, false
+	for line := range strings.Lines(string(page)) {
+		if rest, ok := strings.CutPrefix(line, name); ok && (rest[0] == '{' || rest[0] == ' ') {
+			v, err := strconv.ParseFloat(strings.TrimSpace(rest[strings.LastIndexByte(rest, ' '):]), 64)
+			if err == nil {
+				sum, found = sum+v, true
+			}
+		}
+	}
+	if !found {
+		return -1
+	}
+	return sum
+}
+
+func anyPort(b *testing.B) string {
+	b.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// ask sends a request and reads the whole answer.
+func ask(method, address string, header http.Header) (int, []byte, error) {
+	answer, err := send(method, address, header)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer answer.Body.Close()
+	body, err := io.ReadAll(answer.Body)
+	return answer.StatusCode, body, err
+}
+
+func send(method, address string, header http.Header) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(context.Background(), method, address, nil)
+	if err != nil {
+		return nil, err
+	}
+	req.Header = header
+	return http.DefaultClient.Do(req)
+}
+
+// kickOff exports and returns the manifest and the job's URL. Other than a
+// client that obeys Retry-After it asks for the status at once, and again.
+func kickOff(base string, params url.Values) (*bulkclient.Manifest, string, error) {
+	answer, err := send(http.MethodGet, base+"/$export?"+params.Encode(),
+		http.Header{"Accept": {"application/fhir+json"}, "Prefer": {"respond-async"}})
+	if err != nil {
+		return nil, "", err
+	}
+	_, err = io.Copy(io.Discard, answer.Body)
+	if err := errors.Join(err, answer.Body.Close()); err != nil {
+		return nil, "", err
+	}
+	if answer.StatusCode != http.StatusAccepted {
+		return nil, "", fmt.Errorf("kick off: the server answered %d", answer.StatusCode)
+	}
+	job := answer.Header.Get("Content-Location")
+	for {
+		status, page, err := ask(http.MethodGet, job, http.Header{"Accept": {"application/json"}})
+		if err != nil {
+			return nil, "", err
+		}
+		switch status {
+		case http.StatusAccepted:
+		case http.StatusOK:
+			m := new(bulkclient.Manifest)
+			return m, job, json.Unmarshal(page, m)
+		default:
+			return nil, "", fmt.Errorf("ask for the status: the server answered %d", status)
+		}
+	}
+}
+
+// endJob deletes a job.
+func endJob(b *testing.B, job string) {
+	b.Helper()
+	status, _, err := ask(http.MethodDelete, job, http.Header{"Accept": {"application/fhir+json"}})
+	if err != nil || status != http.StatusAccepted {
+		b.Fatalf("delete the job: %d, %v", status, err)
+	}
+}
+
+// quantile sorts list and returns its q-th part, the greatest for 1.
+func quantile(list []time.Duration, q float64) time.Duration {
+	slices.Sort(list)
+	return list[min(len(list)-1, int(q*float64(len(list))))]
+}
+
+func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+
+// megabytes a second.
+func speed(bytes int64, d time.Duration) float64 { return float64(bytes) / 1e6 / d.Seconds() }
+
+// report sets metrics instead of the time of an iteration, which holds the
+// limits, too.
+func report(b *testing.B, metrics map[string]float64) {
+	b.Helper()
+	b.ReportMetric(0, "ns/op")
+	for unit, v := range metrics {
+		b.ReportMetric(v, unit)
+	}
+}

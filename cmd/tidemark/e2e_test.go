@@ -1,0 +1,126 @@
+package main
+
+import (
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// canary stands in for what must not leave the data: it is in a record that
+// cannot be decoded.
+const canary = "canary-b7c1"
+
+// Broker to bulk client: a chain of exports through a kill, a clean stop and
+// two restarts delivers every change exactly once.
+func TestEndToEnd(t *testing.T) {
+	cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(4, "fhir-changes"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cluster.Close()
+	r := newRig(t, cluster.ListenAddrs()[0], "fhir-changes", nil)
+
+	r.write(r.hospital.History)
+	r.ledger.Start(time.Now())
+	r.start()
+	if full := r.export(); len(full.Output) == 0 || len(full.Deleted) != 0 {
+		t.Errorf("the full export has %d output and %d deleted files", len(full.Output), len(full.Deleted))
+	}
+	r.catchUp()
+	t.Run("metrics are on http.listen", func(t *testing.T) {
+		got := r.get("/metrics")
+		for _, want := range []string{"200 ", "tidemark_store_rows_total", "tidemark_store_watermark_lag_seconds"} {
+			if !strings.Contains(got, want) {
+				t.Errorf("/metrics lacks %q:\n%.2000s", want, got)
+			}
+		}
+	})
+	t.Run("a second process is refused", func(t *testing.T) {
+		args := append(r.args, "--set", "http.listen="+freePort(t))
+		if got, code := ends(t, args...); code != exitFailed || !strings.Contains(got, "another process uses this store directory") {
+			t.Errorf("exit %d: %s", code, got)
+		}
+		other := append(r.args, "--set", "store.path="+t.TempDir())
+		if got, code := ends(t, other...); code != exitFailed || !strings.Contains(got, "http.listen") {
+			t.Errorf("a port that is taken: exit %d: %s", code, got)
+		}
+	})
+
+	r.live(300)
+	r.kill() // in the midst of intake
+	r.live(100)
+	r.start()
+	r.live(100)
+	r.catchUp()
+
+	r.live(200)
+	bad := &kgo.Record{Topic: "fhir-changes", Key: []byte("Patient/" + canary), Value: []byte(`{"resourceType":"Patient",` + canary), Partition: 0}
+	if err := r.producer.ProduceSync(t.Context(), bad).FirstErr(); err != nil {
+		t.Fatal(err)
+	}
+	r.catchUp()
+	metrics := r.get("/metrics")
+	manualKnows(t, metrics)
+	if err := r.stop(); err != nil {
+		t.Errorf("SIGTERM: the server ended with %v", err)
+	}
+	list := coldCommands(t, r)
+	r.start()
+	r.live(50)
+	r.catchUp()
+	r.prove()
+	log, err := os.ReadFile(r.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range map[string]string{"the log": string(log), "/metrics": metrics, "deadletter list": list} {
+		if strings.Contains(text, canary) {
+			t.Errorf("%s holds what a record held", name)
+		}
+	}
+}
+
+// manualKnows: every metric that the manual names exists.
+func manualKnows(t *testing.T, metrics string) {
+	t.Helper()
+	manual, err := os.ReadFile("../../deploy/OPERATIONS.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := regexp.MustCompile("`((?:tidemark|process)_[a-z_]+)`").FindAllStringSubmatch(string(manual), -1)
+	if len(names) < 5 {
+		t.Errorf("the manual names %d metrics", len(names))
+	}
+	for _, n := range names {
+		if !strings.Contains(metrics, "# TYPE "+n[1]+" ") {
+			t.Errorf("the manual names %s, /metrics does not", n[1])
+		}
+	}
+}
+
+// coldCommands tries the commands on a stopped store and returns the list of
+// dead letters.
+func coldCommands(t *testing.T, r *rig) string {
+	t.Helper()
+	if got, code := ends(t, "check", r.store()); code != 0 || !strings.Contains(got, "every invariant holds") {
+		t.Errorf("check: exit %d: %s", code, got)
+	}
+	list, code := ends(t, "deadletter", "list", r.store())
+	lines := strings.Split(strings.TrimSpace(list), "\n")
+	if code != 0 || len(lines) != 2 {
+		t.Fatalf("deadletter list: exit %d, want a heading and one line: %s", code, list)
+	}
+	number := strings.Fields(lines[1])[0]
+	if got, code := ends(t, "deadletter", "show", number, r.store()); code != 0 || !strings.Contains(got, "Patient/"+canary) {
+		t.Errorf("deadletter show: exit %d: %s", code, got)
+	}
+	if got, code := ends(t, "deadletter", "show", "1", r.store()); code != exitFailed || !strings.Contains(got, "no dead letter 1") {
+		t.Errorf("deadletter show 1: exit %d: %s", code, got)
+	}
+	return list
+}

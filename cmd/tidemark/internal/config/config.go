@@ -1,0 +1,232 @@
+// Package config knows every key that an operator may set: its name, its
+// default, its meaning and what a sensible value is.
+//
+// A value comes from the defaults, then the YAML file, then the environment
+// (TIDEMARK_HTTP_LISTEN for http.listen), then --set; the later one wins. All
+// four go through one decoder, so a fault reads the same wherever it was made,
+// and [Load] reports all faults at once, each with its key and where it stands.
+// Unknown keys and unknown TIDEMARK_ variables are faults: a misspelt key that
+// is silently ignored costs a night.
+//
+// The package refuses to know what the values do: it opens nothing and connects
+// to nobody.
+//
+// Decision, November 2026: the environment is read by our own few lines instead
+// of caarlos0/env. That library names the Go field instead of the variable in
+// its errors, takes an empty variable for a missing one (kafka.group: "" means
+// off) and cannot set the second topic alone. We gave up its other formats.
+package config
+
+// Config is the whole configuration. The doc comment of each field is the
+// operator's manual for its key; deploy/tidemark.schema.json repeats it.
+type Config struct {
+	// Where changes are kept.
+	Store Store `yaml:"store"`
+	// When gathered changes become durable.
+	Commit Commit `yaml:"commit"`
+	// How far behind the clock exports are cut, so that out-of-order changes are in time.
+	Watermark Watermark `yaml:"watermark"`
+	// What bulk clients talk to.
+	HTTP HTTP `yaml:"http"`
+	// What operators talk to: metrics and profiles.
+	Admin Admin `yaml:"admin"`
+	// Where changes come from.
+	Kafka Kafka `yaml:"kafka"`
+	// The topics to read. All of them must exist before the first export.
+	Topics []Topic `yaml:"topics"`
+	// What happens to a resource on its way in.
+	Resources Resources `yaml:"resources"`
+	// What an export gives.
+	Export Export `yaml:"export"`
+	// Who may read.
+	Auth Auth `yaml:"auth"`
+	// Bounds against clients that ask for too much.
+	Limits Limits `yaml:"limits"`
+	// The log on standard error.
+	Log Log `yaml:"log"`
+	// Traces for a collector. Metrics need no key: they are at /metrics.
+	Telemetry Telemetry `yaml:"telemetry"`
+}
+
+// Store is where changes are kept.
+type Store struct {
+	// The store's directory: one directory, one process, a local disk.
+	Path string `yaml:"path"`
+	// With less free space on the store's disk than this, intake waits and downloads go on. 0B: never wait.
+	MinFree Bytes `yaml:"min_free"`
+	// Memory for index blocks. Below 96MiB look-ups of ten million resources become several times slower.
+	Cache Bytes `yaml:"cache"`
+}
+
+// Commit is when gathered changes become durable.
+type Commit struct {
+	// A change waits no longer than this before it is committed. Shorter: fresher exports, more and smaller segments.
+	Interval Duration `yaml:"interval"`
+	// A commit is sealed earlier when this many bytes have gathered.
+	MaxSize Bytes `yaml:"max_size"`
+}
+
+// Watermark is how far behind the clock exports are cut.
+type Watermark struct {
+	// How much later than its time a change may reach Kafka and still appear under its own time. Later ones are exported too, under the time of their arrival.
+	Allowance Duration `yaml:"allowance"`
+	// At start, a wall clock further than this below what was promised makes the log and the status warn. It never refuses.
+	MaxClockStep Duration `yaml:"max_clock_step"`
+}
+
+// HTTP is what bulk clients talk to.
+type HTTP struct {
+	// Host and port to listen on. Anything but a loopback address needs auth.allow_open_data.
+	Listen string `yaml:"listen"`
+	// The FHIR base as clients see it: every URL that a client is given starts with it. Unset, it follows the port of http.listen.
+	PublicURL string `yaml:"public_url"`
+	// The server's certificate; empty: plain HTTP.
+	TLS ServerTLS `yaml:"tls"`
+}
+
+// ServerTLS is the server's certificate.
+type ServerTLS struct {
+	// PEM file with the certificate and its chain. Replaced files are taken up without a restart.
+	CertFile string `yaml:"cert_file"`
+	// PEM file with the private key.
+	KeyFile string `yaml:"key_file"`
+}
+
+// Admin is what operators talk to.
+type Admin struct {
+	// Host and port for /metrics and /debug/pprof. Empty: /metrics is on http.listen while that is loopback, else nowhere; profiles are nowhere.
+	Listen string `yaml:"listen"`
+}
+
+// Kafka is where changes come from.
+type Kafka struct {
+	// Addresses to begin with; the others are learned from them.
+	Brokers []string `yaml:"brokers"`
+	// Our offsets are mirrored to this consumer group for lag tools. They are never read back. Empty: off.
+	Group string `yaml:"group"`
+	// Encryption towards the brokers.
+	TLS ClientTLS `yaml:"tls"`
+	// Authentication towards the brokers.
+	SASL SASL `yaml:"sasl"`
+	// A larger record becomes a dead letter of which only origin, length, hash and the first 64 KiB are kept.
+	MaxRecord Bytes `yaml:"max_record"`
+}
+
+// ClientTLS is encryption towards the brokers.
+type ClientTLS struct {
+	// Speak TLS to the brokers.
+	Enabled bool `yaml:"enabled"`
+	// PEM file with the authorities to trust; empty: the system's.
+	CAFile string `yaml:"ca_file"`
+	// PEM file with our certificate, if the brokers ask for one.
+	CertFile string `yaml:"cert_file"`
+	// PEM file with its private key.
+	KeyFile string `yaml:"key_file"`
+}
+
+// SASL is authentication towards the brokers.
+type SASL struct {
+	// Empty: none.
+	Mechanism string `yaml:"mechanism" enum:",PLAIN,SCRAM-SHA-256,SCRAM-SHA-512"`
+	// The user.
+	Username string `yaml:"username"`
+	// File with the password; a newline at its end does not count.
+	PasswordFile string `yaml:"password_file"`
+}
+
+// Topic is one topic, or all topics that match a pattern.
+type Topic struct {
+	// The topic's name. Either name or pattern.
+	Name string `yaml:"name,omitempty"`
+	// A regular expression that must match the whole name; topics that appear later are picked up.
+	Pattern string `yaml:"pattern,omitempty"`
+	// What the records are. resource: key Type/id, value the resource as JSON, a null value or the header "fhir-op: delete" for a deletion.
+	Format string `yaml:"format" enum:"resource"`
+	// After this many dead letters without a good record between, the topic is held, since its format is probably wrong; the watermark waits with it. 0: never. Unset: 100.
+	StopAfter *int `yaml:"stop_after,omitempty"`
+	// Resource types of this topic that are passed over.
+	DropTypes []string `yaml:"drop_types,omitempty"`
+}
+
+// Resources is what happens to a resource on its way in.
+type Resources struct {
+	// Write meta.versionId and meta.lastUpdated where the source left them out. Nothing else of a resource is ever changed.
+	InjectMeta bool `yaml:"inject_meta"`
+}
+
+// Export is what an export gives.
+type Export struct {
+	// How long a finished export can be downloaded. Its segments stay on disk as long.
+	Expires Duration `yaml:"expires"`
+	// How an export is cut into files.
+	File ExportFile `yaml:"file"`
+	// How long clients are told to wait before they ask again.
+	RetryAfter Duration `yaml:"retry_after"`
+}
+
+// ExportFile is how an export is cut into files.
+type ExportFile struct {
+	// Begin another file after this many uncompressed bytes.
+	MaxBytes Bytes `yaml:"max_bytes"`
+	// Begin another file after this many resources. 0: no bound.
+	MaxResources int `yaml:"max_resources"`
+}
+
+// Auth is who may read.
+type Auth struct {
+	// none: no tokens. auto is none while http.listen and http.public_url are loopback, and refuses to start otherwise.
+	Mode string `yaml:"mode" enum:"auto,none"`
+	// Serve without tokens on addresses that others can reach. Everyone who can reach the port can then download all patients' data.
+	AllowOpenData bool `yaml:"allow_open_data"`
+}
+
+// Limits is bounds against clients that ask for too much.
+type Limits struct {
+	// Export jobs that exist at the same time; deleted and expired ones do not count.
+	Jobs int `yaml:"jobs"`
+	// Status requests a minute and job; more are answered with 429.
+	PollsPerMinute int `yaml:"polls_per_minute"`
+	// Largest request body.
+	Body Bytes `yaml:"body"`
+}
+
+// Log is the log on standard error.
+type Log struct {
+	// The least important line that is written.
+	Level string `yaml:"level" enum:"debug,info,warn,error"`
+	// auto: text on a terminal, else JSON.
+	Format string `yaml:"format" enum:"auto,text,json"`
+}
+
+// Telemetry is traces for a collector.
+type Telemetry struct {
+	// OTLP over HTTP, for example http://127.0.0.1:4318. Empty: no traces.
+	OTLPEndpoint string `yaml:"otlp_endpoint"`
+	// The share of requests and commits that is traced, 0 to 1.
+	Sample float64 `yaml:"sample"`
+}
+
+// defaultStopAfter tells a wrong format (nothing decodes) from a source with a
+// few broken records.
+const defaultStopAfter = 100
+
+// defaultBase is http.public_url as long as http.listen is the default too.
+const defaultBase = "http://127.0.0.1:8080/fhir"
+
+// Default is the configuration of somebody who sets nothing.
+func Default() *Config {
+	return &Config{
+		Store:     Store{Path: "./data", MinFree: 5 << 30, Cache: 96 << 20},
+		Commit:    Commit{Interval: 500 * millisecond, MaxSize: 32 << 20},
+		Watermark: Watermark{Allowance: second, MaxClockStep: 30 * second},
+		HTTP:      HTTP{Listen: "127.0.0.1:8080", PublicURL: defaultBase},
+		Kafka:     Kafka{Brokers: []string{"127.0.0.1:9092"}, Group: "tidemark", MaxRecord: 128 << 20},
+		Topics:    []Topic{{Name: "fhir-changes", Format: "resource", StopAfter: new(defaultStopAfter)}},
+		Resources: Resources{InjectMeta: true},
+		Export:    Export{Expires: day, File: ExportFile{MaxBytes: 256 << 20}, RetryAfter: second},
+		Auth:      Auth{Mode: "auto"},
+		Limits:    Limits{Jobs: 100, PollsPerMinute: 120, Body: 1 << 20},
+		Log:       Log{Level: "info", Format: "auto"},
+		Telemetry: Telemetry{Sample: 0.01},
+	}
+}

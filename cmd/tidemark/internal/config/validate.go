@@ -1,0 +1,270 @@
+package config
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"reflect"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"tidemark/store/fhir"
+)
+
+// openDataRisk is said wherever data would be open to others. Whoever reads it
+// must understand it without knowing us.
+const openDataRisk = "without tokens everyone who can reach it can download all patients' data; " +
+	"use a loopback address such as 127.0.0.1, or accept the risk with auth.allow_open_data: true"
+
+// finish fills in what follows from other values.
+func (l *loader) finish() {
+	for i := range l.Topics {
+		if l.Topics[i].StopAfter == nil {
+			l.Topics[i].StopAfter = new(defaultStopAfter)
+		}
+	}
+	_, set := l.origins["http.public_url"]
+	if _, port, err := net.SplitHostPort(l.HTTP.Listen); err == nil && !set {
+		l.HTTP.PublicURL = l.scheme() + "://127.0.0.1:" + port + "/fhir"
+		if l.HTTP.PublicURL != defaultBase {
+			l.origins["http.public_url"] = "follows http.listen"
+		}
+	}
+}
+
+func (l *loader) scheme() string {
+	if l.HTTP.TLS.CertFile != "" {
+		return "https"
+	}
+	return "http"
+}
+
+func (l *loader) validate() {
+	l.validateEnums()
+	l.validateSizes()
+	l.validateHTTP()
+	l.validateKafka()
+	l.validateTopics()
+	if e := l.Telemetry.OTLPEndpoint; e != "" && !isHTTPURL(e) {
+		l.invalid("telemetry.otlp_endpoint", "is not a URL such as http://127.0.0.1:4318")
+	}
+	if s := l.Telemetry.Sample; !(s >= 0 && s <= 1) {
+		l.invalid("telemetry.sample", "%v is not between 0 and 1", s)
+	}
+}
+
+func (l *loader) validateEnums() {
+	l.each(func(path string, k key, v reflect.Value) {
+		if k.enum == nil || slices.Contains(k.enum, v.String()) {
+			return
+		}
+		choices := make([]string, 0, len(k.enum))
+		for _, c := range k.enum {
+			if c == "" {
+				c = `""`
+			}
+			choices = append(choices, c)
+		}
+		if v.String() == "" {
+			l.invalid(path, "is missing: one of %s", strings.Join(choices, ", "))
+			return
+		}
+		l.invalid(path, "%q is not one of %s", v.String(), strings.Join(choices, ", "))
+	})
+}
+
+// each calls f for every value, list elements included.
+func (l *loader) each(f func(path string, k key, v reflect.Value)) {
+	eachField("", reflect.ValueOf(&l.Config).Elem(), f)
+}
+
+func eachField(prefix string, section reflect.Value, f func(path string, k key, v reflect.Value)) {
+	for field, v := range section.Fields() {
+		name, _, _ := strings.Cut(field.Tag.Get("yaml"), ",")
+		path := join(prefix, name)
+		switch {
+		case isSection(v.Type()):
+			eachField(path, v, f)
+		case isList(v.Type()):
+			for i := range v.Len() {
+				eachField(fmt.Sprintf("%s[%d]", path, i), v.Index(i), f)
+			}
+		default:
+			k, _ := find(path)
+			f(path, k, v)
+		}
+	}
+}
+
+func (l *loader) validateSizes() {
+	if l.Store.Path == "" {
+		l.invalid("store.path", "names no directory")
+	}
+	l.positive("commit.interval", l.Commit.Interval)
+	l.positive("watermark.allowance", l.Watermark.Allowance)
+	l.positive("watermark.max_clock_step", l.Watermark.MaxClockStep)
+	l.positive("export.expires", l.Export.Expires)
+	l.positive("export.retry_after", l.Export.RetryAfter)
+	l.atLeast("store.cache", l.Store.Cache, 1<<20)
+	l.atLeast("commit.max_size", l.Commit.MaxSize, 1<<20)
+	l.atLeast("kafka.max_record", l.Kafka.MaxRecord, 64<<10)
+	l.atLeast("export.file.max_bytes", l.Export.File.MaxBytes, 1<<10)
+	l.atLeast("limits.body", l.Limits.Body, 1<<10)
+	if l.Limits.Jobs < 1 {
+		l.invalid("limits.jobs", "must be at least 1")
+	}
+	if l.Limits.PollsPerMinute < 1 {
+		l.invalid("limits.polls_per_minute", "must be at least 1")
+	}
+	if l.Export.File.MaxResources < 0 {
+		l.invalid("export.file.max_resources", "must be 0 (no bound) or more")
+	}
+}
+
+func (l *loader) positive(path string, d Duration) {
+	if d <= 0 {
+		l.invalid(path, "must be more than 0")
+	}
+}
+
+func (l *loader) atLeast(path string, got, want Bytes) {
+	if got < want {
+		l.invalid(path, "%s is too little: at least %s", got, want)
+	}
+}
+
+// validateHTTP holds the rule that data is open to nobody else unless the
+// operator says so in as many words.
+func (l *loader) validateHTTP() {
+	l.listener("http.listen", l.HTTP.Listen, openDataRisk)
+	if l.Admin.Listen != "" {
+		l.listener("admin.listen", l.Admin.Listen, "metrics and profiles have no password; "+
+			"use a loopback address such as 127.0.0.1, or accept the risk with auth.allow_open_data: true")
+	}
+	if l.Admin.Listen != "" && l.Admin.Listen == l.HTTP.Listen && !strings.HasSuffix(l.Admin.Listen, ":0") {
+		l.invalid("admin.listen", "is http.listen too: leave it empty to have /metrics there")
+	}
+	l.publicURL()
+	l.both("http.tls.cert_file", l.HTTP.TLS.CertFile, "http.tls.key_file", l.HTTP.TLS.KeyFile)
+}
+
+func (l *loader) listener(path, address, risk string) {
+	host, port, err := net.SplitHostPort(address)
+	if n, portErr := strconv.ParseUint(port, 10, 16); err != nil || portErr != nil || n > 65535 {
+		l.invalid(path, "%q is not host:port", address)
+		return
+	}
+	if !l.Auth.AllowOpenData && !IsLoopback(host) {
+		l.invalid(path, "%s is not a loopback address: %s", address, risk)
+	}
+}
+
+func (l *loader) publicURL() {
+	const path = "http.public_url"
+	u, err := url.Parse(l.HTTP.PublicURL)
+	switch {
+	case err == nil && u.Port() == "0":
+		l.invalid(path, "is needed when the system chooses the port of http.listen")
+	case err != nil || !isHTTPURL(l.HTTP.PublicURL):
+		l.invalid(path, "is not a URL such as https://fhir.example.org/fhir")
+	case u.User != nil || u.RawQuery != "" || u.Fragment != "" || strings.HasSuffix(u.Path, "/"):
+		l.invalid(path, "must end with the path of the FHIR base: no user, no query, no slash at the end")
+	case !l.Auth.AllowOpenData && !IsLoopback(u.Hostname()):
+		l.invalid(path, "%s is not a loopback address: %s", u.Host, openDataRisk)
+	}
+}
+
+func isHTTPURL(s string) bool {
+	u, err := url.Parse(s)
+	return err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Hostname() != ""
+}
+
+// IsLoopback: only programs on this machine reach the host. Of names only
+// localhost is believed, since any other may resolve to anything tomorrow.
+func IsLoopback(host string) bool {
+	if strings.EqualFold(host, "localhost") {
+		return true
+	}
+	ip, err := netip.ParseAddr(host)
+	return err == nil && ip.Unmap().IsLoopback()
+}
+
+// both: two files that make sense only together.
+func (l *loader) both(a, aFile, b, bFile string) {
+	switch {
+	case aFile != "" && bFile == "":
+		l.invalid(b, "is missing while %s is set", a)
+	case aFile == "" && bFile != "":
+		l.invalid(a, "is missing while %s is set", b)
+	}
+}
+
+func (l *loader) validateKafka() {
+	k := &l.Kafka
+	if len(k.Brokers) == 0 {
+		l.invalid("kafka.brokers", "names no broker")
+	}
+	for _, b := range k.Brokers {
+		if host, port, err := net.SplitHostPort(b); err != nil || host == "" || port == "" {
+			l.invalid("kafka.brokers", "%q is not host:port", b)
+		}
+	}
+	l.both("kafka.tls.cert_file", k.TLS.CertFile, "kafka.tls.key_file", k.TLS.KeyFile)
+	if !k.TLS.Enabled && (k.TLS.CAFile != "" || k.TLS.CertFile != "") {
+		l.invalid("kafka.tls.enabled", "is false while files for TLS are named")
+	}
+	if k.SASL.Mechanism == "" {
+		if k.SASL.Username != "" || k.SASL.PasswordFile != "" {
+			l.invalid("kafka.sasl.mechanism", "is missing while a user or password file is named")
+		}
+		return
+	}
+	if k.SASL.Username == "" {
+		l.invalid("kafka.sasl.username", "is missing for %s", k.SASL.Mechanism)
+	}
+	if k.SASL.PasswordFile == "" {
+		l.invalid("kafka.sasl.password_file", "is missing for %s", k.SASL.Mechanism)
+	}
+}
+
+// legalTopic is Kafka's own rule.
+var legalTopic = regexp.MustCompile(`^[A-Za-z0-9._-]{1,249}$`)
+
+func (l *loader) validateTopics() {
+	if len(l.Topics) == 0 {
+		l.invalid("topics", "names no topic")
+	}
+	seen := map[string]bool{}
+	for i, t := range l.Topics {
+		at := fmt.Sprintf("topics[%d].", i)
+		switch {
+		case (t.Name == "") == (t.Pattern == ""):
+			l.invalid(at+"name", "needs either a name or a pattern")
+		case t.Name != "" && !legalTopic.MatchString(t.Name):
+			l.invalid(at+"name", "%q is no name of a Kafka topic; for several topics write a pattern", t.Name)
+		case seen[t.Name+"\n"+t.Pattern]:
+			l.invalid(at+"name", "is listed twice")
+		}
+		seen[t.Name+"\n"+t.Pattern] = true
+		if _, err := regexp.Compile(t.Pattern); err != nil {
+			l.invalid(at+"pattern", "is not a regular expression: %s", err)
+		}
+		if *t.StopAfter < 0 {
+			l.invalid(at+"stop_after", "must be 0 (never) or more")
+		}
+		for _, name := range t.DropTypes {
+			if _, ok := fhir.ParseType(name); !ok {
+				l.invalid(at+"drop_types", "%q is not a FHIR R4 resource type", name)
+			}
+		}
+	}
+}
+
+// Loopback: only programs on this machine reach http.listen.
+func (h *HTTP) Loopback() bool {
+	host, _, err := net.SplitHostPort(h.Listen)
+	return err == nil && IsLoopback(host)
+}

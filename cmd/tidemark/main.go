@@ -1,0 +1,96 @@
+// Command tidemark turns a Kafka stream of FHIR changes into a FHIR Bulk Data
+// server. It knows everybody and decides nothing: each subcommand reads the
+// configuration, wires the packages together and waits for them to end.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+
+	"tidemark/cmd/tidemark/internal/config"
+)
+
+// Exit codes. Scripts may rely on them.
+const (
+	exitFailed = 1 // it was tried and went wrong
+	exitUsage  = 2 // it was not tried: the command line or the configuration is wrong
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	// The first signal is a request, the second one ends the process at once.
+	context.AfterFunc(ctx, stop)
+	err := run(ctx, os.Args[1:], os.Stdout)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "tidemark: "+err.Error())
+		os.Exit(exitCode(err))
+	}
+}
+
+// commands is the command line; kong reads it by its tags.
+type commands struct {
+	Demo        demoCmd        `cmd:"" help:"Show it all on this machine: a simulated hospital, a Kafka, exports, a crash, a proof."`
+	Serve       serveCmd       `cmd:"" help:"Read the topics and serve bulk exports until stopped."`
+	Check       checkCmd       `cmd:"" help:"Prove the invariants of a store that no process uses."`
+	Reindex     reindexCmd     `cmd:"" help:"Rebuild a store's index from its segments."`
+	Deadletter  deadletterCmd  `cmd:"" help:"List and show the records that could not be decoded."`
+	CheckConfig checkConfigCmd `cmd:"" help:"List all faults of a configuration file."`
+	Version     versionCmd     `cmd:"" help:"Print the version."`
+}
+
+const description = `Tidemark turns a Kafka stream of FHIR changes into a FHIR Bulk Data server.
+
+First look, needs nothing else:
+  tidemark demo
+
+With a Kafka on this machine and a topic fhir-changes (key Type/id, value the resource as JSON):
+  tidemark serve
+  curl -s -D- -H 'Accept: application/fhir+json' -H 'Prefer: respond-async' 'http://127.0.0.1:8080/fhir/$export'
+
+Every command explains itself: tidemark serve --help`
+
+// run parses the command line and carries it out.
+func run(ctx context.Context, args []string, out io.Writer) error {
+	exited := false
+	parser, err := kong.New(&commands{},
+		kong.Name("tidemark"),
+		kong.Description(description),
+		kong.ConfigureHelp(kong.HelpOptions{NoExpandSubcommands: true, WrapUpperBound: 100}),
+		kong.Writers(out, out),
+		kong.Exit(func(int) { exited = true }), // after --help; kong would go on parsing
+		kong.BindTo(ctx, (*context.Context)(nil)),
+		kong.BindTo(out, (*io.Writer)(nil)),
+	)
+	if err != nil {
+		return fmt.Errorf("build the command line: %w", err)
+	}
+	if len(args) == 0 {
+		args = []string{"--help"}
+	}
+	parsed, err := parser.Parse(args)
+	if exited {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("%w\ntry: tidemark --help", err)
+	}
+	return parsed.Run()
+}
+
+func exitCode(err error) int {
+	if _, ok := errors.AsType[*kong.ParseError](err); ok {
+		return exitUsage
+	}
+	if _, ok := errors.AsType[config.Faults](err); ok {
+		return exitUsage
+	}
+	return exitFailed
+}

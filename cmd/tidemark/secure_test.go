@@ -1,0 +1,58 @@
+package main
+
+import (
+	"crypto/tls"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/sasl/scram"
+
+	"tidemark/cmd/tidemark/internal/config"
+)
+
+// The way to a broker that wants TLS and a password, from the configuration on.
+func TestSecuredBroker(t *testing.T) {
+	dir := t.TempDir()
+	certFile, keyFile, password := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem"), filepath.Join(dir, "password")
+	writePair(t, certFile, keyFile, time.Now().Unix())
+	pair, err := tls.LoadX509KeyPair(certFile, keyFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(password, []byte(canary+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(4, "fhir-changes"),
+		kfake.TLS(&tls.Config{Certificates: []tls.Certificate{pair}}),
+		kfake.EnableSASL(), kfake.Superuser("SCRAM-SHA-512", "reader", canary))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cluster.Close()
+	trust, err := kafkaTLS(config.ClientTLS{Enabled: true, CAFile: certFile})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, port, err := net.SplitHostPort(cluster.ListenAddrs()[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := newRig(t, "localhost:"+port, "fhir-changes", []kgo.Opt{
+		kgo.DialTLSConfig(trust), kgo.SASL(scram.Auth{User: "reader", Pass: canary}.AsSha512Mechanism()),
+	},
+		"--set", "kafka.tls.enabled=true", "--set", "kafka.tls.ca_file="+certFile,
+		"--set", "kafka.sasl.mechanism=SCRAM-SHA-512", "--set", "kafka.sasl.username=reader", "--set", "kafka.sasl.password_file="+password)
+	r.start()
+	r.live(20)
+	r.catchUp()
+	r.prove()
+	if got, code := ends(t, append(r.args, "--print-config")...); code != 0 || strings.Contains(got, canary) {
+		t.Errorf("serve --print-config: exit %d, want 0 and no password: %s", code, got)
+	}
+}

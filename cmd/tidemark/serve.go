@@ -1,0 +1,199 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"runtime/debug"
+	"time"
+
+	"tidemark/api"
+	"tidemark/api/export"
+	"tidemark/cmd/tidemark/internal/config"
+	"tidemark/store"
+)
+
+type serveCmd struct {
+	configFlags `embed:""`
+
+	PrintConfig bool `help:"Print the configuration that would hold, each value with its origin, and end."`
+}
+
+// Help is shown by --help.
+func (*serveCmd) Help() string {
+	return `Reads the configured topics, keeps their changes under store.path and serves them at http.public_url. Without a configuration:
+a Kafka on 127.0.0.1:9092, the topic fhir-changes, http://127.0.0.1:8080/fhir, ./data.
+
+  tidemark serve --config tidemark.yaml
+  tidemark serve --set kafka.brokers=127.0.0.1:19092 --set http.listen=127.0.0.1:8081
+  TIDEMARK_STORE_PATH=/var/lib/tidemark tidemark serve
+
+A value comes from the defaults, then the file, then the environment (TIDEMARK_HTTP_LISTEN for http.listen), then --set; the
+later wins. --print-config shows what would hold.
+
+Ctrl-C or SIGTERM stops it: what was read is committed, downloads may finish. kill -9 loses nothing either.
+
+Next, once /readyz answers 200:
+  curl -s -D- -H 'Accept: application/fhir+json' -H 'Prefer: respond-async' 'http://127.0.0.1:8080/fhir/$export'`
+}
+
+// Run serves until ctx ends.
+func (c *serveCmd) Run(ctx context.Context, out io.Writer) error {
+	cfg, err := c.load()
+	if err != nil {
+		return err
+	}
+	if c.PrintConfig {
+		return cfg.Print(out)
+	}
+	return serve(ctx, &cfg.Config, newLogger(cfg.Log, os.Stderr))
+}
+
+// How long each part may take to stop before the next one is told to.
+const (
+	intakeGrace    = 10 * time.Second // a fetch that is being answered, a batch that is being taken in
+	flushGrace     = 20 * time.Second // the last commit, on a slow disk
+	httpGrace      = 30 * time.Second // downloads; what is cut goes on after the restart, by Range
+	adminGrace     = time.Second
+	telemetryGrace = 5 * time.Second // a collector that does not answer
+)
+
+// serve wires everything and waits for it. What was opened is closed in the
+// reverse order, the store last but for the telemetry that watches it.
+func serve(ctx context.Context, c *config.Config, log *slog.Logger) (err error) {
+	limitMemory(c)
+	tel, err := newTelemetry(ctx, c.Telemetry, log)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), telemetryGrace)
+		defer cancel()
+		if err := tel.shutdown(last); err != nil {
+			log.Warn("the last telemetry was not sent", "error", err)
+		}
+	}()
+	db, err := store.Open(c.Store.Path, storeOptions(c, tel, log))
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err = errors.Join(err, db.Close()); err == nil {
+			log.Info("stopped: everything that was read is committed")
+		}
+	}()
+
+	intake, err := newIntake(c, db, tel, log)
+	if err != nil {
+		return err
+	}
+	server, err := newServer(c, db, tel, log)
+	if err != nil {
+		return err
+	}
+	if _, err := server.Listen(); err != nil { // before anything is read: a port that is taken ends the start
+		return fmt.Errorf("%w; another program may have the port: choose another with --set http.listen=127.0.0.1:PORT", err)
+	}
+	stages := []stage{
+		{"intake", intake.Run, intakeGrace},
+		{"store", db.Run, flushGrace},
+		{"http", server.Run, httpGrace},
+	}
+	if c.Admin.Listen != "" {
+		listener, err := listen(ctx, "admin.listen", c.Admin.Listen)
+		if err != nil {
+			return err
+		}
+		run := func(ctx context.Context) error { return runAdmin(ctx, listener, adminHandler(tel.metrics)) }
+		stages = append(stages, stage{"admin", run, adminGrace})
+	}
+	announce(c, log)
+	return runStages(ctx, log, stages...)
+}
+
+// limitMemory tells the collector of garbage what the budget is, 512 MB for the
+// process with the default cache; an operator's GOMEMLIMIT wins.
+func limitMemory(c *config.Config) {
+	const besidesCache = 352 << 20
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(besidesCache + int64(c.Store.Cache))
+	}
+}
+
+func storeOptions(c *config.Config, tel *telemetry, log *slog.Logger) store.Options {
+	return store.Options{
+		CommitInterval: time.Duration(c.Commit.Interval),
+		CommitSize:     int64(c.Commit.MaxSize),
+		Allowance:      time.Duration(c.Watermark.Allowance),
+		MaxClockStep:   time.Duration(c.Watermark.MaxClockStep),
+		KeepMeta:       !c.Resources.InjectMeta,
+		Cache:          int64(c.Store.Cache),
+		Logger:         log,
+		Meter:          tel.meters.Meter("tidemark/store"),
+	}
+}
+
+func newServer(c *config.Config, db *store.DB, tel *telemetry, log *slog.Logger) (*api.Server, error) {
+	o := api.Options{
+		Store:            export.Of(db),
+		Ready:            func() bool { return db.Status().Ready },
+		Listen:           c.HTTP.Listen,
+		PublicURL:        c.HTTP.PublicURL,
+		Expires:          time.Duration(c.Export.Expires),
+		RetryAfter:       time.Duration(c.Export.RetryAfter),
+		FileMaxBytes:     int64(c.Export.File.MaxBytes),
+		FileMaxResources: int64(c.Export.File.MaxResources),
+		MaxJobs:          c.Limits.Jobs,
+		PollsPerMinute:   c.Limits.PollsPerMinute,
+		MaxBody:          int64(c.Limits.Body),
+		Metrics:          publicMetrics(c, tel),
+		Version:          version,
+		Grace:            httpGrace,
+		Logger:           log,
+		MeterProvider:    tel.meters,
+		TracerProvider:   tel.tracers,
+	}
+	if c.HTTP.TLS.CertFile != "" {
+		cert, err := loadCertificate(c.HTTP.TLS.CertFile, c.HTTP.TLS.KeyFile)
+		if err != nil {
+			return nil, err
+		}
+		o.TLS = &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: cert.get}
+	}
+	server, err := api.New(o)
+	if err != nil {
+		return nil, fmt.Errorf("set up HTTP: %w", err)
+	}
+	return server, nil
+}
+
+// publicMetrics is /metrics on http.listen: there while only this machine can
+// reach it and no address of its own is given.
+func publicMetrics(c *config.Config, tel *telemetry) http.Handler {
+	if c.Admin.Listen != "" || !c.HTTP.Loopback() {
+		return nil
+	}
+	return tel.metrics
+}
+
+// announce says what an operator should know at every start.
+func announce(c *config.Config, log *slog.Logger) {
+	log.Info("serving", "version", version, "base", c.HTTP.PublicURL, "listen", c.HTTP.Listen, "store", c.Store.Path, "topics", len(c.Topics))
+	if c.Auth.AllowOpenData {
+		log.Warn("data is open: everyone who can reach the port can download all patients' data", "key", "auth.allow_open_data")
+	}
+	if c.Admin.Listen == "" && !c.HTTP.Loopback() {
+		log.Warn("/metrics is served nowhere: http.listen is no loopback address and admin.listen is empty")
+	}
+	if c.Kafka.SASL.Mechanism != "" && !c.Kafka.TLS.Enabled {
+		log.Warn("the password for Kafka travels without encryption", "key", "kafka.tls.enabled")
+	}
+	if name := networkFileSystem(c.Store.Path); name != "" {
+		log.Warn("the store is on a network file system: a local disk is needed to survive a crash", "kind", name, "key", "store.path")
+	}
+}

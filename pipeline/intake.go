@@ -1,0 +1,302 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+
+	"tidemark/pipeline/decode"
+	"tidemark/pipeline/source"
+	"tidemark/store"
+)
+
+// intake is the side of the pipeline that the source sees.
+type intake struct{ *Pipeline }
+
+var _ source.Handler = intake{}
+
+// Discover tells the store what the broker has. Before anything of a new
+// partition is fetched, what is known of its topic is put in force.
+func (p intake) Discover(ctx context.Context, d store.Discovery) error {
+	if err := p.store.Discover(d); err != nil {
+		return err
+	}
+	fresh := p.register(d)
+	p.holdAbsent()
+	for _, id := range fresh {
+		if err := p.enter(id.Topic); err != nil {
+			return err
+		}
+	}
+	p.holdTopics(ctx)
+	return nil
+}
+
+// register notes the partitions of a discovery and returns the new ones.
+func (p *Pipeline) register(d store.Discovery) []store.Partition {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var fresh []store.Partition
+	for _, f := range d.Partitions {
+		if !p.partitions[f.Partition] {
+			p.partitions[f.Partition] = true
+			fresh = append(fresh, f.Partition)
+		}
+	}
+	return fresh
+}
+
+// holdAbsent says of the store's partitions that nobody reads why the watermark
+// waits for them.
+func (p *Pipeline) holdAbsent() {
+	for id := range p.store.Committed() {
+		p.mu.Lock()
+		present, absent := p.partitions[id], p.absent[id]
+		if present {
+			delete(p.absent, id)
+		} else {
+			p.absent[id] = true
+		}
+		p.mu.Unlock()
+		switch {
+		case present && absent:
+			p.store.Release(id)
+		case !present && !absent:
+			p.store.Hold(id, p.absence(id))
+		}
+	}
+}
+
+func (p *Pipeline) absence(id store.Partition) string {
+	if _, ok := p.configured(id.Topic); !ok {
+		return fmt.Sprintf("topic %s was read into this store but is no longer configured: configure it again, or have the store forget it", id.Topic)
+	}
+	return fmt.Sprintf("the broker does not have partition %s/%d, which was read before: wait for it, or have the store forget it", id.Topic, id.ID)
+}
+
+// configured finds the configuration that holds for a topic.
+func (p *Pipeline) configured(name string) (int, bool) {
+	for i, c := range p.o.Topics {
+		if c.selector().Match(name) {
+			return i, true
+		}
+	}
+	return 0, false
+}
+
+// enter makes a topic known, with its state as stored.
+func (p *Pipeline) enter(name string) error {
+	if p.topic(name) != nil {
+		return nil
+	}
+	i, ok := p.configured(name)
+	if !ok {
+		return fmt.Errorf("topic %s is not configured", name)
+	}
+	t := &topic{name: name, cfg: p.o.Topics[i], decoder: p.decoders[i]}
+	t.state.Format = t.cfg.Format
+	if stored := p.store.Topic(name); stored != nil {
+		var err error
+		if t.state, err = parseState(stored); err != nil {
+			return fmt.Errorf("read the stored state of topic %s: %w", name, err)
+		}
+	}
+	if t.state.Format != t.cfg.Format {
+		if err := p.planRetry(t); err != nil {
+			return err
+		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.topics[name] = t
+	return nil
+}
+
+func (p *Pipeline) topic(name string) *topic {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.topics[name]
+}
+
+// holdTopics holds every partition of the topics that are held.
+func (p *Pipeline) holdTopics(ctx context.Context) {
+	for _, t := range p.knownTopics() {
+		t.mu.Lock()
+		if t.exceeded(t.state) {
+			p.hold(ctx, t)
+		}
+		t.mu.Unlock()
+	}
+}
+
+// hold holds a topic's partitions. Called with t.mu held.
+func (p *Pipeline) hold(ctx context.Context, t *topic) {
+	if !t.held {
+		p.o.Logger.ErrorContext(ctx, "topic is held", "topic", t.name, "reason", t.reason())
+	}
+	t.held = true
+	p.mu.Lock()
+	var ids []store.Partition
+	for id := range p.partitions {
+		if id.Topic == t.name {
+			ids = append(ids, id)
+		}
+	}
+	p.mu.Unlock()
+	for _, id := range ids {
+		p.store.Hold(id, t.reason())
+	}
+}
+
+// Hold passes on why a partition is not read.
+func (p intake) Hold(id store.Partition, reason string) { p.store.Hold(id, reason) }
+
+// Release ends a Hold, but not that of a topic.
+func (p intake) Release(id store.Partition) {
+	p.store.Release(id)
+	t := p.topic(id.Topic)
+	if t == nil {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.held {
+		p.store.Hold(id, t.reason())
+	}
+}
+
+// Handle decodes and applies one answer.
+func (p intake) Handle(ctx context.Context, a *source.Answer) error {
+	t := p.topic(a.Partition.Topic)
+	if t.isHeld() {
+		return source.ErrStop
+	}
+	if err := p.redecode(ctx, t, a.Partition); err != nil {
+		return err
+	}
+	d, err := p.decode(ctx, t, a)
+	if err != nil {
+		return err
+	}
+	b := store.Batch{Partition: a.Partition, Changes: d.changes, Next: a.Next, LeaderEpoch: a.LeaderEpoch, Asked: a.Asked, End: a.End}
+	return p.apply(ctx, t, b, d)
+}
+
+// apply hands a batch to the store. When the topic's state changes the batch
+// carries it, and until the store has it no other batch of the topic may: the
+// state stored last must be the newest.
+func (p *Pipeline) apply(ctx context.Context, t *topic, b store.Batch, d decoded) error {
+	t.mu.Lock()
+	if t.held {
+		t.mu.Unlock()
+		return source.ErrStop
+	}
+	state, stop := t.count(d)
+	if state == t.state {
+		t.mu.Unlock()
+		return p.store.Apply(ctx, b)
+	}
+	defer t.mu.Unlock()
+	if stop >= 0 {
+		b = cutAt(b, d.outcomes[stop])
+	}
+	b.Topic = state.encode()
+	if err := p.store.Apply(ctx, b); err != nil {
+		return err
+	}
+	t.state = state
+	if stop >= 0 {
+		p.hold(ctx, t)
+		return source.ErrStop
+	}
+	return nil
+}
+
+// decoded is what became of an answer's records.
+type decoded struct {
+	changes  []store.Change
+	good     bool      // some were decoded before the outcomes begin
+	outcomes []outcome // from the first dead letter on
+}
+
+func (p *Pipeline) decode(ctx context.Context, t *topic, a *source.Answer) (decoded, error) {
+	if len(a.Records) == 0 {
+		return decoded{}, nil
+	}
+	d := decoded{changes: make([]store.Change, 0, len(a.Records))}
+	var bytes int
+	for i := range a.Records {
+		r := &a.Records[i]
+		bytes += len(r.Key) + len(r.Value)
+		changes, dead, err := p.decodeRecord(ctx, t, a.Partition, r)
+		if err != nil {
+			return d, err
+		}
+		d.changes = append(d.changes, changes...)
+		if dead != "" {
+			p.metrics.dead(ctx, t.name, dead)
+		}
+		if dead == "" && d.outcomes == nil {
+			d.good = true
+			continue
+		}
+		d.outcomes = append(d.outcomes, outcome{offset: r.Offset, end: len(d.changes), dead: dead != ""})
+	}
+	p.metrics.read(ctx, t.name, len(a.Records), bytes)
+	return d, nil
+}
+
+// oversize is the reason of a record that the source has cut.
+const oversize = "larger than the limit for records (kafka.max_record)"
+
+// decodeRecord decodes a record or makes a dead letter of it; then it says why.
+func (p *Pipeline) decodeRecord(ctx context.Context, t *topic, id store.Partition, r *source.Record) ([]store.Change, string, error) {
+	rec := decode.Record{
+		Topic: id.Topic, Partition: id.ID, Offset: r.Offset, Timestamp: r.Timestamp,
+		Key: r.Key, Value: r.Value, Headers: r.Headers,
+	}
+	if r.Oversize != nil {
+		c := decode.DeadLetter(rec, oversize)
+		c.Dead.Length, c.Dead.SHA256, c.Dead.Truncated = r.Oversize.Length, r.Oversize.SHA256, true
+		return []store.Change{c}, oversize, nil
+	}
+	changes, bad, err := p.insist(ctx, t, rec)
+	if bad != nil {
+		return []store.Change{t.cfg.Decode.DeadLetter(rec, bad.Reason)}, bad.Reason, nil
+	}
+	return changes, "", err
+}
+
+// insist decodes a record. If the decoder misses something that is none of the
+// record's faults (a registry that is away), it tries until that is back; other
+// partitions go on meanwhile.
+func (p *Pipeline) insist(ctx context.Context, t *topic, rec decode.Record) ([]store.Change, *decode.Error, error) {
+	changes, err := t.decoder.Decode(rec)
+	if err == nil {
+		return changes, nil, nil
+	}
+	if bad, ok := errors.AsType[*decode.Error](err); ok {
+		return nil, bad, nil
+	}
+	log := p.o.Logger.With("topic", rec.Topic, "partition", rec.Partition, "offset", rec.Offset)
+	log.WarnContext(ctx, "decoding waits, retrying", "error", err)
+	p.source.Stall(store.Partition{Topic: rec.Topic, ID: rec.Partition})
+	wait := backoff.NewExponentialBackOff()
+	wait.MaxInterval = 10 * time.Second
+	for {
+		select {
+		case <-ctx.Done():
+			return nil, nil, ctx.Err()
+		case <-time.After(wait.NextBackOff()):
+		}
+		changes, err := t.decoder.Decode(rec)
+		bad, ok := errors.AsType[*decode.Error](err)
+		if err == nil || ok {
+			log.InfoContext(ctx, "decoding goes on")
+			return changes, bad, nil
+		}
+	}
+}

@@ -1,0 +1,200 @@
+package pipeline
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+
+	"tidemark/pipeline/decode"
+	"tidemark/pipeline/source"
+	"tidemark/store"
+	"tidemark/store/fhir"
+)
+
+// retry is the work of decoding a topic's newest run of dead letters again,
+// because its format is another one now. Each partition does its own part when
+// its first answer comes, before that is applied.
+//
+// Until all of it is done the stored state keeps the old format and counts what
+// is left, so that a crash begins again with just that.
+type retry struct {
+	waiting  map[store.Partition][]uint64 // sequence numbers, ascending
+	running  int                          // partitions at work
+	failed   []uint64
+	resolved uint64 // the greatest
+
+	// What was read meanwhile, in the new format.
+	good bool // any good record
+	run  int  // dead letters since
+}
+
+// planRetry finds the dead letters since the topic's last good record: as many
+// of the newest as its stored state counts.
+func (p *Pipeline) planRetry(t *topic) error {
+	type letter struct {
+		seq uint64
+		id  store.Partition
+	}
+	var letters []letter
+	if t.state.Run > 0 {
+		err := p.store.DeadLetters(t.name, func(r store.DeadLetterRow) error {
+			letters = append(letters, letter{r.Seq, r.Partition})
+			return nil
+		})
+		if err != nil {
+			return fmt.Errorf("list dead letters of topic %s: %w", t.name, err)
+		}
+	}
+	slices.SortFunc(letters, func(a, b letter) int { return cmp.Compare(a.seq, b.seq) })
+	letters = letters[max(0, len(letters)-t.state.Run):]
+	if len(letters) == 0 {
+		t.state = topicState{Format: t.cfg.Format}
+		return nil
+	}
+	t.state.Run = len(letters) // fewer if somebody has removed some
+	t.retry = &retry{waiting: map[store.Partition][]uint64{}}
+	for _, l := range letters {
+		t.retry.waiting[l.id] = append(t.retry.waiting[l.id], l.seq)
+	}
+	return nil
+}
+
+// begin takes a partition's part of the retry, nil if it has none.
+func (t *topic) begin(id store.Partition) []uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.retry == nil || t.retry.waiting[id] == nil {
+		return nil
+	}
+	waiting := t.retry.waiting[id]
+	delete(t.retry.waiting, id)
+	t.retry.running++
+	return waiting
+}
+
+// observe counts what was read while a retry is under way. Called with t.mu
+// held.
+func (r *retry) observe(d decoded) (dead int) {
+	if d.good {
+		r.good, r.run = true, 0
+	}
+	for _, o := range d.outcomes {
+		if !o.dead {
+			r.good, r.run = true, 0
+			continue
+		}
+		r.run++
+		dead++
+	}
+	return dead
+}
+
+// left counts the dead letters since the last good record when all is done.
+func (r *retry) left() int {
+	if r.good {
+		return r.run
+	}
+	n := r.run
+	for _, seq := range r.failed {
+		if seq > r.resolved {
+			n++
+		}
+	}
+	return n
+}
+
+// So many dead letters are decoded again and applied at a time.
+const (
+	retryLetters = 500
+	retryBytes   = 4 << 20
+)
+
+// redecode decodes a partition's dead letters with the topic's new format.
+// Those that decode are applied and disappear, the others stay.
+func (p *Pipeline) redecode(ctx context.Context, t *topic, id store.Partition) error {
+	waiting := t.begin(id)
+	if len(waiting) == 0 {
+		return nil
+	}
+	b, size := p.retryBatch(id), 0
+	var failed []uint64
+	err := p.store.DeadLetters(t.name, func(r store.DeadLetterRow) error {
+		if _, ok := slices.BinarySearch(waiting, r.Seq); !ok {
+			return nil
+		}
+		changes, ok, err := p.redecodeLetter(ctx, t, r)
+		if err != nil {
+			return err
+		}
+		if !ok {
+			failed = append(failed, r.Seq)
+			return nil
+		}
+		b.Changes, b.Resolved = append(b.Changes, changes...), append(b.Resolved, r.Seq)
+		if size += len(r.Value); len(b.Resolved) < retryLetters && size < retryBytes {
+			return nil
+		}
+		full := b
+		b, size = p.retryBatch(id), 0
+		return p.applyRetry(ctx, t, full, nil, false)
+	})
+	if err != nil {
+		return fmt.Errorf("decode dead letters of %s/%d again: %w", id.Topic, id.ID, err)
+	}
+	return p.applyRetry(ctx, t, b, failed, true)
+}
+
+// redecodeLetter decodes one dead letter, if it can be: of one that was cut
+// not enough is left.
+func (p *Pipeline) redecodeLetter(ctx context.Context, t *topic, r store.DeadLetterRow) ([]store.Change, bool, error) {
+	if r.Truncated {
+		return nil, false, nil
+	}
+	changes, bad, err := p.insist(ctx, t, decode.Record{
+		Topic: r.Partition.Topic, Partition: r.Partition.ID,
+		Offset: r.Offset, Timestamp: r.Timestamp, Key: r.Key, Value: r.Value, Headers: r.Headers,
+	})
+	return changes, bad == nil && err == nil, err
+}
+
+// retryBatch is an empty batch that says nothing new of its partition.
+func (p *Pipeline) retryBatch(id store.Partition) store.Batch {
+	s, _ := p.store.Partition(id)
+	return store.Batch{Partition: id, Next: s.Next, End: s.Next, LeaderEpoch: s.LeaderEpoch, Asked: fhir.None}
+}
+
+// applyRetry applies what could be decoded, with the topic's state behind it.
+// last ends the partition's part, and the last part ends the retry.
+func (p *Pipeline) applyRetry(ctx context.Context, t *topic, b store.Batch, failed []uint64, last bool) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	r, state := t.retry, t.state
+	r.failed = append(r.failed, failed...)
+	for _, seq := range b.Resolved {
+		r.resolved = max(r.resolved, seq)
+	}
+	if last {
+		r.running--
+	}
+	state.Run = max(0, state.Run-len(b.Resolved))
+	done := r.running == 0 && len(r.waiting) == 0
+	if done {
+		state = topicState{Format: t.cfg.Format, Run: r.left()}
+	}
+	b.Topic = state.encode()
+	if err := p.store.Apply(ctx, b); err != nil {
+		return err
+	}
+	t.state = state
+	if done {
+		t.retry = nil
+		p.o.Logger.InfoContext(ctx, "dead letters were decoded again with the new format",
+			"topic", t.name, "format", t.cfg.Format, "still_dead", state.Run)
+	}
+	if t.exceeded(state) {
+		p.hold(ctx, t)
+		return source.ErrStop
+	}
+	return nil
+}

@@ -1,0 +1,47 @@
+package source
+
+import (
+	"fmt"
+
+	"tidemark/store"
+)
+
+// A Reason says why a partition's log no longer continues what was read of it.
+type Reason string
+
+// The reasons for a gap.
+const (
+	Expired   Reason = "expired"   // the log starts behind the next offset
+	Truncated Reason = "truncated" // the log ends before the next offset
+	Forked    Reason = "forked"    // a record batch of an older leader epoch than one already read
+	Recreated Reason = "recreated" // another topic has taken the name
+	Away      Reason = "away"      // deletions may have been compacted away unseen
+)
+
+// A Gap says that records between what was read of a partition and what its
+// log offers now may be lost. The partition is no longer read; whoever runs
+// the server decides how it goes on.
+type Gap struct {
+	Partition  store.Partition
+	Reason     Reason
+	Next       int64 // the offset at which reading would have gone on
+	Start, End int64 // the log as the broker shows it, -1 if unknown
+	Detail     string
+}
+
+func (g *Gap) Error() string {
+	return fmt.Sprintf("gap in %s/%d at offset %d: %s", g.Partition.Topic, g.Partition.ID, g.Next, g.Detail)
+}
+
+// A Corrupt error says that a record batch cannot be trusted or understood.
+// Nothing at or behind its offset has been read.
+type Corrupt struct {
+	Partition store.Partition
+	Offset    int64 // of the batch's first record
+	Detail    string
+}
+
+func (e *Corrupt) Error() string {
+	return fmt.Sprintf("record batch of %s/%d at offset %d: %s",
+		e.Partition.Topic, e.Partition.ID, e.Offset, e.Detail)
+}

@@ -1,0 +1,110 @@
+package pipeline
+
+import (
+	"encoding/json"
+	"fmt"
+	"sync"
+
+	"tidemark/pipeline/decode"
+	"tidemark/store"
+)
+
+// topicState is what the store keeps of a topic for us, in the same commit as
+// the records it speaks of.
+type topicState struct {
+	Format string `json:"format"`
+	Run    int    `json:"run"` // dead letters since the last good record
+}
+
+func parseState(b []byte) (topicState, error) {
+	var s topicState
+	err := json.Unmarshal(b, &s)
+	return s, err
+}
+
+func (s topicState) encode() []byte {
+	b, err := json.Marshal(s)
+	if err != nil {
+		panic(err) // a string and a number
+	}
+	return b
+}
+
+// A topic is one that was discovered.
+type topic struct {
+	name    string
+	cfg     Topic
+	decoder decode.Decoder
+
+	mu    sync.Mutex
+	state topicState
+	held  bool
+	retry *retry // dead letters of another format to decode again, nil if none
+}
+
+func (t *topic) isHeld() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.held
+}
+
+func (t *topic) status() TopicStatus {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := TopicStatus{Name: t.name, Format: t.cfg.Format, DeadLetters: t.state.Run}
+	if t.held {
+		s.Held = t.reason()
+	}
+	return s
+}
+
+// exceeded says whether a run of dead letters is one too long. A run of
+// another format than the present one proves nothing about that.
+func (t *topic) exceeded(s topicState) bool {
+	return t.cfg.StopAfter > 0 && s.Format == t.cfg.Format && s.Run >= t.cfg.StopAfter
+}
+
+// reason says why the topic is held, and what can be done.
+func (t *topic) reason() string {
+	return fmt.Sprintf("topic %s: %d records in a row cannot be decoded as format %q, which is probably not theirs. "+
+		"List them with the command deadletter, then either correct the topic's format, or, if they are rightly refused, "+
+		"raise its stop_after (0: never), and restart", t.name, t.state.Run, t.cfg.Format)
+}
+
+// An outcome is what became of one record.
+type outcome struct {
+	offset int64
+	end    int // of its changes among the batch's
+	dead   bool
+}
+
+// count follows the run of dead letters through a batch. stop is the outcome at
+// which the topic must be held, or -1. Called with t.mu held.
+func (t *topic) count(d decoded) (s topicState, stop int) {
+	s = t.state
+	if t.retry != nil {
+		s.Run += t.retry.observe(d)
+		return s, -1
+	}
+	if d.good {
+		s = topicState{Format: t.cfg.Format}
+	}
+	for i, o := range d.outcomes {
+		if !o.dead {
+			s = topicState{Format: t.cfg.Format}
+			continue
+		}
+		if s.Run++; t.exceeded(s) {
+			return s, i
+		}
+	}
+	return s, -1
+}
+
+// cutAt ends a batch behind an outcome: what follows is not applied and will
+// be read again.
+func cutAt(b store.Batch, o outcome) store.Batch {
+	b.Changes = b.Changes[:o.end]
+	b.Next = o.offset + 1
+	return b
+}
