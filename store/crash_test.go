@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -27,7 +28,6 @@ type scenario struct {
 	pins    []string            // acknowledged
 	states  []map[string]string // by commit number: what is visible then
 	offset  int64
-	quit    error
 }
 
 var scenarioPart = Partition{Topic: "fhir", ID: 0}
@@ -45,9 +45,7 @@ func (s *scenario) open(fs vfs.FS) error {
 func (s *scenario) commit(n int) error {
 	state := map[string]string{}
 	if n > 1 {
-		for k, v := range s.state(n - 1) {
-			state[k] = v
-		}
+		maps.Copy(state, s.state(n-1))
 	}
 	now := s.db.Now()
 	b := Batch{Partition: scenarioPart, LeaderEpoch: -1, Asked: now}
@@ -181,7 +179,6 @@ type clone struct {
 	percent int
 	commits int
 	pins    []string
-	states  []map[string]string
 }
 
 // TestCrash crashes at every write of the scenario, losing all, half and none

@@ -92,7 +92,7 @@ func (s *seg) deadLetters(db *DB, b int, topic string, fn func(DeadLetterRow) er
 		}
 		var d deadLine
 		if err := json.Unmarshal(bytes.TrimSpace(line), &d); err != nil {
-			return fmt.Errorf("%w: dead letter in segment %s: %v", ErrCorrupt, s.r.ID().BodyName(), err)
+			return fmt.Errorf("%w: dead letter in segment %s: %w", ErrCorrupt, s.r.ID().BodyName(), err)
 		}
 		k := &rows[i].Clock
 		if err := fn(DeadLetterRow{rows[i].Seq, rows[i].Instant, k.Origin, k.Offset, k.Timestamp, d.DeadLetter}); err != nil {

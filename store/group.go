@@ -2,6 +2,7 @@ package store
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -82,7 +83,7 @@ func (c *commit) group(id string) (membership, error) {
 		return m, nil
 	}
 	v, closer, err := c.db.kv.Get(index.GroupKey(id))
-	if err == pebble.ErrNotFound {
+	if errors.Is(err, pebble.ErrNotFound) {
 		return membership{}, nil
 	}
 	if err != nil {
@@ -91,7 +92,7 @@ func (c *commit) group(id string) (membership, error) {
 	defer closer.Close()
 	m := membership{}
 	if err := json.Unmarshal(v, &m); err != nil {
-		return nil, fmt.Errorf("%w: membership of a Group: %v", index.ErrCorrupt, err)
+		return nil, fmt.Errorf("%w: membership of a Group: %w", index.ErrCorrupt, err)
 	}
 	return m, nil
 }

@@ -51,7 +51,7 @@ func (db *DB) addPartition(f Discovered) *partition {
 	}
 	p := &partition{
 		durable: index.PartitionState{Number: n, Next: f.Start, LeaderEpoch: -1, TopicID: f.TopicID, Seen: fhir.None},
-		seen:    fhir.None,
+		seen:    db.Now(),
 	}
 	db.parts[f.Partition] = p
 	db.numbers[n] = f.Partition
@@ -130,7 +130,9 @@ func weight(changes []Change) int64 {
 func (db *DB) take(p *partition, t taken) {
 	t.at = db.Now()
 	p.progress.Observe(t.Asked, t.End)
-	t.Changes = t.from(p.progress.Next())
+	if t.Resolved == nil { // what is decoded again lies below by nature
+		t.Changes = t.from(p.progress.Next())
+	}
 	for i := range t.Changes {
 		db.hold(p, &t.Changes[i], t.at)
 	}
@@ -229,7 +231,7 @@ func (db *DB) watermark() fhir.Instant {
 func (db *DB) Hold(p Partition, reason string) {
 	db.mu.Lock()
 	defer db.mu.Unlock()
-	if s := db.parts[p]; s != nil && s.held == "" {
+	if s := db.parts[p]; s != nil && s.held != reason {
 		s.held = reason
 		db.o.Logger.Error("partition is held: the watermark waits", "topic", p.Topic, "partition", p.ID, "reason", reason)
 	}

@@ -5,6 +5,7 @@ import (
 	"compress/gzip"
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -73,7 +74,6 @@ type model struct {
 
 	logs    [][]sent // the partitions
 	fetched []int64  // next offset to fetch of each
-	pending [][]sent // taken in, not committed, in the order of Apply
 	order   []pendingBatch
 	newest  map[string]int // greatest accepted source index
 
@@ -407,7 +407,7 @@ func (m *model) accept(x sent, line, now fhir.Instant) {
 func (m *model) export() {
 	id := fmt.Sprintf("job-%d", m.exports)
 	s, err := m.db.Pin(context.Background(), id, time.Now().Add(time.Hour), func(*Snapshot) ([]byte, error) { return []byte(id), nil })
-	if err == ErrNotReady {
+	if errors.Is(err, ErrNotReady) {
 		return
 	}
 	if err != nil {

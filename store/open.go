@@ -21,9 +21,11 @@ import (
 func (db *DB) segmentsDir() string { return SegmentsDir(db.fs, db.dir) }
 func (db *DB) jobsDir() string     { return db.fs.PathJoin(db.dir, "jobs") }
 
-// SegmentsDir and IndexDir are where a store in dir keeps its files.
+// SegmentsDir is where a store in dir keeps its segments.
 func SegmentsDir(fs vfs.FS, dir string) string { return fs.PathJoin(dir, "segments") }
-func IndexDir(fs vfs.FS, dir string) string    { return fs.PathJoin(dir, "index") }
+
+// IndexDir is where a store in dir keeps its index.
+func IndexDir(fs vfs.FS, dir string) string { return fs.PathJoin(dir, "index") }
 
 // Open opens the store in dir, or creates one. What a crash left unfinished is
 // removed; whatever else does not belong is refused, never deleted (invariant S3).
@@ -53,7 +55,7 @@ func Open(dir string, o Options) (*DB, error) {
 func lockDir(fs vfs.FS, dir string) (io.Closer, error) {
 	lock, err := fs.Lock(fs.PathJoin(dir, "LOCK"))
 	if err != nil {
-		return nil, fmt.Errorf("%w (%v)", ErrLocked, err)
+		return nil, fmt.Errorf("%w (%w)", ErrLocked, err)
 	}
 	return lock, nil
 }

@@ -191,7 +191,7 @@ func (s *script) change(words []string) (Change, error) {
 		case "of":
 			ch.Patients = strings.Split(value, ",")
 		case "member":
-			for _, ref := range strings.Split(value, ",") {
+			for ref := range strings.SplitSeq(value, ",") {
 				ch.Members = append(ch.Members, fhir.Member{Ref: ref, Start: fhir.None, End: fhir.None})
 			}
 		case "delete":

@@ -141,12 +141,14 @@ func (i *instruments) committed(c *counts, took time.Duration) {
 type pebbleLog struct{ l *slog.Logger }
 
 func (p pebbleLog) Infof(format string, args ...any) {
-	p.l.Debug("pebble: " + fmt.Sprintf(format, args...))
+	p.l.Debug("pebble", "message", fmt.Sprintf(format, args...))
 }
+
 func (p pebbleLog) Errorf(format string, args ...any) {
-	p.l.Error("pebble: " + fmt.Sprintf(format, args...))
+	p.l.Error("pebble", "message", fmt.Sprintf(format, args...))
 }
+
 func (p pebbleLog) Fatalf(format string, args ...any) {
-	p.l.Error("pebble: " + fmt.Sprintf(format, args...))
+	p.l.Error("pebble", "message", fmt.Sprintf(format, args...))
 	panic("pebble: " + fmt.Sprintf(format, args...))
 }

@@ -75,11 +75,13 @@ func BenchmarkDownload(b *testing.B) {
 	if err != nil {
 		b.Skip("skipped: nginx not found, apt-get install nginx")
 	}
-	served := sync.OnceValues(func() (ours, theirs string) {
+	served := sync.OnceValues(func() (ours, theirs site) {
 		t := newTestbed(b)
+		t.largestType(3) // files of the size that they have in a large store
 		all := t.write("creates", 1)
 		p := t.serveTopic(all.topic)
 		p.loaded(all.records)
+		p.settled()
 		m, _, err := kickOff(p.base, nil)
 		if err != nil {
 			b.Fatal(err)
@@ -87,30 +89,47 @@ func BenchmarkDownload(b *testing.B) {
 		if got := manifestCount(b, m.Output); got != all.records {
 			b.Fatalf("the manifest counts %d resources, want %d", got, all.records)
 		}
-		ours, body := largest(b, m.Output)
-		return ours, startNginx(b, program, body)
+		address, body := largest(b, m.Output)
+		return site{address, p.cmd.Process.Pid}, startNginx(b, program, body)
 	})
 	const volume = 2 << 30 // of one measurement, bytes
 	for _, streams := range []int{1, 16} {
 		b.Run(fmt.Sprintf("streams=%d", streams), func(b *testing.B) {
 			ours, theirs := served()
-			var took, limit time.Duration
+			var took, limit effort
 			var bytes int64
 			for b.Loop() {
 				for range 4 { // turn by turn: what disturbs one disturbs the other
-					n, d := download(b, ours, streams, volume/4)
-					m, e := download(b, theirs, streams, volume/4)
+					n, m := download(b, ours, streams, volume/4, &took), download(b, theirs, streams, volume/4, &limit)
 					if n != m {
 						b.Fatalf("downloaded %d bytes from us, %d from nginx", n, m)
 					}
-					took, limit, bytes = took+d, limit+e, bytes+n
+					bytes += n
 				}
 			}
 			report(b, map[string]float64{
-				"MB/s": speed(bytes, took), "nginx-MB/s": speed(bytes, limit), "x-nginx": limit.Seconds() / took.Seconds(),
+				"MB/s": speed(bytes, took.wall), "nginx-MB/s": speed(bytes, limit.wall), "x-nginx": limit.wall.Seconds() / took.wall.Seconds(),
+				"cpu-s/GB": took.cpu.Seconds() * 1e9 / float64(bytes), "nginx-cpu-s/GB": limit.cpu.Seconds() * 1e9 / float64(bytes),
+				"file-MB": float64(file(b, ours)) / 1e6,
 			})
 		})
 	}
+}
+
+// A site is a file and the process that serves it.
+type site struct {
+	address string
+	pid     int
+}
+
+// file is the length of a site's file, bytes.
+func file(b *testing.B, s site) int64 {
+	b.Helper()
+	n, err := fetch(http.DefaultTransport.(*http.Transport), s.address, make([]byte, 1<<20))
+	if err != nil {
+		b.Fatal(err)
+	}
+	return n
 }
 
 // manifestCount adds up the counts of files.
@@ -142,8 +161,8 @@ func largest(b *testing.B, files []bulkclient.File) (address string, body []byte
 
 var asGzip = http.Header{"Accept": {"application/fhir+ndjson"}, "Accept-Encoding": {"gzip"}}
 
-// startNginx serves body and returns its URL.
-func startNginx(b *testing.B, program string, body []byte) string {
+// startNginx serves body.
+func startNginx(b *testing.B, program string, body []byte) site {
 	b.Helper()
 	dir, address := b.TempDir(), anyPort(b)
 	user := ""
@@ -178,23 +197,24 @@ http {
 		status, _, err := ask(http.MethodHead, file, nil)
 		return err == nil && status == http.StatusOK
 	})
-	return file
+	return site{file, cmd.Process.Pid}
 }
 
 // download fetches a file over and over in parallel streams, each on a
-// connection of its own, until the volume has come.
-func download(b *testing.B, address string, streams int, volume int64) (int64, time.Duration) {
+// connection of its own, until the volume has come, and adds what that took on
+// the wall and of the server's processors.
+func download(b *testing.B, from site, streams int, volume int64, took *effort) (total int64) {
 	b.Helper()
 	got := make([]int64, streams)
 	transport := &http.Transport{DisableCompression: true, MaxIdleConnsPerHost: streams}
 	defer transport.CloseIdleConnections()
 	var g errgroup.Group
-	start := time.Now()
+	start, before := time.Now(), cpuTime(from.pid)
 	for i := range got {
 		g.Go(func() error {
 			buf := make([]byte, 1<<20)
 			for got[i] < volume/int64(streams) {
-				n, err := fetch(transport, address, buf)
+				n, err := fetch(transport, from.address, buf)
 				if err != nil {
 					return err
 				}
@@ -206,11 +226,12 @@ func download(b *testing.B, address string, streams int, volume int64) (int64, t
 	if err := g.Wait(); err != nil {
 		b.Fatal(err)
 	}
-	took, total := time.Since(start), int64(0)
+	took.wall += time.Since(start)
+	took.cpu += cpuTime(from.pid) - before
 	for _, n := range got {
 		total += n
 	}
-	return total, took
+	return total
 }
 
 func fetch(transport *http.Transport, address string, buf []byte) (int64, error) {

@@ -211,12 +211,39 @@ func hospitalCorpus(b *testing.B) []sample {
 	return list
 }
 
+// largestType leaves of the corpus only the type with most bytes, in so many
+// copies with ids of their own.
+func (t *testbed) largestType(copies int) {
+	bytesOf := map[string]int{}
+	kind := func(s *sample) string { return s.key[:strings.IndexByte(s.key, '/')] }
+	for i := range t.corpus {
+		bytesOf[kind(&t.corpus[i])] += len(t.corpus[i].body)
+	}
+	largest := ""
+	for k, n := range bytesOf {
+		if n > bytesOf[largest] {
+			largest = k
+		}
+	}
+	var list []sample
+	for c := range copies {
+		for _, s := range t.corpus {
+			if kind(&s) == largest {
+				old := s.key[len(largest)+1:]
+				id := old[c:8] + old[:c] + old[8:] // as long, so that meta stays where it is
+				list = append(list, sample{largest + "/" + id, bytes.Replace(s.body, []byte(old), []byte(id), 1), s.meta})
+			}
+		}
+	}
+	t.corpus = list
+}
+
 // A load is what was written to a topic.
 type load struct {
 	topic   string
 	records int64
-	bytes   int64 // of keys and values
-	ends    [benchPartitions]int64
+	bytes   int64                  // of keys and values
+	ends    [benchPartitions]int64 // of a topic written once
 }
 
 // The first versions are of the past, so that a bulk load is history. The
@@ -266,20 +293,24 @@ type process struct {
 	b    *testing.B
 	cmd  *exec.Cmd
 	base string // of FHIR
+	root string // of what operators see
 }
 
-// serveTopic starts the program on a topic, with an empty store.
+// serveTopic starts the program on a topic, with an empty store. Its profiles
+// are at TIDEMARK_ADMIN_LISTEN, if that is set.
 func (t *testbed) serveTopic(topic string) *process {
 	t.b.Helper()
 	dir, address := t.b.TempDir(), anyPort(t.b)
+	admin := cmp.Or(os.Getenv("TIDEMARK_ADMIN_LISTEN"), anyPort(t.b))
 	log, err := os.Create(filepath.Join(dir, "log"))
 	if err != nil {
 		t.b.Fatal(err)
 	}
 	defer log.Close()
-	p := &process{b: t.b, base: "http://" + address + "/fhir"}
+	p := &process{b: t.b, base: "http://" + address + "/fhir", root: "http://" + admin}
 	p.cmd = exec.Command(os.Args[0], "serve", "--set", "store.path="+filepath.Join(dir, "store"), "--set", "store.min_free=0B",
-		"--set", "kafka.brokers="+t.broker, "--set", "topics=[{name: "+topic+", format: resource}]", "--set", "http.listen="+address)
+		"--set", "kafka.brokers="+t.broker, "--set", "topics=[{name: "+topic+", format: resource}]", "--set", "http.listen="+address,
+		"--set", "admin.listen="+admin)
 	p.cmd.Env = append(os.Environ(), actAsProgram+"=1")
 	p.cmd.Stdout, p.cmd.Stderr = log, log
 	if err := p.cmd.Start(); err != nil {
@@ -315,11 +346,23 @@ func until(b *testing.B, what string, ok func() bool) {
 // loaded waits until the program is ready and has committed so many rows.
 func (p *process) loaded(rows int64) {
 	p.b.Helper()
-	root := strings.TrimSuffix(p.base, "/fhir")
-	until(p.b, "the records are committed", func() bool { return metric(root+"/metrics", "tidemark_store_rows_total") >= float64(rows) })
+	until(p.b, "the records are committed", func() bool { return metric(p.root+"/metrics", "tidemark_store_rows_total") >= float64(rows) })
 	until(p.b, "the server is ready", func() bool {
-		status, _, err := ask(http.MethodGet, root+"/readyz", nil)
+		status, _, err := ask(http.MethodGet, strings.TrimSuffix(p.base, "/fhir")+"/readyz", nil)
 		return err == nil && status == http.StatusOK
+	})
+}
+
+// settled waits until nothing has been merged for a while: a merge is looked
+// for every second.
+func (p *process) settled() {
+	p.b.Helper()
+	count, since := -1.0, time.Now()
+	until(p.b, "merges are done", func() bool {
+		if n := metric(p.root+"/metrics", "tidemark_store_segments"); n != count {
+			count, since = n, time.Now()
+		}
+		return count >= 0 && time.Since(since) > 3*time.Second
 	})
 }
 
@@ -419,6 +462,29 @@ func endJob(b *testing.B, job string) {
 func quantile(list []time.Duration, q float64) time.Duration {
 	slices.Sort(list)
 	return list[min(len(list)-1, int(q*float64(len(list))))]
+}
+
+// cpuTime is what a process and its children that still run have used of the
+// processors so far, 0 where the system has no /proc. Other than time on the
+// wall it hardly depends on who else is at work on the machine.
+func cpuTime(pid int) (used time.Duration) {
+	const tick = 10 * time.Millisecond // the kernel's, in all that it tells us
+	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
+	for _, name := range stats {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			continue // ended meanwhile
+		}
+		f := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
+		if len(f) < 13 || name != fmt.Sprintf("/proc/%d/stat", pid) && f[1] != strconv.Itoa(pid) {
+			continue
+		}
+		for _, field := range f[11:13] { // user, system
+			n, _ := strconv.ParseInt(field, 10, 64)
+			used += time.Duration(n) * tick
+		}
+	}
+	return used
 }
 
 func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }

@@ -91,23 +91,28 @@ func TestResource(t *testing.T) {
 			"headers say what the body does not",
 			record("Observation/o-1", bare, "fhir-op", "update", "fhir-version", "2", "fhir-last-updated", "2026-01-02T03:04:05.123Z"),
 			upsert(bare, version2),
-		}, {
+		},
+		{
 			"the body wins over headers",
 			record("Observation/o-1", withVer, "fhir-version", "9", "fhir-last-updated", "2027-01-02T03:04:05.123Z"),
 			upsert(withVer, version2),
-		}, {
+		},
+		{
 			"each for itself",
 			record("Observation/o-1", withMeta(`{"versionId":"2"}`), "fhir-version", "9", "fhir-last-updated", "2026-01-02T03:04:05.123Z"),
 			upsert(withMeta(`{"versionId":"2"}`), version2),
-		}, {
+		},
+		{
 			"the last header of a name counts",
 			record("Observation/o-1", bare, "fhir-version", "1", "fhir-version", "2", "fhir-last-updated", "2026-01-02T03:04:05.1239+00:00"),
 			upsert(bare, version2),
-		}, {
+		},
+		{
 			"headers that say nothing",
 			record("Observation/o-1", bare, "fhir-version", `W/"2"`, "fhir-last-updated", "Fri, 02 Jan 2026 03:04:05 GMT", "trace", "x"),
 			upsert(bare, asIs),
-		}, {
+		},
+		{
 			"a version that is no number is none, and no header replaces it",
 			record("Observation/o-1", withMeta(`{"versionId":"59f47104-395a","lastUpdated":"2026-01-02"}`), "fhir-version", "2", "fhir-last-updated", "2026-01-02T03:04:05.123Z"),
 			upsert(withMeta(`{"versionId":"59f47104-395a","lastUpdated":"2026-01-02"}`), asIs),

@@ -19,9 +19,8 @@ import (
 func (s *Source) watch(ctx context.Context) error {
 	retry := backoff.NewExponentialBackOff()
 	retry.InitialInterval, retry.MaxInterval = s.cfg.RetryMin, s.cfg.RetryMax
-	var told *bool // what the handler was last told of completeness
 	for {
-		again, err := s.refresh(ctx, &told)
+		again, err := s.refresh(ctx)
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -41,11 +40,11 @@ func (s *Source) watch(ctx context.Context) error {
 
 // refresh asks for the metadata and does what follows from them. It says
 // whether to ask again soon.
-func (s *Source) refresh(ctx context.Context, told **bool) (again bool, err error) {
+func (s *Source) refresh(ctx context.Context) (again bool, err error) {
 	topics, err := s.wire.metadata(ctx, s.names())
-	s.note(ctx, err)
 	s.complainOverdue()
 	if err != nil {
+		s.note(ctx, err)
 		return true, nil
 	}
 	v := s.view(topics)
@@ -54,15 +53,13 @@ func (s *Source) refresh(ctx context.Context, told **bool) (again bool, err erro
 	s.reconsider()
 	fresh := s.fresh(v)
 	taken, err := s.takeUp(ctx, fresh)
-	if err != nil {
-		s.cfg.Logger.WarnContext(ctx, "partitions cannot be taken up yet, retrying", "error", err)
-	}
+	s.note(ctx, err)
 	all := len(v.missing) == 0 && len(taken) == len(fresh)
-	if len(taken) > 0 || *told == nil || **told != all {
+	if len(taken) > 0 || s.told == nil || *s.told != all {
 		if err := s.announce(ctx, all, taken); err != nil {
 			return false, err
 		}
-		*told = &all
+		s.told = &all
 	}
 	s.start(ctx, taken)
 	return len(taken) < len(fresh), nil
@@ -167,7 +164,7 @@ func (s *Source) renew(ctx context.Context, v view) {
 			s.fault(ctx, p, kafka.UnknownTopicOrPartition)
 		case p.another(m.topicID):
 			s.bar(ctx, p, recreated(p.id, p.next, -1, -1))
-		case m.leader < 0:
+		case m.leader == noLeader:
 			s.fault(ctx, p, kafka.LeaderNotAvailable)
 		default:
 			s.follow(p, m)
@@ -291,16 +288,18 @@ func (s *Source) fresh(v view) map[store.Partition]seen {
 // takeUp finds out where the logs of new partitions begin and end and where to
 // read on. Partitions about which a broker tells nothing now are left out.
 func (s *Source) takeUp(ctx context.Context, fresh map[store.Partition]seen) ([]*partition, error) {
-	byLeader := map[int32][]store.Partition{}
-	for id, m := range fresh {
-		if m.leader >= 0 {
-			byLeader[m.leader] = append(byLeader[m.leader], id)
-		}
-	}
 	var (
-		taken  []*partition
-		faults []error
+		byLeader = map[int32][]store.Partition{}
+		taken    []*partition
+		faults   []error
 	)
+	for id, m := range fresh {
+		byLeader[m.leader] = append(byLeader[m.leader], id)
+	}
+	if orphans := byLeader[noLeader]; len(orphans) > 0 {
+		faults = append(faults, fmt.Errorf("%d partitions have no leader now, one of topic %s", len(orphans), orphans[0].Topic))
+		delete(byLeader, noLeader)
+	}
 	for node, ids := range byLeader {
 		bounds, err := s.wire.bounds(ctx, node, readCommitted, ids)
 		if err != nil {

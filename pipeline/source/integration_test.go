@@ -190,8 +190,10 @@ func writeRounds(t *testing.T, r *real, id store.Partition, rounds int) (log []w
 		clock = clock.Add(10 * time.Second)
 		var batch []*kgo.Record
 		for n := range 1 + rng.IntN(6) {
-			rec := &kgo.Record{Topic: id.Topic, Partition: id.ID, Timestamp: clock,
-				Key: text(strconv.Itoa(rng.IntN(30))), Value: text(fmt.Sprintf("%d.%d", round, n))}
+			rec := &kgo.Record{
+				Topic: id.Topic, Partition: id.ID, Timestamp: clock,
+				Key: text(strconv.Itoa(rng.IntN(30))), Value: text(fmt.Sprintf("%d.%d", round, n)),
+			}
 			if rng.IntN(10) == 0 {
 				rec.Value = nil
 			}
@@ -308,8 +310,11 @@ type namedCodec struct {
 
 func codecs() []namedCodec {
 	return []namedCodec{
-		{"uncompressed", codecNone, kgo.NoCompression()}, {"gzip", codecGzip, kgo.GzipCompression()}, {"snappy", codecSnappy, kgo.SnappyCompression()},
-		{"lz4", codecLZ4, kgo.Lz4Compression()}, {"zstd", codecZstd, kgo.ZstdCompression()},
+		{"uncompressed", codecNone, kgo.NoCompression()},
+		{"gzip", codecGzip, kgo.GzipCompression()},
+		{"snappy", codecSnappy, kgo.SnappyCompression()},
+		{"lz4", codecLZ4, kgo.Lz4Compression()},
+		{"zstd", codecZstd, kgo.ZstdCompression()},
 	}
 }
 

@@ -171,6 +171,7 @@ type Source struct {
 
 	group   *errgroup.Group // of Run
 	handler Handler
+	told    *bool // what the handler was last told of completeness; watch's
 
 	mu         sync.Mutex
 	partitions map[store.Partition]*partition

@@ -449,11 +449,7 @@ func TestErrorsOfPartitions(t *testing.T) {
 				t.Errorf("held because of %q, want %q", reason, test.hold)
 			}
 			f.waitRecords(t, other, got{0, "a"}, got{1, "b"})
-			f.mu.Lock()
-			if n := len(f.records(id)); n != test.records {
-				t.Errorf("%d records before the error, want %d", n, test.records)
-			}
-			f.mu.Unlock()
+			f.wait(t, "what lies before the error", func() bool { return len(f.records(id)) == test.records })
 			mu.Lock()
 			log = crafted{log: good, end: 2}
 			mu.Unlock()

@@ -204,8 +204,8 @@ func parseFetched(c *cursor, topic string) fetchedPartition {
 const metadataVersion = 12
 
 // A rawMetadata asks for topics and their ids. kafka-go's own Metadata stops
-// before ids and is answered from a cache.
-// ids, which is found out anew on every connection.
+// before ids and is answered from a cache. Whether a broker has ids is asked
+// with every request: during an upgrade it depends on the broker.
 type rawMetadata struct {
 	topics  []string // nil: all
 	client  string
@@ -289,9 +289,11 @@ type topicMeta struct {
 
 type partitionMeta struct {
 	id     int32
-	leader int32 // -1 if there is none
+	leader int32 // or noLeader
 	epoch  int32 // of the leader, -1 if unknown
 }
+
+const noLeader int32 = -1
 
 type metadataAnswer struct{ topics []topicMeta }
 

@@ -177,7 +177,7 @@ func newRoots() []*node {
 	all := make([]*node, len(typeNames))
 	for number := range all {
 		root := newHead()
-		for _, path := range strings.Fields(patientPaths[typeNames[number]]) {
+		for path := range strings.FieldsSeq(patientPaths[typeNames[number]]) {
 			at := root
 			for name := range strings.SplitSeq(path, ".") {
 				at = at.child(name, passage)

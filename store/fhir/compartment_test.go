@@ -18,7 +18,7 @@ const ownBase = "http://own.example/fhir"
 func TestCompartmentTypes(t *testing.T) {
 	types := map[string]bool{"Patient": true}
 	for _, list := range compartments {
-		for _, typ := range strings.Fields(list) {
+		for typ := range strings.FieldsSeq(list) {
 			types[typ] = true
 		}
 	}
@@ -67,7 +67,7 @@ func TestCompartments(t *testing.T) {
 func TestEachPath(t *testing.T) {
 	var s Scanner
 	for path, types := range compartments {
-		for _, typ := range strings.Fields(types) {
+		for typ := range strings.FieldsSeq(types) {
 			value := `{"reference":"Patient/p-1"}`
 			steps := strings.Split(path, ".")
 			for _, name := range slices.Backward(steps) {
@@ -132,11 +132,13 @@ func (g generator) document(typ string) []byte {
 }
 
 func (g generator) meta() string {
-	members := []string{`"versionId":"7"`, `"lastUpdated":"2026-01-02T03:04:05.123456+01:00"`, `"profile":["http://example.org"]`,
+	members := []string{
+		`"versionId":"7"`, `"lastUpdated":"2026-01-02T03:04:05.123456+01:00"`, `"profile":["http://example.org"]`,
 		`"tag":` + g.list(func() string {
 			return fmt.Sprintf(`{"system":%q,"code":%q}`,
 				g.pick("http://terminology.hl7.org/CodeSystem/v3-ObservationValue", "http://example.org"), g.pick("SUBSETTED", "ACTREASON"))
-		})}
+		}),
+	}
 	g.Shuffle(len(members), func(i, j int) { members[i], members[j] = members[j], members[i] })
 	return `"meta":{` + strings.Join(members[:g.IntN(len(members)+1)], ",") + `}`
 }

@@ -329,7 +329,7 @@ func TestScanErrorsHoldNoContent(t *testing.T) {
 		if err == nil {
 			return
 		}
-		if syntax, ok := err.(*SyntaxError); !ok || !reasons[syntax.Reason] || strings.Contains(err.Error(), "CANARY") {
+		if syntax, ok := errors.AsType[*SyntaxError](err); !ok || !reasons[syntax.Reason] || strings.Contains(err.Error(), "CANARY") {
 			t.Fatalf("%v (%T) for %q", err, err, doc)
 		}
 	}

@@ -532,7 +532,7 @@ func DecodePin(b []byte) (p Pin, err error) {
 	return p, c.err("pin")
 }
 
-// Space returns the bounds of a key space for an iterator.
+// space returns the bounds of a key space for an iterator.
 func space(b byte) *pebble.IterOptions {
 	return &pebble.IterOptions{LowerBound: []byte{b}, UpperBound: []byte{b + 1}}
 }
@@ -555,17 +555,35 @@ func Scan(r pebble.Reader, s *pebble.IterOptions, fn func(key, value []byte) err
 	return it.Close()
 }
 
-// The key spaces that are scanned.
+// Partitions bounds the states of partitions.
 func Partitions() *pebble.IterOptions { return space(spacePartition) }
-func Topics() *pebble.IterOptions     { return space(spaceTopic) }
-func Segments() *pebble.IterOptions   { return space(spaceSegment) }
-func Deaths() *pebble.IterOptions     { return space(spaceDeaths) }
-func Rows() *pebble.IterOptions       { return space(spaceRow) }
-func Allotted() *pebble.IterOptions   { return space(spaceAllotted) }
-func Pins() *pebble.IterOptions       { return space(spacePin) }
-func Promises() *pebble.IterOptions   { return space(spacePromise) }
-func Joined() *pebble.IterOptions     { return space(spaceJoined) }
-func Groups() *pebble.IterOptions     { return space(spaceGroup) }
+
+// Joined bounds the partitions that have joined.
+func Joined() *pebble.IterOptions { return space(spaceJoined) }
+
+// Topics bounds the states of topics.
+func Topics() *pebble.IterOptions { return space(spaceTopic) }
+
+// Segments bounds the catalogue.
+func Segments() *pebble.IterOptions { return space(spaceSegment) }
+
+// Deaths bounds the deaths, by segment.
+func Deaths() *pebble.IterOptions { return space(spaceDeaths) }
+
+// Rows bounds the newest rows, by resource.
+func Rows() *pebble.IterOptions { return space(spaceRow) }
+
+// Allotted bounds the segments allotted to merges.
+func Allotted() *pebble.IterOptions { return space(spaceAllotted) }
+
+// Pins bounds the durable snapshots.
+func Pins() *pebble.IterOptions { return space(spacePin) }
+
+// Promises bounds the promises, the greatest last.
+func Promises() *pebble.IterOptions { return space(spacePromise) }
+
+// Groups bounds the members of Groups.
+func Groups() *pebble.IterOptions { return space(spaceGroup) }
 
 // DeathsOf bounds the deaths of one segment.
 func DeathsOf(id segment.ID) (from, to []byte) {

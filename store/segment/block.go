@@ -196,7 +196,7 @@ func (i *Inflater) fill(dst, data []byte) error {
 		return err
 	}
 	if _, err := io.ReadFull(i.r, dst); err != nil {
-		return fmt.Errorf("%w: deflate: %v", ErrCorrupt, err)
+		return fmt.Errorf("%w: deflate: %w", ErrCorrupt, err)
 	}
 	// One more read must meet the end of the flush, else there is more than the
 	// table says.

@@ -78,6 +78,7 @@ func (c *coder) readText() string { return string(c.take(c.count())) }
 
 // instant codes an instant as its distance from base; None is told by a flag.
 func (c *coder) since(base, i fhir.Instant) { c.int(int64(base) - int64(i)) }
+
 func (c *coder) readSince(base fhir.Instant) fhir.Instant {
 	return base - fhir.Instant(c.readInt())
 }

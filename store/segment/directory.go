@@ -22,8 +22,10 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // ID numbers a segment; a number is never used again.
 type ID uint64
 
-// BodyName and DirectoryName are the segment's file names.
-func (id ID) BodyName() string      { return fmt.Sprintf("%016x.ndjson.gz", uint64(id)) }
+// BodyName is the name of the body file.
+func (id ID) BodyName() string { return fmt.Sprintf("%016x.ndjson.gz", uint64(id)) }
+
+// DirectoryName is the name of the directory file.
 func (id ID) DirectoryName() string { return fmt.Sprintf("%016x.dir", uint64(id)) }
 
 // ParseName tells which segment a file of the segments folder belongs to.

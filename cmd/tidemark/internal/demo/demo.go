@@ -368,7 +368,7 @@ func (d *demo) stay(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		return fmt.Errorf("the server ended (%v)%s", err, d.server.lastWords())
+		return fmt.Errorf("the server ended (%s)%s", ending(err), d.server.lastWords())
 	case err := <-d.source.failed:
 		return err
 	}
@@ -376,7 +376,7 @@ func (d *demo) stay(ctx context.Context) error {
 
 // used is how many bytes a folder's files have.
 func used(dir string) (sum int64) {
-	filepath.WalkDir(dir, func(_ string, entry fs.DirEntry, err error) error {
+	_ = filepath.WalkDir(dir, func(_ string, entry fs.DirEntry, err error) error {
 		if err != nil || entry.IsDir() {
 			return nil // a file may go while we look
 		}

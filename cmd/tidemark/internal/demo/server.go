@@ -106,7 +106,7 @@ func (s *server) ready(ctx context.Context, patience time.Duration, meanwhile fu
 		meanwhile()
 		select {
 		case err := <-s.died:
-			return fmt.Errorf("the server ended (%v)%s", err, s.lastWords())
+			return fmt.Errorf("the server ended (%s)%s", ending(err), s.lastWords())
 		case <-ctx.Done():
 			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 				return fmt.Errorf("%w%s", context.Cause(ctx), s.lastWords())
@@ -159,8 +159,27 @@ func (s *server) kill() error {
 	if err := s.cmd.Process.Kill(); err != nil {
 		return fmt.Errorf("kill the server: %w", err)
 	}
-	<-s.died
+	<-s.ended()
 	return nil
+}
+
+// ended is closed when the process is gone; how it went is no news then.
+func (s *server) ended() <-chan struct{} {
+	gone := make(chan struct{})
+	go func() {
+		defer close(gone)
+		for range s.died {
+		}
+	}()
+	return gone
+}
+
+// ending is how a process ended.
+func ending(err error) string {
+	if err == nil {
+		return "exit status 0"
+	}
+	return err.Error()
 }
 
 // stop asks the server to end, and insists after a while.
@@ -174,10 +193,10 @@ func (s *server) stop(patience time.Duration) {
 	timer := time.NewTimer(patience)
 	defer timer.Stop()
 	select {
-	case <-s.died:
+	case <-s.ended():
 	case <-timer.C:
 		s.cmd.Process.Kill()
-		<-s.died
+		<-s.ended()
 	}
 }
 

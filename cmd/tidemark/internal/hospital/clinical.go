@@ -76,7 +76,7 @@ func (p *page) encounter(r *resource) {
 var urgency = [3]code{{"R", "routine"}, {"UR", "urgent"}, {"EL", "elective"}}
 
 // observation writes what vitals and laboratory results share.
-func (p *page) observation(r *resource, category code, c code) {
+func (p *page) observation(r *resource, category, c code) {
 	status := "final"
 	switch {
 	case r.state == begun:

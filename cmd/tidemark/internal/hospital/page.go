@@ -1,6 +1,7 @@
 package hospital
 
 import (
+	"slices"
 	"strconv"
 	"time"
 )
@@ -30,7 +31,7 @@ func (h *Hospital) body(r *resource) []byte {
 	if n := len(p.b); len(h.chunk)+n <= cap(h.chunk) {
 		h.chunk = h.chunk[:len(h.chunk)+n]
 	}
-	return p.b[:len(p.b):len(p.b)]
+	return slices.Clip(p.b)
 }
 
 // record addresses a record for a resource.

@@ -1,6 +1,9 @@
 package proof
 
-import "math"
+import (
+	"math"
+	"slices"
+)
 
 // Judge compares what the client received with what was written. It may be
 // asked at any time; Missed means something only when all was acknowledged and
@@ -59,7 +62,7 @@ func (j *judge) run(seen []sighting) {
 		for len(seen) > 0 && seen[0].window == k {
 			here, seen = append(here, seen[0]), seen[1:]
 		}
-		j.window(k, due, here)
+		j.window(k, due, here, seen)
 	}
 	j.end()
 }
@@ -89,12 +92,12 @@ func (j *judge) latest(v *version) int64 {
 	return math.MaxInt64
 }
 
-func (j *judge) window(k, due int, here []sighting) {
+func (j *judge) window(k, due int, here, later []sighting) {
 	for range len(here) - 1 {
 		j.fault(Doubled, k) // twice in one window, or in output and deleted
 	}
 	if len(here) > 0 {
-		j.receive(k, due, here[len(here)-1])
+		j.receive(k, due, here[len(here)-1], later)
 	}
 	if j.have >= due {
 		return
@@ -110,12 +113,15 @@ func (j *judge) window(k, due int, here []sighting) {
 }
 
 // receive finds out which state a sighting is.
-func (j *judge) receive(k, due int, s sighting) {
+func (j *judge) receive(k, due int, s sighting, later []sighting) {
 	if s.deleted && k == 0 {
 		j.fault(Wrong, k)
 		return
 	}
 	i := j.match(due, s)
+	if s.deleted {
+		i = j.matchDeletion(i, s, later)
+	}
 	switch {
 	case i < 0:
 		j.fault(j.foreign(s), k)
@@ -150,6 +156,41 @@ func (j *judge) match(due int, s sighting) int {
 	return best
 }
 
+// matchDeletion finds the deletion that a sighting shows. A deletion has no
+// content, so it may be any that had happened by then; it is taken for the
+// newest that leaves one each to the sightings that follow it. Where that is
+// impossible, first, the oldest that the client has not been told, stays.
+func (j *judge) matchDeletion(first int, s sighting, later []sighting) int {
+	limit := len(j.res.versions)
+	run := []sighting{s}
+	for _, next := range later {
+		if !next.deleted {
+			if i := j.match(j.have+1, next); i > j.have {
+				limit = i
+			}
+			break
+		}
+		run = append(run, next)
+	}
+	for n := len(run) - 1; n >= 0; n-- {
+		if limit = j.deletion(limit, j.chain.windows[run[n].window].until); limit <= j.have {
+			return first
+		}
+	}
+	return limit
+}
+
+// deletion returns the newest deletion below limit that had happened at an
+// instant, -1 if there is none.
+func (j *judge) deletion(limit int, at int64) int {
+	for limit--; limit >= 0; limit-- {
+		if v := &j.res.versions[limit]; v.deleted && v.time <= at {
+			break
+		}
+	}
+	return limit
+}
+
 func (j *judge) looksLike(v *version, s sighting) bool {
 	if v.deleted || s.deleted {
 		return v.deleted == s.deleted
@@ -174,10 +215,8 @@ func (j *judge) foreign(s sighting) Fault {
 	if s.deleted {
 		return Wrong
 	}
-	for _, content := range j.res.void {
-		if content == s.content {
-			return Stale
-		}
+	if slices.Contains(j.res.void, s.content) {
+		return Stale
 	}
 	if len(j.res.versions) == 0 {
 		return Unknown

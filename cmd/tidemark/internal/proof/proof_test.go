@@ -2,12 +2,15 @@ package proof
 
 import (
 	"bytes"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"tidemark/cmd/tidemark/internal/hospital"
 )
 
 func TestHonestServerIsAccepted(t *testing.T) {
@@ -259,6 +262,76 @@ func TestOneFullExport(t *testing.T) {
 	leave.exports = []export{{since: minusInf, until: r.full.until, output: r.full.output[1:]}}
 	if v := leave.judge(t); v.Counts[Missed] != 1 {
 		t.Errorf("%v %v", v, v.Where)
+	}
+}
+
+// TestDeletionsThatLookAlike: a resource that died, came back and died again
+// between two exports is listed once. Nothing tells which death that was.
+func TestDeletionsThatLookAlike(t *testing.T) {
+	at := func(s int) time.Time { return time.UnixMilli(int64(s) * 1000) }
+	record := func(op hospital.Op, version, s int) hospital.Record {
+		rec := hospital.Record{Key: []byte("Patient/p"), Timestamp: at(s), Op: op}
+		if op != hospital.Delete {
+			rec.Value = fmt.Appendf(nil, `{"resourceType":"Patient","id":"p","meta":{"versionId":"%d","lastUpdated":"%s"}}`,
+				version, at(s).UTC().Format(time.RFC3339))
+		}
+		return rec
+	}
+	written := []hospital.Record{
+		record(hospital.Create, 1, 1), record(hospital.Delete, 2, 21),
+		record(hospital.Recreate, 3, 22), record(hospital.Delete, 4, 23),
+		record(hospital.Recreate, 5, 32), record(hospital.Delete, 6, 33),
+	}
+	for _, test := range []struct {
+		name    string
+		deleted []int // windows that list a deletion; a window ends every ten seconds
+		written int
+		want    Fault
+	}{
+		{"two deaths, told once", []int{2}, 4, faults},
+		{"three deaths in two windows, told twice", []int{2, 3}, 6, faults},
+		{"three deaths, two told, both in the wrong window", []int{3, 4}, 6, Overdue},
+		{"two deaths in one window, told in two", []int{2, 3}, 4, faults}, // the first may have come late
+		{"one death, told twice", []int{2, 3}, 2, Doubled},
+		{"two deaths, told three times", []int{2, 3, 4}, 4, Doubled},
+		{"two deaths, never told", nil, 4, Missed},
+		{"told before it happened", []int{1}, 2, Early},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			ledger := NewLedger(Options{Allowance: time.Second})
+			for _, rec := range written[:test.written] {
+				receipt, err := ledger.Sent(rec)
+				if err != nil {
+					t.Fatal(err)
+				}
+				// Too slow to be on time, so that only content and order count.
+				delay := 5 * time.Second
+				if test.want == Overdue {
+					delay = 0
+				}
+				ledger.Acked(receipt, rec.Timestamp.Add(delay))
+			}
+			c := ledger.Chain()
+			since := time.Time{}
+			for k := range 6 {
+				if err := c.Window(since, at(10*(k+1))); err != nil {
+					t.Fatal(err)
+				}
+				since = at(10 * (k + 1))
+				if k == 0 {
+					if err := c.Output("Patient", written[0].Value); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if slices.Contains(test.deleted, k) {
+					c.Deleted("Patient/p")
+				}
+			}
+			v := c.Judge()
+			if v.OK() != (test.want == faults) || test.want < faults && v.Counts[test.want] == 0 {
+				t.Errorf("%v %v", v, v.Where)
+			}
+		})
 	}
 }
 

@@ -112,7 +112,7 @@ type line struct {
 	body []byte
 }
 
-func (s *server) export(now int64, since int64) export {
+func (s *server) export(now, since int64) export {
 	s.promised = max(s.promised, s.watermark(now))
 	e := export{since: since, until: s.promised}
 	for _, key := range slices.Sorted(maps.Keys(s.rows)) {
