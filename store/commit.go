@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,6 +14,9 @@ import (
 
 	"github.com/cespare/xxhash/v2"
 	"github.com/cockroachdb/pebble/v2"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/errgroup"
 
 	"tidemark/store/fhir"
@@ -74,9 +78,13 @@ func (db *DB) Flush() error {
 		return db.failed
 	}
 	start := time.Now()
+	_, span := db.o.Tracer.Start(context.Background(), "store.commit", trace.WithAttributes(attribute.Int64("commit", int64(c.meta.Commit))))
+	defer span.End()
 	if err := c.run(); err != nil {
+		span.SetStatus(codes.Error, "the commit failed")
 		return db.fail(fmt.Errorf("commit %d: %w", c.meta.Commit, err))
 	}
+	span.SetAttributes(attribute.Int64("rows", c.counts.rows), attribute.Int64("bytes", c.counts.bytes))
 	db.m.committed(&c.counts, time.Since(start))
 	return nil
 }

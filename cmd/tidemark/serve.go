@@ -135,6 +135,7 @@ func storeOptions(c *config.Config, tel *telemetry, log *slog.Logger) store.Opti
 		Cache:          int64(c.Store.Cache),
 		Logger:         log,
 		Meter:          tel.meters.Meter("tidemark/store"),
+		Tracer:         tel.tracers.Tracer("tidemark/store"),
 	}
 }
 

@@ -47,26 +47,24 @@ func (s *screen) more(format string, args ...any) {
 	s.line("           %s", fmt.Sprintf(format, args...))
 }
 
-// barWidth is that of the finished bar in the line that stays.
+// barWidth is that of the bar while it moves and in the line that stays.
 const barWidth = 20
 
-// progress moves the bar; without a terminal nothing is seen until the end.
+// progress moves the bar. It is for terminals only.
 func (s *screen) progress(n, of int64) {
-	if !s.terminal {
-		return
-	}
 	if s.bar == nil {
 		s.bar = progressbar.NewOptions64(of,
 			progressbar.OptionSetWriter(s.out),
 			progressbar.OptionSetDescription("        ingest   "),
 			progressbar.OptionSetWidth(barWidth),
-			progressbar.OptionShowCount(),
-			progressbar.OptionThrottle(50*time.Millisecond),
-			progressbar.OptionSetTheme(progressbar.ThemeUnicode),
+			progressbar.OptionSetElapsedTime(false),
+			progressbar.OptionSetPredictTime(false),
+			progressbar.OptionSetTheme(progressbar.Theme{Saucer: "█", SaucerPadding: "░"}),
 			progressbar.OptionClearOnFinish(),
 		)
 	}
-	// A terminal that cannot be written to is noticed by the next line.
+	// It is full when the server is ready, not when all is read. A terminal that
+	// cannot be written to is noticed by nobody.
 	_ = s.bar.Set64(min(n, of-1))
 }
 

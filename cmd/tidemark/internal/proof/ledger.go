@@ -113,20 +113,6 @@ func (l *Ledger) Start(at time.Time) {
 	l.opts.Started = at
 }
 
-// Records is the number of records entered.
-func (l *Ledger) Records() int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.records
-}
-
-// Pending is the number of records that are not acknowledged.
-func (l *Ledger) Pending() int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.pending
-}
-
 // LastAcked is when the newest acknowledgement came.
 func (l *Ledger) LastAcked() time.Time {
 	l.mu.Lock()
