@@ -498,16 +498,13 @@ func (c *commit) blocks() (list [][]row) {
 func compress(rows []row) segment.Block {
 	k := compressors.Get().(*segment.Compressor)
 	defer compressors.Put(k)
-	lines := make([][]byte, 0, 2*len(rows))
+	pieces := make([][]byte, 0, 4*len(rows))
 	for i := range rows {
 		r := &rows[i]
-		body := r.body
-		if version, updated := r.inject.Missing(); version || updated {
-			body = r.inject.Inject(make([]byte, 0, r.Length), body, strconv.FormatUint(r.Seq, 10), r.Instant)
-		}
-		lines = append(lines, body, newline)
+		before, injected, behind := r.inject.Pieces(nil, r.body, strconv.FormatUint(r.Seq, 10), r.Instant)
+		pieces = append(pieces, before, injected, behind, newline)
 	}
-	return k.Block(lines...)
+	return k.Block(pieces...)
 }
 
 var newline = []byte{'\n'}

@@ -24,6 +24,7 @@ import (
 	"go.opentelemetry.io/otel/metric/noop"
 	"go.opentelemetry.io/otel/trace"
 	tracenoop "go.opentelemetry.io/otel/trace/noop"
+	"golang.org/x/sync/semaphore"
 
 	"tidemark/store/fhir"
 	"tidemark/store/index"
@@ -116,6 +117,7 @@ type DB struct {
 
 	commitMu sync.Mutex // one commit, swap or heartbeat at a time
 	merging  sync.Mutex // one merge at a time; taken before commitMu
+	cutting  *semaphore.Weighted
 
 	mu      sync.Mutex
 	meta    index.Meta

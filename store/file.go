@@ -14,6 +14,7 @@ import (
 	"sync"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/klauspost/compress/flate"
 	"golang.org/x/sync/errgroup"
 
 	"tidemark/store/fhir"
@@ -44,6 +45,14 @@ type part struct {
 // smallRun is the length below which a run of blocks is read and written
 // rather than sent by sendfile, whose system calls then cost more. Bytes.
 const smallRun = 16 << 10
+
+// largeBlock is the NDJSON beyond which a block is not held in memory to be
+// served uncompressed: it holds a resource of this size or more. Bytes.
+const largeBlock = 4 * segment.BlockSize
+
+// maxCutting bounds the bytes of blocks that all cuts together hold inflated
+// and compressed anew; one larger block passes alone.
+const maxCutting = 64 << 20
 
 // File prepares an output file made of the rows of ext that count. Blocks that
 // are not Whole are recompressed without their hidden rows into a private file
@@ -209,15 +218,51 @@ func (f *File) WriteIdentity(w io.Writer, off, n int64) error {
 	end := off + n
 	var text []byte
 	for i := f.blockAt(f.plain, off); off < end && i < len(f.blocks); i++ {
-		var err error
-		if text, err = f.read(text[:0], i); err != nil {
-			return err
+		from, to := off-f.plain[i], min(end, f.plain[i+1])-f.plain[i]
+		if f.blocks[i].sum.Size > largeBlock {
+			if err := f.stream(w, i, from, to); err != nil {
+				return err
+			}
+		} else {
+			var err error
+			if text, err = f.read(text[:0], i); err != nil {
+				return err
+			}
+			if _, err := w.Write(text[from:to]); err != nil {
+				return err
+			}
 		}
-		t := text[off-f.plain[i] : min(end, f.plain[i+1])-f.plain[i]]
-		if _, err := w.Write(t); err != nil {
-			return err
+		off += to - from
+	}
+	return nil
+}
+
+// stream writes bytes [from, to) of a block too large to be held: its CRC is
+// proved at its end only, and a mismatch breaks the download off.
+func (f *File) stream(w io.Writer, i int, from, to int64) error {
+	p := f.blocks[i]
+	file, err := f.file(p.path)
+	if err != nil {
+		return err
+	}
+	z := flate.NewReader(io.NewSectionReader(file, p.at, p.stored))
+	crc := crc32.NewIEEE()
+	buf := make([]byte, 256<<10)
+	for at := int64(0); at < to || to == p.sum.Size && at < p.sum.Size; {
+		got, err := io.ReadFull(z, buf[:min(int64(len(buf)), p.sum.Size-at)])
+		if err != nil {
+			return fmt.Errorf("read %s at %d: %w: deflate: %w; run `tidemark check`", p.path, p.at, ErrCorrupt, err)
 		}
-		off += int64(len(t))
+		crc.Write(buf[:got])
+		if a, b := max(from, at), min(to, at+int64(got)); a < b {
+			if _, err := w.Write(buf[a-at : b-at]); err != nil {
+				return err
+			}
+		}
+		at += int64(got)
+	}
+	if to == p.sum.Size && crc.Sum32() != p.sum.CRC {
+		return fmt.Errorf("read %s at %d: %w: CRC-32; run `tidemark check`", p.path, p.at, ErrCorrupt)
 	}
 	return nil
 }
@@ -343,42 +388,75 @@ func (s *Snapshot) makeCut(ctx context.Context, dir, path string, v span, ext []
 }
 
 func (s *Snapshot) writeCut(ctx context.Context, file io.Writer, path string, v span, ext []Extent, which []int) ([]part, error) {
-	parts := make([]part, len(which))
-	table, at := []byte(nil), int64(0)
-	wave := 4 * runtime.GOMAXPROCS(0) // bounds how many blocks are in memory
-	for from := 0; from < len(which); from += wave {
-		to := min(from+wave, len(which))
-		blocks := make([]segment.Block, to-from)
-		g, gctx := errgroup.WithContext(ctx)
-		g.SetLimit(runtime.GOMAXPROCS(0))
-		for i := from; i < to; i++ {
-			g.Go(func() (err error) {
-				if err := gctx.Err(); err != nil {
-					return err
-				}
-				blocks[i-from], err = s.visible(ext[which[i]], v)
-				return err
-			})
+	parts := make([]part, 0, len(which))
+	at := int64(0)
+	for from, to := 0, 0; from < len(which); from = to {
+		weight := int64(0) // of the blocks that are in memory together
+		for to < len(which) && to-from < 4*runtime.GOMAXPROCS(0) && (to == from || weight < maxCutting/4) {
+			weight += s.inflated(ext[which[to]])
+			to++
 		}
-		if err := g.Wait(); err != nil {
+		blocks, err := s.cutWave(ctx, file, v, ext, which[from:to], min(2*weight, maxCutting))
+		if err != nil {
 			return nil, err
 		}
-		for i, b := range blocks {
-			parts[from+i] = part{path, at, int64(len(b.Data)), b.Sum}
-			at += int64(len(b.Data))
-			table = binary.LittleEndian.AppendUint32(table, uint32(len(b.Data)))
-			table = binary.LittleEndian.AppendUint64(table, uint64(b.Sum.Size))
-			table = binary.LittleEndian.AppendUint32(table, b.Sum.CRC)
-			if _, err := file.Write(b.Data); err != nil {
-				return nil, err
-			}
+		for _, b := range blocks {
+			parts = append(parts, part{path, at, b.stored, b.sum})
+			at += b.stored
 		}
+	}
+	return parts, writeTable(file, parts)
+}
+
+// cutWave recompresses some blocks side by side and writes them in order.
+func (s *Snapshot) cutWave(ctx context.Context, file io.Writer, v span, ext []Extent, which []int, weight int64) ([]part, error) {
+	if err := s.db.cutting.Acquire(ctx, weight); err != nil {
+		return nil, err
+	}
+	defer s.db.cutting.Release(weight)
+	blocks := make([]segment.Block, len(which))
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(runtime.GOMAXPROCS(0))
+	for i, b := range which {
+		g.Go(func() (err error) {
+			if err := gctx.Err(); err != nil {
+				return err
+			}
+			blocks[i], err = s.visible(ext[b], v)
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	parts := make([]part, len(blocks))
+	for i, b := range blocks {
+		parts[i] = part{stored: int64(len(b.Data)), sum: b.Sum}
+		if _, err := file.Write(b.Data); err != nil {
+			return nil, err
+		}
+	}
+	return parts, nil
+}
+
+// writeTable ends a cut file.
+func writeTable(file io.Writer, parts []part) error {
+	var table []byte
+	for _, p := range parts {
+		table = binary.LittleEndian.AppendUint32(table, uint32(p.stored))
+		table = binary.LittleEndian.AppendUint64(table, uint64(p.sum.Size))
+		table = binary.LittleEndian.AppendUint32(table, p.sum.CRC)
 	}
 	crc := crc32.Checksum(table, crc32.MakeTable(crc32.Castagnoli))
 	table = binary.LittleEndian.AppendUint32(table, crc)
-	table = binary.LittleEndian.AppendUint32(table, uint32(len(which)))
+	table = binary.LittleEndian.AppendUint32(table, uint32(len(parts)))
 	_, err := file.Write(append(table, cutMagic...))
-	return parts, err
+	return err
+}
+
+// inflated is the length of a block's NDJSON, hidden rows too.
+func (s *Snapshot) inflated(e Extent) int64 {
+	return s.seg(segment.ID(e.Segment)).r.Blocks()[e.Block].Sum.Size
 }
 
 // visible recompresses one block without its hidden rows.

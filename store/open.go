@@ -12,6 +12,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"golang.org/x/sync/semaphore"
 
 	"tidemark/store/fhir"
 	"tidemark/store/index"
@@ -78,7 +79,8 @@ func newDB(dir string, o Options) *DB {
 		dir: dir, o: o, fs: o.FS, promised: fhir.None,
 		parts: map[Partition]*partition{}, numbers: map[uint64]Partition{}, topics: map[string][]byte{},
 		segs: map[segment.ID]*seg{}, pins: map[string]*pinned{},
-		full: make(chan struct{}, 1), first: make(chan struct{}, 1),
+		cutting: semaphore.NewWeighted(maxCutting),
+		full:    make(chan struct{}, 1), first: make(chan struct{}, 1),
 	}
 	db.room = sync.NewCond(&db.mu)
 	db.m = newInstruments(db)
@@ -340,13 +342,16 @@ func (db *DB) tidyJobs() error {
 
 // setClock fixes Now: never behind what was promised or stored.
 func (db *DB) setClock() {
-	wall := fhir.FromTime(time.Now())
+	start := time.Now()
+	wall := fhir.FromTime(start)
 	base := wall
 	if db.promised != fhir.None {
 		base = max(base, db.promised+fhir.Instant(db.o.Allowance.Milliseconds()))
 	}
 	base = max(base, db.meta.Newest)
-	db.clock = clock{base: base, start: time.Now()}
+	// The base was cut to a millisecond: the clock runs from where that began,
+	// else a change stamped this instant would seem to come from the future.
+	db.clock = clock{base: base, start: start.Add(-time.Duration(start.Nanosecond() % int(time.Millisecond)))}
 	if back := time.Duration(base-wall) * time.Millisecond; back > db.o.MaxClockStep {
 		db.o.Logger.Warn("the wall clock is behind what this store has promised; change instants will run ahead of it until it catches up",
 			"behind", back)

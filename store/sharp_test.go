@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -486,4 +487,79 @@ func TestEveryCut(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestLargeResource serves a resource larger than what is held in memory,
+// whole and in parts, and notices a flipped byte in it.
+func TestLargeResource(t *testing.T) {
+	fs := vfs.NewMem()
+	db := mustOpen(t, "store", Options{FS: fs})
+	defer db.Close()
+	f := newFeed(t, db)
+	noise := make([]byte, 3<<20)
+	r := rand.New(rand.NewPCG(1, 1))
+	for i := range noise {
+		noise[i] = 'a' + byte(r.IntN(26))
+	}
+	f.commit(patientChange("before", db.Now()-9000, "x"), patientChange("large", db.Now()-8000, string(noise)), patientChange("behind", db.Now()-7000, "x"))
+	f.apply()
+	s := pinNow(t, db, "job")
+	defer s.Close()
+	ext, err := s.Extents(patients, fhir.None, s.Watermark())
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, err := s.File(context.Background(), "f", patients, fhir.None, s.Watermark(), ext)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	var whole, packed lineWriter
+	if err := errors.Join(file.WriteIdentity(&whole, 0, file.Size()), file.WriteGzip(&packed, 0, file.GzipSize())); err != nil {
+		t.Fatal(err)
+	}
+	if string(gunzip(t, packed.b)) != string(whole.b) || int64(len(whole.b)) != file.Size() {
+		t.Fatalf("identity and gzip differ: %d bytes of %d", len(whole.b), file.Size())
+	}
+	for range 50 {
+		from := r.Int64N(file.Size())
+		n := r.Int64N(file.Size() - from)
+		var part lineWriter
+		if err := file.WriteIdentity(&part, from, n); err != nil || string(part.b) != string(whole.b[from:from+n]) {
+			t.Fatalf("bytes [%d, %d): %d bytes, %v", from, from+n, len(part.b), err)
+		}
+	}
+	path := "store/segments/" + segment.ID(1).BodyName()
+	damaged, err := fs.OpenReadWrite(path, "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := damaged.WriteAt([]byte{'#'}, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	if err := damaged.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := file.WriteIdentity(&lineWriter{}, 0, file.Size()); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("a flipped byte: %v", err)
+	}
+}
+
+// TestPresentIsNoFuture: a change stamped this instant, cut to a millisecond,
+// does not lie ahead of our clock, in whatever part of a millisecond we started.
+func TestPresentIsNoFuture(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for range 20 {
+			db := mustOpen(t, "store", Options{FS: vfs.NewMem()})
+			for range 100 {
+				time.Sleep(137 * time.Microsecond)
+				if stamp := fhir.FromTime(time.Now()); stamp > db.Now() {
+					t.Fatalf("%v is ahead of %v", stamp, db.Now())
+				}
+			}
+			if err := db.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
 }

@@ -178,16 +178,20 @@ func (a *arrivals) Apply(ctx context.Context, batch store.Batch) error {
 	return nil
 }
 
-// readWith reads a topic with kafka-go's Reader, one for each partition.
+// readWith reads a topic with kafka-go's Reader, one for each partition, and
+// returns how long that took up to the last record. Closing them is not in it:
+// a Reader waits for the fetch that it has sent ahead.
 func readWith(b *testing.B, broker string, l load) time.Duration {
 	b.Helper()
 	var g errgroup.Group
+	readers := make([]io.Closer, len(l.ends))
 	start := time.Now()
 	for id, end := range l.ends {
+		r := kafka.NewReader(kafka.ReaderConfig{ //nolint:forbidigo // the limit, not our way
+			Brokers: []string{broker}, Topic: l.topic, Partition: id, MinBytes: 1, MaxBytes: 8 << 20, MaxWait: 250 * time.Millisecond,
+		})
+		readers[id] = r
 		g.Go(func() error {
-			r := kafka.NewReader(kafka.ReaderConfig{ //nolint:forbidigo // the limit, not our way
-				Brokers: []string{broker}, Topic: l.topic, Partition: id, MinBytes: 1, MaxBytes: 8 << 20,
-			})
 			for at := int64(0); at < end; {
 				m, err := r.ReadMessage(b.Context())
 				if err != nil {
@@ -195,13 +199,18 @@ func readWith(b *testing.B, broker string, l load) time.Duration {
 				}
 				at = m.Offset + 1
 			}
-			return r.Close()
+			return nil
 		})
 	}
-	if err := g.Wait(); err != nil {
+	err := g.Wait()
+	took := time.Since(start)
+	for _, r := range readers {
+		err = errors.Join(err, r.Close())
+	}
+	if err != nil {
 		b.Fatal(err)
 	}
-	return time.Since(start)
+	return took
 }
 
 // deflateAll compresses the corpus on all cores, one stream for each, and

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -103,7 +104,7 @@ func (r *rig) launch(more ...string) {
 		r.t.Fatal(err)
 	}
 	defer log.Close()
-	r.server = program(r.t, append(r.args[:len(r.args):len(r.args)], more...)...)
+	r.server = program(r.t, slices.Concat(r.args, more)...)
 	r.server.Stdout, r.server.Stderr = log, log
 	if err := r.server.Start(); err != nil {
 		r.t.Fatal(err)
@@ -256,7 +257,7 @@ func (k *keeper) enter(f bulkclient.File, line []byte) error {
 const deletions = "Bundle"
 
 func files(m *bulkclient.Manifest) []bulkclient.File {
-	return append(m.Output[:len(m.Output):len(m.Output)], m.Deleted...)
+	return slices.Concat(m.Output, m.Deleted)
 }
 
 // instant is t as _since takes it.

@@ -66,6 +66,21 @@ func (m Meta) Inject(dst, body []byte, versionID string, lastUpdated Instant) []
 		return append(dst, body...)
 	}
 	dst = append(dst, body[:m.at]...)
+	dst = m.appendMissing(dst, versionID, lastUpdated)
+	return append(dst, body[m.at:]...)
+}
+
+// Pieces is Inject without a copy of the body: what stands before, what is
+// injected, appended to dst, and what stands behind.
+func (m Meta) Pieces(dst, body []byte, versionID string, lastUpdated Instant) (before, injected, behind []byte) {
+	if noVersion, noUpdated := m.Missing(); !noVersion && !noUpdated {
+		return body, nil, nil
+	}
+	return body[:m.at], m.appendMissing(dst, versionID, lastUpdated), body[m.at:]
+}
+
+func (m Meta) appendMissing(dst []byte, versionID string, lastUpdated Instant) []byte {
+	noVersion, noUpdated := m.Missing()
 	if m.flags&lacksMeta != 0 {
 		dst = append(dst, metaName...)
 	}
@@ -87,5 +102,5 @@ func (m Meta) Inject(dst, body []byte, versionID string, lastUpdated Instant) []
 	case m.flags&emptyMeta == 0:
 		dst = append(dst, ',')
 	}
-	return append(dst, body[m.at:]...)
+	return dst
 }
