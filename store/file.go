@@ -61,13 +61,17 @@ func (s *Snapshot) File(ctx context.Context, name string, sec segment.Section, s
 	v := span{since, min(upto, s.pin.Watermark), s.pin.Watermark}
 	f := &File{db: s.db, open: map[string]*os.File{}, files: map[string]vfs.File{}}
 	var cut []int
+	var g *seg // extents of a segment stand together
+	var path string
 	for i, e := range ext {
-		g := s.seg(segment.ID(e.Segment))
-		if g == nil {
-			return nil, fmt.Errorf("output file of a snapshot: segment %d is not among its segments", e.Segment)
+		if g == nil || uint64(g.id()) != e.Segment {
+			if g = s.seg(segment.ID(e.Segment)); g == nil {
+				return nil, fmt.Errorf("output file of a snapshot: segment %d is not among its segments", e.Segment)
+			}
+			path = g.r.BodyPath()
 		}
 		k := &g.r.Blocks()[e.Block]
-		f.blocks = append(f.blocks, part{g.r.BodyPath(), k.Offset, int64(k.Stored), k.Sum})
+		f.blocks = append(f.blocks, part{path, k.Offset, int64(k.Stored), k.Sum})
 		if !e.Whole {
 			cut = append(cut, i)
 		}
@@ -462,7 +466,7 @@ func (s *Snapshot) inflated(e Extent) int64 {
 // visible recompresses one block without its hidden rows.
 func (s *Snapshot) visible(e Extent, v span) (segment.Block, error) {
 	g := s.seg(segment.ID(e.Segment))
-	rows, err := g.r.Rows(e.Block)
+	rows, err := g.cells(e.Block)
 	if err != nil {
 		return segment.Block{}, err
 	}

@@ -149,13 +149,13 @@ func (d *blockDead) until(w fhir.Instant) (list []index.Death) {
 }
 
 // counting tells which rows of a block count: inside the window and not dead.
-func counting(rows []segment.Row, dead []index.Death, v span) []bool {
+func counting(rows []segment.Cell, dead []index.Death, v span) []bool {
 	counts := make([]bool, len(rows))
 	for i := range rows {
 		counts[i] = v.holds(rows[i].Instant)
 	}
 	for _, d := range dead {
-		if i := slices.IndexFunc(rows, func(r segment.Row) bool { return r.Seq == d.Seq }); i >= 0 {
+		if i := slices.IndexFunc(rows, func(r segment.Cell) bool { return r.Seq == d.Seq }); i >= 0 {
 			counts[i] = false
 		}
 	}
@@ -199,7 +199,7 @@ func (s *seg) recount(list []Extent, cut map[int][]index.Death, v span) error {
 	}
 	for i, dead := range cut {
 		e := &list[i]
-		rows, err := d.Rows(nil, e.Block)
+		rows, err := d.Cells(e.Block)
 		if err != nil {
 			return errors.Join(err, d.Close())
 		}
@@ -213,4 +213,14 @@ func (s *seg) recount(list []Extent, cut map[int][]index.Death, v span) error {
 		e.Whole = e.Rows == len(rows)
 	}
 	return d.Close()
+}
+
+// cells reads what decides about the rows of one block.
+func (s *seg) cells(b int) ([]segment.Cell, error) {
+	d, err := s.r.OpenDirectory()
+	if err != nil {
+		return nil, err
+	}
+	cells, err := d.Cells(b)
+	return cells, errors.Join(err, d.Close())
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"slices"
 	"sync"
 
 	"github.com/klauspost/compress/flate"
@@ -102,6 +103,9 @@ type Compressor struct {
 	out sliceWriter
 }
 
+// maxScratch is what a Compressor keeps for its next block, bytes.
+const maxScratch = 1 << 20
+
 type sliceWriter struct{ b []byte }
 
 func (s *sliceWriter) Write(p []byte) (int, error) {
@@ -124,7 +128,7 @@ func NewCompressor(level int) *Compressor {
 func (c *Compressor) Block(lines ...[]byte) Block {
 	var size int64
 	crc := uint32(0)
-	c.out.b = nil
+	c.out.b = c.out.b[:0]
 	c.w.Reset(&c.out)
 	for _, l := range lines {
 		size += int64(len(l))
@@ -132,7 +136,11 @@ func (c *Compressor) Block(lines ...[]byte) Block {
 		must(c.w.Write(l))
 	}
 	must(0, c.w.Flush())
-	return Block{Data: c.out.b, Sum: Sum{Size: size, CRC: crc, op: operator(size)}}
+	b := Block{Data: slices.Clone(c.out.b), Sum: Sum{Size: size, CRC: crc, op: operator(size)}}
+	if cap(c.out.b) > maxScratch {
+		c.out.b = nil
+	}
+	return b
 }
 
 // must is for writers into memory, which cannot fail.

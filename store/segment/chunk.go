@@ -407,6 +407,52 @@ func decodeChunk(dst []Row, chunk []byte, n int, sec Section, origins []Partitio
 	return dst, nil
 }
 
+// A Cell is what decides whether a row counts.
+type Cell struct {
+	Seq     uint64
+	Instant fhir.Instant
+	Length  int32
+}
+
+// decodeCells reads the three columns of Cells and skips what stands before.
+func decodeCells(chunk []byte, n int, sec Section) ([]Cell, error) {
+	raw, err := inflateChunk(chunk)
+	if err != nil {
+		return nil, err
+	}
+	c := &coder{b: raw}
+	if n > len(raw) {
+		return nil, fmt.Errorf("%w: directory chunk is too short for its rows", ErrCorrupt)
+	}
+	for range n {
+		if size := int(c.take(1)[0]); size == 0 {
+			c.take(16)
+		} else {
+			c.take(size - 1)
+		}
+		if sec.Kind == Internal {
+			c.readUint()
+		}
+	}
+	if sec.Kind == Live {
+		c.take(8 * n)
+	}
+	cells := make([]Cell, n)
+	var last Cell
+	for i := range cells {
+		last.Seq += uint64(c.readInt())
+		last.Instant += fhir.Instant(c.readInt())
+		cells[i] = last
+	}
+	for i := range cells {
+		cells[i].Length = int32(c.readUint())
+	}
+	if c.bad {
+		return nil, fmt.Errorf("%w: directory chunk", ErrCorrupt)
+	}
+	return cells, nil
+}
+
 func decodeClock(c *coder, r *Row, f byte) {
 	k := &r.Clock
 	k.Version, k.LastUpdated, k.Timestamp, r.Placed = NoVersion, fhir.None, fhir.None, r.Instant

@@ -138,19 +138,39 @@ func (d *Directory) Close() error { return d.f.Close() }
 
 // Rows appends the rows of block b to dst.
 func (d *Directory) Rows(dst []Row, b int) ([]Row, error) {
-	k := &d.r.blocks[b]
-	chunk := make([]byte, k.chunkLen)
-	if _, err := d.f.ReadAt(chunk, k.chunk); err != nil {
-		return dst, fmt.Errorf("read rows of segment %d, block %d: %w", d.r.ID(), b, err)
+	chunk, err := d.chunk(b)
+	if err == nil {
+		dst, err = decodeChunk(dst, chunk, int(d.r.blocks[b].Rows), d.r.SectionOf(b), d.r.origins)
 	}
-	if crc32.Checksum(chunk, castagnoli) != k.chunkCRC {
-		return dst, fmt.Errorf("read rows of segment %d, block %d: %w: CRC-32C", d.r.ID(), b, ErrCorrupt)
-	}
-	dst, err := decodeChunk(dst, chunk, int(k.Rows), d.r.SectionOf(b), d.r.origins)
 	if err != nil {
 		return dst, fmt.Errorf("read rows of segment %d, block %d: %w", d.r.ID(), b, err)
 	}
 	return dst, nil
+}
+
+// Cells reads of the rows of block b only what decides whether they count.
+func (d *Directory) Cells(b int) ([]Cell, error) {
+	chunk, err := d.chunk(b)
+	if err != nil {
+		return nil, fmt.Errorf("read rows of segment %d, block %d: %w", d.r.ID(), b, err)
+	}
+	cells, err := decodeCells(chunk, int(d.r.blocks[b].Rows), d.r.SectionOf(b))
+	if err != nil {
+		return nil, fmt.Errorf("read rows of segment %d, block %d: %w", d.r.ID(), b, err)
+	}
+	return cells, nil
+}
+
+func (d *Directory) chunk(b int) ([]byte, error) {
+	k := &d.r.blocks[b]
+	chunk := make([]byte, k.chunkLen)
+	if _, err := d.f.ReadAt(chunk, k.chunk); err != nil {
+		return nil, err
+	}
+	if crc32.Checksum(chunk, castagnoli) != k.chunkCRC {
+		return nil, fmt.Errorf("%w: CRC-32C", ErrCorrupt)
+	}
+	return chunk, nil
 }
 
 // Rows reads the rows of one block.

@@ -25,6 +25,7 @@ type Writer struct {
 	dir  string
 	id   ID
 	body vfs.File
+	buf  []byte // written when it is writeSize long
 	at   int64
 	sum  Sum
 	x    index
@@ -41,24 +42,34 @@ func Create(fs vfs.FS, dir string, id ID) (*Writer, error) {
 		return nil, fmt.Errorf("create segment %d: %w", id, err)
 	}
 	w.body = body
-	w.write(append([]byte(nil), gzipHeader[:]...))
+	w.write(gzipHeader[:])
 	return w, nil
 }
 
-// write hands p to the file, which may scribble on it.
+// writeSize is how much of a body is written at once, bytes: a file written in
+// pieces of a block each costs a tenth more to send later.
+const writeSize = 1 << 20
+
 func (w *Writer) write(p []byte) {
-	if w.err != nil {
-		return
-	}
-	if _, err := w.body.Write(p); err != nil {
-		w.err = fmt.Errorf("write segment %d: %w", w.id, err)
-	}
 	w.at += int64(len(p))
+	if w.buf = append(w.buf, p...); len(w.buf) >= writeSize {
+		w.flush()
+	}
+}
+
+func (w *Writer) flush() {
+	if w.err == nil && len(w.buf) > 0 {
+		if _, err := w.body.Write(w.buf); err != nil {
+			w.err = fmt.Errorf("write segment %d: %w", w.id, err)
+		}
+	}
+	if w.buf = w.buf[:0]; cap(w.buf) > 2*writeSize {
+		w.buf = nil
+	}
 }
 
 // Append adds one block with its rows, which must be sorted and of one section
-// that does not lie before the block appended last. The Writer owns b.Data
-// afterwards.
+// that does not lie before the block appended last.
 func (w *Writer) Append(b Block, rows []Row) error {
 	sec := rows[0].Section
 	n := len(w.x.sections)
@@ -87,6 +98,7 @@ func (w *Writer) Append(b Block, rows []Row) error {
 // name never outlives a crash without its bytes.
 func (w *Writer) Seal(f Footer) (*Reader, error) {
 	w.write(Trailer(w.sum))
+	w.flush()
 	f.ID = w.id
 	w.x.footer, w.x.bodySize, w.x.origins = f, w.at, w.from.list
 	if w.err != nil {
