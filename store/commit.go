@@ -36,6 +36,7 @@ type commit struct {
 	touched map[fhir.Key]*resource
 	groups  map[string]membership
 	rows    []row
+	sorted  []*row                       // as they will stand in the segment
 	deaths  map[segment.ID][]index.Death // of rows in older segments
 	own     []index.Death                // of rows in this one
 	counts  counts
@@ -53,6 +54,7 @@ type row struct {
 
 // resource is a resource that the commit touches.
 type resource struct {
+	key      []byte       // in the index
 	cur      *index.State // nil: never had
 	at       int          // its newest row in this commit, -1 if that is older
 	patients []string     // of cur; known if patientsKnown
@@ -98,7 +100,7 @@ func (db *DB) begin() *commit {
 	}
 	c := &commit{
 		db: db, taken: db.gather.batches, meta: db.meta, line: db.watermark(),
-		touched: map[fhir.Key]*resource{}, groups: map[string]membership{}, deaths: map[segment.ID][]index.Death{},
+		groups: map[string]membership{}, deaths: map[segment.ID][]index.Death{},
 	}
 	c.meta.Commit++
 	db.sealing = &sealing{line: c.line, least: db.gather.least, holds: db.gather.holds}
@@ -135,33 +137,18 @@ func (c *commit) run() error {
 // through one iterator: a sorted sweep is several times cheaper than gets, and
 // UseL6Filters answers for keys never seen without reading their blocks.
 func (c *commit) lookUp() error {
-	type entry struct {
-		key []byte
-		res *resource
-	}
-	var list []entry
-	for _, t := range c.taken {
-		for i := range t.Changes {
-			ch := &t.Changes[i]
-			if ch.Dead != nil || c.touched[ch.Key] != nil {
-				continue
-			}
-			r := &resource{at: -1}
-			c.touched[ch.Key] = r
-			list = append(list, entry{index.RowKey(nil, ch.Key), r})
-		}
-	}
+	list := c.touch()
 	if len(list) == 0 {
 		return nil
 	}
-	slices.SortFunc(list, func(a, b entry) int { return bytes.Compare(a.key, b.key) })
+	slices.SortFunc(list, func(a, b *resource) int { return bytes.Compare(a.key, b.key) })
 	origin := c.db.origins()
 	it, err := c.db.kv.NewIter(&pebble.IterOptions{UseL6Filters: true})
 	if err != nil {
 		return fmt.Errorf("read the index: %w", err)
 	}
-	for _, e := range list {
-		if !it.SeekPrefixGE(e.key) {
+	for _, r := range list {
+		if !it.SeekPrefixGE(r.key) {
 			continue
 		}
 		v, err := it.ValueAndErr()
@@ -172,9 +159,34 @@ func (c *commit) lookUp() error {
 		if err != nil {
 			return errors.Join(fmt.Errorf("read the index: %w", err), it.Close())
 		}
-		e.res.cur = &st
+		r.cur = &st
 	}
 	return errors.Join(it.Error(), it.Close())
+}
+
+// touch lists the resources that the changes name, with their keys.
+func (c *commit) touch() []*resource {
+	n := 0
+	for i := range c.taken {
+		n += len(c.taken[i].Changes)
+	}
+	c.touched = make(map[fhir.Key]*resource, n)
+	c.rows = make([]row, 0, n)
+	list, keys := make([]*resource, 0, n), make([]byte, 0, 20*n)
+	for i := range c.taken {
+		for j := range c.taken[i].Changes {
+			ch := &c.taken[i].Changes[j]
+			if ch.Dead != nil || c.touched[ch.Key] != nil {
+				continue
+			}
+			at := len(keys)
+			keys = index.RowKey(keys, ch.Key)
+			r := &resource{at: -1, key: keys[at:len(keys):len(keys)]}
+			c.touched[ch.Key] = r
+			list = append(list, r)
+		}
+	}
+	return list
 }
 
 // origins returns what tells a partition by its number.
@@ -428,7 +440,11 @@ func (c *commit) seal() (*seg, error) {
 		return nil, nil
 	}
 	seqs := [2]uint64{c.db.meta.NextSeq, c.meta.NextSeq - 1}
-	slices.SortFunc(c.rows, func(a, b row) int { return a.Compare(&b.Row) })
+	c.sorted = make([]*row, len(c.rows))
+	for i := range c.rows {
+		c.sorted[i] = &c.rows[i]
+	}
+	slices.SortFunc(c.sorted, func(a, b *row) int { return a.Compare(&b.Row) })
 	c.id = c.meta.NextSegment
 	c.meta.NextSegment++
 	w, err := segment.Create(c.db.fs, c.db.segmentsDir(), c.id)
@@ -468,8 +484,9 @@ func (c *commit) write(w *segment.Writer) error {
 	if err := g.Wait(); err != nil {
 		return err
 	}
+	var plain []segment.Row
 	for i, rows := range blocks {
-		plain := make([]segment.Row, len(rows))
+		plain = slices.Grow(plain[:0], len(rows))[:len(rows)]
 		for j := range rows {
 			plain[j] = rows[j].Row
 		}
@@ -482,25 +499,24 @@ func (c *commit) write(w *segment.Writer) error {
 }
 
 // blocks cuts the sorted rows where a block is full or a section ends.
-func (c *commit) blocks() (list [][]row) {
+func (c *commit) blocks() (list [][]*row) {
 	from, size := 0, 0
-	for i := range c.rows {
-		if i > from && (size >= segment.BlockSize || c.rows[i].Section != c.rows[from].Section) {
-			list = append(list, c.rows[from:i])
+	for i, r := range c.sorted {
+		if i > from && (size >= segment.BlockSize || r.Section != c.sorted[from].Section) {
+			list = append(list, c.sorted[from:i])
 			from, size = i, 0
 		}
-		size += int(c.rows[i].Length)
+		size += int(r.Length)
 	}
-	return append(list, c.rows[from:])
+	return append(list, c.sorted[from:])
 }
 
 // compress makes one block of rows, injecting what their meta lacks.
-func compress(rows []row) segment.Block {
+func compress(rows []*row) segment.Block {
 	k := compressors.Get().(*segment.Compressor)
 	defer compressors.Put(k)
 	pieces := make([][]byte, 0, 4*len(rows))
-	for i := range rows {
-		r := &rows[i]
+	for _, r := range rows {
 		before, injected, behind := r.inject.Pieces(nil, r.body, strconv.FormatUint(r.Seq, 10), r.Instant)
 		pieces = append(pieces, before, injected, behind, newline)
 	}
@@ -529,17 +545,13 @@ func (c *commit) offsets() []segment.Progress {
 // fill puts everything that makes the commit true into one batch.
 func (c *commit) fill(b *pebble.Batch, s *seg) error {
 	w := batchWriter{b: b}
-	var key []byte
-	for k, r := range c.touched {
-		if !r.changed {
-			continue
+	number := c.db.partitionNumbers()
+	var value []byte
+	for _, r := range c.touched {
+		if r.changed {
+			value = r.cur.Encode(value[:0], number[r.cur.Clock.Origin])
+			w.set(r.key, value)
 		}
-		number, err := c.db.number(r.cur.Clock.Origin)
-		if err != nil {
-			return err
-		}
-		key = index.RowKey(key[:0], k)
-		w.set(key, r.cur.Encode(nil, number))
 	}
 	for id, list := range c.deaths {
 		w.set(index.DeathsKey(id, c.meta.Commit), index.EncodeDeaths(list))
@@ -581,13 +593,15 @@ func (c *commit) states() map[Partition]index.PartitionState {
 	return m
 }
 
-func (db *DB) number(p Partition) (uint64, error) {
+// partitionNumbers is short for each partition that a row can come from.
+func (db *DB) partitionNumbers() map[Partition]uint64 {
 	db.mu.Lock()
 	defer db.mu.Unlock()
-	if s := db.parts[p]; s != nil {
-		return s.durable.Number, nil
+	m := make(map[Partition]uint64, len(db.parts))
+	for name, p := range db.parts {
+		m[name] = p.durable.Number
 	}
-	return 0, fmt.Errorf("partition %v is not known", p)
+	return m
 }
 
 // publish shows the durable commit to readers and lets the watermark move on.

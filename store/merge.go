@@ -31,7 +31,7 @@ func (db *DB) mergeLoop(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		for ctx.Err() == nil {
+		for ctx.Err() == nil && !db.busy() {
 			merged, err := db.Merge(ctx)
 			if err != nil && ctx.Err() == nil {
 				_ = db.fail(fmt.Errorf("merge segments: %w", err))
@@ -43,6 +43,17 @@ func (db *DB) mergeLoop(ctx context.Context) {
 			}
 		}
 	}
+}
+
+// manySegments is when merging may no longer wait for a pause in the intake.
+const manySegments = 128
+
+// busy tells that commits come back to back: in a bulk load merges would only
+// take from it what they can do as well behind it.
+func (db *DB) busy() bool {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	return db.gather.bytes > db.o.CommitSize/2 && len(db.view) < manySegments
 }
 
 // Merge does the next merge that is worth it, if there is one. It runs beside

@@ -62,7 +62,7 @@ type Config struct {
 	Topics   []Topics
 
 	// MaxWait is how long a broker keeps a fetch that has nothing to answer,
-	// and so how old the ends of idle partitions may get; default 250 ms.
+	// and so how old the ends of idle partitions may get; default 150 ms.
 	MaxWait time.Duration
 	// PartitionMaxBytes and MaxBytes bound a fetch answer, as stored by the
 	// broker; a larger batch still comes whole. Defaults 1 MiB (more is
@@ -93,7 +93,7 @@ type Config struct {
 
 func (c Config) withDefaults() Config {
 	c.ClientID = cmp.Or(c.ClientID, "tidemark")
-	c.MaxWait = cmp.Or(c.MaxWait, 250*time.Millisecond)
+	c.MaxWait = cmp.Or(c.MaxWait, 150*time.Millisecond)
 	c.PartitionMaxBytes = cmp.Or(c.PartitionMaxBytes, 1<<20)
 	c.MaxBytes = cmp.Or(c.MaxBytes, 8<<20)
 	c.Ahead = cmp.Or(c.Ahead, 16<<20)
