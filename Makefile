@@ -66,7 +66,7 @@ fuzz: go ## every fuzz target for FUZZTIME=30s
 
 .PHONY: bench
 bench: go ## benchmarks, in the form that benchstat reads (BENCH=. COUNT=6)
-	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -count $(COUNT) $(PKG)
+	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -count $(COUNT) -timeout 60m $(PKG)
 
 .PHONY: golden
 golden: go ## rewrite golden files; then read the difference
@@ -97,7 +97,7 @@ integration: go ## against a real Apache Kafka (needs java and mvn)
 	  echo "skipped: $$tool not found, apt-get install default-jre-headless maven"; exit 0; }; done; \
 	started=; $(KAFKA) status >/dev/null || { $(KAFKA) up; started=1; }; \
 	trap '[ -z "$$started" ] || $(KAFKA) down' EXIT; \
-	KAFKA_BROKERS=127.0.0.1:$${KAFKA_PORT:-19092} $(GO) test -count=1 -tags integration -run '^TestIntegration' -timeout 10m \
+	KAFKA_BROKERS=127.0.0.1:$${KAFKA_PORT:-19092} $(GO) test -count=1 -p 1 -tags integration -run '^TestIntegration' -timeout 10m \
 	  $$(grep -rl '^//go:build integration' --include='*_test.go' . | xargs -n1 dirname | sort -u)
 
 .PHONY: mutate

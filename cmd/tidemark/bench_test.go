@@ -311,7 +311,7 @@ func (t *testbed) serveTopic(topic string) *process {
 	p.cmd = exec.Command(os.Args[0], "serve", "--set", "store.path="+filepath.Join(dir, "store"), "--set", "store.min_free=0B",
 		"--set", "kafka.brokers="+t.broker, "--set", "topics=[{name: "+topic+", format: resource}]", "--set", "http.listen="+address,
 		"--set", "admin.listen="+admin)
-	p.cmd.Env = append(os.Environ(), actAsProgram+"=1")
+	p.cmd.Env = append(plainEnviron(), actAsProgram+"=1")
 	p.cmd.Stdout, p.cmd.Stderr = log, log
 	if err := p.cmd.Start(); err != nil {
 		t.b.Fatal(err)

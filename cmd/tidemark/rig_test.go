@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -120,7 +121,7 @@ func freePort(t *testing.T) string {
 func program(t *testing.T, args ...string) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command(os.Args[0], args...)
-	cmd.Env = append(os.Environ(), actAsProgram+"=1")
+	cmd.Env = append(plainEnviron(), actAsProgram+"=1")
 	return cmd
 }
 
@@ -326,4 +327,9 @@ func ends(t *testing.T, args ...string) (string, int) {
 		t.Fatal(err)
 	}
 	return out.String(), 0
+}
+
+// plainEnviron is our environment without what would configure the server.
+func plainEnviron() []string {
+	return slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "TIDEMARK_") })
 }
