@@ -172,8 +172,8 @@ func (j *judge) matchDeletion(first int, s sighting, later []sighting) int {
 		}
 		run = append(run, next)
 	}
-	for n := len(run) - 1; n >= 0; n-- {
-		if limit = j.deletion(limit, j.chain.windows[run[n].window].until); limit <= j.have {
+	for _, later := range slices.Backward(run) {
+		if limit = j.deletion(limit, j.chain.windows[later.window].until); limit <= j.have {
 			return first
 		}
 	}
