@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -409,10 +410,9 @@ func TestKickOffDuringCommit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		gate := make(chan struct{})
 		sealed := make(chan struct{}, 1)
-		armed := false
+		var armed atomic.Bool
 		fs := errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
-			if armed && op.Kind == errorfs.OpFileSync && strings.HasSuffix(op.Path, ".dir") {
-				armed = false
+			if op.Kind == errorfs.OpFileSync && strings.HasSuffix(op.Path, ".dir") && armed.CompareAndSwap(true, false) {
 				sealed <- struct{}{}
 				<-gate
 			}
@@ -429,7 +429,7 @@ func TestKickOffDuringCommit(t *testing.T) {
 
 		late := patientChange("late", first.Watermark()-10, "x")
 		f.apply(late)
-		armed = true
+		armed.Store(true)
 		done := make(chan error, 1)
 		go func() { done <- db.Flush() }()
 		<-sealed
