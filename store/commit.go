@@ -149,6 +149,9 @@ func (c *commit) lookUp() error {
 	}
 	for _, r := range list {
 		if !it.SeekPrefixGE(r.key) {
+			if err := it.Error(); err != nil { // the next seek would forget it
+				return errors.Join(fmt.Errorf("read the index: %w", err), it.Close())
+			}
 			continue
 		}
 		v, err := it.ValueAndErr()
@@ -242,7 +245,7 @@ func (c *commit) change(ch *Change, t *taken) error {
 func (c *commit) repeat(ch *Change, t *taken, r *resource) {
 	_, life := succeed(r.cur, ch, t.Partition)
 	if life.FloorVersion == r.cur.Life.FloorVersion && life.FloorUpdated == r.cur.Life.FloorUpdated &&
-		len(life.Tombstones) == len(r.cur.Life.Tombstones) {
+		slices.Equal(life.Tombstones, r.cur.Life.Tombstones) {
 		return
 	}
 	r.cur.Life, r.changed = life, true
@@ -619,7 +622,6 @@ func (c *commit) publish(s *seg) {
 	for i := range c.taken {
 		t := &c.taken[i]
 		p := db.parts[t.Partition]
-		p.pending--
 		db.join(p)
 		if t.Topic != nil {
 			db.topics[t.Partition.Topic] = t.Topic

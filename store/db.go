@@ -128,6 +128,7 @@ type DB struct {
 	complete bool           // the broker has every configured topic
 	started  bool           // the bootstrap is over
 	promised fhir.Instant   // nothing becomes visible at or before it any more
+	stored   fhir.Instant   // what of it is durable
 	promises []fhir.Instant // promise keys in the index
 	ghosts   []segment.ID   // dropped segments in the index whose files are gone
 
@@ -151,7 +152,6 @@ type partition struct {
 	joinAt   int64 // reaching this offset is joining
 	joined   bool
 	stored   bool // a batch has stored that it joined
-	pending  int  // batches taken in but not committed
 	seen     fhir.Instant
 	held     string
 }
@@ -255,6 +255,7 @@ func (db *DB) fail(err error) error {
 		db.failed = fmt.Errorf("%w: %w", ErrClosed, err)
 	}
 	db.room.Broadcast()
+	signal(db.full) // Run ends, and with it the process
 	return err
 }
 

@@ -15,7 +15,7 @@ type progress = watermark.Progress
 
 // changeOverhead is counted for each gathered change beside its body: the
 // struct, its strings and its share of maps. Bytes.
-const changeOverhead = 512
+const changeOverhead = 900
 
 // Discover tells the store what the broker has; again whenever that changed.
 // A partition never seen before starts at its log start.
@@ -61,7 +61,7 @@ func (db *DB) addPartition(f Discovered) *partition {
 // join marks p as joined once everything below its first end is committed:
 // only then may a promise rest on it.
 func (db *DB) join(p *partition) {
-	if p.joined || p.progress == nil || p.pending > 0 || p.progress.Next() < p.joinAt {
+	if p.joined || p.progress == nil || p.durable.Next < p.joinAt {
 		return
 	}
 	p.joined = true
@@ -142,7 +142,6 @@ func (db *DB) take(p *partition, t taken) {
 		p.seen = max(p.seen, t.Asked)
 	}
 	if moved {
-		p.pending++
 		if len(db.gather.batches) == 0 {
 			db.gather.since = time.Now()
 			signal(db.first)

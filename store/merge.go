@@ -99,7 +99,7 @@ func (db *DB) plan() ([]*seg, fhir.Instant) {
 	for _, s := range inputs {
 		s.refs++
 	}
-	return inputs, db.promised
+	return inputs, db.stored
 }
 
 // deadAt collects the rows of segs that no watermark will ever show again: those

@@ -76,7 +76,7 @@ func (db *DB) openIndex() (err error) {
 
 func newDB(dir string, o Options) *DB {
 	db := &DB{
-		dir: dir, o: o, fs: o.FS, promised: fhir.None,
+		dir: dir, o: o, fs: o.FS, promised: fhir.None, stored: fhir.None,
 		parts: map[Partition]*partition{}, numbers: map[uint64]Partition{}, topics: map[string][]byte{},
 		segs: map[segment.ID]*seg{}, pins: map[string]*pinned{},
 		cutting: semaphore.NewWeighted(maxCutting),
@@ -130,6 +130,9 @@ func (db *DB) create(path string, o index.Options) error {
 	if err := db.fs.RemoveAll(fresh); err != nil {
 		return err
 	}
+	if err := db.fs.MkdirAll(fresh, 0o700); err != nil { // it holds ids: nobody else may look
+		return err
+	}
 	kv, err := index.Open(fresh, o)
 	if err != nil {
 		return err
@@ -146,6 +149,7 @@ func (db *DB) create(path string, o index.Options) error {
 func (db *DB) loadPromise() error {
 	return index.Scan(db.kv, index.Promises(), func(k, _ []byte) (err error) {
 		db.promised, err = index.ParsePromiseKey(k)
+		db.stored = db.promised
 		db.promises = append(db.promises, db.promised)
 		db.started = true
 		return err
@@ -275,13 +279,18 @@ func (db *DB) tidy() error {
 	if err != nil {
 		return err
 	}
+	for _, id := range db.ghosts { // one of the two files may be left
+		allotted[id] = true
+	}
 	names, err := db.fs.List(db.segmentsDir())
 	if err != nil {
 		return err
 	}
-	for _, n := range names {
-		if err := db.tidyFile(n, allotted); err != nil {
-			return err
+	for _, remove := range []bool{false, true} { // refuse before anything is removed
+		for _, n := range names {
+			if err := db.tidyFile(n, allotted, remove); err != nil {
+				return err
+			}
 		}
 	}
 	for _, s := range db.segs {
@@ -295,10 +304,18 @@ func (db *DB) tidy() error {
 	for _, id := range db.ghosts {
 		db.forget(&w, id)
 	}
-	if err := errors.Join(db.tidyJobs(), segment.SyncDir(db.fs, db.segmentsDir()), segment.SyncDir(db.fs, db.dir), segment.SyncDir(db.fs, parent(db.fs, db.dir)), w.err); err != nil {
+	if err := errors.Join(db.tidyJobs(), segment.SyncDir(db.fs, db.segmentsDir()), segment.SyncDir(db.fs, db.dir), db.syncParent(), w.err); err != nil {
 		return err
 	}
 	return b.Commit(pebble.Sync)
+}
+
+// syncParent makes the store's own name durable, where we may.
+func (db *DB) syncParent() error {
+	if err := segment.SyncDir(db.fs, parent(db.fs, db.dir)); !errors.Is(err, os.ErrPermission) {
+		return err
+	}
+	return nil
 }
 
 // parent is the folder that holds dir's name.
@@ -309,7 +326,7 @@ func parent(fs vfs.FS, dir string) string {
 	return "" // what a memory file system calls its root
 }
 
-func (db *DB) tidyFile(name string, allotted map[segment.ID]bool) error {
+func (db *DB) tidyFile(name string, allotted map[segment.ID]bool, remove bool) error {
 	id, ok := segment.ParseName(name)
 	if !ok || db.segs[id] != nil {
 		return nil
@@ -320,6 +337,9 @@ func (db *DB) tidyFile(name string, allotted map[segment.ID]bool) error {
 	}
 	if r, err := segment.Open(db.fs, db.segmentsDir(), id); err == nil && r.Footer().Store != db.meta.Store {
 		return fmt.Errorf("%w: %s belongs to another store", ErrReindex, path)
+	}
+	if !remove {
+		return nil
 	}
 	db.o.Logger.Info("remove an unfinished segment file", "file", name)
 	return db.fs.Remove(path)
@@ -399,9 +419,9 @@ func (db *DB) promise(w *batchWriter, line fhir.Instant) (joins []*partition) {
 	}
 	db.mu.Lock()
 	defer db.mu.Unlock()
-	older := func(p fhir.Instant) bool { return p < line }
+	older := func(p fhir.Instant) bool { return p <= line }
 	for _, p := range db.promises {
-		if older(p) {
+		if p < line {
 			w.delete(index.PromiseKey(p))
 		}
 	}
@@ -418,7 +438,7 @@ func (db *DB) promise(w *batchWriter, line fhir.Instant) (joins []*partition) {
 
 // kept notes that a batch with a promise is durable. Called with mu held.
 func (db *DB) kept(line fhir.Instant, joins []*partition) {
-	db.promised = max(db.promised, line)
+	db.promised, db.stored = max(db.promised, line), max(db.stored, line)
 	for _, p := range joins {
 		p.stored = true
 	}

@@ -62,11 +62,17 @@ func (r *reindex) run() error {
 	if err := r.fs.RemoveAll(fresh); err != nil {
 		return err
 	}
+	if err := r.fs.MkdirAll(fresh, 0o700); err != nil {
+		return err
+	}
 	var err error
 	if r.kv, err = index.Open(fresh, index.Options{FS: r.fs, Cache: r.o.Cache, Logger: pebbleLog{r.o.Logger}}); err != nil {
 		return err
 	}
 	if err := errors.Join(r.build(), r.kv.Flush(), r.kv.Close()); err != nil {
+		return err
+	}
+	if err := r.setAside(SegmentsDir(r.fs, r.dir)); err != nil {
 		return err
 	}
 	return r.replace(fresh)
@@ -86,6 +92,15 @@ func (r *reindex) choose() error {
 	slices.SortFunc(readers, func(a, b *segment.Reader) int { return int(int64(a.ID()) - int64(b.ID())) })
 	r.meta = index.Meta{Store: readers[0].Footer().Store, NextMerge: 1, Newest: fhir.None}
 	r.line = fhir.None
+	names, err := r.fs.List(dir)
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		if id, ok := segment.ParseName(n); ok {
+			r.meta.NextSegment = max(r.meta.NextSegment, id+1)
+		}
+	}
 	for _, s := range slices.Backward(readers) {
 		f := s.Footer()
 		if f.Store != r.meta.Store {
@@ -101,7 +116,7 @@ func (r *reindex) choose() error {
 		r.list = append(r.list, s)
 	}
 	slices.SortFunc(r.list, func(a, b *segment.Reader) int { return int(int64(a.Footer().Seqs[0]) - int64(b.Footer().Seqs[0])) })
-	return r.setAside(dir)
+	return nil
 }
 
 // covered tells whether a later, whole segment holds all rows of f's that still
@@ -154,7 +169,6 @@ func (r *reindex) setAside(dir string) error {
 		if !ok {
 			continue
 		}
-		r.meta.NextSegment = max(r.meta.NextSegment, id+1)
 		if keep[id] {
 			continue
 		}

@@ -150,14 +150,13 @@ func (d *blockDead) until(w fhir.Instant) (list []index.Death) {
 
 // counting tells which rows of a block count: inside the window and not dead.
 func counting(rows []segment.Cell, dead []index.Death, v span) []bool {
+	gone := make(map[uint64]bool, len(dead))
+	for _, d := range dead {
+		gone[d.Seq] = true
+	}
 	counts := make([]bool, len(rows))
 	for i := range rows {
-		counts[i] = v.holds(rows[i].Instant)
-	}
-	for _, d := range dead {
-		if i := slices.IndexFunc(rows, func(r segment.Cell) bool { return r.Seq == d.Seq }); i >= 0 {
-			counts[i] = false
-		}
+		counts[i] = v.holds(rows[i].Instant) && !gone[rows[i].Seq]
 	}
 	return counts
 }

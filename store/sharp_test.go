@@ -563,3 +563,58 @@ func TestPresentIsNoFuture(t *testing.T) {
 		}
 	})
 }
+
+// TestBusyPartitionJoins: answers that arrive during every commit do not keep a
+// partition from joining once its first end is committed.
+func TestBusyPartitionJoins(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := mustOpen(t, "store", Options{FS: vfs.NewMem()})
+		defer db.Close()
+		if err := db.Discover(Discovery{Complete: true, Partitions: []Discovered{{Partition: part0, End: 1}}}); err != nil {
+			t.Fatal(err)
+		}
+		f := &feed{t: t, db: db}
+		f.apply(patientChange("a", db.Now(), "x"))
+		c := db.begin()
+		f.apply(patientChange("b", db.Now(), "x")) // while the first commit is under way
+		if err := c.run(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * time.Second)
+		f.apply(patientChange("c", db.Now(), "x"))
+		if !db.Status().Ready {
+			t.Error("the first end is committed, but the partition has not joined")
+		}
+	})
+}
+
+// TestFailedLookUpFailsTheCommit: a resource whose index entry cannot be read
+// must not pass for one that was never seen.
+func TestFailedLookUpFailsTheCommit(t *testing.T) {
+	var broken atomic.Bool
+	fs := errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if broken.Load() && op.Kind == errorfs.OpFileReadAt && strings.HasSuffix(op.Path, ".sst") {
+			return errorfs.ErrInjected
+		}
+		return nil
+	}))
+	o := Options{FS: fs}
+	db := mustOpen(t, "store", o)
+	f := newFeed(t, db)
+	for i := range 2000 {
+		f.apply(patientChange(fmt.Sprintf("p%04d", i), db.Now(), "x"))
+	}
+	if err := errors.Join(db.Flush(), db.kv.Flush(), db.Close()); err != nil {
+		t.Fatal(err)
+	}
+	db = mustOpen(t, "store", o) // with cold caches
+	defer db.Close()
+	f = newFeed(t, db)
+	f.apply(patientChange("p0500", db.Now(), "y"), patientChange("p1500", db.Now(), "y"))
+	broken.Store(true)
+	err := db.Flush()
+	broken.Store(false)
+	if err == nil {
+		t.Error("the commit took a resource that it could not look up for a new one")
+	}
+}

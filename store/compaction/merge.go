@@ -46,7 +46,7 @@ func Merge(ctx context.Context, fs vfs.FS, dir string, id segment.ID, inputs []*
 		}
 	}
 	if m.rows == 0 {
-		return Result{}, errors.Join(w.Abandon(), fs.Remove(fs.PathJoin(dir, id.BodyName())))
+		return Result{}, errors.Join(w.Abandon(), fs.Remove(fs.PathJoin(dir, id.BodyName())), segment.SyncDir(fs, dir))
 	}
 	r, err := w.Seal(f)
 	return Result{Reader: r, Copied: m.copied, Recompressed: m.made}, err
