@@ -21,7 +21,6 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
-	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"tidemark/cmd/tidemark/internal/bulkclient"
 	"tidemark/cmd/tidemark/internal/hospital"
@@ -34,7 +33,6 @@ func TestIntegrationSynthea(t *testing.T) {
 	brokers := brokers(t)
 	topic := createTopic(t, brokers)
 	r := newRig(t, brokers, topic, []kgo.Opt{kgo.MetadataMinAge(50 * time.Millisecond)})
-	t.Cleanup(func() { deleteTopic(t, r.producer, topic) })
 
 	half := len(input.keys) / 2
 	begin := time.Now()
@@ -358,17 +356,4 @@ func (d *delivery) same(line, body []byte) error {
 		}
 	}
 	return errors.New("differs by more than the injected meta")
-}
-
-func deleteTopic(t *testing.T, client *kgo.Client, topic string) {
-	t.Helper()
-	request := kmsg.NewPtrDeleteTopicsRequest()
-	named := kmsg.NewDeleteTopicsRequestTopic()
-	named.Topic = &topic
-	request.Topics, request.TopicNames = append(request.Topics, named), append(request.TopicNames, topic)
-	ctx, cancel := context.WithTimeout(context.Background(), patience) // the test's has ended
-	defer cancel()
-	if _, err := request.RequestWith(ctx, client); err != nil {
-		t.Error(err)
-	}
 }

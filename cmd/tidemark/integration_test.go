@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -27,17 +28,21 @@ func brokers(t *testing.T) string {
 	return b
 }
 
-// createTopic makes a topic that no other run has used.
+// createTopic makes a topic that no other run has used, until the test ends.
+// It keeps its records: brokers count retention from a record's timestamp, and
+// a history begins a year ago.
 func createTopic(t *testing.T, brokers string) string {
 	t.Helper()
 	client, err := kgo.NewClient(kgo.SeedBrokers(brokers))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer client.Close()
+	t.Cleanup(client.Close)
 	topic := kmsg.NewCreateTopicsRequestTopic()
 	topic.Topic = fmt.Sprintf("fhir-%d", time.Now().UnixNano())
 	topic.NumPartitions, topic.ReplicationFactor = 4, 1
+	forever := "-1"
+	topic.Configs = []kmsg.CreateTopicsRequestTopicConfig{{Name: "retention.ms", Value: &forever}}
 	request := kmsg.NewPtrCreateTopicsRequest()
 	request.Topics = append(request.Topics, topic)
 	answer, err := request.RequestWith(t.Context(), client)
@@ -47,7 +52,21 @@ func createTopic(t *testing.T, brokers string) string {
 	if err := kerr.ErrorForCode(answer.Topics[0].ErrorCode); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { deleteTopic(t, client, topic.Topic) })
 	return topic.Topic
+}
+
+func deleteTopic(t *testing.T, client *kgo.Client, topic string) {
+	t.Helper()
+	request := kmsg.NewPtrDeleteTopicsRequest()
+	named := kmsg.NewDeleteTopicsRequestTopic()
+	named.Topic = &topic
+	request.Topics, request.TopicNames = append(request.Topics, named), append(request.TopicNames, topic)
+	ctx, cancel := context.WithTimeout(context.Background(), patience) // the test's has ended
+	defer cancel()
+	if _, err := request.RequestWith(ctx, client); err != nil {
+		t.Error(err)
+	}
 }
 
 // The chain stays whole through aborted transactions, a restart of the broker

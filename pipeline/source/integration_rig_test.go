@@ -80,8 +80,11 @@ func (r *real) insist(what string, try func(context.Context) error) {
 	}
 }
 
+// create makes the topic. Unless configs say otherwise it keeps its records,
+// however old their timestamps are.
 func (r *real) create(partitions int32, configs ...string) {
 	r.t.Helper()
+	configs = append([]string{"retention.ms", "-1"}, configs...)
 	req := kmsg.NewPtrCreateTopicsRequest()
 	rt := kmsg.NewCreateTopicsRequestTopic()
 	rt.Topic, rt.NumPartitions, rt.ReplicationFactor = r.topic, partitions, 1
