@@ -90,6 +90,9 @@ func (r *recorder) log(format string, args ...any) {
 	file := strings.TrimPrefix(rest, "store/")
 	switch path.Ext(file) {
 	case ".log":
+		if !strings.HasPrefix(op, "sync") {
+			return // Pebble removes old ones when it gets to it
+		}
 		file = "index, the write-ahead log"
 	case ".dir", ".gz":
 		file = "segment " + strings.TrimLeft(path.Base(file), "0")
