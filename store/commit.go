@@ -40,7 +40,8 @@ type commit struct {
 	deaths  map[segment.ID][]index.Death // of rows in older segments
 	own     []index.Death                // of rows in this one
 	counts  counts
-	joins   []*partition // whose joining the batch stores
+	states  map[Partition]index.PartitionState // as the batch stores them
+	joins   []*partition                       // whose joining the batch stores
 }
 
 // row is a row of the segment being sealed and what its line is made from.
@@ -551,10 +552,15 @@ func (c *commit) fill(b *pebble.Batch, s *seg) error {
 	number := c.db.partitionNumbers()
 	var value []byte
 	for _, r := range c.touched {
-		if r.changed {
-			value = r.cur.Encode(value[:0], number[r.cur.Clock.Origin])
-			w.set(r.key, value)
+		if !r.changed {
+			continue
 		}
+		n, known := number[r.cur.Clock.Origin]
+		if !known {
+			return fmt.Errorf("a row comes from %v, which has no number", r.cur.Clock.Origin)
+		}
+		value = r.cur.Encode(value[:0], n)
+		w.set(r.key, value)
 	}
 	for id, list := range c.deaths {
 		w.set(index.DeathsKey(id, c.meta.Commit), index.EncodeDeaths(list))
@@ -568,7 +574,8 @@ func (c *commit) fill(b *pebble.Batch, s *seg) error {
 	for g, m := range c.groups {
 		w.set(index.GroupKey(g), m.encode())
 	}
-	for p, st := range c.states() {
+	c.states = c.reached()
+	for p, st := range c.states {
 		w.set(index.PartitionKey(p), st.Encode())
 	}
 	for i := range c.taken {
@@ -581,8 +588,8 @@ func (c *commit) fill(b *pebble.Batch, s *seg) error {
 	return w.err
 }
 
-// states is what the batch stores about each partition.
-func (c *commit) states() map[Partition]index.PartitionState {
+// reached is what is true of each partition with this commit.
+func (c *commit) reached() map[Partition]index.PartitionState {
 	offsets := c.offsets()
 	c.db.mu.Lock()
 	defer c.db.mu.Unlock()
@@ -609,15 +616,15 @@ func (db *DB) partitionNumbers() map[Partition]uint64 {
 
 // publish shows the durable commit to readers and lets the watermark move on.
 func (c *commit) publish(s *seg) {
-	states := c.states()
 	db := c.db
 	db.mu.Lock()
 	defer db.mu.Unlock()
 	db.meta = c.meta
 	db.kept(c.line, c.joins)
 	db.sealing = nil
-	for name, st := range states {
-		db.parts[name].durable = st
+	for name, st := range c.states {
+		d := &db.parts[name].durable
+		d.Next, d.LeaderEpoch, d.Seen = st.Next, st.LeaderEpoch, max(d.Seen, st.Seen)
 	}
 	for i := range c.taken {
 		t := &c.taken[i]

@@ -6,7 +6,8 @@
 // refuses to know Kafka, HTTP and any destination.
 //
 // Lock order: DB.commitMu (one commit, merge swap or heartbeat at a time), then
-// DB.mu (everything in memory). No I/O happens under DB.mu.
+// DB.open (the index may not be closed now), then DB.mu (everything in memory).
+// No I/O happens under DB.mu.
 package store
 
 import (
@@ -115,8 +116,9 @@ type DB struct {
 	clock clock
 	m     *instruments
 
-	commitMu sync.Mutex // one commit, swap or heartbeat at a time
-	merging  sync.Mutex // one merge at a time; taken before commitMu
+	commitMu sync.Mutex   // one commit, swap or heartbeat at a time
+	merging  sync.Mutex   // one merge at a time; taken before commitMu
+	open     sync.RWMutex // held for reading by those who use kv with neither; taken last but for mu
 	cutting  *semaphore.Weighted
 
 	mu      sync.Mutex
@@ -259,6 +261,22 @@ func (db *DB) fail(err error) error {
 	return err
 }
 
+// whileOpen calls fn while the index cannot be closed; ErrClosed if it is.
+func (db *DB) whileOpen(fn func() error) error {
+	db.open.RLock()
+	defer db.open.RUnlock()
+	if db.isClosed() {
+		return ErrClosed
+	}
+	return fn()
+}
+
+func (db *DB) isClosed() bool {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	return db.closed
+}
+
 // Close gives the directory back. What was gathered but not committed is read
 // from Kafka again.
 func (db *DB) Close() error {
@@ -266,6 +284,8 @@ func (db *DB) Close() error {
 	defer db.merging.Unlock()
 	db.commitMu.Lock()
 	defer db.commitMu.Unlock()
+	db.open.Lock()
+	defer db.open.Unlock()
 	db.mu.Lock()
 	if db.closed {
 		db.mu.Unlock()

@@ -73,7 +73,7 @@ func (s *seg) deadLetters(db *DB, b int, topic string, fn func(DeadLetterRow) er
 		return err
 	}
 	db.mu.Lock()
-	dead := s.dead[b].until(1<<63 - 1)
+	dead := s.dead[b].until(always)
 	db.mu.Unlock()
 	body, err := s.r.OpenBody()
 	if err != nil {
@@ -102,37 +102,50 @@ func (s *seg) deadLetters(db *DB, b int, topic string, fn func(DeadLetterRow) er
 	return nil
 }
 
-func contains(list []index.Death, seq uint64) bool {
-	return slices.ContainsFunc(list, func(d index.Death) bool { return d.Seq == seq })
+func contains(list []death, seq uint64) bool {
+	return slices.ContainsFunc(list, func(d death) bool { return d.seq == seq })
 }
 
 // resolve ends the dead letters whose records could be decoded after all: from
-// the line on they are counted no more.
+// the line on they are counted no more. Those that were resolved before are
+// passed over: a row dies once (invariant D2), and a merge may have dropped it.
 func (c *commit) resolve(seqs []uint64) error {
-	sec := segment.Section{Kind: segment.Internal, Type: segment.DeadLetters}
 	for _, seq := range seqs {
-		s, err := c.db.holder(seq)
+		if s := c.db.holding(seq); s != nil {
+			if err := c.resolveIn(s, seq); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (c *commit) resolveIn(s *seg, seq uint64) error {
+	sec := segment.Section{Kind: segment.Internal, Type: segment.DeadLetters}
+	info := s.r.Section(sec)
+	for b := info.From; b < info.To; b++ {
+		rows, err := s.r.Rows(b)
 		if err != nil {
 			return err
 		}
-		info := s.r.Section(sec)
-		for b := info.From; b < info.To; b++ {
-			rows, err := s.r.Rows(b)
-			if err != nil {
-				return err
-			}
-			i := slices.IndexFunc(rows, func(r segment.Row) bool { return r.Seq == seq })
-			if i < 0 {
-				continue
-			}
-			at := rows[i].Instant
-			if c.line != fhir.None {
-				at = max(at, c.line+1)
-			}
-			c.deaths[s.id()] = append(c.deaths[s.id()], index.Death{
-				Section: sec, Instant: rows[i].Instant, Seq: seq, Length: rows[i].Length, At: at,
-			})
+		i := slices.IndexFunc(rows, func(r segment.Row) bool { return r.Seq == seq })
+		if i < 0 {
+			continue
 		}
+		c.db.mu.Lock()
+		dead := contains(s.dead[b].until(always), seq)
+		c.db.mu.Unlock()
+		if dead || slices.ContainsFunc(c.deaths[s.id()], func(d index.Death) bool { return d.Seq == seq }) {
+			return nil
+		}
+		at := rows[i].Instant
+		if c.line != fhir.None {
+			at = max(at, c.line+1)
+		}
+		c.deaths[s.id()] = append(c.deaths[s.id()], index.Death{
+			Section: sec, Instant: rows[i].Instant, Seq: seq, Length: rows[i].Length, At: at,
+		})
+		return nil
 	}
 	return nil
 }

@@ -30,9 +30,18 @@ type File struct {
 	gzip   []int64 // offset of each block in the gzip member
 	plain  []int64 // and in the NDJSON
 	sum    segment.Sum
-	open   map[string]*os.File
-	files  map[string]vfs.File
+	open   map[string]stored
 }
+
+// stored is an open file with blocks; on the disk an *os.File, which sendfile needs.
+type stored interface {
+	io.ReaderAt
+	io.Closer
+}
+
+// maxOpen bounds the files that one output file holds open: it reads segment
+// after segment, each in turn with the file of what was cut.
+const maxOpen = 4
 
 // part is one block and where it lies.
 type part struct {
@@ -59,7 +68,7 @@ const maxCutting = 64 << 20
 // of the snapshot, once: it is durable before File returns.
 func (s *Snapshot) File(ctx context.Context, name string, sec segment.Section, since, upto fhir.Instant, ext []Extent) (*File, error) {
 	v := span{since, min(upto, s.pin.Watermark), s.pin.Watermark}
-	f := &File{db: s.db, open: map[string]*os.File{}, files: map[string]vfs.File{}}
+	f := &File{db: s.db, open: map[string]stored{}}
 	var cut []int
 	var g *seg // extents of a segment stand together
 	var path string
@@ -121,11 +130,7 @@ func (f *File) Close() error {
 	for _, o := range f.open {
 		err = errors.Join(err, o.Close())
 	}
-	for _, o := range f.files {
-		err = errors.Join(err, o.Close())
-	}
 	clear(f.open)
-	clear(f.files)
 	return err
 }
 
@@ -170,26 +175,19 @@ func (f *File) blockAt(starts []int64, off int64) int {
 
 // send copies n bytes of a file at off to w.
 func (f *File) send(w io.Writer, path string, off, n int64) error {
+	file, err := f.file(path)
+	if err != nil {
+		return err
+	}
 	rf, fast := w.(io.ReaderFrom)
-	if !fast || n < smallRun || f.db.fs != vfs.Default {
-		file, err := f.file(path)
-		if err != nil {
-			return err
-		}
+	disk, plain := file.(*os.File)
+	if !fast || !plain || n < smallRun {
 		return copied(io.Copy(plainWriter{w}, io.NewSectionReader(file, off, n)))(n, path)
 	}
-	o := f.open[path]
-	if o == nil {
-		var err error
-		if o, err = os.Open(path); err != nil {
-			return fmt.Errorf("read an output file: %w", err)
-		}
-		f.open[path] = o
-	}
-	if _, err := o.Seek(off, io.SeekStart); err != nil {
+	if _, err := disk.Seek(off, io.SeekStart); err != nil {
 		return fmt.Errorf("read an output file: %w", err)
 	}
-	return copied(rf.ReadFrom(&io.LimitedReader{R: o, N: n}))(n, path)
+	return copied(rf.ReadFrom(&io.LimitedReader{R: disk, N: n}))(n, path)
 }
 
 // copied turns a short copy into an error: the file is shorter than its table.
@@ -205,16 +203,28 @@ func copied(got int64, err error) func(want int64, path string) error {
 // plainWriter hides ReadFrom.
 type plainWriter struct{ io.Writer }
 
-func (f *File) file(path string) (vfs.File, error) {
-	if o := f.files[path]; o != nil {
+func (f *File) file(path string) (stored, error) {
+	if o := f.open[path]; o != nil {
 		return o, nil
 	}
-	o, err := f.db.fs.Open(path)
+	if len(f.open) == maxOpen {
+		if err := f.Close(); err != nil {
+			return nil, fmt.Errorf("read an output file: %w", err)
+		}
+	}
+	o, err := f.db.openStored(path)
 	if err != nil {
 		return nil, fmt.Errorf("read an output file: %w", err)
 	}
-	f.files[path] = o
+	f.open[path] = o
 	return o, nil
+}
+
+func (db *DB) openStored(path string) (stored, error) {
+	if db.fs == vfs.Default {
+		return os.Open(path)
+	}
+	return db.fs.Open(path)
 }
 
 // WriteIdentity writes bytes [off, off+n) of the NDJSON.

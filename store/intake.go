@@ -225,8 +225,8 @@ func (db *DB) watermark() fhir.Instant {
 	return max(w, db.promised)
 }
 
-// Hold stops p's watermark, and with it the store's, until Release; status
-// tells the reason. Of a partition never discovered nothing can be held.
+// Hold notes, for status and log, why nothing more of p is applied: that is
+// what stops the watermark. Of a partition never discovered nothing can be held.
 func (db *DB) Hold(p Partition, reason string) {
 	db.mu.Lock()
 	defer db.mu.Unlock()

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/cenkalti/backoff/v5"
 	"github.com/cockroachdb/pebble/v2"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
@@ -18,31 +19,42 @@ import (
 )
 
 // mergeLoop merges fresh segments whenever the plan finds something, until ctx
-// ends. A merge that fails makes the store stop: the disk is not to be trusted.
+// ends. Nothing waits for a merge: one that fails is tried again later.
 func (db *DB) mergeLoop(ctx context.Context) {
 	if db.o.MergeOff {
 		return
 	}
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
+	retry := backoff.NewExponentialBackOff()
+	retry.InitialInterval, retry.MaxInterval = time.Second, 5*time.Minute
+	wait := time.Second
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-tick.C:
+		case <-time.After(wait):
 		}
-		for ctx.Err() == nil && !db.busy() {
-			merged, err := db.Merge(ctx)
-			if err != nil && ctx.Err() == nil {
-				_ = db.fail(fmt.Errorf("merge segments: %w", err))
-				db.o.Logger.Error("the store stops: a merge failed", "error", err)
-				return
-			}
-			if !merged || err != nil {
-				break
-			}
+		err := db.mergeAll(ctx)
+		switch {
+		case ctx.Err() != nil || errors.Is(err, ErrClosed):
+			return
+		case err != nil:
+			wait = retry.NextBackOff()
+			db.o.Logger.Error("a merge failed; segments grow in number until one succeeds", "error", err, "again_in", wait)
+		default:
+			retry.Reset()
+			wait = time.Second
 		}
 	}
+}
+
+// mergeAll merges until the plan finds nothing more.
+func (db *DB) mergeAll(ctx context.Context) error {
+	for !db.busy() {
+		if merged, err := db.Merge(ctx); err != nil || !merged {
+			return err
+		}
+	}
+	return nil
 }
 
 // manySegments is when merging may no longer wait for a pause in the intake.
@@ -66,21 +78,39 @@ func (db *DB) Merge(ctx context.Context) (bool, error) {
 		return false, nil
 	}
 	defer func() { _ = db.release(inputs) }()
-	dead := db.deadAt(inputs, horizon)
+	dead, err := db.deadAt(inputs, horizon)
+	if err != nil {
+		return false, fmt.Errorf("merge segments: %w", err)
+	}
 	id, number, err := db.allot()
 	if err != nil {
-		return false, err
+		return false, db.fail(err)
 	}
 	out, err := compaction.Merge(ctx, db.fs, db.segmentsDir(), id, readers(inputs), func(seq uint64) bool {
 		_, drop := dead[seq]
 		return !drop
 	}, db.footer(number, inputs))
-	if err != nil {
-		return false, err
+	if err != nil { // a full disk, say
+		return false, errors.Join(err, db.giveUp(id))
 	}
 	db.m.merged.Add(ctx, out.Copied, metric.WithAttributes(attribute.Bool("copied", true)))
 	db.m.merged.Add(ctx, out.Recompressed, metric.WithAttributes(attribute.Bool("copied", false)))
-	return true, db.swap(inputs, dead, id, out.Reader)
+	if err := db.swap(inputs, dead, id, out.Reader); err != nil {
+		return false, db.fail(err)
+	}
+	return true, nil
+}
+
+// giveUp takes back an allotment and what was written under it.
+func (db *DB) giveUp(id segment.ID) error {
+	err := errors.Join(db.removeFiles(id), segment.SyncDir(db.fs, db.segmentsDir()))
+	if err == nil {
+		err = db.kv.Delete(index.AllottedKey(id), pebble.Sync)
+	}
+	if err != nil { // Open will do it
+		return fmt.Errorf("remove what a merge left: %w", err)
+	}
+	return nil
 }
 
 // plan chooses neighbours to merge and holds them.
@@ -104,18 +134,34 @@ func (db *DB) plan() ([]*seg, fhir.Instant) {
 
 // deadAt collects the rows of segs that no watermark will ever show again: those
 // superseded at or before what is promised.
-func (db *DB) deadAt(segs []*seg, horizon fhir.Instant) map[uint64]struct{} {
-	db.mu.Lock()
-	defer db.mu.Unlock()
+func (db *DB) deadAt(segs []*seg, horizon fhir.Instant) (map[uint64]struct{}, error) {
 	dead := map[uint64]struct{}{}
+	err := db.deathsOf(segs, func(d index.Death) {
+		if d.At <= horizon {
+			dead[d.Seq] = struct{}{}
+		}
+	})
+	return dead, err
+}
+
+// deathsOf calls fn for the deaths in segs, from the index: memory has only
+// what plans need of them.
+func (db *DB) deathsOf(segs []*seg, fn func(index.Death)) error {
 	for _, s := range segs {
-		for _, d := range s.deaths {
-			if d.At <= horizon {
-				dead[d.Seq] = struct{}{}
+		var list []index.Death
+		from, to := index.DeathsOf(s.id())
+		err := index.Scan(db.kv, &pebble.IterOptions{LowerBound: from, UpperBound: to}, func(_, v []byte) (err error) {
+			list, err = index.DecodeDeaths(list[:0], v)
+			for _, d := range list {
+				fn(d)
 			}
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("read the index: %w", err)
 		}
 	}
-	return dead
+	return nil
 }
 
 // allot takes a segment number, durably, so that Open knows the files of a merge
@@ -169,15 +215,14 @@ func (db *DB) swap(inputs []*seg, dropped map[uint64]struct{}, id segment.ID, r 
 	db.commitMu.Lock()
 	defer db.commitMu.Unlock()
 	var deaths []index.Death
-	db.mu.Lock()
-	for _, s := range inputs {
-		for _, d := range s.deaths {
-			if _, gone := dropped[d.Seq]; !gone {
-				deaths = append(deaths, d)
-			}
+	err := db.deathsOf(inputs, func(d index.Death) {
+		if _, gone := dropped[d.Seq]; !gone {
+			deaths = append(deaths, d)
 		}
+	})
+	if err != nil {
+		return err
 	}
-	db.mu.Unlock()
 	b := db.kv.NewBatch()
 	defer b.Close()
 	w := batchWriter{b: b}
@@ -194,21 +239,24 @@ func (db *DB) swap(inputs []*seg, dropped map[uint64]struct{}, id segment.ID, r 
 	if err := errors.Join(w.err, b.Commit(pebble.Sync)); err != nil {
 		return fmt.Errorf("swap merged segments: %w", err)
 	}
-	db.show(inputs, deaths, r)
+	var merged *seg
+	if r != nil {
+		merged = newSeg(r)
+		merged.bury(deaths)
+	}
+	db.show(inputs, merged)
 	return db.selfCheck()
 }
 
-// show makes the merged segment part of the view.
-func (db *DB) show(inputs []*seg, deaths []index.Death, r *segment.Reader) {
+// show makes the merged segment, if any row was left, part of the view.
+func (db *DB) show(inputs []*seg, merged *seg) {
 	db.mu.Lock()
 	defer db.mu.Unlock()
 	at := slices.Index(db.view, inputs[0])
 	view := slices.Clone(db.view[:at])
-	if r != nil {
-		s := newSeg(r)
-		s.bury(deaths)
-		db.segs[s.id()] = s
-		view = append(view, s)
+	if merged != nil {
+		db.segs[merged.id()] = merged
+		view = append(view, merged)
 	}
 	db.view = append(view, db.view[at+len(inputs):]...)
 	for _, s := range inputs {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -55,13 +56,21 @@ func (db *DB) Pin(_ context.Context, id string, expires time.Time, rule func(*Sn
 	if s.pin.Rule, err = rule(s); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
+	if err := db.whileOpen(func() error { return db.keep(id, s) }); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return s, nil
+}
+
+// keep makes s durable under id.
+func (db *DB) keep(id string, s *Snapshot) error {
 	b := db.kv.NewBatch()
 	defer b.Close()
 	w := batchWriter{b: b}
 	w.set(index.PinKey(id), s.pin.Encode())
 	joins := db.promise(&w, s.pin.Watermark)
 	if err := errors.Join(w.err, b.Commit(pebble.Sync)); err != nil {
-		return nil, errors.Join(db.fail(fmt.Errorf("store a snapshot: %w", err)), s.Close())
+		return db.fail(fmt.Errorf("store a snapshot: %w", err))
 	}
 	db.mu.Lock()
 	defer db.mu.Unlock()
@@ -71,7 +80,7 @@ func (db *DB) Pin(_ context.Context, id string, expires time.Time, rule func(*Sn
 	for _, g := range s.segs {
 		g.refs++
 	}
-	return s, nil
+	return nil
 }
 
 // snapshotReady takes a snapshot at the watermark, and raises the promise in
@@ -100,11 +109,14 @@ func (db *DB) snapshot(w fhir.Instant) *Snapshot {
 	return s
 }
 
+// always is a watermark at which everything committed is decided.
+const always fhir.Instant = math.MaxInt64
+
 // snapshotNow is a snapshot of everything committed, for our own reading.
 func (db *DB) snapshotNow() *Snapshot {
 	db.mu.Lock()
 	defer db.mu.Unlock()
-	return db.snapshot(1<<63 - 1)
+	return db.snapshot(always)
 }
 
 // Snapshot opens a durable snapshot, also after a restart.
@@ -137,20 +149,32 @@ func (db *DB) Pinned() []Pinned {
 // Unpin ends a durable snapshot: nobody can open it any more. Its segments and
 // private files go when the last who reads them is done.
 func (db *DB) Unpin(_ context.Context, id string) error {
-	db.mu.Lock()
-	p := db.pins[id]
-	delete(db.pins, id)
-	db.mu.Unlock()
-	if p == nil {
-		return ErrNotFound
+	p, err := db.end(id)
+	if err != nil {
+		return err
 	}
-	if err := db.kv.Delete(index.PinKey(id), pebble.Sync); err != nil {
-		return db.fail(fmt.Errorf("end a snapshot: %w", err))
-	}
-	db.mu.Lock()
-	p.ended = true
-	db.mu.Unlock()
 	return errors.Join(db.leave(p, 0), db.release(p.segs))
+}
+
+// end durably forgets a snapshot.
+func (db *DB) end(id string) (p *pinned, err error) {
+	err = db.whileOpen(func() error {
+		db.mu.Lock()
+		p = db.pins[id]
+		delete(db.pins, id)
+		db.mu.Unlock()
+		if p == nil {
+			return ErrNotFound
+		}
+		if err := db.kv.Delete(index.PinKey(id), pebble.Sync); err != nil {
+			return db.fail(fmt.Errorf("end a snapshot: %w", err))
+		}
+		db.mu.Lock()
+		defer db.mu.Unlock()
+		p.ended = true
+		return nil
+	})
+	return p, err
 }
 
 // leave takes readers off a durable snapshot and removes the private files of
@@ -223,12 +247,15 @@ func (db *DB) release(segs []*seg) error {
 			delete(db.segs, g.id())
 		}
 	}
-	closed := db.closed
 	db.mu.Unlock()
-	if len(free) == 0 || closed {
+	if len(free) == 0 {
 		return nil
 	}
-	return db.discard(free)
+	err := db.whileOpen(func() error { return db.discard(free) })
+	if errors.Is(err, ErrClosed) {
+		return nil // Open will do it
+	}
+	return err
 }
 
 // discard unlinks segments that the index lists as dropped, and only when the
@@ -248,13 +275,21 @@ func (db *DB) discard(segs []*seg) error {
 }
 
 func (db *DB) unlink(w *batchWriter, id segment.ID) error {
+	if err := db.removeFiles(id); err != nil {
+		return err
+	}
+	db.forget(w, id)
+	return w.err
+}
+
+// removeFiles removes the files of a segment, as far as they are there.
+func (db *DB) removeFiles(id segment.ID) error {
 	for _, n := range []string{id.BodyName(), id.DirectoryName()} {
 		if err := db.fs.Remove(db.fs.PathJoin(db.segmentsDir(), n)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}
-	db.forget(w, id)
-	return w.err
+	return nil
 }
 
 // forget removes a segment from the index.

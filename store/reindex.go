@@ -103,6 +103,13 @@ func (r *reindex) choose() error {
 	}
 	for _, s := range slices.Backward(readers) {
 		f := s.Footer()
+		// Numbers once given are never given again, also those of what is lost:
+		// clients have seen them as versionId.
+		r.meta.Epoch = max(r.meta.Epoch, f.Epoch)
+		r.meta.Commit = max(r.meta.Commit, f.Commits[1])
+		r.meta.NextSeq = max(r.meta.NextSeq, f.Seqs[1]+1)
+		r.meta.NextMerge = max(r.meta.NextMerge, f.Merge+1)
+		r.line = max(r.line, f.Line)
 		if f.Store != r.meta.Store {
 			return fmt.Errorf("segments of two stores lie in %s: %s is not of the store that %s belongs to; move one of them away", dir, s.ID().DirectoryName(), readers[0].ID().DirectoryName())
 		}
@@ -163,7 +170,7 @@ func (r *reindex) setAside(dir string) error {
 	if err != nil {
 		return err
 	}
-	aside := r.fs.PathJoin(r.dir, "set-aside")
+	aside := r.fs.PathJoin(r.dir, fmt.Sprintf("set-aside-%d", time.Now().UnixMilli()))
 	for _, n := range names {
 		id, ok := segment.ParseName(n)
 		if !ok {
@@ -214,13 +221,7 @@ func (r *reindex) partitions() error {
 	r.parts = map[segment.Partition]uint64{}
 	next := map[segment.Partition]segment.Progress{}
 	for _, s := range r.list {
-		f := s.Footer()
-		r.meta.Epoch = max(r.meta.Epoch, f.Epoch)
-		r.meta.Commit = max(r.meta.Commit, f.Commits[1])
-		r.meta.NextSeq = max(r.meta.NextSeq, f.Seqs[1]+1)
-		r.meta.NextMerge = max(r.meta.NextMerge, f.Merge+1)
-		r.line = max(r.line, f.Line)
-		for _, p := range f.Offsets {
+		for _, p := range s.Footer().Offsets {
 			if have, ok := next[p.Partition]; !ok || p.Next > have.Next {
 				next[p.Partition] = p
 			}

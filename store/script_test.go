@@ -15,6 +15,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"tidemark/store/fhir"
+	"tidemark/store/index"
 	"tidemark/store/segment"
 )
 
@@ -233,12 +234,10 @@ func (s *script) commit() (string, error) {
 		}
 		out.WriteByte('\n')
 	}
-	for _, v := range s.db.view {
-		for _, x := range v.deaths {
-			fmt.Fprintf(&out, "dead: %d at %s\n", x.Seq, s.at(x.At))
-		}
-	}
-	return out.String(), err
+	gone := s.db.deathsOf(s.db.view, func(d index.Death) {
+		fmt.Fprintf(&out, "dead: %d at %s\n", d.Seq, s.at(d.At))
+	})
+	return out.String(), errors.Join(err, gone)
 }
 
 func (s *script) status() string {

@@ -19,16 +19,22 @@ type seg struct {
 	refs    int   // snapshots and pins that hold it
 	dropped bool  // merged away: the files go with the last reference
 
-	deaths []index.Death
+	buried int64              // deaths
 	dead   map[int]*blockDead // by block; a block without deaths has no entry
 }
 
 // blockDead sums the deaths in one block.
 type blockDead struct {
-	rows  int
 	bytes int64
 	last  fhir.Instant // the latest of them
-	list  []index.Death
+	list  []death
+}
+
+// death is what of an index.Death a plan needs: there may be millions.
+type death struct {
+	seq    uint64
+	at     fhir.Instant
+	length int32
 }
 
 func newSeg(r *segment.Reader) *seg {
@@ -43,7 +49,7 @@ func (s *seg) id() segment.ID { return s.r.ID() }
 
 // bury counts deaths of rows of s.
 func (s *seg) bury(list []index.Death) {
-	s.deaths = append(s.deaths, list...)
+	s.buried += int64(len(list))
 	for _, d := range list {
 		b := s.r.Find(d.Section, d.Instant, d.Seq)
 		k := s.dead[b]
@@ -51,22 +57,29 @@ func (s *seg) bury(list []index.Death) {
 			k = &blockDead{}
 			s.dead[b] = k
 		}
-		k.rows++
 		k.bytes += int64(d.Length)
 		k.last = max(k.last, d.At)
-		k.list = append(k.list, d)
+		k.list = append(k.list, death{d.Seq, d.At, d.Length})
 	}
 }
 
 // holder finds the live segment in whose range of sequence numbers seq lies.
 func (db *DB) holder(seq uint64) (*seg, error) {
+	if s := db.holding(seq); s != nil {
+		return s, nil
+	}
+	return nil, fmt.Errorf("%w: the row with sequence number %d lies in no segment: run `tidemark check`", ErrReindex, seq)
+}
+
+// holding is holder for rows that may be gone: nil if no segment has seq.
+func (db *DB) holding(seq uint64) *seg {
 	db.mu.Lock()
 	defer db.mu.Unlock()
 	i := sort.Search(len(db.view), func(i int) bool { return db.view[i].r.Footer().Seqs[1] >= seq })
 	if i == len(db.view) || db.view[i].r.Footer().Seqs[0] > seq {
-		return nil, fmt.Errorf("%w: the row with sequence number %d lies in no segment: run `tidemark check`", ErrReindex, seq)
+		return nil
 	}
-	return db.view[i], nil
+	return db.view[i]
 }
 
 // rowAt reads one row from its segment's directory.
@@ -105,7 +118,7 @@ func (v span) holds(c fhir.Instant) bool { return v.since < c && c <= v.upto }
 // extents lists the blocks of sec in s with rows that count. Blocks that the
 // window cuts through are left to the rows; all others are answered from
 // memory. Called with mu held; cut holds the deaths that the rows need.
-func (s *seg) extents(dst []Extent, sec segment.SectionInfo, v span) (out []Extent, cut map[int][]index.Death) {
+func (s *seg) extents(dst []Extent, sec segment.SectionInfo, v span) (out []Extent, cut map[int][]death) {
 	blocks := s.r.Blocks()
 	for b := sec.From; b < sec.To; b++ {
 		k := &blocks[b]
@@ -117,15 +130,15 @@ func (s *seg) extents(dst []Extent, sec segment.SectionInfo, v span) (out []Exte
 		switch {
 		case k.First <= v.since || k.Last > v.upto:
 			if cut == nil {
-				cut = map[int][]index.Death{}
+				cut = map[int][]death{}
 			}
 			cut[len(dst)] = d.until(v.w)
 		case d == nil:
 		case d.last <= v.w:
-			e.Rows, e.Bytes, e.Whole = e.Rows-d.rows, e.Bytes-d.bytes, false
+			e.Rows, e.Bytes, e.Whole = e.Rows-len(d.list), e.Bytes-d.bytes, false
 		default:
 			for _, x := range d.until(v.w) {
-				e.Rows, e.Bytes, e.Whole = e.Rows-1, e.Bytes-int64(x.Length), false
+				e.Rows, e.Bytes, e.Whole = e.Rows-1, e.Bytes-int64(x.length), false
 			}
 		}
 		if e.Rows > 0 {
@@ -136,12 +149,15 @@ func (s *seg) extents(dst []Extent, sec segment.SectionInfo, v span) (out []Exte
 }
 
 // until lists the deaths at or before w.
-func (d *blockDead) until(w fhir.Instant) (list []index.Death) {
+func (d *blockDead) until(w fhir.Instant) (list []death) {
 	if d == nil {
 		return nil
 	}
+	if d.last <= w {
+		return d.list // it only grows
+	}
 	for _, x := range d.list {
-		if x.At <= w {
+		if x.at <= w {
 			list = append(list, x)
 		}
 	}
@@ -149,10 +165,10 @@ func (d *blockDead) until(w fhir.Instant) (list []index.Death) {
 }
 
 // counting tells which rows of a block count: inside the window and not dead.
-func counting(rows []segment.Cell, dead []index.Death, v span) []bool {
+func counting(rows []segment.Cell, dead []death, v span) []bool {
 	gone := make(map[uint64]bool, len(dead))
 	for _, d := range dead {
-		gone[d.Seq] = true
+		gone[d.seq] = true
 	}
 	counts := make([]bool, len(rows))
 	for i := range rows {
@@ -191,7 +207,7 @@ func (s *Snapshot) Extents(sec segment.Section, since, upto fhir.Instant) ([]Ext
 
 // recount counts the rows of the blocks that the window cuts through, from the
 // directory: at most two for each section of a segment.
-func (s *seg) recount(list []Extent, cut map[int][]index.Death, v span) error {
+func (s *seg) recount(list []Extent, cut map[int][]death, v span) error {
 	d, err := s.r.OpenDirectory()
 	if err != nil {
 		return err

@@ -55,7 +55,7 @@ func (db *DB) Status() Status {
 	}
 	for _, s := range db.view {
 		st.Bytes += s.r.BodySize()
-		st.Dead += int64(len(s.deaths))
+		st.Dead += s.buried
 		st.Rows += s.rows
 	}
 	for name, p := range db.parts {

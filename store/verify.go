@@ -19,6 +19,9 @@ func (db *DB) Check(bodies bool) (check.Report, error) {
 	defer db.merging.Unlock()
 	db.commitMu.Lock()
 	defer db.commitMu.Unlock()
+	if db.isClosed() {
+		return check.Report{}, ErrClosed
+	}
 	s := check.Store{FS: db.fs, Index: db.kv, Segments: db.segmentsDir(), Bodies: bodies}
 	return s.Run()
 }

@@ -96,11 +96,13 @@ func (c *checker) loadPartitions() error {
 }
 
 func (c *checker) loadSegments() error {
+	known := map[segment.ID]bool{c.meta.NextSegment: true} // a commit's that a crash cut short
 	err := index.Scan(c.s.Index, index.Segments(), func(k, v []byte) error {
 		id, err := index.ParseSegmentKey(k)
 		if err != nil {
 			return err
 		}
+		known[id] = true
 		r, err := segment.Open(c.s.FS, c.s.Segments, id)
 		if err != nil {
 			if v[0] == index.SegmentLive {
@@ -126,7 +128,30 @@ func (c *checker) loadSegments() error {
 		}
 		return 1
 	})
-	return err
+	return errors.Join(err, c.unlisted(known))
+}
+
+// unlisted finds files that look like a segment's and belong to none: not of
+// the catalogue, nor of a merge that has not ended.
+func (c *checker) unlisted(known map[segment.ID]bool) error {
+	err := index.Scan(c.s.Index, index.Allotted(), func(k, _ []byte) error {
+		id, err := index.ParseSegmentKey(k)
+		known[id] = true
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	names, err := c.s.FS.List(c.s.Segments)
+	if err != nil {
+		return fmt.Errorf("list segments: %w", err)
+	}
+	for _, n := range names {
+		if id, ok := segment.ParseName(n); ok && !known[id] {
+			c.fault("S2: %s is not in the catalogue", n)
+		}
+	}
+	return nil
 }
 
 func (c *checker) loadDeaths() error {
