@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
 
 	"tidemark/pipeline/decode"
 	"tidemark/pipeline/source"
@@ -173,6 +175,14 @@ func (p intake) Handle(ctx context.Context, a *source.Answer) error {
 	t := p.topic(a.Partition.Topic)
 	if t.isHeld() {
 		return source.ErrStop
+	}
+	if len(a.Records) > 0 { // most answers are empty: they tell how far a partition goes
+		var span trace.Span
+		ctx, span = p.o.Tracer.Start(ctx, "pipeline.batch", trace.WithAttributes(
+			attribute.String("topic", a.Partition.Topic), attribute.Int("partition", int(a.Partition.ID)),
+			attribute.Int("records", len(a.Records)), attribute.Int("bytes", a.Size),
+		))
+		defer span.End()
 	}
 	if err := p.redecode(ctx, t, a.Partition); err != nil {
 		return err

@@ -28,6 +28,8 @@ import (
 
 	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/metric/noop"
+	"go.opentelemetry.io/otel/trace"
+	tracenoop "go.opentelemetry.io/otel/trace/noop"
 	"golang.org/x/sync/errgroup"
 
 	"tidemark/pipeline/decode"
@@ -90,6 +92,7 @@ type Options struct {
 
 	Logger *slog.Logger
 	Meter  metric.Meter
+	Tracer trace.Tracer
 }
 
 func (o Options) withDefaults() Options {
@@ -103,6 +106,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.Meter == nil {
 		o.Meter = noop.Meter{}
+	}
+	if o.Tracer == nil {
+		o.Tracer = tracenoop.Tracer{}
 	}
 	o.Source.Logger, o.Source.Meter, o.Source.MaxRecord = o.Logger, o.Meter, int(o.MaxRecord)
 	o.Topics = slices.Clone(o.Topics)

@@ -20,6 +20,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	sdk "go.opentelemetry.io/otel/sdk/metric"
 	"go.opentelemetry.io/otel/sdk/metric/metricdata"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 
 	"tidemark/pipeline/decode"
 	"tidemark/pipeline/source"
@@ -689,13 +691,15 @@ func TestMirrorsOffsets(t *testing.T) {
 	}
 }
 
-func TestMetricsAndLogsHoldNothingOfRecords(t *testing.T) {
+func TestTelemetryHoldsNothingOfRecords(t *testing.T) {
 	r := newRig(t, 1)
 	id := at("t", 0)
 	var log lockedBuffer
 	reader := sdk.NewManualReader()
 	r.opts.Logger = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	r.opts.Meter = sdk.NewMeterProvider(sdk.WithReader(reader)).Meter("test")
+	spans := tracetest.NewInMemoryExporter()
+	r.opts.Tracer = sdktrace.NewTracerProvider(sdktrace.WithSyncer(spans)).Tracer("test")
 	r.produce(id, "a:canary", "x:canary", "x:canary", "x:canary")
 	m := newMemory(t)
 	p, stop := r.run(m)
@@ -718,7 +722,13 @@ func TestMetricsAndLogsHoldNothingOfRecords(t *testing.T) {
 		}
 	}
 	stop()
-	for what, text := range map[string]string{"metrics": string(all), "log": log.String(), "status": string(status), "reason": m.held[id]} {
+	traces := fmt.Sprintf("%+v", spans.GetSpans())
+	if !strings.Contains(traces, "pipeline.batch") {
+		t.Error("no batch was traced")
+	}
+	for what, text := range map[string]string{
+		"metrics": string(all), "log": log.String(), "status": string(status), "reason": m.held[id], "traces": traces,
+	} {
 		if strings.Contains(text, "canary") {
 			t.Errorf("%s hold what a record held: %s", what, text)
 		}

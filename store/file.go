@@ -15,6 +15,8 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/klauspost/compress/flate"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/errgroup"
 
 	"tidemark/store/fhir"
@@ -382,6 +384,8 @@ func readCut(fs vfs.FS, path string, n int) ([]part, error) {
 // makeCut recompresses the blocks on all cores, writes them in order, and makes
 // the file durable before its name exists.
 func (s *Snapshot) makeCut(ctx context.Context, dir, path string, v span, ext []Extent, which []int) ([]part, error) {
+	ctx, span := s.db.o.Tracer.Start(ctx, "store.cut", trace.WithAttributes(attribute.Int("blocks", len(which))))
+	defer span.End()
 	fs := s.db.fs
 	if err := fs.MkdirAll(dir, 0o700); err != nil {
 		return nil, err

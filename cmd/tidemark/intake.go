@@ -32,6 +32,7 @@ func newIntake(c *config.Config, db *store.DB, tel *telemetry, log *slog.Logger)
 		Group:     c.Kafka.Group,
 		Logger:    log,
 		Meter:     tel.meters.Meter("tidemark/pipeline"),
+		Tracer:    tel.tracers.Tracer("tidemark/pipeline"),
 	}, newSpaceGuard(db, c.Store.Path, int64(c.Store.MinFree), log))
 }
 

@@ -202,7 +202,7 @@ type Log struct {
 type Telemetry struct {
 	// OTLP over HTTP, for example http://127.0.0.1:4318. Empty: no traces.
 	OTLPEndpoint string `yaml:"otlp_endpoint"`
-	// The share of requests and commits that is traced, 0 to 1.
+	// The share of requests, batches and commits that is traced, 0 to 1.
 	Sample float64 `yaml:"sample"`
 }
 
