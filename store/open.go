@@ -8,7 +8,6 @@ import (
 	"os"
 	"slices"
 	"sync"
-	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -20,7 +19,8 @@ import (
 )
 
 func (db *DB) segmentsDir() string { return SegmentsDir(db.fs, db.dir) }
-func (db *DB) jobsDir() string     { return db.fs.PathJoin(db.dir, "jobs") }
+
+func (db *DB) jobsDir() string { return db.fs.PathJoin(db.dir, "jobs") }
 
 // SegmentsDir is where a store in dir keeps its segments.
 func SegmentsDir(fs vfs.FS, dir string) string { return fs.PathJoin(dir, "segments") }
@@ -87,30 +87,6 @@ func newDB(dir string, o Options) *DB {
 	return db
 }
 
-func (db *DB) load() error {
-	if err := db.loadMeta(); err != nil {
-		return err
-	}
-	steps := []func() error{db.loadPromise, db.loadPartitions, db.loadTopics, db.loadSegments, db.loadDeaths, db.loadPins, db.tidy}
-	for _, step := range steps {
-		if err := step(); err != nil {
-			return err
-		}
-	}
-	db.setClock()
-	return nil
-}
-
-func (db *DB) loadMeta() error {
-	v, closer, err := db.kv.Get(index.MetaKey())
-	if err != nil {
-		return fmt.Errorf("read the store's state: %w", err)
-	}
-	defer closer.Close()
-	db.meta, err = index.DecodeMeta(v)
-	return err
-}
-
 // create begins a store, unless there are segments that say there was one.
 func (db *DB) create(path string, o index.Options) error {
 	names, err := db.fs.List(db.segmentsDir())
@@ -144,122 +120,6 @@ func (db *DB) create(path string, o index.Options) error {
 		return err
 	}
 	return segment.SyncDir(db.fs, db.dir)
-}
-
-func (db *DB) loadPromise() error {
-	return index.Scan(db.kv, index.Promises(), func(k, _ []byte) (err error) {
-		db.promised, err = index.ParsePromiseKey(k)
-		db.stored = db.promised
-		db.promises = append(db.promises, db.promised)
-		db.started = true
-		return err
-	})
-}
-
-func (db *DB) loadPartitions() error {
-	err := index.Scan(db.kv, index.Partitions(), func(k, v []byte) error {
-		name, err := index.ParsePartitionKey(k)
-		if err != nil {
-			return err
-		}
-		return db.loadPartition(name, v)
-	})
-	if err != nil {
-		return err
-	}
-	return index.Scan(db.kv, index.Joined(), func(k, v []byte) error {
-		name, err := index.ParsePartitionKey(k)
-		if err != nil {
-			return err
-		}
-		if db.parts[name] == nil { // it joined empty, and no commit has come since
-			if err := db.loadPartition(name, v); err != nil {
-				return err
-			}
-		}
-		db.parts[name].joined, db.parts[name].stored = true, true
-		return nil
-	})
-}
-
-func (db *DB) loadPartition(name Partition, v []byte) error {
-	st, err := index.DecodePartition(v)
-	if err != nil {
-		return err
-	}
-	db.parts[name] = &partition{durable: st, seen: st.Seen}
-	db.numbers[st.Number] = name
-	return nil
-}
-
-func (db *DB) loadTopics() error {
-	return index.Scan(db.kv, index.Topics(), func(k, v []byte) error {
-		db.topics[string(k[1:])] = slices.Clone(v)
-		return nil
-	})
-}
-
-func (db *DB) loadSegments() error {
-	err := index.Scan(db.kv, index.Segments(), func(k, v []byte) error {
-		id, err := index.ParseSegmentKey(k)
-		if err != nil {
-			return err
-		}
-		r, err := segment.Open(db.fs, db.segmentsDir(), id)
-		if err != nil {
-			if len(v) > 0 && v[0] == index.SegmentDropped && errors.Is(err, os.ErrNotExist) {
-				db.ghosts = append(db.ghosts, id)
-				return nil // unlinked, but the crash came before the index heard of it
-			}
-			return fmt.Errorf("the index lists segment %s: %w; restore the file from a backup, or run `tidemark reindex` to go on without it", id.DirectoryName(), err)
-		}
-		if r.Footer().Store != db.meta.Store {
-			return fmt.Errorf("%w: %s belongs to another store", ErrReindex, id.DirectoryName())
-		}
-		s := newSeg(r)
-		s.dropped = v[0] == index.SegmentDropped
-		db.segs[id] = s
-		if !s.dropped {
-			db.view = append(db.view, s)
-		}
-		return nil
-	})
-	slices.SortFunc(db.view, func(a, b *seg) int { return compareSeqs(a, b) })
-	return err
-}
-
-func (db *DB) loadDeaths() error {
-	return index.Scan(db.kv, index.Deaths(), func(k, v []byte) error {
-		id, err := index.ParseDeathsKey(k)
-		if err != nil {
-			return err
-		}
-		list, err := index.DecodeDeaths(nil, v)
-		if s := db.segs[id]; s != nil && err == nil {
-			s.bury(list)
-		}
-		return err
-	})
-}
-
-func (db *DB) loadPins() error {
-	return index.Scan(db.kv, index.Pins(), func(k, v []byte) error {
-		p, err := index.DecodePin(v)
-		if err != nil {
-			return err
-		}
-		q := &pinned{id: string(k[1:]), pin: p}
-		for _, id := range p.Segments {
-			s := db.segs[id]
-			if s == nil {
-				return fmt.Errorf("%w: a pin holds segment %d, which is gone", ErrReindex, id)
-			}
-			s.refs++
-			q.segs = append(q.segs, s)
-		}
-		db.pins[q.id] = q
-		return nil
-	})
 }
 
 // tidy removes what a crash left: the files of the one commit that can have
@@ -358,98 +218,4 @@ func (db *DB) tidyJobs() error {
 		}
 	}
 	return nil
-}
-
-// setClock fixes Now: never behind what was promised or stored.
-func (db *DB) setClock() {
-	start := time.Now()
-	wall := fhir.FromTime(start)
-	base := wall
-	if db.promised != fhir.None {
-		base = max(base, db.promised+fhir.Instant(db.o.Allowance.Milliseconds()))
-	}
-	base = max(base, db.meta.Newest)
-	// The base was cut to a millisecond: the clock runs from where that began,
-	// else a change stamped this instant would seem to come from the future.
-	db.clock = clock{base: base, start: start.Add(-time.Duration(start.Nanosecond() % int(time.Millisecond)))}
-	if back := time.Duration(base-wall) * time.Millisecond; back > db.o.MaxClockStep {
-		db.o.Logger.Warn("the wall clock is behind what this store has promised; change instants will run ahead of it until it catches up",
-			"behind", back)
-	}
-}
-
-// heartbeat stores, while nothing else does, how far we stand: else an idle
-// month would look like a month away.
-func (db *DB) heartbeat() error {
-	db.commitMu.Lock()
-	defer db.commitMu.Unlock()
-	b := db.kv.NewBatch()
-	defer b.Close()
-	w := batchWriter{b: b}
-	db.mu.Lock()
-	if db.failed != nil {
-		defer db.mu.Unlock()
-		return db.failed
-	}
-	line := db.watermark()
-	for name, p := range db.parts {
-		if p.seen > p.durable.Seen {
-			p.durable.Seen = p.seen
-			w.set(index.PartitionKey(name), p.durable.Encode())
-		}
-	}
-	db.mu.Unlock()
-	joins := db.promise(&w, line)
-	if err := errors.Join(w.err, b.Commit(pebble.Sync)); err != nil {
-		return db.fail(fmt.Errorf("store the heartbeat: %w", err))
-	}
-	db.mu.Lock()
-	defer db.mu.Unlock()
-	db.kept(line, joins)
-	return nil
-}
-
-// promise adds to a batch that nothing will become visible at or before line
-// any more, and the joins that this rests on. A batch of a pin may race with a
-// commit's, so it touches no key that the commit writes: promises and joins
-// have keys of their own.
-func (db *DB) promise(w *batchWriter, line fhir.Instant) (joins []*partition) {
-	if line == fhir.None {
-		return nil
-	}
-	db.mu.Lock()
-	defer db.mu.Unlock()
-	older := func(p fhir.Instant) bool { return p <= line }
-	for _, p := range db.promises {
-		if p < line {
-			w.delete(index.PromiseKey(p))
-		}
-	}
-	db.promises = append(slices.DeleteFunc(db.promises, older), line)
-	w.set(index.PromiseKey(line), nil)
-	for name, p := range db.parts {
-		if p.joined && !p.stored {
-			w.set(index.JoinedKey(name), p.durable.Encode())
-			joins = append(joins, p)
-		}
-	}
-	return joins
-}
-
-// kept notes that a batch with a promise is durable. Called with mu held.
-func (db *DB) kept(line fhir.Instant, joins []*partition) {
-	db.promised, db.stored = max(db.promised, line), max(db.stored, line)
-	for _, p := range joins {
-		p.stored = true
-	}
-}
-
-func compareSeqs(a, b *seg) int {
-	switch x, y := a.r.Footer().Seqs[0], b.r.Footer().Seqs[0]; {
-	case x < y:
-		return -1
-	case x > y:
-		return 1
-	}
-	return 0
 }

@@ -6,6 +6,7 @@ import (
 	"hash/crc32"
 
 	"tidemark/store/fhir"
+	"tidemark/store/internal/varint"
 )
 
 // Version is the format of segments that this release writes. Others are
@@ -95,84 +96,84 @@ type index struct {
 func (x *index) encode() []byte {
 	c := &coder{}
 	f := &x.footer
-	c.b = append(c.b, f.Store[:]...)
+	c.B = append(c.B, f.Store[:]...)
 	for _, v := range []uint64{uint64(f.ID), f.Epoch, f.Commits[0], f.Commits[1], f.Seqs[0], f.Seqs[1]} {
-		c.uint(v)
+		c.Uint(v)
 	}
-	c.int(int64(f.Line))
-	c.uint(uint64(len(f.Offsets)))
+	c.Int(int64(f.Line))
+	c.Uint(uint64(len(f.Offsets)))
 	for _, p := range f.Offsets {
 		c.text(p.Partition.Topic)
-		c.int(int64(p.Partition.ID))
-		c.int(p.Next)
-		c.int(int64(p.LeaderEpoch))
+		c.Int(int64(p.Partition.ID))
+		c.Int(p.Next)
+		c.Int(int64(p.LeaderEpoch))
 	}
 	for _, v := range []uint64{f.Merge, uint64(f.Part), uint64(f.Parts), uint64(len(f.Inputs))} {
-		c.uint(v)
+		c.Uint(v)
 	}
 	for _, id := range f.Inputs {
-		c.uint(uint64(id))
+		c.Uint(uint64(id))
 	}
-	c.uint(uint64(x.bodySize))
-	c.uint(uint64(len(x.origins)))
+	c.Uint(uint64(x.bodySize))
+	c.Uint(uint64(len(x.origins)))
 	for _, o := range x.origins {
 		c.text(o.Topic)
-		c.int(int64(o.ID))
+		c.Int(int64(o.ID))
 	}
-	c.uint(uint64(len(x.sections)))
+	c.Uint(uint64(len(x.sections)))
 	for _, s := range x.sections {
-		c.uint(uint64(s.Kind))
-		c.uint(uint64(s.Type))
-		c.uint(uint64(s.To - s.From))
+		c.Uint(uint64(s.Kind))
+		c.Uint(uint64(s.Type))
+		c.Uint(uint64(s.To - s.From))
 	}
 	for i := range x.blocks {
 		x.blocks[i].encode(c)
 	}
-	return c.b
+	return c.B
 }
 
 func (b *BlockInfo) encode(c *coder) {
-	c.uint(uint64(b.Stored))
-	c.uint(uint64(b.Rows))
-	c.uint(uint64(b.Sum.Size))
-	c.b = binary.LittleEndian.AppendUint32(c.b, b.Sum.CRC)
-	c.b = binary.LittleEndian.AppendUint32(c.b, b.Sum.Op())
-	c.int(int64(b.First))
-	c.uint(uint64(b.Last - b.First))
-	c.uint(b.Seq)
-	c.uint(uint64(b.chunkLen))
-	c.b = binary.LittleEndian.AppendUint32(c.b, b.chunkCRC)
+	c.Uint(uint64(b.Stored))
+	c.Uint(uint64(b.Rows))
+	c.Uint(uint64(b.Sum.Size))
+	c.B = binary.LittleEndian.AppendUint32(c.B, b.Sum.CRC)
+	c.B = binary.LittleEndian.AppendUint32(c.B, b.Sum.Op())
+	c.Int(int64(b.First))
+	c.Uint(uint64(b.Last - b.First))
+	c.Uint(b.Seq)
+	c.Uint(uint64(b.chunkLen))
+	c.B = binary.LittleEndian.AppendUint32(c.B, b.chunkCRC)
 }
 
 func decodeIndex(b []byte) (*index, error) {
-	c := &coder{b: b}
+	c := &coder{varint.Coder{B: b}}
 	x := &index{}
 	f := &x.footer
-	copy(f.Store[:], c.take(16))
-	f.ID = ID(c.readUint())
-	f.Epoch = c.readUint()
-	f.Commits = [2]uint64{c.readUint(), c.readUint()}
-	f.Seqs = [2]uint64{c.readUint(), c.readUint()}
-	f.Line = fhir.Instant(c.readInt())
-	for range c.count() {
+	copy(f.Store[:], c.Take(16))
+	f.ID = ID(c.ReadUint())
+	f.Epoch = c.ReadUint()
+	f.Commits = [2]uint64{c.ReadUint(), c.ReadUint()}
+	f.Seqs = [2]uint64{c.ReadUint(), c.ReadUint()}
+	f.Line = fhir.Instant(c.ReadInt())
+	for range c.Count() {
 		f.Offsets = append(f.Offsets, Progress{
-			Partition: Partition{Topic: c.readText(), ID: int32(c.readInt())},
-			Next:      c.readInt(), LeaderEpoch: int32(c.readInt()),
+			Partition: Partition{Topic: c.readText(), ID: int32(c.ReadInt())},
+			Next:      c.ReadInt(), LeaderEpoch: int32(c.ReadInt()),
 		})
 	}
-	f.Merge = c.readUint()
-	f.Part, f.Parts = int(c.readUint()), int(c.readUint())
-	for range c.count() {
-		f.Inputs = append(f.Inputs, ID(c.readUint()))
+	f.Merge = c.ReadUint()
+	f.Part, f.Parts = int(c.ReadUint()), int(c.ReadUint())
+	for range c.Count() {
+		f.Inputs = append(f.Inputs, ID(c.ReadUint()))
 	}
-	x.bodySize = int64(c.readUint())
-	for range c.count() {
-		x.origins = append(x.origins, Partition{Topic: c.readText(), ID: int32(c.readInt())})
+	x.bodySize = int64(c.ReadUint())
+	for range c.Count() {
+		x.origins = append(x.origins, Partition{Topic: c.readText(), ID: int32(c.ReadInt())})
 	}
 	blocks := 0
-	for range c.count() {
-		s := SectionInfo{Section: Section{Kind: Kind(c.readUint()), Type: fhir.Type(c.readUint())}, From: blocks}
-		blocks += int(c.readUint())
+	for range c.Count() {
+		s := SectionInfo{Section: Section{Kind: Kind(c.ReadUint()), Type: fhir.Type(c.ReadUint())}, From: blocks}
+		blocks += int(c.ReadUint())
 		if s.To = blocks; blocks < s.From || blocks > len(b) {
 			return nil, fmt.Errorf("%w: section table", ErrCorrupt)
 		}
@@ -183,7 +184,7 @@ func decodeIndex(b []byte) (*index, error) {
 	for i := range x.blocks {
 		x.blocks[i].decode(c, &at, &chunk)
 	}
-	if c.bad || len(c.b) != 0 || at+TrailerSize != x.bodySize {
+	if c.Bad || len(c.B) != 0 || at+TrailerSize != x.bodySize {
 		return nil, fmt.Errorf("%w: block table", ErrCorrupt)
 	}
 	return x, nil
@@ -191,18 +192,18 @@ func decodeIndex(b []byte) (*index, error) {
 
 func (b *BlockInfo) decode(c *coder, at, chunk *int64) {
 	b.Offset, b.chunk = *at, *chunk
-	b.Stored = int32(c.readUint())
-	b.Rows = int32(c.readUint())
-	b.Sum.Size = int64(c.readUint())
-	b.Sum.CRC = binary.LittleEndian.Uint32(c.take(4))
-	b.Sum.op = binary.LittleEndian.Uint32(c.take(4))
-	b.First = fhir.Instant(c.readInt())
-	b.Last = b.First + fhir.Instant(c.readUint())
-	b.Seq = c.readUint()
-	b.chunkLen = int32(c.readUint())
-	b.chunkCRC = binary.LittleEndian.Uint32(c.take(4))
+	b.Stored = int32(c.ReadUint())
+	b.Rows = int32(c.ReadUint())
+	b.Sum.Size = int64(c.ReadUint())
+	b.Sum.CRC = binary.LittleEndian.Uint32(c.Take(4))
+	b.Sum.op = binary.LittleEndian.Uint32(c.Take(4))
+	b.First = fhir.Instant(c.ReadInt())
+	b.Last = b.First + fhir.Instant(c.ReadUint())
+	b.Seq = c.ReadUint()
+	b.chunkLen = int32(c.ReadUint())
+	b.chunkCRC = binary.LittleEndian.Uint32(c.Take(4))
 	if b.Stored < 0 || b.Rows <= 0 || b.chunkLen < 0 || b.Sum.Size < 0 || b.Sum.Size > 1<<31 {
-		c.bad = true
+		c.Bad = true
 		b.Stored, b.chunkLen = 0, 0
 	}
 	*at += int64(b.Stored)

@@ -89,22 +89,6 @@ type Clock struct {
 // NoVersion stands for a version that is missing or not a decimal number.
 const NoVersion int64 = -1
 
-// Life is what a resource's earlier deletions left behind.
-type Life struct {
-	FloorVersion int64          // the greatest version deleted so far, NoVersion if none
-	FloorUpdated fhir.Instant   // the latest lastUpdated deleted so far, None if none
-	Reborn       bool           // re-created once with a version below the floor
-	Tombstones   []fhir.Instant // record timestamps of the versionless deletions, ascending
-}
-
-// NoLife is the Life of a resource that was never deleted.
-var NoLife = Life{FloorVersion: NoVersion, FloorUpdated: fhir.None}
-
-// Empty reports whether nothing was left behind.
-func (l *Life) Empty() bool {
-	return l.FloorVersion == NoVersion && l.FloorUpdated == fhir.None && !l.Reborn && len(l.Tombstones) == 0
-}
-
 // A Row is one version of a resource, one tombstone or one internal fact, as
 // the directory describes it. Its line lies in the body.
 type Row struct {

@@ -1,0 +1,236 @@
+package store
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"os"
+	"runtime"
+	"sync"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
+	"golang.org/x/sync/errgroup"
+
+	"tidemark/store/segment"
+)
+
+// maxCutting bounds the bytes of blocks that all cuts together hold inflated
+// and compressed anew; one larger block passes alone.
+const maxCutting = 64 << 20
+
+// cut replaces the blocks of f that hold hidden rows by blocks of a private
+// file, which it makes unless an earlier call did.
+func (s *Snapshot) cut(ctx context.Context, f *File, name string, v span, ext []Extent, which []int) error {
+	if s.of == nil {
+		return errors.New("output file of a snapshot: blocks can be cut for durable snapshots only")
+	}
+	lock := s.db.cutLock(s.of, name)
+	lock.Lock()
+	defer lock.Unlock()
+	dir := s.db.fs.PathJoin(s.db.jobsDir(), s.of.id)
+	path := s.db.fs.PathJoin(dir, name+".cut")
+	parts, err := readCut(s.db.fs, path, len(which))
+	if errors.Is(err, os.ErrNotExist) {
+		// A client that gives up does not undo the work: its next request needs it.
+		parts, err = s.makeCut(context.WithoutCancel(ctx), dir, path, v, ext, which)
+	}
+	if err != nil {
+		return fmt.Errorf("recompress blocks without hidden rows: %w", err)
+	}
+	for i, b := range which {
+		f.blocks[b] = parts[i]
+	}
+	return nil
+}
+
+func (db *DB) cutLock(p *pinned, name string) *sync.Mutex {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	m := p.cuts[name]
+	if m == nil {
+		m = &sync.Mutex{}
+		if p.cuts == nil {
+			p.cuts = map[string]*sync.Mutex{}
+		}
+		p.cuts[name] = m
+	}
+	return m
+}
+
+// makeCut recompresses the blocks on all cores, writes them in order, and makes
+// the file durable before its name exists.
+func (s *Snapshot) makeCut(ctx context.Context, dir, path string, v span, ext []Extent, which []int) ([]part, error) {
+	ctx, span := s.db.o.Tracer.Start(ctx, "store.cut", trace.WithAttributes(attribute.Int("blocks", len(which))))
+	defer span.End()
+	fs := s.db.fs
+	if err := fs.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	tmp := path + ".tmp"
+	file, err := fs.Create(tmp, "segment")
+	if err != nil {
+		return nil, err
+	}
+	parts, err := s.writeCut(ctx, file, path, v, ext, which)
+	if err := errors.Join(err, file.Sync(), file.Close()); err != nil {
+		return nil, errors.Join(err, fs.Remove(tmp))
+	}
+	if err := fs.Rename(tmp, path); err != nil {
+		return nil, err
+	}
+	return parts, errors.Join(segment.SyncDir(fs, dir), segment.SyncDir(fs, s.db.jobsDir()))
+}
+
+func (s *Snapshot) writeCut(ctx context.Context, file io.Writer, path string, v span, ext []Extent, which []int) ([]part, error) {
+	parts := make([]part, 0, len(which))
+	at := int64(0)
+	for from, to := 0, 0; from < len(which); from = to {
+		weight := int64(0) // of the blocks that are in memory together
+		for to < len(which) && to-from < 4*runtime.GOMAXPROCS(0) && (to == from || weight < maxCutting/4) {
+			weight += s.inflated(ext[which[to]])
+			to++
+		}
+		blocks, err := s.cutWave(ctx, file, v, ext, which[from:to], min(2*weight, maxCutting))
+		if err != nil {
+			return nil, err
+		}
+		for _, b := range blocks {
+			parts = append(parts, part{path, at, b.stored, b.sum})
+			at += b.stored
+		}
+	}
+	return parts, writeTable(file, parts)
+}
+
+// cutWave recompresses some blocks side by side and writes them in order.
+func (s *Snapshot) cutWave(ctx context.Context, file io.Writer, v span, ext []Extent, which []int, weight int64) ([]part, error) {
+	if err := s.db.cutting.Acquire(ctx, weight); err != nil {
+		return nil, err
+	}
+	defer s.db.cutting.Release(weight)
+	blocks := make([]segment.Block, len(which))
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(runtime.GOMAXPROCS(0))
+	for i, b := range which {
+		g.Go(func() (err error) {
+			if err := gctx.Err(); err != nil {
+				return err
+			}
+			blocks[i], err = s.visible(ext[b], v)
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	parts := make([]part, len(blocks))
+	for i, b := range blocks {
+		parts[i] = part{stored: int64(len(b.Data)), sum: b.Sum}
+		if _, err := file.Write(b.Data); err != nil {
+			return nil, err
+		}
+	}
+	return parts, nil
+}
+
+// inflated is the length of a block's NDJSON, hidden rows too.
+func (s *Snapshot) inflated(e Extent) int64 {
+	return s.seg(segment.ID(e.Segment)).r.Blocks()[e.Block].Sum.Size
+}
+
+// visible recompresses one block without its hidden rows.
+func (s *Snapshot) visible(e Extent, v span) (segment.Block, error) {
+	g := s.seg(segment.ID(e.Segment))
+	rows, err := g.cells(e.Block)
+	if err != nil {
+		return segment.Block{}, err
+	}
+	s.db.mu.Lock()
+	dead := g.dead[e.Block].until(v.w)
+	s.db.mu.Unlock()
+	body, err := g.r.OpenBody()
+	if err != nil {
+		return segment.Block{}, err
+	}
+	defer body.Close()
+	text, err := g.r.Lines(nil, body, e.Block)
+	if err != nil {
+		return segment.Block{}, err
+	}
+	counts := counting(rows, dead, v)
+	lines := make([][]byte, 0, len(rows))
+	for i := range rows {
+		if counts[i] {
+			lines = append(lines, text[:rows[i].Length])
+		}
+		text = text[rows[i].Length:]
+	}
+	if len(lines) != e.Rows {
+		return segment.Block{}, fmt.Errorf("%w: segment %s, block %d: %d rows count, %d were planned", ErrCorrupt, g.r.ID().BodyName(), e.Block, len(lines), e.Rows)
+	}
+	k := compressors.Get().(*segment.Compressor)
+	defer compressors.Put(k)
+	return k.Block(lines...), nil
+}
+
+// A cut file is its blocks, a table of them, the table's CRC-32C and length.
+const (
+	cutEntry   = 4 + 8 + 4
+	cutTrailer = 4 + 4 + 8
+	cutMagic   = "TIDECUT1"
+)
+
+func readCut(fs vfs.FS, path string, n int) ([]part, error) {
+	file, err := fs.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	st, err := file.Stat()
+	if err != nil {
+		return nil, err
+	}
+	size := int64(n)*cutEntry + cutTrailer
+	t := make([]byte, size)
+	if st.Size() < size {
+		return nil, fmt.Errorf("%w: %s is too short", ErrCorrupt, path)
+	}
+	if _, err := file.ReadAt(t, st.Size()-size); err != nil {
+		return nil, err
+	}
+	table, tail := t[:n*cutEntry], t[n*cutEntry:]
+	if string(tail[8:]) != cutMagic || int(binary.LittleEndian.Uint32(tail[4:])) != n ||
+		crc32.Checksum(table, crc32.MakeTable(crc32.Castagnoli)) != binary.LittleEndian.Uint32(tail) {
+		return nil, fmt.Errorf("%w: table of %s", ErrCorrupt, path)
+	}
+	parts, at := make([]part, n), int64(0)
+	for i := range parts {
+		e := table[i*cutEntry:]
+		stored := int64(binary.LittleEndian.Uint32(e))
+		parts[i] = part{path, at, stored, segment.Sum{
+			Size: int64(binary.LittleEndian.Uint64(e[4:])), CRC: binary.LittleEndian.Uint32(e[12:]),
+		}}
+		at += stored
+	}
+	return parts, nil
+}
+
+// writeTable ends a cut file.
+func writeTable(file io.Writer, parts []part) error {
+	var table []byte
+	for _, p := range parts {
+		table = binary.LittleEndian.AppendUint32(table, uint32(p.stored))
+		table = binary.LittleEndian.AppendUint64(table, uint64(p.sum.Size))
+		table = binary.LittleEndian.AppendUint32(table, p.sum.CRC)
+	}
+	crc := crc32.Checksum(table, crc32.MakeTable(crc32.Castagnoli))
+	table = binary.LittleEndian.AppendUint32(table, crc)
+	table = binary.LittleEndian.AppendUint32(table, uint32(len(parts)))
+	_, err := file.Write(append(table, cutMagic...))
+	return err
+}

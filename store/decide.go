@@ -1,0 +1,324 @@
+package store
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+
+	"github.com/cespare/xxhash/v2"
+	"github.com/cockroachdb/pebble/v2"
+
+	"tidemark/store/fhir"
+	"tidemark/store/index"
+	"tidemark/store/segment"
+)
+
+// resource is a resource that the commit touches.
+type resource struct {
+	key      []byte       // in the index
+	cur      *index.State // nil: never had
+	at       int          // its newest row in this commit, -1 if that is older
+	patients []string     // of cur, if known
+	known    bool
+	changed  bool
+}
+
+// lookUp reads the newest row of every resource that is touched, in key order
+// through one iterator: a sorted sweep is several times cheaper than gets, and
+// UseL6Filters answers for keys never seen without reading their blocks.
+func (c *commit) lookUp() error {
+	list := c.touch()
+	if len(list) == 0 {
+		return nil
+	}
+	slices.SortFunc(list, func(a, b *resource) int { return bytes.Compare(a.key, b.key) })
+	origin := c.db.origins()
+	it, err := c.db.kv.NewIter(&pebble.IterOptions{UseL6Filters: true})
+	if err != nil {
+		return fmt.Errorf("read the index: %w", err)
+	}
+	for _, r := range list {
+		if !it.SeekPrefixGE(r.key) {
+			if err := it.Error(); err != nil { // the next seek would forget it
+				return errors.Join(fmt.Errorf("read the index: %w", err), it.Close())
+			}
+			continue
+		}
+		v, err := it.ValueAndErr()
+		if err != nil {
+			return errors.Join(fmt.Errorf("read the index: %w", err), it.Close())
+		}
+		st, err := index.DecodeState(v, origin)
+		if err != nil {
+			return errors.Join(fmt.Errorf("read the index: %w", err), it.Close())
+		}
+		r.cur = &st
+	}
+	return errors.Join(it.Error(), it.Close())
+}
+
+// touch lists the resources that the changes name, with their keys.
+func (c *commit) touch() []*resource {
+	n := 0
+	for i := range c.taken {
+		n += len(c.taken[i].Changes)
+	}
+	c.touched = make(map[fhir.Key]*resource, n)
+	c.rows = make([]row, 0, n)
+	list, keys := make([]*resource, 0, n), make([]byte, 0, 20*n)
+	for i := range c.taken {
+		for j := range c.taken[i].Changes {
+			ch := &c.taken[i].Changes[j]
+			if ch.Dead != nil || c.touched[ch.Key] != nil {
+				continue
+			}
+			at := len(keys)
+			keys = index.RowKey(keys, ch.Key)
+			r := &resource{at: -1, key: keys[at:len(keys):len(keys)]}
+			c.touched[ch.Key] = r
+			list = append(list, r)
+		}
+	}
+	return list
+}
+
+// origins returns what tells a partition by its number.
+func (db *DB) origins() func(uint64) (Partition, bool) {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	numbers := maps.Clone(db.numbers)
+	return func(n uint64) (Partition, bool) { p, ok := numbers[n]; return p, ok }
+}
+
+// decide judges the changes in the order in which they were taken in.
+func (c *commit) decide() error {
+	for i := range c.taken {
+		t := &c.taken[i]
+		for j := range t.Changes {
+			if err := c.change(&t.Changes[j], t); err != nil {
+				return err
+			}
+		}
+		if err := c.resolve(t.Resolved); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *commit) change(ch *Change, t *taken) error {
+	if ch.Dead != nil {
+		return c.deadLetter(ch, t)
+	}
+	hash := uint64(0)
+	if !ch.Delete {
+		hash = xxhash.Sum64(ch.Body)
+	}
+	r := c.touched[ch.Key]
+	switch judge(r.cur, ch, hash, t.Partition) {
+	case stale:
+		c.counts.stale++
+		return nil
+	case same:
+		c.counts.same++
+		return nil
+	case gone:
+		c.counts.gone++
+		c.repeat(ch, t, r)
+		return nil
+	}
+	return c.apply(ch, t, r, hash)
+}
+
+// repeat notes what the deletion of something deleted tells of older lives. No
+// export shows it, but without it what was deleted could rise again.
+func (c *commit) repeat(ch *Change, t *taken, r *resource) {
+	_, life := succeed(r.cur, ch, t.Partition)
+	if life.FloorVersion == r.cur.Life.FloorVersion && life.FloorUpdated == r.cur.Life.FloorUpdated &&
+		slices.Equal(life.Tombstones, r.cur.Life.Tombstones) {
+		return
+	}
+	r.cur.Life, r.changed = life, true
+	at := c.instant(ch, t, r.cur)
+	n := row{
+		Row: segment.Row{
+			Section: segment.Section{Kind: segment.Internal, Type: segment.Repeats}, Key: ch.Key, Seq: c.seq(), Instant: at, Placed: at,
+			Clock: r.cur.Clock, Life: life,
+		},
+		body: deleteBundle(ch.Key, at), death: fhir.None,
+	}
+	n.Length = int32(len(n.body)) + 1
+	c.rows = append(c.rows, n)
+}
+
+// apply gives the change its instant, makes it the newest row of its resource
+// and ends the one before.
+func (c *commit) apply(ch *Change, t *taken, r *resource, hash uint64) error {
+	old := r.cur
+	at := c.instant(ch, t, old)
+	clock, life := succeed(old, ch, t.Partition)
+	moved := ch.Delete || old != nil && old.Patients != index.PatientsHash(ch.Patients)
+	if moved { // only then is it worth reading the old row
+		if err := c.patientsOf(ch.Key, r); err != nil {
+			return err
+		}
+	}
+	n := row{
+		Row: segment.Row{
+			Section: segment.Section{Kind: segment.Live, Type: ch.Key.Type}, Key: ch.Key, Seq: c.seq(), Instant: at,
+			Clock: clock, Hash: hash, Placed: at, Patients: ch.Patients, Life: life,
+		},
+		body: ch.Body, death: fhir.None,
+	}
+	if ch.Delete {
+		n.Patients = r.patients
+		n.Section.Kind = segment.Deleted
+		if old == nil || old.Kind == segment.Internal {
+			n.Section = segment.Section{Kind: segment.Internal, Type: segment.Unseen}
+		}
+		n.body = deleteBundle(ch.Key, at)
+	} else if !c.db.o.KeepMeta {
+		n.inject = ch.Meta
+	}
+	if old != nil && (ch.Delete || !moved) {
+		n.Placed = old.Placed
+	}
+	n.Length = int32(len(n.body)+n.inject.Len(strconv.FormatUint(n.Seq, 10))) + 1
+	if err := c.end(r, ch.Key, at); err != nil {
+		return err
+	}
+	before := r.patients
+	r.cur, r.at, r.patients, r.known, r.changed = stateOf(&n.Row), len(c.rows), n.Patients, true, true
+	c.rows = append(c.rows, n)
+	if old != nil && moved && !ch.Delete {
+		c.departed(&n.Row, before)
+	}
+	if ch.Key.Type == groupType {
+		return c.regroup(ch, &n.Row)
+	}
+	return nil
+}
+
+var groupType, _ = fhir.ParseType("Group")
+
+// stateOf is what the index keeps of a row.
+func stateOf(r *segment.Row) *index.State {
+	return &index.State{
+		Kind: r.Section.Kind, Seq: r.Seq, Instant: r.Instant, Length: r.Length, Clock: r.Clock, Hash: r.Hash,
+		Placed: r.Placed, Patients: index.PatientsHash(r.Patients), Life: r.Life,
+	}
+}
+
+// instant gives a change its change instant: its own time if that is no claim
+// about the future, but never before the row it supersedes, and always after
+// the line, so that no answer that was or may be given is missing it.
+func (c *commit) instant(ch *Change, t *taken, old *index.State) fhir.Instant {
+	at := evidence(ch, t.at)
+	if at == fhir.None && c.line == fhir.None {
+		at = t.at
+	}
+	if old != nil {
+		at = max(at, old.Instant)
+	}
+	if c.line != fhir.None {
+		if at <= c.line {
+			at = c.line + 1
+			c.counts.late++
+		}
+	}
+	return at
+}
+
+func (c *commit) seq() uint64 {
+	s := c.meta.NextSeq
+	c.meta.NextSeq++
+	return s
+}
+
+// end records that r's newest row, if there is one, is superseded at the given
+// instant.
+func (c *commit) end(r *resource, key fhir.Key, at fhir.Instant) error {
+	if r.cur == nil {
+		return nil
+	}
+	if r.at >= 0 {
+		o := &c.rows[r.at]
+		o.death, o.hidden = at, at == o.Instant
+		return nil
+	}
+	s, err := c.db.holder(r.cur.Seq)
+	if err != nil {
+		return err
+	}
+	c.deaths[s.id()] = append(c.deaths[s.id()], index.Death{
+		Section: r.cur.Section(key.Type), Instant: r.cur.Instant, Seq: r.cur.Seq, Length: r.cur.Length, At: at,
+	})
+	return nil
+}
+
+// patientsOf makes r.patients known: the compartments of the newest row, which
+// only the directory has.
+func (c *commit) patientsOf(key fhir.Key, r *resource) error {
+	if r.known || r.cur == nil {
+		return nil
+	}
+	r.known = true
+	if r.cur.Patients == 0 {
+		return nil
+	}
+	found, err := c.db.rowAt(r.cur.Section(key.Type), r.cur.Instant, r.cur.Seq)
+	if err != nil {
+		return err
+	}
+	r.patients = found.Patients
+	return nil
+}
+
+// departed stores a mark if the new version took patients out of the
+// resource's compartments.
+func (c *commit) departed(r *segment.Row, old []string) {
+	var lost []string
+	for _, p := range old {
+		if _, still := slices.BinarySearch(r.Patients, p); !still {
+			lost = append(lost, p)
+		}
+	}
+	if len(lost) > 0 {
+		c.internal(segment.Departures, r, lost, struct {
+			Key      string   `json:"key"`
+			Departed []string `json:"departed"`
+		}{r.Key.String(), lost})
+	}
+}
+
+// internal adds an internal row beside the change that caused it.
+func (c *commit) internal(kind fhir.Type, cause *segment.Row, patients []string, line any) {
+	n := row{Row: *cause, death: fhir.None}
+	n.Section = segment.Section{Kind: segment.Internal, Type: kind}
+	n.Seq, n.Patients, n.Life, n.Placed, n.Hash = c.seq(), patients, segment.NoLife, cause.Instant, 0
+	n.body = mustJSON(line)
+	n.Length = int32(len(n.body)) + 1
+	c.rows = append(c.rows, n)
+}
+
+func mustJSON(v any) []byte {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(err) // structs of strings and numbers always marshal
+	}
+	return b
+}
+
+// deleteBundle is the line of a tombstone: the one-entry transaction Bundle of
+// Bulk Data's `deleted` files. The URL is relative, as every client wants it.
+func deleteBundle(k fhir.Key, at fhir.Instant) []byte {
+	b := append([]byte(nil), `{"resourceType":"Bundle","meta":{"lastUpdated":"`...)
+	b = at.Append(b)
+	b = append(b, `"},"type":"transaction","entry":[{"request":{"method":"DELETE","url":"`...)
+	b = append(b, k.String()...)
+	return append(b, `"}}]}`...)
+}
