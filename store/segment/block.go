@@ -197,6 +197,20 @@ func (i *Inflater) Inflate(dst []byte, b Block) ([]byte, error) {
 
 // fill inflates data into dst, which must be what it holds, no more, no less.
 func (i *Inflater) fill(dst, data []byte) error {
+	if err := i.begin(dst, data); err != nil {
+		return err
+	}
+	// One more read must meet the end of the flush, else there is more than the
+	// table says.
+	var more [1]byte
+	if n, _ := i.r.Read(more[:]); n != 0 {
+		return fmt.Errorf("%w: longer than its table entry", ErrCorrupt)
+	}
+	return nil
+}
+
+// begin inflates the beginning of data into dst.
+func (i *Inflater) begin(dst, data []byte) error {
 	i.src.b = data
 	if i.r == nil {
 		i.r = flate.NewReader(&i.src)
@@ -205,12 +219,6 @@ func (i *Inflater) fill(dst, data []byte) error {
 	}
 	if _, err := io.ReadFull(i.r, dst); err != nil {
 		return fmt.Errorf("%w: deflate: %w", ErrCorrupt, err)
-	}
-	// One more read must meet the end of the flush, else there is more than the
-	// table says.
-	var more [1]byte
-	if n, _ := i.r.Read(more[:]); n != 0 {
-		return fmt.Errorf("%w: longer than its table entry", ErrCorrupt)
 	}
 	return nil
 }

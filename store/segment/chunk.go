@@ -50,24 +50,31 @@ func deflateChunk(raw []byte) []byte {
 	return append(binary.AppendUvarint(nil, uint64(len(raw))), c.Block(raw).Data...)
 }
 
-func inflateChunk(chunk []byte) ([]byte, error) {
+// inflateChunk inflates a chunk, or the first limit bytes of it.
+func inflateChunk(chunk []byte, limit int) ([]byte, error) {
 	size, n := binary.Uvarint(chunk)
 	if n <= 0 || size > maxChunk {
 		return nil, fmt.Errorf("%w: directory chunk", ErrCorrupt)
 	}
-	raw := make([]byte, size)
+	raw := make([]byte, min(int(size), limit))
 	i := inflaters.Get().(*Inflater)
 	defer inflaters.Put(i)
-	if err := i.fill(raw, chunk[n:]); err != nil {
+	inflate := i.fill
+	if len(raw) < int(size) {
+		inflate = i.begin
+	}
+	if err := inflate(raw, chunk[n:]); err != nil {
 		return nil, fmt.Errorf("directory chunk: %w", err)
 	}
 	return raw, nil
 }
 
 // encodeChunk codes the rows of one block, column by column: ids and hashes are
-// noise, everything else compresses well beside its like.
+// noise, everything else compresses well beside its like. What decides whether
+// rows count comes first: plans read no further.
 func encodeChunk(rows []Row, origins *origins) []byte {
 	c := &coder{varint.Coder{B: make([]byte, 0, 48*len(rows))}}
+	encodeCells(c, rows)
 	internal := rows[0].Section.Kind == Internal
 	for i := range rows {
 		c.id(rows[i].Key.ID)
@@ -79,17 +86,6 @@ func encodeChunk(rows []Row, origins *origins) []byte {
 		if !internal && rows[i].Section.Kind == Live {
 			c.B = binary.LittleEndian.AppendUint64(c.B, rows[i].Hash)
 		}
-	}
-	var seq uint64
-	var at fhir.Instant
-	for i := range rows {
-		r := &rows[i]
-		c.Int(int64(r.Seq - seq))
-		c.Int(int64(r.Instant - at))
-		seq, at = r.Seq, r.Instant
-	}
-	for i := range rows {
-		c.Uint(uint64(rows[i].Length))
 	}
 	for i := range rows {
 		c.B = append(c.B, flags(&rows[i]))
@@ -177,7 +173,7 @@ func encodePatients(c *coder, rows []Row) {
 
 // decodeChunk is the inverse of encodeChunk for n rows of sec.
 func decodeChunk(dst []Row, chunk []byte, n int, sec Section, origins []Partition) ([]Row, error) {
-	raw, err := inflateChunk(chunk)
+	raw, err := inflateChunk(chunk, maxChunk)
 	if err != nil {
 		return dst, err
 	}
@@ -189,6 +185,9 @@ func decodeChunk(dst []Row, chunk []byte, n int, sec Section, origins []Partitio
 	dst = append(dst, make([]Row, n)...)
 	rows := dst[at:]
 	internal := sec.Kind == Internal
+	for i, cell := range readCells(c, n) {
+		rows[i].Seq, rows[i].Instant, rows[i].Length = cell.Seq, cell.Instant, cell.Length
+	}
 	for i := range rows {
 		rows[i].Section, rows[i].Life = sec, NoLife
 		rows[i].Key = fhir.Key{Type: sec.Type, ID: c.readID()}
@@ -200,20 +199,6 @@ func decodeChunk(dst []Row, chunk []byte, n int, sec Section, origins []Partitio
 		if sec.Kind == Live {
 			rows[i].Hash = binary.LittleEndian.Uint64(c.Take(8))
 		}
-	}
-	var seq uint64
-	var instant fhir.Instant
-	for i := range rows {
-		seq += uint64(c.ReadInt())
-		instant += fhir.Instant(c.ReadInt())
-		rows[i].Seq, rows[i].Instant = seq, instant
-	}
-	for i := range rows {
-		l := c.ReadUint()
-		if l > math.MaxInt32 {
-			c.Bad = true
-		}
-		rows[i].Length = int32(l)
 	}
 	f := c.Take(n)
 	last := make([]int64, len(origins))
@@ -242,29 +227,21 @@ type Cell struct {
 	Length  int32
 }
 
-// decodeCells reads the three columns of Cells and skips what stands before.
-func decodeCells(chunk []byte, n int, sec Section) ([]Cell, error) {
-	raw, err := inflateChunk(chunk)
-	if err != nil {
-		return nil, err
+func encodeCells(c *coder, rows []Row) {
+	var seq uint64
+	var at fhir.Instant
+	for i := range rows {
+		r := &rows[i]
+		c.Int(int64(r.Seq - seq))
+		c.Int(int64(r.Instant - at))
+		seq, at = r.Seq, r.Instant
 	}
-	c := &coder{varint.Coder{B: raw}}
-	if n > len(raw) {
-		return nil, fmt.Errorf("%w: directory chunk is too short for its rows", ErrCorrupt)
+	for i := range rows {
+		c.Uint(uint64(rows[i].Length))
 	}
-	for range n {
-		if size := int(c.Take(1)[0]); size == 0 {
-			c.Take(16)
-		} else {
-			c.Take(size - 1)
-		}
-		if sec.Kind == Internal {
-			c.ReadUint()
-		}
-	}
-	if sec.Kind == Live {
-		c.Take(8 * n)
-	}
+}
+
+func readCells(c *coder, n int) []Cell {
 	cells := make([]Cell, n)
 	var last Cell
 	for i := range cells {
@@ -273,12 +250,37 @@ func decodeCells(chunk []byte, n int, sec Section) ([]Cell, error) {
 		cells[i] = last
 	}
 	for i := range cells {
-		cells[i].Length = int32(c.ReadUint())
+		l := c.ReadUint()
+		if l > math.MaxInt32 {
+			c.Bad = true
+		}
+		cells[i].Length = int32(l)
 	}
-	if c.Bad {
-		return nil, fmt.Errorf("%w: directory chunk", ErrCorrupt)
+	return cells
+}
+
+// What a Cell takes in a chunk: nearly always at most, and at most.
+const (
+	usualCell = 8
+	maxCell   = 3 * binary.MaxVarintLen64
+)
+
+// decodeCells reads the first columns of a chunk, and inflates little more.
+func decodeCells(chunk []byte, n int) ([]Cell, error) {
+	for _, size := range []int{usualCell, maxCell} {
+		raw, err := inflateChunk(chunk, n*size)
+		if err != nil {
+			return nil, err
+		}
+		if n > len(raw) {
+			break
+		}
+		c := &coder{varint.Coder{B: raw}}
+		if cells := readCells(c, n); !c.Bad {
+			return cells, nil
+		}
 	}
-	return cells, nil
+	return nil, fmt.Errorf("%w: directory chunk", ErrCorrupt)
 }
 
 func decodeClock(c *coder, r *Row, f byte) {

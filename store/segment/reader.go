@@ -154,7 +154,7 @@ func (d *Directory) Cells(b int) ([]Cell, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read rows of segment %d, block %d: %w", d.r.ID(), b, err)
 	}
-	cells, err := decodeCells(chunk, int(d.r.blocks[b].Rows), d.r.SectionOf(b))
+	cells, err := decodeCells(chunk, int(d.r.blocks[b].Rows))
 	if err != nil {
 		return nil, fmt.Errorf("read rows of segment %d, block %d: %w", d.r.ID(), b, err)
 	}
