@@ -541,6 +541,10 @@ func TestParseFetchKeepsNothingItCannotHold(t *testing.T) {
 	if _, err := parseFetch(body); !errors.Is(err, errMalformed) {
 		t.Errorf("got %v, want a malformed response", err)
 	}
+	body = append(make([]byte, 11), 0xff, 0xff, 0xff, 0xff, 0x0f, 0, 0, 0, 0, 0)
+	if _, err := parseFetchByID(body); !errors.Is(err, errMalformed) {
+		t.Errorf("got %v, want a malformed response", err)
+	}
 }
 
 func FuzzParseBatches(f *testing.F) {

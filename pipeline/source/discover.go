@@ -103,7 +103,7 @@ type view struct {
 
 type seen struct {
 	partitionMeta
-	topicID [16]byte
+	topicID topicID
 }
 
 func (s *Source) view(topics []topicMeta) view {
@@ -172,8 +172,8 @@ func (s *Source) renew(ctx context.Context, v view) {
 	}
 }
 
-func (p *partition) another(topicID [16]byte) bool {
-	return p.topicID != [16]byte{} && topicID != [16]byte{} && p.topicID != topicID
+func (p *partition) another(id topicID) bool {
+	return p.topicID != (topicID{}) && id != (topicID{}) && p.topicID != id
 }
 
 // known lists the partitions that are meant to be read.
@@ -349,6 +349,10 @@ func (s *Source) resume(id store.Partition, m seen, start, end int64, retention 
 	p.found = store.Discovered{Partition: id, TopicID: m.topicID, Start: start, End: end}
 	state, ok := s.log.Partition(id)
 	if !ok {
+		if start > 0 {
+			s.cfg.Logger.Warn("the log of a new partition has lost its beginning: exports lack what stood there, unless it was written again; "+
+				"topics want compaction or retention.ms=-1", "topic", id.Topic, "partition", id.ID, "start", start)
+		}
 		return p
 	}
 	p.next, p.epoch = state.Next, state.LeaderEpoch
@@ -422,7 +426,7 @@ func (s *Source) follow(p *partition, m seen) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p.leader, p.leaderEpoch, p.stale = m.leader, m.epoch, false
-	if p.topicID == [16]byte{} {
+	if p.topicID == (topicID{}) {
 		p.topicID = m.topicID
 	}
 }

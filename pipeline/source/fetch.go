@@ -21,6 +21,8 @@ type leader struct {
 	parser *Parser
 	turn   int     // rotates the partitions: the first always gets a batch
 	swell  float64 // how far answers inflated lately
+	asked  bool    // whether the broker takes topic ids
+	ids    bool    // it does
 
 	// Guarded by Source.mu.
 	alone int // so many requests carry one partition: a batch is too large
@@ -72,6 +74,7 @@ type claim struct {
 	*partition
 	from        int64
 	leaderEpoch int32
+	topicID     topicID
 }
 
 // claim takes the partitions that can be fetched now, or says when to look
@@ -89,7 +92,7 @@ func (s *Source) claim(l *leader) ([]claim, time.Duration) {
 			ahead += p.ahead
 		}
 		if p.ready(now) {
-			claimed = append(claimed, claim{p, p.next, p.leaderEpoch})
+			claimed = append(claimed, claim{p, p.next, p.leaderEpoch, p.topicID})
 		} else if p.open() && p.retryAt.After(now) {
 			again = min(again, p.retryAt.Sub(now))
 		}
@@ -137,17 +140,16 @@ func (s *Source) unclaim(claimed []claim) {
 // fetch sends one request, hands out its answer and returns how long the
 // broker wants us to wait.
 func (s *Source) fetch(ctx context.Context, l *leader, claimed []claim) time.Duration {
-	req := &rawFetch{Request: s.request(l, claimed), node: l.node, client: s.cfg.ClientID, limit: s.answerLimit()}
 	asked := s.log.Now() // before it is sent: what is stable now lies below the ends in the answer
-	res, err := s.wire.send(ctx, s.cfg.MaxWait, req)
+	answer, err := s.exchange(ctx, l, claimed)
 	if ctx.Err() != nil {
 		return 0
 	}
 	if err != nil {
+		l.asked = false // it may come back as an older or newer broker
 		s.fetchFailed(ctx, l, claimed, fmt.Errorf("fetch from broker %d: %w", l.node, err))
 		return 0
 	}
-	answer := res.(*fetchAnswer)
 	parts := make(map[store.Partition]claim, len(claimed))
 	for _, c := range claimed {
 		parts[c.id] = c
@@ -160,6 +162,37 @@ func (s *Source) fetch(ctx context.Context, l *leader, claimed []claim) time.Dur
 		}
 	}
 	return min(answer.throttle, s.cfg.RetryMax)
+}
+
+func (s *Source) exchange(ctx context.Context, l *leader, claimed []claim) (*fetchAnswer, error) {
+	if !l.asked {
+		var err error
+		if l.ids, err = s.wire.offersFetchByID(ctx, l.node); err != nil {
+			return nil, err
+		}
+		l.asked = true
+	}
+	req := &rawFetch{Request: s.request(l, claimed), node: l.node, client: s.cfg.ClientID, limit: s.answerLimit()}
+	if l.ids {
+		req.ids = topicIDs(claimed)
+	}
+	res, err := s.wire.send(ctx, s.cfg.MaxWait, req)
+	if err != nil {
+		return nil, err
+	}
+	return res.(*fetchAnswer), nil
+}
+
+// topicIDs collects the ids of the topics to fetch, nil if one is not known.
+func topicIDs(claimed []claim) map[string]topicID {
+	ids := map[string]topicID{}
+	for _, c := range claimed {
+		if c.topicID == (topicID{}) {
+			return nil
+		}
+		ids[c.id.Topic] = c.topicID
+	}
+	return ids
 }
 
 // answerLimit is the largest response we are ready to hold: a full one and one

@@ -480,7 +480,7 @@ func TestIntegrationBrokerRestart(t *testing.T) {
 func TestIntegrationGaps(t *testing.T) {
 	// reading starts a source that has handled "a" but sees no more before it
 	// is let go on.
-	reading := func(t *testing.T, r *real) (*Source, *fakeStore, func()) {
+	reading := func(t *testing.T, r *real, cfg Config) (*Source, *fakeStore, func()) {
 		t.Helper()
 		f := newFakeStore()
 		entered, leave := make(chan struct{}), make(chan struct{})
@@ -493,7 +493,6 @@ func TestIntegrationGaps(t *testing.T) {
 			return nil
 		}
 		produce(t, r.client(), at(r.topic, 0), "a")
-		cfg := r.config()
 		cfg.Ahead = 1 // nothing is fetched while something is handled
 		s, _ := run(t, cfg, f)
 		<-entered
@@ -518,7 +517,7 @@ func TestIntegrationGaps(t *testing.T) {
 			t.Errorf("records beside a gap (-want +got):\n%s", diff)
 		}
 	}
-	topicID := func(t *testing.T, r *real) [16]byte {
+	idOf := func(t *testing.T, r *real) topicID {
 		t.Helper()
 		f := newFakeStore()
 		_, stop := run(t, r.config(), f)
@@ -530,7 +529,7 @@ func TestIntegrationGaps(t *testing.T) {
 	t.Run("records deleted while reading", func(t *testing.T) {
 		r := newReal(t, 1)
 		id := at(r.topic, 0)
-		s, f, goOn := reading(t, r)
+		s, f, goOn := reading(t, r, r.config())
 		produce(t, r.client(), id, "b", "c", "d")
 		r.deleteRecords(3)
 		goOn()
@@ -588,11 +587,12 @@ func TestIntegrationGaps(t *testing.T) {
 	t.Run("recreated while busy", func(t *testing.T) {
 		r := newReal(t, 1)
 		id := at(r.topic, 0)
-		s, f, goOn := reading(t, r)
+		cfg := r.config()
+		cfg.Refresh = time.Hour // what is fetched next must tell it
+		s, f, goOn := reading(t, r, cfg)
 		r.delete()
 		r.create(1)
 		produce(t, r.client(), id, "1", "2", "3", "4")
-		waitStatus(t, s, func(p PartitionStatus) bool { return p.Gap != nil })
 		goOn()
 		barred(t, s, f, Recreated)
 		f.waitNext(t, id, 1)
@@ -602,7 +602,7 @@ func TestIntegrationGaps(t *testing.T) {
 		r := newReal(t, 1)
 		id := at(r.topic, 0)
 		produce(t, r.client(), id, "a", "b", "c")
-		before := topicID(t, r)
+		before := idOf(t, r)
 		r.delete()
 		r.create(1)
 		produce(t, r.client(), id, "1", "2", "3", "longer than before")

@@ -16,7 +16,7 @@ import (
 // queue.
 type partition struct {
 	id      store.Partition
-	topicID [16]byte
+	topicID topicID
 	found   store.Discovered // as at its discovery
 
 	leader      int32 // -1 if there is none

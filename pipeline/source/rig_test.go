@@ -262,14 +262,14 @@ func serve(t testing.TB, c *kfake.Cluster, logs func(topic string, id int32) cra
 	c.ControlKey(int16(kmsg.Fetch), func(kreq kmsg.Request) (kmsg.Response, error, bool) {
 		c.KeepControl()
 		req := kreq.(*kmsg.FetchRequest)
-		if req.Version != fetchVersion || req.SessionEpoch != -1 || req.IsolationLevel != 1 {
+		if req.Version != fetchByID || req.SessionEpoch != -1 || req.IsolationLevel != 1 {
 			t.Errorf("fetch v%d with session epoch %d, isolation level %d", req.Version, req.SessionEpoch, req.IsolationLevel)
 		}
 		res := req.ResponseKind().(*kmsg.FetchResponse)
 		res.Version = req.Version
 		for _, rt := range req.Topics {
 			out := kmsg.NewFetchResponseTopic()
-			out.Topic = rt.Topic
+			out.Topic, out.TopicID = rt.Topic, rt.TopicID
 			for _, rp := range rt.Partitions {
 				l := logs(rt.Topic, rp.Partition)
 				p := kmsg.NewFetchResponseTopicPartition()

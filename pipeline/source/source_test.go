@@ -1,7 +1,6 @@
 package source
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -16,6 +15,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/sasl/plain"
 	"github.com/segmentio/kafka-go/sasl/scram"
@@ -339,6 +339,62 @@ func TestGaps(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// What retention took before we came is gone for us: the log says so, once.
+func TestLostBeginning(t *testing.T) {
+	c := newCluster(t, kfake.SeedTopics(2, "t"))
+	produce(t, newProducer(t, c), at("t", 0), "a", "b", "c")
+	truncate(t, c, "t", 2)
+	var log syncBuffer
+	cfg := testConfig(c, "t")
+	cfg.Logger = testLogger(&log)
+	f := newFakeStore()
+	_, stop := run(t, cfg, f)
+	f.waitRecords(t, at("t", 0), got{2, "c"})
+	stop()
+	run(t, cfg, f) // it is known now
+	produce(t, newProducer(t, c), at("t", 0), "d")
+	f.waitRecords(t, at("t", 0), got{2, "c"}, got{3, "d"})
+	if n := strings.Count(log.String(), "has lost its beginning"); n != 1 || !strings.Contains(log.String(), "partition=0 start=2") {
+		t.Errorf("said %d times, want once:\n%s", n, log.String())
+	}
+}
+
+// A topic is deleted, created again and written to while nothing is fetched
+// and nothing is asked: not a record of the second may be taken for the first's.
+func TestRecreatedBetweenFetches(t *testing.T) {
+	id := at("t", 0)
+	c := newCluster(t, kfake.SeedTopics(1, "t"))
+	produce(t, newProducer(t, c), id, "a")
+	f := newFakeStore()
+	entered, leave := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	f.handle = func(a *Answer) error {
+		if len(a.Records) > 0 {
+			once.Do(func() { close(entered) })
+			<-leave
+		}
+		return nil
+	}
+	cfg := testConfig(c, "t")
+	cfg.Ahead = 1 // nothing is fetched while something is handled
+	cfg.Refresh = time.Hour
+	s, _ := run(t, cfg, f)
+	<-entered
+	if err := errors.Join(c.DeleteTopic("t"), c.CreateTopic("t", 1, nil)); err != nil {
+		t.Fatal(err)
+	}
+	produce(t, newProducer(t, c), id, "1", "2", "3")
+	close(leave)
+	f.waitHeld(t, id)
+	waitStatus(t, s, func(p PartitionStatus) bool { return p.Gap != nil })
+	if g := s.Status().Partitions[0].Gap; g.Reason != Recreated || g.Next != 1 {
+		t.Errorf("gap %+v", g)
+	}
+	if d := cmp.Diff([]got{{0, "a"}}, f.records(id)); d != "" {
+		t.Errorf("records (-want +got):\n%s", d)
 	}
 }
 
@@ -683,11 +739,15 @@ func TestTLS(t *testing.T) {
 }
 
 func FuzzParseResponses(f *testing.F) {
-	fetch := kmsg.FetchResponse{Version: fetchVersion, Topics: []kmsg.FetchResponseTopic{{Topic: "t", Partitions: []kmsg.FetchResponseTopicPartition{{
-		Partition: 3, HighWatermark: 9, LastStableOffset: 8, RecordBatches: text("x"),
-		AbortedTransactions: []kmsg.FetchResponseTopicPartitionAbortedTransaction{{ProducerID: 1, FirstOffset: 2}},
-	}}}}}
+	fetch := kmsg.FetchResponse{Version: fetchByName, Topics: []kmsg.FetchResponseTopic{{
+		Topic: "t", TopicID: topicID{7}, Partitions: []kmsg.FetchResponseTopicPartition{{
+			Partition: 3, HighWatermark: 9, LastStableOffset: 8, RecordBatches: text("x"),
+			AbortedTransactions: []kmsg.FetchResponseTopicPartitionAbortedTransaction{{ProducerID: 1, FirstOffset: 2}},
+		}},
+	}}}
 	f.Add(fetch.AppendTo(nil))
+	fetch.Version = fetchByID
+	f.Add(append([]byte{0}, fetch.AppendTo(nil)...))
 	name := "t"
 	meta := kmsg.MetadataResponse{Version: metadataVersion, Topics: []kmsg.MetadataResponseTopic{{
 		Topic: &name, TopicID: [16]byte{1},
@@ -696,20 +756,12 @@ func FuzzParseResponses(f *testing.F) {
 	f.Add(append([]byte{0}, meta.AppendTo(nil)...))
 	f.Fuzz(func(t *testing.T, body []byte) {
 		if mine, err := parseFetch(body); err == nil {
-			theirs := kmsg.FetchResponse{Version: fetchVersion}
-			if err := theirs.ReadFrom(body); err != nil {
-				t.Fatalf("we take a fetch answer that franz-go refuses: %v", err)
-			}
-			i := 0
-			for _, rt := range theirs.Topics {
-				for _, rp := range rt.Partitions {
-					p := mine.partitions[i]
-					if p.topic != rt.Topic || p.id != rp.Partition || p.end != rp.LastStableOffset || !bytes.Equal(p.data, rp.RecordBatches) {
-						t.Fatalf("got %+v, franz-go has %+v", p, rp)
-					}
-					i++
-				}
-			}
+			sameFetch(t, mine, fetchByName, body)
+		}
+		if mine, err := parseFetchByID(body); err == nil {
+			c := cursor{b: body}
+			c.tags() // of the header, which the other does not read
+			sameFetch(t, mine, fetchByID, c.b)
 		}
 		if mine, err := parseMetadata(body); err == nil {
 			c := cursor{b: body}
@@ -725,4 +777,31 @@ func FuzzParseResponses(f *testing.F) {
 			}
 		}
 	})
+}
+
+// sameFetch compares what we read of a fetch answer with what franz-go does.
+func sameFetch(t *testing.T, mine *fetchAnswer, version int16, body []byte) {
+	theirs := kmsg.FetchResponse{Version: version}
+	switch err := theirs.ReadFrom(body); {
+	case err != nil && version == fetchByID:
+		return // it minds what stands in tagged fields, which we pass over
+	case err != nil:
+		t.Fatalf("we take a fetch answer that franz-go refuses: %v", err)
+	}
+	var want []fetchedPartition
+	for _, rt := range theirs.Topics {
+		for _, rp := range rt.Partitions {
+			p := fetchedPartition{
+				topic: rt.Topic, topicID: rt.TopicID, id: rp.Partition, code: kafka.Error(rp.ErrorCode),
+				high: rp.HighWatermark, end: rp.LastStableOffset, start: rp.LogStartOffset, data: rp.RecordBatches,
+			}
+			for _, a := range rp.AbortedTransactions {
+				p.aborted = append(p.aborted, Aborted{ProducerID: a.ProducerID, FirstOffset: a.FirstOffset})
+			}
+			want = append(want, p)
+		}
+	}
+	if d := cmp.Diff(want, mine.partitions, cmp.AllowUnexported(fetchedPartition{}), cmpopts.EquateEmpty()); d != "" {
+		t.Fatalf("fetch answer of version %d (-franz-go +ours):\n%s", version, d)
+	}
 }
