@@ -147,8 +147,12 @@ func (s *Source) noteMissing(missing []string) {
 	before := s.missing
 	s.missing = missing
 	s.mu.Unlock()
-	if len(missing) > 0 && !slices.Equal(before, missing) {
+	switch {
+	case slices.Equal(before, missing):
+	case len(missing) > 0:
 		s.cfg.Logger.Warn("the broker does not have configured topics yet, waiting for them", "topics", missing)
+	default:
+		s.cfg.Logger.Info("the broker has all configured topics now")
 	}
 }
 

@@ -131,7 +131,7 @@ func wanted(t reflect.Type) string {
 	case reflect.Float64:
 		return "a number"
 	case reflect.Slice:
-		return "a list"
+		return "a list, as in [a, b]"
 	}
 	return "a text"
 }
