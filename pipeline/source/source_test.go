@@ -70,6 +70,30 @@ func TestTellsEndsOfIdlePartitions(t *testing.T) {
 	}
 }
 
+// TestAskedBeforeTheRequest lets a long time pass while the first fetch is at
+// the broker: only what was stable before that lies below the end it tells, so
+// an answer that dates itself later would promise records it has not seen.
+func TestAskedBeforeTheRequest(t *testing.T) {
+	c := newCluster(t, kfake.SeedTopics(1, "fhir"))
+	f := newFakeStore()
+	var atBroker fhir.Instant
+	c.ControlKey(int16(kmsg.Fetch), func(kmsg.Request) (kmsg.Response, error, bool) { // the first only
+		f.update(func() {
+			atBroker = f.now
+			f.now += 1_000_000
+		})
+		return nil, nil, false
+	})
+	run(t, testConfig(c, "fhir"), f)
+	id := at("fhir", 0)
+	f.wait(t, "an answer", func() bool { return len(f.answers[id]) > 0 })
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if got := f.answers[id][0].Asked; got > atBroker {
+		t.Errorf("the answer says that it was asked for at %d; it reached the broker at %d", got, atBroker)
+	}
+}
+
 func TestCodecsOnTheWire(t *testing.T) {
 	c := newCluster(t, kfake.SeedTopics(1, "t"))
 	f := newFakeStore()
