@@ -131,7 +131,7 @@ func (p *Pipeline) redecode(ctx context.Context, t *topic, id store.Partition) e
 			failed = append(failed, r.Seq)
 			return nil
 		}
-		b.Changes, b.Resolved = append(b.Changes, changes...), append(b.Resolved, r.Seq)
+		b.Changes, b.Resolved = append(b.Changes, changes...), append(b.Resolved, r.Bound)
 		if size += len(r.Value); len(b.Resolved) < retryLetters && size < retryBytes {
 			return nil
 		}
@@ -171,8 +171,8 @@ func (p *Pipeline) applyRetry(ctx context.Context, t *topic, b store.Batch, fail
 	defer t.mu.Unlock()
 	r, state := t.retry, t.state
 	r.failed = append(r.failed, failed...)
-	for _, seq := range b.Resolved {
-		r.resolved = max(r.resolved, seq)
+	for _, l := range b.Resolved {
+		r.resolved = max(r.resolved, l.Seq)
 	}
 	if last {
 		r.running--

@@ -11,6 +11,9 @@ const NoVersion = segment.NoVersion
 // Partition names one partition of a Kafka topic.
 type Partition = segment.Partition
 
+// Bound is the place of a row in the order of time.
+type Bound = segment.Bound
+
 // Section names the rows of one kind and type.
 type Section = segment.Section
 
@@ -85,9 +88,9 @@ type Batch struct {
 	// and not understood here; nil leaves it as it is.
 	Topic []byte
 
-	// Resolved names dead letters, by sequence number, whose records are among
-	// Changes now: decoded after all, they are listed and counted no more.
-	Resolved []uint64
+	// Resolved names dead letters whose records are among Changes now: decoded
+	// after all, they are listed and counted no more.
+	Resolved []Bound
 }
 
 // Discovery says what the broker has of the configured topics.

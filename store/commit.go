@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -202,7 +201,7 @@ func (c *commit) publish(s *seg) {
 	if s != nil {
 		s.bury(c.own)
 		db.segs[s.id()] = s
-		db.view = append(slices.Clone(db.view), s)
+		db.view = db.view.with(s)
 	}
 }
 

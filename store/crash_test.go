@@ -7,6 +7,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -16,6 +17,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 	"github.com/google/go-cmp/cmp"
 
+	"tidemark/store/compaction"
 	"tidemark/store/fhir"
 	"tidemark/store/segment"
 )
@@ -28,12 +30,15 @@ type scenario struct {
 	pins    []string            // acknowledged
 	states  []map[string]string // by commit number: what is visible then
 	offset  int64
+	merges  []compaction.Kind
 }
 
 var scenarioPart = Partition{Topic: "fhir", ID: 0}
 
 func (s *scenario) open(fs vfs.FS) error {
-	db, err := Open("store", Options{FS: fs, MergeOff: true, Cache: 1 << 20, Allowance: time.Millisecond})
+	db, err := Open("store", Options{
+		FS: fs, MergeOff: true, Cache: 1 << 20, Allowance: time.Millisecond, SettleAfter: time.Millisecond, LastState: time.Millisecond, smallFile: 1,
+	})
 	if err != nil {
 		return err
 	}
@@ -102,9 +107,13 @@ func (s *scenario) run(acked func(commits int, pins []string)) error {
 			}
 			acked(s.commits, s.pins)
 		}
-		if n%9 == 0 {
-			if _, err := s.db.Merge(context.Background()); err != nil {
-				return fmt.Errorf("merge at %d: %w", n, err)
+		if n%4 == 0 {
+			for range 2 {
+				r, err := s.db.rewrite(context.Background())
+				if err != nil {
+					return fmt.Errorf("merge at %d: %w", n, err)
+				}
+				s.merges = append(s.merges, r.job.Kind)
 			}
 		}
 		if n == 16 {
@@ -219,15 +228,67 @@ func TestCrash(t *testing.T) {
 			t.Fatal(err)
 		}
 		for i, c := range clones {
+			if err := reindexed(s, &c); err != nil {
+				t.Errorf("crash before write %d (%s, %d %% of unsynced data kept), and the index lost: %v", i, c.op, c.percent, err)
+			}
 			if err := recovered(s, &c); err != nil {
 				t.Errorf("crash before write %d (%s, %d %% of unsynced data kept, %d commits acknowledged): %v", i, c.op, c.percent, c.commits, err)
 			}
 		}
-		t.Logf("%d crashes", len(clones))
+		t.Logf("%d crashes; merges: %v", len(clones), s.merges)
+		for _, k := range []compaction.Kind{compaction.Clean, compaction.Settle} {
+			if !slices.Contains(s.merges, k) {
+				t.Errorf("no merge was of the kind %s", k)
+			}
+		}
 		if len(clones) < 200 {
 			t.Errorf("only %d writes were tried", len(clones))
 		}
 	})
+}
+
+// reindexed loses the index of what a crash left and makes it anew: what was
+// acknowledged is there, and nothing twice.
+func reindexed(s *scenario, c *clone) (err error) {
+	fs := c.fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: 100, RNG: rand.New(rand.NewPCG(1, 1))})
+	if err := fs.RemoveAll("store/index"); err != nil {
+		return err
+	}
+	var out strings.Builder
+	if err := Reindex("store", Options{FS: fs, Cache: 1 << 20}, &out); err != nil {
+		if c.commits == 0 {
+			return nil // there was nothing
+		}
+		return err
+	}
+	r := &scenario{states: slices.Clone(s.states)}
+	if err := r.open(fs); err != nil {
+		return fmt.Errorf("%w\n%s", err, &out)
+	}
+	defer func() { err = errors.Join(err, r.db.Close()) }()
+	if _, err := r.db.Check(true); err != nil {
+		return fmt.Errorf("%w\n%s", err, &out)
+	}
+	got, err := wholeContent(r.db)
+	if err != nil {
+		return err
+	}
+	// The commit that the crash cut short may be whole: then it counts, with its offsets.
+	if next := c.commits + 1; next < len(s.states) && maps.Equal(s.states[next], got) {
+		return nil
+	}
+	if d := cmp.Diff(s.states[c.commits], got); d != "" {
+		return fmt.Errorf("content of commit %d (-want +got):\n%s\n%s", c.commits, d, &out)
+	}
+	return nil
+}
+
+// wholeContent is everything committed.
+func wholeContent(db *DB) (map[string]string, error) {
+	snap := db.snapshotNow()
+	snap.of = &pinned{id: "whole", readers: 1}
+	got, err := content(snap)
+	return got, errors.Join(err, snap.Close())
 }
 
 // recovered opens what a crash left and asks that acknowledged commits and pins
@@ -249,10 +310,8 @@ func recovered(s *scenario, c *clone) (err error) {
 	if n > 0 {
 		want = s.states[n]
 	}
-	snap := r.db.snapshotNow()
-	snap.of = &pinned{id: "whole", readers: 1}
-	got, err := content(snap)
-	if err := errors.Join(err, snap.Close()); err != nil {
+	got, err := wholeContent(r.db)
+	if err != nil {
 		return err
 	}
 	if d := cmp.Diff(want, got); d != "" {

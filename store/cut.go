@@ -150,6 +150,7 @@ func (s *Snapshot) visible(e Extent, v span) (segment.Block, error) {
 	if err != nil {
 		return segment.Block{}, err
 	}
+	v = v.of(g)
 	s.db.mu.Lock()
 	dead := g.dead[e.Block].until(v.w)
 	s.db.mu.Unlock()

@@ -27,6 +27,7 @@ import (
 	tracenoop "go.opentelemetry.io/otel/trace/noop"
 	"golang.org/x/sync/semaphore"
 
+	"tidemark/store/compaction"
 	"tidemark/store/fhir"
 	"tidemark/store/index"
 	"tidemark/store/segment"
@@ -65,10 +66,23 @@ type Options struct {
 	// KeepMeta leaves meta.versionId and meta.lastUpdated out where the source
 	// left them out.
 	KeepMeta bool
+	// Cores and WriteRate bound what merges take of the processor (default 0.5,
+	// of one core at most) and of the disk (bytes a second, default 50 MiB). They
+	// hold for as long as merges keep up.
+	Cores     float64
+	WriteRate int64
+	// SettleAfter is the age at which rows are moved out of the way of intake and
+	// sorted by patient (default 1 day).
+	SettleAfter time.Duration
+	// LastState is how long the last state of a resource is kept after its
+	// deletion (default 30 days).
+	LastState time.Duration
 	// Cache is Pebble's, bytes (default 96 MiB).
 	Cache int64
 	// MergeOff leaves fresh segments as they are; for tests.
 	MergeOff bool
+
+	smallFile int64 // compaction.SmallFile, smaller in tests
 
 	FS     vfs.FS // default: the disk
 	Logger *slog.Logger
@@ -85,11 +99,22 @@ func (o Options) withDefaults() Options {
 	set(&o.CommitInterval, 500*time.Millisecond)
 	set(&o.Allowance, time.Second)
 	set(&o.MaxClockStep, 30*time.Second)
+	set(&o.SettleAfter, 24*time.Hour)
+	set(&o.LastState, 30*24*time.Hour)
+	if o.Cores == 0 {
+		o.Cores = 0.5
+	}
+	if o.WriteRate == 0 {
+		o.WriteRate = 50 << 20
+	}
 	if o.CommitSize == 0 {
 		o.CommitSize = 32 << 20
 	}
 	if o.Cache == 0 {
 		o.Cache = 96 << 20
+	}
+	if o.smallFile == 0 {
+		o.smallFile = compaction.SmallFile
 	}
 	if o.FS == nil {
 		o.FS = vfs.Default
@@ -136,11 +161,12 @@ type DB struct {
 
 	gather  gathering
 	sealing *sealing
+	behind  bool          // intake waits for merges
 	full    chan struct{} // signalled when a commit is due for its size
 	first   chan struct{} // signalled when a commit's first change arrives
 	room    *sync.Cond    // the gathering has room, or the store failed
 
-	view   []*seg // live segments by sequence number; replaced, never changed
+	view   *view // live segments; replaced, never changed
 	segs   map[segment.ID]*seg
 	pins   map[string]*pinned
 	failed error
@@ -207,7 +233,7 @@ func (db *DB) Run(ctx context.Context) error {
 	mergeCtx, stop := context.WithCancel(ctx)
 	go func() {
 		defer close(merged)
-		db.mergeLoop(mergeCtx)
+		db.rewriteLoop(mergeCtx)
 	}()
 	defer func() { stop(); <-merged }()
 	heartbeat := time.NewTicker(time.Minute)

@@ -26,7 +26,7 @@ func (c *commit) deadLetter(ch *Change, t *taken) error {
 	c.counts.dead++
 	n := row{
 		Row: segment.Row{
-			Section: segment.Section{Kind: segment.Internal, Type: segment.DeadLetters}, Seq: c.seq(),
+			Section: deadLetters, Seq: c.seq(),
 			Instant: c.instant(ch, t, nil), Life: segment.NoLife,
 			Clock: segment.Clock{
 				Version: NoVersion, LastUpdated: fhir.None, Timestamp: ch.Timestamp, Origin: t.Partition, Offset: ch.Offset,
@@ -42,8 +42,7 @@ func (c *commit) deadLetter(ch *Change, t *taken) error {
 
 // A DeadLetterRow is a dead letter as it is stored.
 type DeadLetterRow struct {
-	Seq       uint64
-	Instant   fhir.Instant
+	Bound
 	Partition Partition
 	Offset    int64
 	Timestamp fhir.Instant // of the record, None if it had none
@@ -55,11 +54,10 @@ type DeadLetterRow struct {
 func (db *DB) DeadLetters(topic string, fn func(DeadLetterRow) error) error {
 	s := db.snapshotNow()
 	defer s.Close()
-	sec := segment.Section{Kind: segment.Internal, Type: segment.DeadLetters}
 	for _, g := range s.segs {
-		info := g.r.Section(sec)
+		info := g.r.Section(deadLetters)
 		for b := info.From; b < info.To; b++ {
-			if err := g.deadLetters(db, b, topic, fn); err != nil {
+			if err := g.deadLetters(db, b, s.span(fhir.None, always).of(g), topic, fn); err != nil {
 				return err
 			}
 		}
@@ -67,7 +65,7 @@ func (db *DB) DeadLetters(topic string, fn func(DeadLetterRow) error) error {
 	return nil
 }
 
-func (s *seg) deadLetters(db *DB, b int, topic string, fn func(DeadLetterRow) error) error {
+func (s *seg) deadLetters(db *DB, b int, v span, topic string, fn func(DeadLetterRow) error) error {
 	rows, err := s.r.Rows(b)
 	if err != nil {
 		return err
@@ -87,7 +85,7 @@ func (s *seg) deadLetters(db *DB, b int, topic string, fn func(DeadLetterRow) er
 	for i := range rows {
 		line := text[:rows[i].Length]
 		text = text[rows[i].Length:]
-		if topic != "" && rows[i].Clock.Origin.Topic != topic || contains(dead, rows[i].Seq) {
+		if topic != "" && rows[i].Clock.Origin.Topic != topic || contains(dead, rows[i].Seq) || rows[i].Bound().Compare(v.after) <= 0 {
 			continue
 		}
 		var d deadLine
@@ -95,7 +93,7 @@ func (s *seg) deadLetters(db *DB, b int, topic string, fn func(DeadLetterRow) er
 			return fmt.Errorf("%w: dead letter in segment %s: %w", ErrCorrupt, s.r.ID().BodyName(), err)
 		}
 		k := &rows[i].Clock
-		if err := fn(DeadLetterRow{rows[i].Seq, rows[i].Instant, k.Origin, k.Offset, k.Timestamp, d.DeadLetter}); err != nil {
+		if err := fn(DeadLetterRow{rows[i].Bound(), k.Origin, k.Offset, k.Timestamp, d.DeadLetter}); err != nil {
 			return err
 		}
 	}
@@ -109,10 +107,10 @@ func contains(list []death, seq uint64) bool {
 // resolve ends the dead letters whose records could be decoded after all: from
 // the line on they are counted no more. Those that were resolved before are
 // passed over: a row dies once (invariant D2), and a merge may have dropped it.
-func (c *commit) resolve(seqs []uint64) error {
-	for _, seq := range seqs {
-		if s := c.db.holding(seq); s != nil {
-			if err := c.resolveIn(s, seq); err != nil {
+func (c *commit) resolve(letters []Bound) error {
+	for _, l := range letters {
+		if s := c.db.holding(deadLetters, l); s != nil {
+			if err := c.resolveIn(s, segment.Place{Bound: l}); err != nil {
 				return err
 			}
 		}
@@ -120,32 +118,31 @@ func (c *commit) resolve(seqs []uint64) error {
 	return nil
 }
 
-func (c *commit) resolveIn(s *seg, seq uint64) error {
-	sec := segment.Section{Kind: segment.Internal, Type: segment.DeadLetters}
-	info := s.r.Section(sec)
-	for b := info.From; b < info.To; b++ {
-		rows, err := s.r.Rows(b)
-		if err != nil {
-			return err
-		}
-		i := slices.IndexFunc(rows, func(r segment.Row) bool { return r.Seq == seq })
-		if i < 0 {
-			continue
-		}
-		c.db.mu.Lock()
-		dead := contains(s.dead[b].until(always), seq)
-		c.db.mu.Unlock()
-		if dead || slices.ContainsFunc(c.deaths[s.id()], func(d index.Death) bool { return d.Seq == seq }) {
-			return nil
-		}
-		at := rows[i].Instant
-		if c.line != fhir.None {
-			at = max(at, c.line+1)
-		}
-		c.deaths[s.id()] = append(c.deaths[s.id()], index.Death{
-			Section: sec, Instant: rows[i].Instant, Seq: seq, Length: rows[i].Length, At: at,
-		})
+var deadLetters = segment.Section{Kind: segment.Internal, Type: segment.DeadLetters}
+
+func (c *commit) resolveIn(s *seg, p segment.Place) error {
+	b := s.r.Find(deadLetters, p)
+	if b < 0 {
 		return nil
 	}
+	rows, err := s.r.Rows(b)
+	if err != nil {
+		return err
+	}
+	i := slices.IndexFunc(rows, func(r segment.Row) bool { return r.Seq == p.Seq })
+	if i < 0 {
+		return nil
+	}
+	c.db.mu.Lock()
+	dead := contains(s.dead[b].until(always), p.Seq)
+	c.db.mu.Unlock()
+	if dead || slices.ContainsFunc(c.deaths[s.id()], func(d index.Death) bool { return d.Place.Seq == p.Seq }) {
+		return nil
+	}
+	at := p.Instant
+	if c.line != fhir.None {
+		at = max(at, c.line+1)
+	}
+	c.deaths[s.id()] = append(c.deaths[s.id()], index.Death{Section: deadLetters, Place: p, Length: rows[i].Length, At: at})
 	return nil
 }

@@ -161,7 +161,7 @@ func (c *commit) apply(ch *Change, t *taken, r *resource, hash uint64) error {
 	old := r.cur
 	at := c.instant(ch, t, old)
 	clock, life := succeed(old, ch, t.Partition)
-	moved := ch.Delete || old != nil && old.Patients != index.PatientsHash(ch.Patients)
+	moved := ch.Delete || old != nil && old.Patients != segment.PatientsHash(ch.Patients)
 	if moved { // only then is it worth reading the old row
 		if err := c.patientsOf(ch.Key, r); err != nil {
 			return err
@@ -188,7 +188,7 @@ func (c *commit) apply(ch *Change, t *taken, r *resource, hash uint64) error {
 		n.Placed = old.Placed
 	}
 	n.Length = int32(len(n.body)+n.inject.Len(strconv.FormatUint(n.Seq, 10))) + 1
-	if err := c.end(r, ch.Key, at); err != nil {
+	if err := c.end(r, ch, at); err != nil {
 		return err
 	}
 	before := r.patients
@@ -209,7 +209,7 @@ var groupType, _ = fhir.ParseType("Group")
 func stateOf(r *segment.Row) *index.State {
 	return &index.State{
 		Kind: r.Section.Kind, Seq: r.Seq, Instant: r.Instant, Length: r.Length, Clock: r.Clock, Hash: r.Hash,
-		Placed: r.Placed, Patients: index.PatientsHash(r.Patients), Life: r.Life,
+		Placed: r.Placed, Patients: segment.PatientsHash(r.Patients), Life: r.Life,
 	}
 }
 
@@ -241,22 +241,23 @@ func (c *commit) seq() uint64 {
 
 // end records that r's newest row, if there is one, is superseded at the given
 // instant.
-func (c *commit) end(r *resource, key fhir.Key, at fhir.Instant) error {
+func (c *commit) end(r *resource, by *Change, at fhir.Instant) error {
 	if r.cur == nil {
 		return nil
 	}
+	removed := by.Delete && r.cur.Kind == segment.Live
 	if r.at >= 0 {
 		o := &c.rows[r.at]
-		o.death, o.hidden = at, at == o.Instant
+		// The last state before a deletion stays for a while, whoever sees it.
+		o.death, o.removed, o.hidden = at, removed, at == o.Instant && !removed
 		return nil
 	}
-	s, err := c.db.holder(r.cur.Seq)
+	sec, place := r.cur.Section(by.Key.Type), r.cur.Place()
+	s, err := c.db.holder(sec, place.Bound)
 	if err != nil {
 		return err
 	}
-	c.deaths[s.id()] = append(c.deaths[s.id()], index.Death{
-		Section: r.cur.Section(key.Type), Instant: r.cur.Instant, Seq: r.cur.Seq, Length: r.cur.Length, At: at,
-	})
+	c.deaths[s.id()] = append(c.deaths[s.id()], index.Death{Section: sec, Place: place, Length: r.cur.Length, At: at, Removed: removed})
 	return nil
 }
 
@@ -270,7 +271,7 @@ func (c *commit) patientsOf(key fhir.Key, r *resource) error {
 	if r.cur.Patients == 0 {
 		return nil
 	}
-	found, err := c.db.rowAt(r.cur.Section(key.Type), r.cur.Instant, r.cur.Seq)
+	found, err := c.db.rowAt(r.cur.Section(key.Type), r.cur.Place())
 	if err != nil {
 		return err
 	}

@@ -59,7 +59,7 @@ const largeBlock = 4 * segment.BlockSize
 // are not Whole are recompressed without their hidden rows into a private file
 // of the snapshot, once: it is durable before File returns.
 func (s *Snapshot) File(ctx context.Context, name string, sec segment.Section, since, upto fhir.Instant, ext []Extent) (*File, error) {
-	v := span{since, min(upto, s.pin.Watermark), s.pin.Watermark}
+	v := s.span(since, upto)
 	f := &File{db: s.db, open: map[string]stored{}}
 	var cut []int
 	var g *seg // extents of a segment stand together

@@ -95,9 +95,7 @@ func (db *DB) Apply(ctx context.Context, b Batch) error {
 	defer stop()
 	db.mu.Lock()
 	defer db.mu.Unlock()
-	for db.failed == nil && ctx.Err() == nil && len(b.Changes) > 0 &&
-		db.gather.bytes > 0 && db.gather.bytes+t.bytes > db.o.CommitSize {
-		signal(db.full)
+	for db.failed == nil && ctx.Err() == nil && len(b.Changes) > 0 && db.crowded(t.bytes) {
 		db.room.Wait()
 	}
 	if db.failed != nil {
@@ -112,6 +110,31 @@ func (db *DB) Apply(ctx context.Context, b Batch) error {
 	}
 	db.take(p, t)
 	return nil
+}
+
+// maxFresh bounds the fresh segments: beyond it intake waits for merges, for
+// every plan and every look-up of a row would grow slower with them.
+const maxFresh = 512
+
+// crowded tells whether intake must wait: for the commit under way, or for
+// merges that cannot keep up. Called with mu held.
+func (db *DB) crowded(bytes int64) bool {
+	behind := len(db.view.fresh) >= maxFresh && !db.o.MergeOff
+	if behind != db.behind {
+		if db.behind = behind; behind {
+			db.o.Logger.Warn("intake waits: merges cannot keep up", "segments", len(db.view.fresh), "raise", "compaction.cores, compaction.write_rate")
+		} else {
+			db.o.Logger.Info("intake goes on: merges have caught up")
+		}
+	}
+	if behind {
+		return true
+	}
+	if db.gather.bytes > 0 && db.gather.bytes+bytes > db.o.CommitSize {
+		signal(db.full)
+		return true
+	}
+	return false
 }
 
 func weight(changes []Change) int64 {

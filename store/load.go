@@ -88,6 +88,7 @@ func (db *DB) loadTopics() error {
 }
 
 func (db *DB) loadSegments() error {
+	var live []*seg
 	err := index.Scan(db.kv, index.Segments(), func(k, v []byte) error {
 		id, err := index.ParseSegmentKey(k)
 		if err != nil {
@@ -108,11 +109,11 @@ func (db *DB) loadSegments() error {
 		s.dropped = v[0] == index.SegmentDropped
 		db.segs[id] = s
 		if !s.dropped {
-			db.view = append(db.view, s)
+			live = append(live, s)
 		}
 		return nil
 	})
-	slices.SortFunc(db.view, func(a, b *seg) int { return compareSeqs(a, b) })
+	db.view = newView(live, db.meta.Closed)
 	return err
 }
 
@@ -148,14 +149,4 @@ func (db *DB) loadPins() error {
 		db.pins[q.id] = q
 		return nil
 	})
-}
-
-func compareSeqs(a, b *seg) int {
-	switch x, y := a.r.Footer().Seqs[0], b.r.Footer().Seqs[0]; {
-	case x < y:
-		return -1
-	case x > y:
-		return 1
-	}
-	return 0
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/google/go-cmp/cmp"
 
+	"tidemark/store/compaction"
 	"tidemark/store/fhir"
 	"tidemark/store/segment"
 	"tidemark/store/storetest"
@@ -83,6 +84,7 @@ type model struct {
 	seen    map[string]bool   // bodies delivered
 	exports int
 	windows []window // earlier exports that are still pinned
+	merges  [compaction.Widen + 1]int
 	steps   []string
 }
 
@@ -101,25 +103,37 @@ type window struct {
 const modelTopic = "fhir"
 
 func TestModel(t *testing.T) {
-	windows := 0
+	windows, merges := 0, [compaction.Widen + 1]int{}
 	for i := range *modelRuns {
 		seed := uint64(i + 1)
 		if *modelSeed != 0 {
 			seed = *modelSeed
 		}
-		synctest.Test(t, func(t *testing.T) { windows += runModel(t, seed) })
+		synctest.Test(t, func(t *testing.T) {
+			m := runModel(t, seed)
+			windows += m.exports
+			for k, n := range m.merges {
+				merges[k] += n
+			}
+		})
 		if t.Failed() || *modelSeed != 0 {
 			t.Logf("again with: -run TestModel -model.seed=%d -model.steps=%d", seed, *modelSteps)
 			break
 		}
 	}
-	t.Logf("%d windows", windows)
+	t.Logf("%d windows; merges:", windows)
+	for k, n := range merges {
+		t.Logf("%s %d", compaction.Kind(k), n)
+		if n == 0 && *modelSeed == 0 {
+			t.Errorf("nothing was done of the kind %s", compaction.Kind(k))
+		}
+	}
 	if windows < *modelRuns {
 		t.Errorf("only %d windows were exported", windows)
 	}
 }
 
-func runModel(t *testing.T, seed uint64) int {
+func runModel(t *testing.T, seed uint64) *model {
 	m := &model{
 		t: t, r: rand.New(rand.NewPCG(seed, 7)), fs: vfs.NewCrashableMem(), since: fhir.None,
 		newest: map[string]int{}, copy: map[string]string{}, seen: map[string]bool{},
@@ -128,7 +142,10 @@ func runModel(t *testing.T, seed uint64) int {
 	m.logs, m.fetched = make([][]sent, n), make([]int64, n)
 	m.o = Options{
 		FS: m.fs, CommitInterval: 100 * time.Millisecond, MergeOff: true, Cache: 1 << 20,
-		Allowance: []time.Duration{time.Millisecond, time.Second, time.Minute}[m.r.IntN(3)],
+		Allowance:   []time.Duration{time.Millisecond, time.Second, time.Minute}[m.r.IntN(3)],
+		SettleAfter: []time.Duration{time.Millisecond, 5 * time.Second, time.Hour}[m.r.IntN(3)],
+		smallFile:   []int64{1, 0}[m.r.IntN(2)],
+		LastState:   []time.Duration{time.Millisecond, time.Minute}[m.r.IntN(2)],
 	}
 	m.open()
 	defer func() {
@@ -146,7 +163,10 @@ func runModel(t *testing.T, seed uint64) int {
 	if !t.Failed() {
 		m.drain()
 	}
-	return m.exports
+	if !t.Failed() {
+		m.age()
+	}
+	return m
 }
 
 func (m *model) open() {
@@ -189,6 +209,7 @@ func (m *model) step() {
 		{25, "fetch", m.fetch},
 		{12, "commit", m.commit},
 		{12, "wait", func() { time.Sleep(time.Duration(m.r.IntN(3000)) * time.Millisecond) }},
+		{1, "rest", func() { time.Sleep(time.Duration(m.r.IntN(20)) * time.Minute) }},
 		{10, "export", m.export},
 		{3, "merge", m.merge},
 		{2, "reread", m.reread},
@@ -560,9 +581,34 @@ func (m *model) reread() {
 }
 
 func (m *model) merge() {
-	if _, err := m.db.Merge(context.Background()); err != nil {
+	for range 1 + m.r.IntN(4) {
+		m.rewrite()
+	}
+}
+
+func (m *model) rewrite() compaction.Kind {
+	r, err := m.db.rewrite(context.Background())
+	if err != nil {
 		m.t.Fatal(err)
 	}
+	m.steps = append(m.steps, r.job.Kind.String())
+	m.merges[r.job.Kind]++
+	return r.job.Kind
+}
+
+// age lets the store grow old: everything settles and windows are widened. Then
+// exports that were pinned long ago and a full one must be what they were.
+func (m *model) age() {
+	for range 4 {
+		for m.rewrite() != compaction.Nothing {
+		}
+		m.check("merge")
+		time.Sleep(time.Hour)
+	}
+	m.reread()
+	m.since, m.copy, m.seen = fhir.None, map[string]string{}, map[string]bool{}
+	m.export()
+	m.complete()
 }
 
 func (m *model) restart() {
@@ -631,6 +677,11 @@ func (m *model) drain() {
 		}
 		m.export()
 	}
+	m.complete()
+}
+
+// complete asks that the client has exactly what the sources have.
+func (m *model) complete() {
 	want := map[string]string{}
 	for _, s := range m.sources {
 		last := s.history[0]

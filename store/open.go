@@ -78,6 +78,7 @@ func newDB(dir string, o Options) *DB {
 	db := &DB{
 		dir: dir, o: o, fs: o.FS, promised: fhir.None, stored: fhir.None,
 		parts: map[Partition]*partition{}, numbers: map[uint64]Partition{}, topics: map[string][]byte{},
+		view: newView(nil, segment.NoBound),
 		segs: map[segment.ID]*seg{}, pins: map[string]*pinned{},
 		cutting: semaphore.NewWeighted(maxCutting),
 		full:    make(chan struct{}, 1), first: make(chan struct{}, 1),
@@ -98,7 +99,7 @@ func (db *DB) create(path string, o index.Options) error {
 			return fmt.Errorf("%w: %s holds segments, but there is no index", ErrReindex, db.segmentsDir())
 		}
 	}
-	m := index.Meta{NextSegment: 1, NextSeq: 1, Epoch: 1, NextMerge: 1, Newest: fhir.None}
+	m := index.Meta{NextSegment: 1, NextSeq: 1, Epoch: 1, NextMerge: 1, Newest: fhir.None, Closed: segment.NoBound}
 	if _, err := rand.Read(m.Store[:]); err != nil {
 		return err
 	}
@@ -164,7 +165,7 @@ func (db *DB) tidy() error {
 	for _, id := range db.ghosts {
 		db.forget(&w, id)
 	}
-	if err := errors.Join(db.tidyJobs(), segment.SyncDir(db.fs, db.segmentsDir()), segment.SyncDir(db.fs, db.dir), db.syncParent(), w.err); err != nil {
+	if err := errors.Join(db.fs.RemoveAll(db.runsDir()), db.tidyJobs(), segment.SyncDir(db.fs, db.segmentsDir()), segment.SyncDir(db.fs, db.dir), db.syncParent(), w.err); err != nil {
 		return err
 	}
 	return b.Commit(pebble.Sync)

@@ -101,7 +101,9 @@ func (db *DB) snapshotReady() (*Snapshot, error) {
 
 // snapshot pins the present view in memory. Called with mu held.
 func (db *DB) snapshot(w fhir.Instant) *Snapshot {
-	s := &Snapshot{db: db, segs: db.view, pin: index.Pin{Watermark: w, Epoch: db.meta.Epoch, Created: fhir.FromTime(time.Now())}}
+	s := &Snapshot{db: db, segs: db.view.all(), pin: index.Pin{
+		Watermark: w, Epoch: db.meta.Epoch, Created: fhir.FromTime(time.Now()), Closed: db.view.closed,
+	}}
 	for _, g := range s.segs {
 		g.refs++
 		s.pin.Segments = append(s.pin.Segments, g.id())

@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -46,7 +47,8 @@ type reindex struct {
 	fs     vfs.FS
 	out    io.Writer
 	kv     *pebble.DB
-	list   []*segment.Reader
+	list   []*segment.Reader // those that count
+	view   *view             // of them
 	meta   index.Meta
 	line   fhir.Instant
 	states map[uint64]segment.Partition // by number
@@ -78,8 +80,8 @@ func (r *reindex) run() error {
 	return r.replace(fresh)
 }
 
-// choose finds the segments that count: all that can be read, but for the
-// inputs of merges that are whole.
+// choose finds the segments that count: all that can be read, but for what a
+// merge replaced and for the outputs of one that did not end.
 func (r *reindex) choose() error {
 	dir := SegmentsDir(r.fs, r.dir)
 	readers, err := openSegments(r.fs, dir)
@@ -89,19 +91,13 @@ func (r *reindex) choose() error {
 	if len(readers) == 0 {
 		return errors.New("it has no readable segment: an empty folder needs no index")
 	}
-	slices.SortFunc(readers, func(a, b *segment.Reader) int { return int(int64(a.ID()) - int64(b.ID())) })
-	r.meta = index.Meta{Store: readers[0].Footer().Store, NextMerge: 1, Newest: fhir.None}
+	slices.SortFunc(readers, func(a, b *segment.Reader) int { return cmp.Compare(a.ID(), b.ID()) })
+	r.meta = index.Meta{Store: readers[0].Footer().Store, NextMerge: 1, Newest: fhir.None, Closed: segment.NoBound}
 	r.line = fhir.None
-	names, err := r.fs.List(dir)
-	if err != nil {
+	if err := r.numbers(dir); err != nil {
 		return err
 	}
-	for _, n := range names {
-		if id, ok := segment.ParseName(n); ok {
-			r.meta.NextSegment = max(r.meta.NextSegment, id+1)
-		}
-	}
-	for _, s := range slices.Backward(readers) {
+	for _, s := range readers {
 		f := s.Footer()
 		// Numbers once given are never given again, also those of what is lost:
 		// clients have seen them as versionId.
@@ -113,7 +109,10 @@ func (r *reindex) choose() error {
 		if f.Store != r.meta.Store {
 			return fmt.Errorf("segments of two stores lie in %s: %s is not of the store that %s belongs to; move one of them away", dir, s.ID().DirectoryName(), readers[0].ID().DirectoryName())
 		}
-		if r.covered(f) {
+	}
+	readers = r.ended(readers)
+	for _, s := range slices.Backward(readers) { // a merge comes before its inputs
+		if covered(s, r.list) {
 			continue
 		}
 		if err := whole(s); err != nil {
@@ -122,18 +121,80 @@ func (r *reindex) choose() error {
 		}
 		r.list = append(r.list, s)
 	}
-	slices.SortFunc(r.list, func(a, b *segment.Reader) int { return int(int64(a.Footer().Seqs[0]) - int64(b.Footer().Seqs[0])) })
+	var segs []*seg
+	for _, s := range r.list {
+		if w := s.Footer().Window; w != nil && w.To.Compare(r.meta.Closed) > 0 {
+			r.meta.Closed = w.To
+		}
+		segs = append(segs, newSeg(s))
+	}
+	r.view = newView(segs, r.meta.Closed)
 	return nil
 }
 
-// covered tells whether a later, whole segment holds all rows of f's that still
-// count: sequence numbers of live segments never overlap (invariant S5), so
-// this finds the inputs of merges whose outputs were merged again, too.
-func (r *reindex) covered(f *segment.Footer) bool {
-	return slices.ContainsFunc(r.list, func(s *segment.Reader) bool {
-		later := s.Footer()
-		return later.Seqs[0] <= f.Seqs[0] && f.Seqs[1] <= later.Seqs[1]
-	})
+// numbers finds the first segment number that no file has.
+func (r *reindex) numbers(dir string) error {
+	names, err := r.fs.List(dir)
+	for _, n := range names {
+		if id, ok := segment.ParseName(n); ok {
+			r.meta.NextSegment = max(r.meta.NextSegment, id+1)
+		}
+	}
+	return err
+}
+
+// ended leaves out the outputs of the one merge that may not have ended, the
+// last: if not all of them are whole, its inputs are there and count.
+func (r *reindex) ended(readers []*segment.Reader) []*segment.Reader {
+	last := func(s *segment.Reader) bool { return s.Footer().Merge == r.meta.NextMerge-1 }
+	have := map[segment.ID]bool{}
+	wholeParts, parts := 0, 0
+	for _, s := range readers {
+		have[s.ID()] = true
+		if f := s.Footer(); f.Merge != 0 && last(s) {
+			if parts = f.Parts; whole(s) == nil {
+				wholeParts++
+			}
+		}
+	}
+	if wholeParts == parts {
+		return readers
+	}
+	for _, s := range readers {
+		if f := s.Footer(); f.Merge != 0 && last(s) && slices.ContainsFunc(f.Inputs, func(id segment.ID) bool { return !have[id] }) {
+			fmt.Fprintf(r.out, "lost: %d of the %d segments of merge %d, and what it merged is gone: their rows are missing until the source sends them again\n", parts-wholeParts, parts, f.Merge)
+			return readers
+		}
+	}
+	return slices.DeleteFunc(readers, func(s *segment.Reader) bool { return s.Footer().Merge != 0 && last(s) })
+}
+
+// covered tells whether later segments hold all rows of s that still count, so
+// that it is the input of a merge, perhaps of one whose outputs were merged
+// again.
+func covered(s *segment.Reader, later []*segment.Reader) bool {
+	f := s.Footer()
+	for _, l := range later {
+		g := l.Footer()
+		switch {
+		case f.Window == nil && g.Window == nil: // ranges of live ones never overlap (invariant S5)
+			if g.Seqs[0] <= f.Seqs[0] && f.Seqs[1] <= g.Seqs[1] {
+				return true
+			}
+		case f.Window == nil:
+			if newSeg(s).within(g.Window.To) {
+				return true
+			}
+		case g.Window == nil:
+		case *g.Window == *f.Window: // cleaned, or beside it in one merge
+			if slices.ContainsFunc(s.Sections(), func(x segment.SectionInfo) bool { y := l.Section(x.Section); return y.From < y.To }) {
+				return true
+			}
+		case g.Window.From.Compare(f.Window.From) <= 0 && f.Window.To.Compare(g.Window.To) <= 0: // widened
+			return true
+		}
+	}
+	return false
 }
 
 // whole proves a segment's body: one that a crash cut short has no index to say so.
@@ -185,7 +246,7 @@ func (r *reindex) setAside(dir string) error {
 		if err := r.fs.Rename(r.fs.PathJoin(dir, n), r.fs.PathJoin(aside, n)); err != nil {
 			return err
 		}
-		fmt.Fprintf(r.out, "set aside: %s (replaced by a merge, or not whole) now lies in %s\n", n, aside)
+		fmt.Fprintf(r.out, "set aside: %s (replaced by a merge, of one that did not end, or not whole) now lies in %s\n", n, aside)
 	}
 	return segment.SyncDir(r.fs, dir)
 }
@@ -195,11 +256,14 @@ func (r *reindex) build() error {
 	if err := r.partitions(); err != nil {
 		return err
 	}
-	for i, s := range r.list {
-		if err := r.segment(s); err != nil {
-			return err
-		}
-		fmt.Fprintf(r.out, "segment %d of %d\n", i+1, len(r.list))
+	if err := r.resources(); err != nil {
+		return err
+	}
+	if err := r.groups(); err != nil {
+		return err
+	}
+	if err := r.catalogue(); err != nil {
+		return err
 	}
 	promised := max(r.line, r.meta.Newest, fhir.FromTime(time.Now()))
 	r.meta.Epoch++
@@ -243,123 +307,73 @@ func (r *reindex) partitions() error {
 	return errors.Join(w.err, b.Commit(pebble.NoSync))
 }
 
-// segment adds one segment's rows in the order of their sequence numbers, so
-// that each row ends the one before of its resource.
-func (r *reindex) segment(s *segment.Reader) error {
-	rows, err := allRows(s)
-	if err != nil {
-		return err
-	}
-	slices.SortFunc(rows, func(a, b segment.Row) int { return int(int64(a.Seq) - int64(b.Seq)) })
-	deaths := map[segment.ID][]index.Death{}
-	b := r.kv.NewIndexedBatch()
+// catalogue lists the segments.
+func (r *reindex) catalogue() error {
+	b := r.kv.NewBatch()
 	defer b.Close()
 	w := batchWriter{b: b}
-	for i := range rows {
-		if err := r.row(&w, &rows[i], deaths); err != nil {
-			return err
-		}
-	}
-	for id, list := range deaths {
-		// No commit has this number, and each segment brings its own.
-		w.set(index.DeathsKey(id, uint64(s.ID())<<32), index.EncodeDeaths(list))
-	}
-	w.set(index.SegmentKey(s.ID()), []byte{index.SegmentLive})
-	if err := r.groups(&w, s); err != nil {
-		return err
+	for _, s := range r.list {
+		w.set(index.SegmentKey(s.ID()), []byte{index.SegmentLive})
 	}
 	return errors.Join(w.err, b.Commit(pebble.NoSync))
 }
 
-func allRows(s *segment.Reader) ([]segment.Row, error) {
-	dir, err := s.OpenDirectory()
+// groups replays the changes of membership. Periods and inactive flags come
+// with the Group's next version.
+func (r *reindex) groups() error {
+	var changes []regrouping
+	for _, g := range r.view.all() {
+		info := g.r.Section(segment.Section{Kind: segment.Internal, Type: segment.Memberships})
+		for b := info.From; b < info.To; b++ {
+			list, err := regroupings(g, b, r.view.closed)
+			if err != nil {
+				return err
+			}
+			changes = append(changes, list...)
+		}
+	}
+	slices.SortFunc(changes, func(a, b regrouping) int { return cmp.Compare(a.seq, b.seq) })
+	batch := r.kv.NewIndexedBatch()
+	defer batch.Close()
+	w := batchWriter{b: batch}
+	for _, c := range changes {
+		if err := regroupFrom(&w, c.line, c.id, c.at); err != nil {
+			return err
+		}
+	}
+	return errors.Join(w.err, batch.Commit(pebble.NoSync))
+}
+
+// regrouping is a row that says how a Group's membership changed.
+type regrouping struct {
+	seq  uint64
+	id   string
+	at   fhir.Instant
+	line []byte
+}
+
+func regroupings(g *seg, b int, closed segment.Bound) (list []regrouping, err error) {
+	rows, err := g.r.Rows(b)
 	if err != nil {
 		return nil, err
 	}
-	var rows []segment.Row
-	for b := range s.Blocks() {
-		if rows, err = dir.Rows(rows, b); err != nil {
-			return nil, errors.Join(err, dir.Close())
-		}
-	}
-	return rows, dir.Close()
-}
-
-func (r *reindex) row(w *batchWriter, row *segment.Row, deaths map[segment.ID][]index.Death) error {
-	r.rows++
-	r.meta.Newest = max(r.meta.Newest, row.Instant)
-	repeat := row.Section == segment.Section{Kind: segment.Internal, Type: segment.Repeats}
-	if row.Section.Kind == segment.Internal && row.Section.Type != segment.Unseen && !repeat {
-		return nil
-	}
-	number, ok := r.parts[row.Clock.Origin]
-	if !ok {
-		return fmt.Errorf("%w: a row comes from %v, of which no footer knows", ErrCorrupt, row.Clock.Origin)
-	}
-	key := index.RowKey(nil, row.Key)
-	v, closer, err := w.b.Get(key)
-	switch {
-	case err == nil:
-		old, err := index.DecodeState(v, func(n uint64) (segment.Partition, bool) { p, ok := r.states[n]; return p, ok })
-		if err := errors.Join(err, closer.Close()); err != nil {
-			return err
-		}
-		if repeat {
-			old.Life = row.Life
-			w.set(key, old.Encode(nil, r.parts[old.Clock.Origin]))
-			return nil
-		}
-		if id, found := r.holder(old.Seq); found {
-			deaths[id] = append(deaths[id], index.Death{
-				Section: old.Section(row.Key.Type), Instant: old.Instant, Seq: old.Seq, Length: old.Length, At: row.Instant,
-			})
-		}
-	case !errors.Is(err, pebble.ErrNotFound):
-		return err
-	case repeat:
-		return nil // what it repeated was superseded and dropped: the later row carries what it told
-	}
-	w.set(key, stateOf(row).Encode(nil, number))
-	return nil
-}
-
-func (r *reindex) holder(seq uint64) (segment.ID, bool) {
-	for _, s := range r.list {
-		if f := s.Footer(); f.Seqs[0] <= seq && seq <= f.Seqs[1] {
-			return s.ID(), true
-		}
-	}
-	return 0, false
-}
-
-// groups replays the changes of membership that the segment holds. Periods and
-// inactive flags come with the Group's next version.
-func (r *reindex) groups(w *batchWriter, s *segment.Reader) error {
-	info := s.Section(segment.Section{Kind: segment.Internal, Type: segment.Memberships})
-	if info.From == info.To {
-		return nil
-	}
-	body, err := s.OpenBody()
+	body, err := g.r.OpenBody()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer body.Close()
-	for b := info.From; b < info.To; b++ {
-		rows, err := s.Rows(b)
-		if err != nil {
-			return err
-		}
-		text, err := s.Lines(nil, body, b)
-		if err != nil {
-			return err
-		}
-		for i, line := range bytes.Split(bytes.TrimSuffix(text, newline), newline) {
-			if err := regroupFrom(w, line, rows[i].Key.ID, rows[i].Instant); err != nil {
-				return err
-			}
-		}
+	text, err := g.r.Lines(nil, body, b)
+	if err != nil {
+		return nil, err
 	}
-	return nil
+	for i := range rows {
+		row := &rows[i]
+		if g.window() != nil || row.Bound().Compare(closed) > 0 {
+			list = append(list, regrouping{row.Seq, row.Key.ID, row.Instant, bytes.TrimSuffix(text[:row.Length], newline)})
+		}
+		text = text[row.Length:]
+	}
+	return list, nil
 }
 
 func regroupFrom(w *batchWriter, line []byte, id string, at fhir.Instant) error {

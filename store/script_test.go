@@ -209,14 +209,14 @@ func (s *script) change(words []string) (Change, error) {
 
 // commit shows the rows of the new segment.
 func (s *script) commit() (string, error) {
-	before := s.db.view
+	before := s.db.view.len()
 	if err := s.db.Flush(); err != nil {
 		return "", err
 	}
-	if len(s.db.view) == len(before) {
+	if s.db.view.len() == before {
 		return "no segment\n", nil
 	}
-	g := s.db.view[len(s.db.view)-1]
+	g := s.db.view.fresh[len(s.db.view.fresh)-1]
 	var out strings.Builder
 	fmt.Fprintf(&out, "line %s\n", s.at(g.r.Footer().Line))
 	rows, err := allRows(g.r)
@@ -234,8 +234,8 @@ func (s *script) commit() (string, error) {
 		}
 		out.WriteByte('\n')
 	}
-	gone := s.db.deathsOf(s.db.view, func(d index.Death) {
-		fmt.Fprintf(&out, "dead: %d at %s\n", d.Seq, s.at(d.At))
+	gone := s.db.deathsOf(s.db.view.all(), func(d index.Death) {
+		fmt.Fprintf(&out, "dead: %d at %s\n", d.Place.Seq, s.at(d.At))
 	})
 	return out.String(), errors.Join(err, gone)
 }
@@ -298,4 +298,18 @@ func (s *script) section(out *strings.Builder, snap *Snapshot, sec segment.Secti
 		fmt.Fprintf(out, "%s %s\n", sec, line)
 	}
 	return errors.Join(err, f.Close())
+}
+
+func allRows(s *segment.Reader) ([]segment.Row, error) {
+	dir, err := s.OpenDirectory()
+	if err != nil {
+		return nil, err
+	}
+	var rows []segment.Row
+	for b := range s.Blocks() {
+		if rows, err = dir.Rows(rows, b); err != nil {
+			return nil, errors.Join(err, dir.Close())
+		}
+	}
+	return rows, dir.Close()
 }

@@ -18,10 +18,11 @@ import (
 // row is a row of the segment being sealed and what its line is made from.
 type row struct {
 	segment.Row
-	body   []byte
-	inject fhir.Meta
-	hidden bool // superseded at its own instant: no watermark shows it, so it is not stored
-	death  fhir.Instant
+	body    []byte
+	inject  fhir.Meta
+	hidden  bool // superseded at its own instant: no watermark shows it, so it is not stored
+	death   fhir.Instant
+	removed bool // by a deletion
 }
 
 // seal sorts the rows, compresses them block by block on all cores, and makes
@@ -30,7 +31,7 @@ func (c *commit) seal() (*seg, error) {
 	for i := range c.rows {
 		r := &c.rows[i]
 		if r.death != fhir.None && !r.hidden {
-			c.own = append(c.own, index.Death{Section: r.Section, Instant: r.Instant, Seq: r.Seq, Length: r.Length, At: r.death})
+			c.own = append(c.own, index.Death{Section: r.Section, Place: r.Place(), Length: r.Length, At: r.death, Removed: r.removed})
 		}
 	}
 	c.rows = slices.DeleteFunc(c.rows, func(r row) bool { return r.hidden })

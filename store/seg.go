@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sort"
 
 	"tidemark/store/fhir"
 	"tidemark/store/index"
@@ -15,9 +14,12 @@ import (
 // DB.mu guards all but r.
 type seg struct {
 	r       *segment.Reader
-	rows    int64 // of all kinds, dead ones too
-	refs    int   // snapshots and pins that hold it
-	dropped bool  // merged away: the files go with the last reference
+	rows    int64        // of all kinds, dead ones too
+	raw     int64        // bytes of their lines
+	first   fhir.Instant // least change instant
+	last    fhir.Instant // and greatest
+	refs    int          // snapshots and pins that hold it
+	dropped bool         // merged away: the files go with the last reference
 
 	buried int64              // deaths
 	dead   map[int]*blockDead // by block; a block without deaths has no entry
@@ -25,9 +27,10 @@ type seg struct {
 
 // blockDead sums the deaths in one block.
 type blockDead struct {
-	bytes int64
-	last  fhir.Instant // the latest of them
-	list  []death
+	bytes   int64
+	last    fhir.Instant // the latest of them
+	list    []death
+	removed []death // those of list whose rows a deletion ended
 }
 
 // death is what of an index.Death a plan needs: there may be millions.
@@ -38,20 +41,67 @@ type death struct {
 }
 
 func newSeg(r *segment.Reader) *seg {
-	s := &seg{r: r, dead: map[int]*blockDead{}}
+	s := &seg{r: r, dead: map[int]*blockDead{}, first: always, last: fhir.None}
 	for i := range r.Blocks() {
-		s.rows += int64(r.Blocks()[i].Rows)
+		b := &r.Blocks()[i]
+		s.rows += int64(b.Rows)
+		s.raw += b.Sum.Size
+		s.first, s.last = min(s.first, b.First), max(s.last, b.Last)
 	}
 	return s
 }
 
+// within tells whether no row lies behind a bound, as far as the block table
+// tells.
+func (s *seg) within(b segment.Bound) bool {
+	return s.last < b.Instant || b == segment.Upto(s.last)
+}
+
+// droppable is how many bytes of lines a merge would leave out: of rows that may
+// be forgotten, and of blocks that have settled. Called with mu held.
+func (s *seg) droppable(h horizon, settled segment.Bound) (n int64) {
+	blocks := s.r.Blocks()
+	if s.first < settled.Instant {
+		for i := range blocks {
+			if b := &blocks[i]; b.Last < settled.Instant {
+				n += b.Sum.Size
+			}
+		}
+	}
+	for i, d := range s.dead {
+		if blocks[i].Last >= settled.Instant {
+			n += d.droppable(h)
+		}
+	}
+	return n
+}
+
+func (d *blockDead) droppable(h horizon) (n int64) {
+	if d.last <= h.deaths {
+		n = d.bytes
+	} else {
+		for _, x := range d.until(h.deaths) {
+			n += int64(x.length)
+		}
+	}
+	for _, x := range d.removed {
+		if x.at <= h.deaths && x.at > h.lastState {
+			n -= int64(x.length)
+		}
+	}
+	return n
+}
+
 func (s *seg) id() segment.ID { return s.r.ID() }
+
+// window is what of time a settled segment holds; nil for a fresh one.
+func (s *seg) window() *segment.Window { return s.r.Footer().Window }
 
 // bury counts deaths of rows of s.
 func (s *seg) bury(list []index.Death) {
 	s.buried += int64(len(list))
 	for _, d := range list {
-		b := s.r.Find(d.Section, d.Instant, d.Seq)
+		b := s.r.Find(d.Section, d.Place)
 		k := s.dead[b]
 		if k == nil {
 			k = &blockDead{}
@@ -59,46 +109,30 @@ func (s *seg) bury(list []index.Death) {
 		}
 		k.bytes += int64(d.Length)
 		k.last = max(k.last, d.At)
-		k.list = append(k.list, death{d.Seq, d.At, d.Length})
+		x := death{d.Place.Seq, d.At, d.Length}
+		if k.list = append(k.list, x); d.Removed {
+			k.removed = append(k.removed, x)
+		}
 	}
-}
-
-// holder finds the live segment in whose range of sequence numbers seq lies.
-func (db *DB) holder(seq uint64) (*seg, error) {
-	if s := db.holding(seq); s != nil {
-		return s, nil
-	}
-	return nil, fmt.Errorf("%w: the row with sequence number %d lies in no segment: run `tidemark check`", ErrReindex, seq)
-}
-
-// holding is holder for rows that may be gone: nil if no segment has seq.
-func (db *DB) holding(seq uint64) *seg {
-	db.mu.Lock()
-	defer db.mu.Unlock()
-	i := sort.Search(len(db.view), func(i int) bool { return db.view[i].r.Footer().Seqs[1] >= seq })
-	if i == len(db.view) || db.view[i].r.Footer().Seqs[0] > seq {
-		return nil
-	}
-	return db.view[i]
 }
 
 // rowAt reads one row from its segment's directory.
-func (db *DB) rowAt(sec segment.Section, at fhir.Instant, seq uint64) (segment.Row, error) {
-	s, err := db.holder(seq)
+func (db *DB) rowAt(sec segment.Section, p segment.Place) (segment.Row, error) {
+	s, err := db.holder(sec, p.Bound)
 	if err != nil {
 		return segment.Row{}, err
 	}
-	b := s.r.Find(sec, at, seq)
+	b := s.r.Find(sec, p)
 	if b >= 0 {
 		rows, err := s.r.Rows(b)
 		if err != nil {
 			return segment.Row{}, err
 		}
-		if i := slices.IndexFunc(rows, func(r segment.Row) bool { return r.Seq == seq }); i >= 0 {
+		if i := slices.IndexFunc(rows, func(r segment.Row) bool { return r.Seq == p.Seq }); i >= 0 {
 			return rows[i], nil
 		}
 	}
-	return segment.Row{}, fmt.Errorf("%w: segment %s has no row with sequence number %d", ErrReindex, s.r.ID().DirectoryName(), seq)
+	return segment.Row{}, fmt.Errorf("%w: segment %s has no row with sequence number %d", ErrReindex, s.r.ID().DirectoryName(), p.Seq)
 }
 
 // An Extent is a block with rows that count for an export.
@@ -111,9 +145,22 @@ type Extent struct {
 }
 
 // A span is a window of change instants, (since, upto], as seen at watermark w.
-type span struct{ since, upto, w fhir.Instant }
+// In a fresh segment only rows behind after count; the others have moved into
+// settled ones.
+type span struct {
+	since, upto, w fhir.Instant
+	after          segment.Bound
+}
 
 func (v span) holds(c fhir.Instant) bool { return v.since < c && c <= v.upto }
+
+// of is v for the rows of one segment.
+func (v span) of(s *seg) span {
+	if s.window() != nil {
+		v.after = segment.NoBound
+	}
+	return v
+}
 
 // extents lists the blocks of sec in s with rows that count. Blocks that the
 // window cuts through are left to the rows; all others are answered from
@@ -122,13 +169,13 @@ func (s *seg) extents(dst []Extent, sec segment.SectionInfo, v span) (out []Exte
 	blocks := s.r.Blocks()
 	for b := sec.From; b < sec.To; b++ {
 		k := &blocks[b]
-		if k.Last <= v.since || k.First > v.upto {
+		if k.Last <= v.since || k.First > v.upto || k.Last < v.after.Instant {
 			continue
 		}
 		e := Extent{Segment: uint64(s.id()), Block: b, Rows: int(k.Rows), Bytes: k.Sum.Size, Whole: true}
 		d := s.dead[b]
 		switch {
-		case k.First <= v.since || k.Last > v.upto:
+		case k.First <= v.since || k.Last > v.upto || k.First <= v.after.Instant:
 			if cut == nil {
 				cut = map[int][]death{}
 			}
@@ -172,19 +219,23 @@ func counting(rows []segment.Cell, dead []death, v span) []bool {
 	}
 	counts := make([]bool, len(rows))
 	for i := range rows {
-		counts[i] = v.holds(rows[i].Instant) && !gone[rows[i].Seq]
+		counts[i] = v.holds(rows[i].Instant) && rows[i].Bound().Compare(v.after) > 0 && !gone[rows[i].Seq]
 	}
 	return counts
+}
+
+func (s *Snapshot) span(since, upto fhir.Instant) span {
+	return span{since, min(upto, s.pin.Watermark), s.pin.Watermark, s.pin.Closed}
 }
 
 // Extents lists, in order, the blocks with at least one row of sec that is
 // visible at the snapshot's watermark and has since < c <= upto. For the same
 // snapshot the answer is always the same.
 func (s *Snapshot) Extents(sec segment.Section, since, upto fhir.Instant) ([]Extent, error) {
-	v := span{since, min(upto, s.pin.Watermark), s.pin.Watermark}
+	span := s.span(since, upto)
 	var list []Extent
 	for _, g := range s.segs {
-		info := g.r.Section(sec)
+		info, v := g.r.Section(sec), span.of(g)
 		if info.From == info.To {
 			continue
 		}

@@ -47,13 +47,13 @@ func (db *DB) Status() Status {
 	defer db.mu.Unlock()
 	st := Status{
 		Watermark: db.watermark(), Promised: db.promised, Epoch: db.meta.Epoch, Commit: db.meta.Commit,
-		Segments: len(db.view), Pins: len(db.pins), Gathering: db.gather.bytes,
+		Segments: db.view.len(), Pins: len(db.pins), Gathering: db.gather.bytes,
 	}
 	st.Ready = db.failed == nil && st.Watermark != fhir.None
 	if db.failed != nil {
 		st.Failed = db.failed.Error()
 	}
-	for _, s := range db.view {
+	for _, s := range db.view.all() {
 		st.Bytes += s.r.BodySize()
 		st.Dead += s.buried
 		st.Rows += s.rows

@@ -168,14 +168,14 @@ func TestResolvedTwice(t *testing.T) {
 	defer db.Close()
 	f := newFeed(t, db)
 	f.commit(Change{Dead: &DeadLetter{Reason: "no JSON", Value: []byte("x")}, Version: NoVersion})
-	var dead []uint64
-	list := func() (seqs []uint64) {
+	var dead []Bound
+	list := func() (letters []Bound) {
 		t.Helper()
-		err := db.DeadLetters("", func(d DeadLetterRow) error { seqs = append(seqs, d.Seq); return nil })
+		err := db.DeadLetters("", func(d DeadLetterRow) error { letters = append(letters, d.Bound); return nil })
 		if err != nil {
 			t.Fatal(err)
 		}
-		return seqs
+		return letters
 	}
 	if dead = list(); len(dead) != 1 {
 		t.Fatalf("%d dead letters, want 1", len(dead))
@@ -185,7 +185,7 @@ func TestResolvedTwice(t *testing.T) {
 		ch := patientChange(id, fhir.None, "")
 		b := Batch{
 			Partition: part0, Changes: []Change{ch}, Next: f.next + 1, End: f.next + 1, LeaderEpoch: -1, Asked: db.Now(),
-			Resolved: []uint64{dead[0], dead[0]},
+			Resolved: []Bound{dead[0], dead[0]},
 		}
 		f.next++
 		if err := errors.Join(db.Apply(context.Background(), b), db.Flush()); err != nil {
@@ -213,7 +213,7 @@ func TestResolvedTwice(t *testing.T) {
 	if merged, err := db.Merge(context.Background()); err != nil || !merged {
 		t.Fatalf("merged %v, %v", merged, err)
 	}
-	for _, g := range db.view {
+	for _, g := range db.view.all() {
 		if x := g.r.Section(segment.Section{Kind: segment.Internal, Type: segment.DeadLetters}); x.From != x.To {
 			t.Fatal("the merge kept the dead letter")
 		}
@@ -238,7 +238,7 @@ func TestReindexGivesNoNumberTwice(t *testing.T) {
 		f := newFeed(t, db)
 		f.commit(patientChange(fmt.Sprintf("kept-%d", round), fhir.None, ""))
 		f.commit(patientChange("lost", fhir.None, fmt.Sprint(round)))
-		last, newest := db.meta.NextSeq, db.view[len(db.view)-1].r
+		last, newest := db.meta.NextSeq, db.view.fresh[len(db.view.fresh)-1].r
 		if err := db.Close(); err != nil {
 			t.Fatal(err)
 		}

@@ -59,9 +59,9 @@ func ReadDeadLetters(dir string, o Options, topic string, fn func(DeadLetterRow)
 	seen := map[uint64]bool{}
 	for _, r := range readers {
 		g := newSeg(r)
-		info := r.Section(segment.Section{Kind: segment.Internal, Type: segment.DeadLetters})
+		info := r.Section(deadLetters)
 		for b := info.From; b < info.To; b++ {
-			err := g.deadLetters(db, b, topic, func(d DeadLetterRow) error {
+			err := g.deadLetters(db, b, span{after: segment.NoBound}, topic, func(d DeadLetterRow) error {
 				if seen[d.Seq] {
 					return nil // in a merge and in its input
 				}

@@ -3,6 +3,7 @@
 package check
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -29,6 +30,7 @@ type Store struct {
 type Report struct {
 	Segments, Blocks int
 	Rows, Live, Dead int64
+	Settled          int64 // rows that still lie in a fresh segment and in a settled one
 }
 
 // maxFaults bounds how many faults are told; a broken disk has millions.
@@ -123,10 +125,16 @@ func (c *checker) loadSegments() error {
 		return nil
 	})
 	slices.SortFunc(c.live, func(a, b *segment.Reader) int {
-		if a.Footer().Seqs[0] < b.Footer().Seqs[0] {
+		f, g := a.Footer(), b.Footer()
+		switch {
+		case f.Window != nil && g.Window != nil:
+			return cmp.Or(f.Window.To.Compare(g.Window.To), cmp.Compare(f.ID, g.ID))
+		case f.Window != nil:
 			return -1
+		case g.Window != nil:
+			return 1
 		}
-		return 1
+		return cmp.Compare(f.Seqs[0], g.Seqs[0])
 	})
 	return errors.Join(err, c.unlisted(known))
 }
@@ -166,24 +174,25 @@ func (c *checker) loadDeaths() error {
 			c.deaths[id] = map[uint64]index.Death{}
 		}
 		for _, d := range list {
-			if _, twice := c.deaths[id][d.Seq]; twice {
-				c.fault("D2: the row with sequence number %d of segment %d died twice", d.Seq, id)
+			if _, twice := c.deaths[id][d.Place.Seq]; twice {
+				c.fault("D2: the row with sequence number %d of segment %d died twice", d.Place.Seq, id)
 			}
-			c.deaths[id][d.Seq] = d
+			c.deaths[id][d.Place.Seq] = d
 		}
 		return err
 	})
 }
 
 func (c *checker) segments() error {
-	last := uint64(0)
+	var before *segment.Footer
 	for i, r := range c.live {
 		c.s.Progress(i, len(c.live))
 		f := r.Footer()
-		if f.Seqs[0] <= last && i > 0 || f.Seqs[1] < f.Seqs[0] || f.Seqs[1] >= c.meta.NextSeq {
-			c.fault("S5: %s: sequence numbers %d to %d overlap with others or were not given yet", f.ID.DirectoryName(), f.Seqs[0], f.Seqs[1])
+		if f.Seqs[1] < f.Seqs[0] || f.Seqs[1] >= c.meta.NextSeq {
+			c.fault("S5: %s: sequence numbers %d to %d were not given yet", f.ID.DirectoryName(), f.Seqs[0], f.Seqs[1])
 		}
-		last = f.Seqs[1]
+		c.neighbours(before, f)
+		before = f
 		for _, p := range f.Offsets {
 			if p.Next > c.next[p.Partition] {
 				c.fault("P2: %s was sealed at offset %d of %v, but the index would go on reading at %d", f.ID.DirectoryName(), p.Next, p.Partition, c.next[p.Partition])
@@ -195,6 +204,26 @@ func (c *checker) segments() error {
 	}
 	c.s.Progress(len(c.live), len(c.live))
 	return nil
+}
+
+// neighbours proves that no two segments can hold the same row.
+func (c *checker) neighbours(a, b *segment.Footer) {
+	switch w := b.Window; {
+	case w == nil:
+		if a != nil && a.Window == nil && b.Seqs[0] <= a.Seqs[1] {
+			c.fault("S5: %s: sequence numbers %d to %d overlap with those of %s", b.ID.DirectoryName(), b.Seqs[0], b.Seqs[1], a.ID.DirectoryName())
+		}
+	case w.To.Compare(w.From) <= 0 || w.To.Compare(c.meta.Closed) > 0:
+		c.fault("S7: %s: its window ends at %v, settled is what lies up to %v", b.ID.DirectoryName(), w.To.Instant, c.meta.Closed.Instant)
+	case a != nil && *a.Window != *w && w.From.Compare(a.Window.To) < 0:
+		c.fault("S7: %s: its window overlaps with that of %s", b.ID.DirectoryName(), a.ID.DirectoryName())
+	case a != nil && *a.Window == *w:
+		for _, s := range c.byID[b.ID].Sections() {
+			if o := c.byID[a.ID].Section(s.Section); o.From < o.To {
+				c.fault("S7: %s: rows of %v lie in %s too", b.ID.DirectoryName(), s.Section, a.ID.DirectoryName())
+			}
+		}
+	}
 }
 
 func (c *checker) segment(r *segment.Reader) error {
@@ -263,16 +292,23 @@ func frame(r *segment.Reader, body vfs.File) error {
 // rows proves order, instants and the index's word about the rows of a block.
 func (c *checker) rows(r *segment.Reader, b int, rows []segment.Row, buried *int) {
 	k, f, name := &r.Blocks()[b], r.Footer(), r.ID().DirectoryName()
-	if first, last := &rows[0], &rows[len(rows)-1]; first.Instant != k.First || last.Instant != k.Last || first.Seq != k.Seq {
-		c.fault("S4: %s, block %d: the table's instants are not its rows'", name, b)
+	compare, lead := (*segment.Row).Compare, rows[0].Place()
+	if f.Window != nil {
+		compare = (*segment.Row).CompareByPatient
+	} else {
+		lead.Patients = 0
 	}
-	size := int64(0)
+	size, first, last := int64(0), rows[0].Instant, rows[0].Instant
 	for i := range rows {
 		row := &rows[i]
 		size += int64(row.Length)
+		first, last = min(first, row.Instant), max(last, row.Instant)
 		c.report.Rows++
-		if i > 0 && rows[i-1].Compare(row) >= 0 {
+		if i > 0 && compare(&rows[i-1], row) >= 0 {
 			c.fault("S4: %s, block %d, row %d: out of order", name, b, i)
+		}
+		if f.Window != nil && !f.Window.Holds(row.Bound()) {
+			c.fault("S7: %s, block %d, row %d: it lies outside the segment's window", name, b, i)
 		}
 		if row.Seq < f.Seqs[0] || row.Seq > f.Seqs[1] {
 			c.fault("S5: %s, block %d, row %d: sequence number %d lies outside the segment's", name, b, i, row.Seq)
@@ -284,9 +320,13 @@ func (c *checker) rows(r *segment.Reader, b int, rows []segment.Row, buried *int
 		if dead {
 			*buried++
 			c.report.Dead++
-			if d.At < row.Instant || d.Instant != row.Instant || d.Section != row.Section || d.Length != row.Length {
-				c.fault("D1: %s, block %d, row %d: its death says otherwise: %v %v %d at %v, the row %v %v %d", name, b, i, d.Section, d.Instant, d.Length, d.At, row.Section, row.Instant, row.Length)
+			if d.At < row.Instant || d.Place != row.Place() || d.Section != row.Section || d.Length != row.Length {
+				c.fault("D1: %s, block %d, row %d: its death says otherwise: %v %v %d at %v, the row %v %v %d", name, b, i, d.Section, d.Place, d.Length, d.At, row.Section, row.Place(), row.Length)
 			}
+		}
+		if f.Window == nil && row.Bound().Compare(c.meta.Closed) <= 0 {
+			c.report.Settled++
+			continue // what counts is the same row of a settled segment
 		}
 		if row.Section.Kind == segment.Live && !dead {
 			c.report.Live++
@@ -295,6 +335,9 @@ func (c *checker) rows(r *segment.Reader, b int, rows []segment.Row, buried *int
 			c.newest++
 			c.isNewest(row, fmt.Sprintf("%s, block %d, row %d", name, b, i))
 		}
+	}
+	if first != k.First || last != k.Last || lead != k.Lead {
+		c.fault("S4: %s, block %d: the table's instants are not its rows'", name, b)
 	}
 	if size != k.Sum.Size {
 		c.fault("S4: %s, block %d: its rows are %d bytes, the table says %d", name, b, size, k.Sum.Size)
@@ -325,7 +368,7 @@ func (c *checker) isNewest(row *segment.Row, place string) {
 		return
 	}
 	if st.Instant != row.Instant || st.Length != row.Length || st.Clock != row.Clock || st.Hash != row.Hash ||
-		st.Placed != row.Placed || st.Patients != index.PatientsHash(row.Patients) || st.Section(row.Key.Type) != row.Section ||
+		st.Placed != row.Placed || st.Patients != segment.PatientsHash(row.Patients) || st.Section(row.Key.Type) != row.Section ||
 		st.Life.Reborn != row.Life.Reborn || st.Life.FloorVersion < row.Life.FloorVersion {
 		c.fault("I1: %s: the index has other facts about it", place)
 	}

@@ -11,48 +11,97 @@ import (
 	"tidemark/store/segment"
 )
 
-// smallBlock is the NDJSON below which a block is never copied as it is:
-// neighbours are joined and recompressed, else a store of small commits would
-// stay a store of small blocks. Bytes.
-const smallBlock = segment.BlockSize * 2 / 3
+// SettledLevel and settledBlock are deflate's level and the least NDJSON of a
+// block in settled segments: they are written a few times in years and read
+// often (BENCHMARKS.md, "The patient sort").
+const (
+	SettledLevel = 6
+	settledBlock = 512 << 10
+)
+
+// A Merge writes the rows of Inputs that are of Sections and for which Keep
+// holds into segment ID of Dir: one output of a job.
+//
+// Large blocks that lie between their neighbours and lose no row are copied
+// without being decompressed. In memory are one block of each input, the
+// directory of the output, and where rows must be sorted by patient runBytes of
+// them.
+type Merge struct {
+	FS       vfs.FS
+	Dir      string // of the segments
+	Runs     string // for what exists only while rows are being sorted
+	ID       segment.ID
+	Inputs   []*segment.Reader
+	Sections []segment.Section
+	Keep     func(*segment.Row) bool
+	Window   *segment.Window // set: sorted by patient, as settled segments are
+	// Pace is called with the bytes written since it was called last; it waits
+	// where the merge would take more than its share.
+	Pace func(ctx context.Context, bytes int64) error
+}
 
 // Result is what a merge made.
 type Result struct {
-	Reader       *segment.Reader // nil if no row was left
+	Writer       *segment.Writer // to be sealed; nil if no row was left
 	Copied       int64           // compressed bytes copied as they were
 	Recompressed int64           // compressed bytes made anew
 }
 
-// Merge writes the rows of inputs for which keep holds into segment id, sorted.
-// Large blocks that lie between their neighbours and lose no row are copied
-// without being decompressed. It holds one block of each input in memory, and
-// the directory of the output.
-func Merge(ctx context.Context, fs vfs.FS, dir string, id segment.ID, inputs []*segment.Reader, keep func(seq uint64) bool, f segment.Footer) (Result, error) {
-	m := &merge{keep: keep, comp: segment.NewCompressor(segment.FastLevel)}
-	defer m.close()
-	for _, r := range inputs {
-		if err := m.open(r); err != nil {
+// Run does the merge, all but the sealing: only when all outputs of a job are
+// written is it known how many they are. What a failed one leaves of segment ID
+// is the caller's to remove.
+func (m *Merge) Run(ctx context.Context) (Result, error) {
+	if m.Window != nil && slices.ContainsFunc(m.Inputs, func(r *segment.Reader) bool { return r.Footer().Window == nil }) {
+		runs, err := m.sort(ctx)
+		if err == nil {
+			sorted := *m
+			sorted.Inputs, sorted.Keep = runs, func(*segment.Row) bool { return true }
+			var res Result
+			if res, err = sorted.run(ctx, true); err == nil {
+				return res, m.removeRuns()
+			}
+		}
+		return Result{}, errors.Join(err, m.removeRuns())
+	}
+	return m.run(ctx, false)
+}
+
+func (m *Merge) removeRuns() error { return m.FS.RemoveAll(m.Runs) }
+
+func (m *Merge) run(ctx context.Context, recompress bool) (Result, error) {
+	g := &merging{Merge: m, recompress: recompress, blockSize: segment.BlockSize, compare: (*segment.Row).Compare}
+	level := segment.FastLevel
+	if m.Window != nil {
+		level, g.blockSize, g.compare = SettledLevel, settledBlock, (*segment.Row).CompareByPatient
+	}
+	// A block below this is never copied as it is: neighbours are joined and
+	// recompressed, else a store of small commits would stay one of small blocks.
+	g.small = g.blockSize * 2 / 3
+	g.comp = segment.NewCompressor(level)
+	defer g.close()
+	for _, r := range m.Inputs {
+		if err := g.open(r); err != nil {
 			return Result{}, err
 		}
 	}
-	w, err := segment.Create(fs, dir, id)
+	w, err := segment.Create(m.FS, m.Dir, m.ID)
 	if err != nil {
 		return Result{}, err
 	}
-	m.w = w
-	for _, sec := range sections(inputs) {
-		if err := m.section(ctx, sec); err != nil {
-			return Result{}, errors.Join(fmt.Errorf("merge into segment %d: %w", id, err), w.Abandon())
+	g.w = w
+	for _, sec := range m.Sections {
+		if err := g.section(ctx, sec); err != nil {
+			return Result{}, errors.Join(fmt.Errorf("merge into segment %d: %w", m.ID, err), w.Abandon())
 		}
 	}
-	if m.rows == 0 {
-		return Result{}, errors.Join(w.Abandon(), fs.Remove(fs.PathJoin(dir, id.BodyName())), segment.SyncDir(fs, dir))
+	if g.rows == 0 {
+		return Result{}, errors.Join(w.Abandon(), m.FS.Remove(m.FS.PathJoin(m.Dir, m.ID.BodyName())), segment.SyncDir(m.FS, m.Dir))
 	}
-	r, err := w.Seal(f)
-	return Result{Reader: r, Copied: m.copied, Recompressed: m.made}, err
+	return Result{Writer: w, Copied: g.copied, Recompressed: g.made}, nil
 }
 
-func sections(inputs []*segment.Reader) (list []segment.Section) {
+// Sections lists the sections of inputs in order.
+func Sections(inputs []*segment.Reader) (list []segment.Section) {
 	for _, r := range inputs {
 		for _, s := range r.Sections() {
 			list = append(list, s.Section)
@@ -62,11 +111,52 @@ func sections(inputs []*segment.Reader) (list []segment.Section) {
 	return slices.Compact(list)
 }
 
-type merge struct {
-	w    *segment.Writer
-	keep func(uint64) bool
-	comp *segment.Compressor
-	ins  []*input
+// SmallFile is the compressed bytes below which types share a settled segment:
+// a window has few files, and no large type is written again for a small one.
+const SmallFile = 4 << 20
+
+// Files divides the sections of inputs among the outputs of a job: one output
+// where they are fresh, a type to a file unless below small where they are
+// settled.
+func Files(inputs []*segment.Reader, window *segment.Window, small int64) [][]segment.Section {
+	sections := Sections(inputs)
+	if window == nil {
+		return [][]segment.Section{sections}
+	}
+	var files [][]segment.Section
+	size := int64(0)
+	for _, sec := range sections {
+		n := stored(inputs, sec, window)
+		if last := len(files) - 1; last >= 0 && size+n < small {
+			files[last], size = append(files[last], sec), size+n
+			continue
+		}
+		files, size = append(files, []segment.Section{sec}), n
+	}
+	return files
+}
+
+func stored(inputs []*segment.Reader, sec segment.Section, window *segment.Window) (n int64) {
+	for _, r := range inputs {
+		info := r.Section(sec)
+		for b := info.From; b < info.To; b++ {
+			if k := &r.Blocks()[b]; k.Last >= window.From.Instant && k.First <= window.To.Instant {
+				n += int64(k.Stored)
+			}
+		}
+	}
+	return n
+}
+
+type merging struct {
+	*Merge
+	w          *segment.Writer
+	comp       *segment.Compressor
+	compare    func(a, b *segment.Row) int
+	recompress bool
+	blockSize  int
+	small      int
+	ins        []*input
 
 	out  []segment.Row // rows of the block being gathered
 	text [][]byte      // and their lines
@@ -89,34 +179,48 @@ type input struct {
 	text       []byte        // its NDJSON from the head on; nil until needed
 }
 
-func (m *merge) open(r *segment.Reader) error {
+func openInput(r *segment.Reader) (*input, error) {
 	in := &input{r: r}
-	m.ins = append(m.ins, in)
 	var err error
 	if in.dir, err = r.OpenDirectory(); err != nil {
-		return err
+		return nil, err
 	}
-	in.body, err = r.OpenBody()
+	if in.body, err = r.OpenBody(); err != nil {
+		return nil, errors.Join(err, in.dir.Close())
+	}
+	return in, nil
+}
+
+func (in *input) close() { _, _ = in.dir.Close(), in.body.Close() }
+
+// lines reads the loaded block's NDJSON.
+func (in *input) lines() (err error) {
+	if in.text == nil {
+		in.text, err = in.r.Lines(nil, in.body, in.loaded)
+	}
 	return err
 }
 
-func (m *merge) close() {
-	for _, in := range m.ins {
-		if in.dir != nil {
-			in.dir.Close()
-		}
-		if in.body != nil {
-			in.body.Close()
-		}
+func (g *merging) open(r *segment.Reader) error {
+	in, err := openInput(r)
+	if err == nil {
+		g.ins = append(g.ins, in)
+	}
+	return err
+}
+
+func (g *merging) close() {
+	for _, in := range g.ins {
+		in.close()
 	}
 }
 
-func (m *merge) section(ctx context.Context, sec segment.Section) error {
+func (g *merging) section(ctx context.Context, sec segment.Section) error {
 	var heads []*input
-	for _, in := range m.ins {
+	for _, in := range g.ins {
 		info := in.r.Section(sec)
 		in.block, in.end, in.rows = info.From, info.To, nil
-		if more, err := m.load(in); err != nil {
+		if more, err := g.load(in); err != nil {
 			return err
 		} else if more {
 			heads = append(heads, in)
@@ -126,8 +230,8 @@ func (m *merge) section(ctx context.Context, sec segment.Section) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		slices.SortFunc(heads, func(a, b *input) int { return a.rows[0].Compare(&b.rows[0]) })
-		more, err := m.step(heads)
+		slices.SortFunc(heads, func(a, b *input) int { return g.compare(&a.rows[0], &b.rows[0]) })
+		more, err := g.step(ctx, heads)
 		if err != nil {
 			return err
 		}
@@ -135,11 +239,11 @@ func (m *merge) section(ctx context.Context, sec segment.Section) error {
 			heads = heads[1:]
 		}
 	}
-	return m.flush()
+	return g.flush(ctx)
 }
 
 // load makes the next block with a row that stays the head.
-func (m *merge) load(in *input) (bool, error) {
+func (g *merging) load(in *input) (bool, error) {
 	for in.block < in.end {
 		rows, err := in.dir.Rows(nil, in.block)
 		if err != nil {
@@ -147,24 +251,35 @@ func (m *merge) load(in *input) (bool, error) {
 		}
 		in.loaded, in.text = in.block, nil
 		in.block++
-		in.whole = !slices.ContainsFunc(rows, func(r segment.Row) bool { return !m.keep(r.Seq) })
-		in.rows = rows
-		if in.whole {
+		in.whole = !g.recompress && g.all(rows)
+		if in.rows = rows; in.whole {
 			return true, nil
 		}
-		if in.text, err = in.r.Lines(nil, in.body, in.loaded); err != nil {
+		if !slices.ContainsFunc(rows, func(r segment.Row) bool { return g.Keep(&r) }) {
+			continue
+		}
+		if err := in.lines(); err != nil {
 			return false, err
 		}
-		if m.skip(in); len(in.rows) > 0 {
-			return true, nil
-		}
+		g.skip(in)
+		return true, nil
 	}
+	in.rows = nil
 	return false, nil
 }
 
+func (g *merging) all(rows []segment.Row) bool {
+	for i := range rows {
+		if !g.Keep(&rows[i]) {
+			return false
+		}
+	}
+	return true
+}
+
 // skip drops rows that do not stay from the head.
-func (m *merge) skip(in *input) {
-	for len(in.rows) > 0 && !m.keep(in.rows[0].Seq) {
+func (g *merging) skip(in *input) {
+	for len(in.rows) > 0 && !g.Keep(&in.rows[0]) {
 		in.text = in.text[in.rows[0].Length:]
 		in.rows = in.rows[1:]
 	}
@@ -172,75 +287,79 @@ func (m *merge) skip(in *input) {
 
 // step takes from the first of heads: a whole block if it lies before all
 // others, else rows as long as they do.
-func (m *merge) step(heads []*input) (more bool, err error) {
+func (g *merging) step(ctx context.Context, heads []*input) (more bool, err error) {
 	in := heads[0]
-	before := func(r *segment.Row) bool { return len(heads) == 1 || r.Compare(&heads[1].rows[0]) < 0 }
-	large := in.whole && in.r.Blocks()[in.loaded].Sum.Size >= smallBlock
-	if large && m.size < smallBlock && m.size > 0 && before(&in.rows[len(in.rows)-1]) {
+	before := func(r *segment.Row) bool { return len(heads) == 1 || g.compare(r, &heads[1].rows[0]) < 0 }
+	large := in.whole && in.r.Blocks()[in.loaded].Sum.Size >= int64(g.small)
+	if large && g.size < g.small && g.size > 0 && before(&in.rows[len(in.rows)-1]) {
 		// What was gathered would leave as a small block: join it with this one.
 		large = false
 	}
 	if large && before(&in.rows[len(in.rows)-1]) {
-		if err := m.flush(); err != nil {
+		if err := g.flush(ctx); err != nil {
 			return false, err
 		}
-		if err := m.copy(in); err != nil {
+		if err := g.copy(ctx, in); err != nil {
 			return false, err
 		}
-		return m.load(in)
+		return g.load(in)
 	}
-	if in.text == nil {
-		if in.text, err = in.r.Lines(nil, in.body, in.loaded); err != nil {
-			return false, err
-		}
+	if err := in.lines(); err != nil {
+		return false, err
 	}
 	in.whole = false
 	for len(in.rows) > 0 && before(&in.rows[0]) {
-		if err := m.take(in); err != nil {
+		if err := g.take(ctx, in); err != nil {
 			return false, err
 		}
-		m.skip(in)
+		g.skip(in)
 	}
 	if len(in.rows) > 0 {
 		return true, nil
 	}
-	return m.load(in)
+	return g.load(in)
 }
 
-func (m *merge) copy(in *input) error {
+func (g *merging) copy(ctx context.Context, in *input) error {
 	b, err := in.r.ReadBlock(in.body, in.loaded)
 	if err != nil {
 		return err
 	}
-	m.copied += int64(len(b.Data))
-	m.rows += len(in.rows)
-	return m.w.Append(b, in.rows)
+	g.copied += int64(len(b.Data))
+	return g.append(ctx, b, in.rows)
 }
 
 // take moves the head's first row into the block being gathered.
-func (m *merge) take(in *input) error {
+func (g *merging) take(ctx context.Context, in *input) error {
 	r := in.rows[0]
-	m.out = append(m.out, r)
-	m.text = append(m.text, in.text[:r.Length])
-	m.size += int(r.Length)
+	g.out = append(g.out, r)
+	g.text = append(g.text, in.text[:r.Length])
+	g.size += int(r.Length)
 	in.text, in.rows = in.text[r.Length:], in.rows[1:]
 	// A block ends with the block it came from where it can: what would be left
 	// over would drag the next one, and so all of them, into recompression.
-	if m.size >= segment.BlockSize && len(in.rows) == 0 || m.size >= 2*segment.BlockSize {
-		return m.flush()
+	if g.size >= g.blockSize && (len(in.rows) == 0 || g.recompress) || g.size >= 2*g.blockSize {
+		return g.flush(ctx)
 	}
 	return nil
 }
 
 // flush compresses and appends the gathered block.
-func (m *merge) flush() error {
-	if len(m.out) == 0 {
+func (g *merging) flush(ctx context.Context) error {
+	if len(g.out) == 0 {
 		return nil
 	}
-	b := m.comp.Block(m.text...)
-	m.made += int64(len(b.Data))
-	m.rows += len(m.out)
-	err := m.w.Append(b, m.out)
-	m.out, m.text, m.size = m.out[:0], m.text[:0], 0
+	b := g.comp.Block(g.text...)
+	g.made += int64(len(b.Data))
+	err := g.append(ctx, b, g.out)
+	g.out, g.text, g.size = g.out[:0], g.text[:0], 0
 	return err
+}
+
+func (g *merging) append(ctx context.Context, b segment.Block, rows []segment.Row) error {
+	g.rows += len(rows)
+	if err := g.w.Append(b, rows); err != nil {
+		return err
+	}
+	return g.Pace(ctx, int64(len(b.Data)))
 }

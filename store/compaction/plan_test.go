@@ -27,7 +27,7 @@ func TestPlan(t *testing.T) {
 		{"the smallest run first", append(repeat(8, large), repeat(8, small)...), 8, 16},
 		{"too large together", repeat(9, maxBody/4), 0, 0},
 	} {
-		if from, to := Plan(c.sizes); from != c.from || to != c.to {
+		if from, to := joinOf(c.sizes); from != c.from || to != c.to {
 			t.Errorf("%s: [%d, %d), want [%d, %d)", c.name, from, to, c.from, c.to)
 		}
 	}
@@ -46,7 +46,7 @@ func TestADayOfCommits(t *testing.T) {
 		came += size
 		sizes = append(sizes, size)
 		for {
-			from, to := Plan(sizes)
+			from, to := joinOf(sizes)
 			if from == to {
 				break
 			}
@@ -63,4 +63,12 @@ func TestADayOfCommits(t *testing.T) {
 	if most > 60 || moved > 8*came {
 		t.Errorf("at most %d segments, want 60; %d bytes moved for %d that came", most, moved, came)
 	}
+}
+
+func joinOf(sizes []int64) (from, to int) {
+	var s State
+	for _, n := range sizes {
+		s.Fresh = append(s.Fresh, Meta{Stored: n})
+	}
+	return s.join()
 }

@@ -5,6 +5,7 @@
 package index
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"runtime"
@@ -30,6 +31,7 @@ type Options struct {
 	FS       vfs.FS
 	Cache    int64 // bytes; below 96 MiB look-ups fall off a cliff
 	ReadOnly bool
+	NoLog    bool // for what need not survive a crash
 	Logger   pebble.Logger
 }
 
@@ -39,9 +41,9 @@ func Open(dir string, o Options) (*pebble.DB, error) {
 	defer cache.Unref()
 	p := &pebble.Options{
 		FS: o.FS, ReadOnly: o.ReadOnly, Logger: o.Logger,
-		FormatMajorVersion: pebbleFormat,
-		Cache:              cache,
-		MemTableSize:       32 << 20, MemTableStopWritesThreshold: 2,
+		FormatMajorVersion: pebbleFormat, DisableWAL: o.NoLog,
+		Cache:        cache,
+		MemTableSize: 32 << 20, MemTableStopWritesThreshold: 2,
 		L0CompactionThreshold: 2, L0CompactionFileThreshold: 500, L0StopWritesThreshold: 1000,
 		LBaseMaxBytes: 64 << 20, FlushSplitBytes: 4 << 20, MaxOpenFiles: 4096, BytesPerSync: 1 << 20,
 		CompactionConcurrencyRange: func() (int, int) { return 1, max(1, runtime.GOMAXPROCS(0)-1) },
@@ -78,7 +80,8 @@ type Meta struct {
 	NextSeq     uint64
 	Commit      uint64 // the last commit
 	NextMerge   uint64
-	Newest      fhir.Instant // the newest change instant in the store, None if empty
+	Newest      fhir.Instant  // the newest change instant in the store, None if empty
+	Closed      segment.Bound // rows up to here lie in settled segments, all later ones in fresh ones
 }
 
 // Encode codes m.
@@ -92,6 +95,7 @@ func (m *Meta) Encode() []byte {
 	c.Uint(m.Commit)
 	c.Uint(m.NextMerge)
 	c.Int(int64(m.Newest))
+	encodeBound(c, m.Closed)
 	return c.B
 }
 
@@ -108,6 +112,7 @@ func DecodeMeta(b []byte) (m Meta, err error) {
 	m.Commit = c.ReadUint()
 	m.NextMerge = c.ReadUint()
 	m.Newest = fhir.Instant(c.ReadInt())
+	m.Closed = decodeBound(c)
 	return m, faults(c, "meta")
 }
 
@@ -142,6 +147,15 @@ func DecodePartition(b []byte) (s PartitionState, err error) {
 	return s, faults(c, "partition state")
 }
 
+func encodeBound(c *varint.Coder, b segment.Bound) {
+	c.Int(int64(b.Instant))
+	c.Uint(b.Seq)
+}
+
+func decodeBound(c *varint.Coder) segment.Bound {
+	return segment.Bound{Instant: fhir.Instant(c.ReadInt()), Seq: c.ReadUint()}
+}
+
 // Entries of the catalogue.
 const (
 	SegmentLive    = 1 // part of the present view
@@ -151,10 +165,10 @@ const (
 // A Death says that a row was superseded: it is visible only before At.
 type Death struct {
 	Section segment.Section
-	Instant fhir.Instant // of the row
-	Seq     uint64       // of the row
-	Length  int32        // of its line, bytes
-	At      fhir.Instant // the change instant of its successor
+	Place   segment.Place // of the row
+	Length  int32         // of its line, bytes
+	At      fhir.Instant  // the change instant of its successor
+	Removed bool          // its successor is a deletion
 }
 
 // EncodeDeaths codes a list of deaths.
@@ -163,16 +177,33 @@ func EncodeDeaths(list []Death) []byte {
 	var seq uint64
 	var at fhir.Instant
 	for _, d := range list {
-		c.Uint(uint64(d.Section.Kind))
+		p := d.Place
+		f := uint64(d.Section.Kind) & deathKind
+		if p.Patients != 0 {
+			f |= deathPatients
+		}
+		if d.Removed {
+			f |= deathRemoved
+		}
+		c.Uint(f)
 		c.Uint(uint64(d.Section.Type))
-		c.Int(int64(d.Seq - seq))
-		c.Int(int64(d.Instant - at))
+		c.Int(int64(p.Seq - seq))
+		c.Int(int64(p.Instant - at))
 		c.Uint(uint64(d.Length))
-		c.Uint(uint64(d.At - d.Instant))
-		seq, at = d.Seq, d.Instant
+		c.Uint(uint64(d.At - p.Instant))
+		if p.Patients != 0 {
+			c.B = binary.LittleEndian.AppendUint32(c.B, p.Patients)
+		}
+		seq, at = p.Seq, p.Instant
 	}
 	return c.B
 }
+
+const (
+	deathKind     = 3 // two bits
+	deathPatients = 1 << 2
+	deathRemoved  = 1 << 3
+)
 
 // DecodeDeaths appends the deaths coded in b to dst.
 func DecodeDeaths(dst []Death, b []byte) ([]Death, error) {
@@ -180,11 +211,15 @@ func DecodeDeaths(dst []Death, b []byte) ([]Death, error) {
 	var seq uint64
 	var at fhir.Instant
 	for len(c.B) > 0 && !c.Bad {
-		d := Death{Section: segment.Section{Kind: segment.Kind(c.ReadUint()), Type: fhir.Type(c.ReadUint())}}
+		f := c.ReadUint()
+		d := Death{Section: segment.Section{Kind: segment.Kind(f & deathKind), Type: fhir.Type(c.ReadUint())}, Removed: f&deathRemoved != 0}
 		seq += uint64(c.ReadInt())
 		at += fhir.Instant(c.ReadInt())
-		d.Seq, d.Instant, d.Length = seq, at, int32(c.ReadUint())
+		d.Place.Bound, d.Length = segment.Bound{Instant: at, Seq: seq}, int32(c.ReadUint())
 		d.At = at + fhir.Instant(c.ReadUint())
+		if f&deathPatients != 0 {
+			d.Place.Patients = binary.LittleEndian.Uint32(c.Take(4))
+		}
 		dst = append(dst, d)
 	}
 	return dst, faults(c, "deaths")
@@ -195,8 +230,9 @@ type Pin struct {
 	Watermark        fhir.Instant
 	Epoch            uint64
 	Created, Expires fhir.Instant
-	Segments         []segment.ID // ascending
-	Rule             []byte       // the owner's, not understood here
+	Closed           segment.Bound // Meta's then
+	Segments         []segment.ID  // ascending
+	Rule             []byte        // the owner's, not understood here
 }
 
 // Encode codes p.
@@ -206,6 +242,7 @@ func (p *Pin) Encode() []byte {
 	c.Uint(p.Epoch)
 	c.Int(int64(p.Created))
 	c.Int(int64(p.Expires))
+	encodeBound(c, p.Closed)
 	c.Uint(uint64(len(p.Segments)))
 	var last segment.ID
 	for _, id := range p.Segments {
@@ -223,6 +260,7 @@ func DecodePin(b []byte) (p Pin, err error) {
 	p.Epoch = c.ReadUint()
 	p.Created = fhir.Instant(c.ReadInt())
 	p.Expires = fhir.Instant(c.ReadInt())
+	p.Closed = decodeBound(c)
 	n := c.Count()
 	var last segment.ID
 	for range n {

@@ -47,8 +47,8 @@ func TestState(t *testing.T) {
 
 func TestDeaths(t *testing.T) {
 	want := []Death{
-		{Section: segment.Section{Kind: segment.Live, Type: 9}, Instant: 100, Seq: 50, Length: 7, At: 100},
-		{Section: segment.Section{Kind: segment.Internal, Type: 1}, Instant: -3, Seq: 2, Length: 1 << 30, At: 1 << 50},
+		{Section: segment.Section{Kind: segment.Live, Type: 9}, Place: segment.Place{Patients: 9, Bound: segment.Bound{Instant: 100, Seq: 50}}, Removed: true, Length: 7, At: 100},
+		{Section: segment.Section{Kind: segment.Internal, Type: 1}, Place: segment.Place{Bound: segment.Bound{Instant: -3, Seq: 2}}, Length: 1 << 30, At: 1 << 50},
 	}
 	got, err := DecodeDeaths(nil, EncodeDeaths(want))
 	if err != nil || !gocmp.Equal(want, got) {
@@ -57,7 +57,7 @@ func TestDeaths(t *testing.T) {
 }
 
 func TestMetaRefusesOtherFormats(t *testing.T) {
-	m := Meta{Store: [16]byte{1}, Epoch: 2, NextSegment: 3, NextSeq: 4, Commit: 5, NextMerge: 6, Newest: fhir.None}
+	m := Meta{Store: [16]byte{1}, Epoch: 2, NextSegment: 3, NextSeq: 4, Commit: 5, NextMerge: 6, Newest: fhir.None, Closed: segment.Upto(7)}
 	b := m.Encode()
 	if got, err := DecodeMeta(b); err != nil || got != m {
 		t.Errorf("meta: %v, %v", got, err)

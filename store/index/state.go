@@ -2,7 +2,6 @@ package index
 
 import (
 	"encoding/binary"
-	"hash/fnv"
 
 	"tidemark/store/fhir"
 	"tidemark/store/internal/varint"
@@ -19,7 +18,7 @@ type State struct {
 	Clock    segment.Clock
 	Hash     uint64
 	Placed   fhir.Instant
-	Patients uint32 // PatientsHash of the row's patients
+	Patients uint32 // segment.PatientsHash of the row's patients
 	Life     segment.Life
 }
 
@@ -31,18 +30,9 @@ func (s *State) Section(t fhir.Type) segment.Section {
 	return segment.Section{Kind: s.Kind, Type: t}
 }
 
-// PatientsHash tells sets of patients apart; equal sets have equal hashes. Zero
-// is kept for the empty set.
-func PatientsHash(ids []string) uint32 {
-	if len(ids) == 0 {
-		return 0
-	}
-	h := fnv.New32a()
-	for _, id := range ids {
-		h.Write([]byte(id))
-		h.Write([]byte{0})
-	}
-	return max(1, h.Sum32())
+// Place is where the row lies in its segment.
+func (s *State) Place() segment.Place {
+	return segment.Place{Patients: s.Patients, Bound: segment.Bound{Instant: s.Instant, Seq: s.Seq}}
 }
 
 const (

@@ -25,6 +25,16 @@ const (
 // A coder codes the columns of a chunk, for the most part as varints.
 type coder struct{ varint.Coder }
 
+func (c *coder) flag(set bool) {
+	if set {
+		c.B = append(c.B, 1)
+	} else {
+		c.B = append(c.B, 0)
+	}
+}
+
+func (c *coder) readFlag() bool { return c.Take(1)[0] != 0 }
+
 func (c *coder) text(s string) { c.Uint(uint64(len(s))); c.B = append(c.B, s...) }
 
 func (c *coder) readText() string { return string(c.Take(c.Count())) }
@@ -226,6 +236,9 @@ type Cell struct {
 	Instant fhir.Instant
 	Length  int32
 }
+
+// Bound is the row's place in the order of time.
+func (c *Cell) Bound() Bound { return Bound{c.Instant, c.Seq} }
 
 func encodeCells(c *coder, rows []Row) {
 	var seq uint64

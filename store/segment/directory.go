@@ -62,7 +62,17 @@ type Footer struct {
 	Merge       uint64
 	Part, Parts int
 	Inputs      []ID
+
+	// Window is set in a settled segment: it holds the rows of its sections that
+	// lie between, sorted by patient. Nothing is born there any more.
+	Window *Window
 }
+
+// A Window is a range of the order of time, From exclusive, To inclusive.
+type Window struct{ From, To Bound }
+
+// Holds tells whether a row lies in the window.
+func (w *Window) Holds(b Bound) bool { return b.Compare(w.From) > 0 && b.Compare(w.To) <= 0 }
 
 // BlockInfo is a block's entry in the table.
 type BlockInfo struct {
@@ -70,9 +80,9 @@ type BlockInfo struct {
 	Stored int32 // compressed bytes
 	Rows   int32
 	Sum    Sum
-	First  fhir.Instant // change instant of its first row
-	Last   fhir.Instant // and of its last
-	Seq    uint64       // of its first row
+	First  fhir.Instant // least change instant of its rows
+	Last   fhir.Instant // and greatest
+	Lead   Place        // of its first row; the patients only where they are the order
 
 	chunk    int64 // offset in the directory
 	chunkLen int32
@@ -114,6 +124,13 @@ func (x *index) encode() []byte {
 	for _, id := range f.Inputs {
 		c.Uint(uint64(id))
 	}
+	c.flag(f.Window != nil)
+	if f.Window != nil {
+		for _, b := range []Bound{f.Window.From, f.Window.To} {
+			c.Int(int64(b.Instant))
+			c.Uint(b.Seq)
+		}
+	}
 	c.Uint(uint64(x.bodySize))
 	c.Uint(uint64(len(x.origins)))
 	for _, o := range x.origins {
@@ -127,12 +144,12 @@ func (x *index) encode() []byte {
 		c.Uint(uint64(s.To - s.From))
 	}
 	for i := range x.blocks {
-		x.blocks[i].encode(c)
+		x.blocks[i].encode(c, f.Window != nil)
 	}
 	return c.B
 }
 
-func (b *BlockInfo) encode(c *coder) {
+func (b *BlockInfo) encode(c *coder, settled bool) {
 	c.Uint(uint64(b.Stored))
 	c.Uint(uint64(b.Rows))
 	c.Uint(uint64(b.Sum.Size))
@@ -140,7 +157,11 @@ func (b *BlockInfo) encode(c *coder) {
 	c.B = binary.LittleEndian.AppendUint32(c.B, b.Sum.Op())
 	c.Int(int64(b.First))
 	c.Uint(uint64(b.Last - b.First))
-	c.Uint(b.Seq)
+	c.Uint(b.Lead.Seq)
+	if settled {
+		c.B = binary.LittleEndian.AppendUint32(c.B, b.Lead.Patients)
+		c.Uint(uint64(b.Lead.Instant - b.First))
+	}
 	c.Uint(uint64(b.chunkLen))
 	c.B = binary.LittleEndian.AppendUint32(c.B, b.chunkCRC)
 }
@@ -166,6 +187,9 @@ func decodeIndex(b []byte) (*index, error) {
 	for range c.Count() {
 		f.Inputs = append(f.Inputs, ID(c.ReadUint()))
 	}
+	if c.readFlag() {
+		f.Window = &Window{c.readBound(), c.readBound()}
+	}
 	x.bodySize = int64(c.ReadUint())
 	for range c.Count() {
 		x.origins = append(x.origins, Partition{Topic: c.readText(), ID: int32(c.ReadInt())})
@@ -182,7 +206,7 @@ func decodeIndex(b []byte) (*index, error) {
 	x.blocks = make([]BlockInfo, blocks)
 	at, chunk := HeaderSize, int64(len(magic))
 	for i := range x.blocks {
-		x.blocks[i].decode(c, &at, &chunk)
+		x.blocks[i].decode(c, f.Window != nil, &at, &chunk)
 	}
 	if c.Bad || len(c.B) != 0 || at+TrailerSize != x.bodySize {
 		return nil, fmt.Errorf("%w: block table", ErrCorrupt)
@@ -190,7 +214,9 @@ func decodeIndex(b []byte) (*index, error) {
 	return x, nil
 }
 
-func (b *BlockInfo) decode(c *coder, at, chunk *int64) {
+func (c *coder) readBound() Bound { return Bound{fhir.Instant(c.ReadInt()), c.ReadUint()} }
+
+func (b *BlockInfo) decode(c *coder, settled bool, at, chunk *int64) {
 	b.Offset, b.chunk = *at, *chunk
 	b.Stored = int32(c.ReadUint())
 	b.Rows = int32(c.ReadUint())
@@ -199,7 +225,11 @@ func (b *BlockInfo) decode(c *coder, at, chunk *int64) {
 	b.Sum.op = binary.LittleEndian.Uint32(c.Take(4))
 	b.First = fhir.Instant(c.ReadInt())
 	b.Last = b.First + fhir.Instant(c.ReadUint())
-	b.Seq = c.ReadUint()
+	b.Lead = Place{Bound: Bound{b.First, c.ReadUint()}}
+	if settled {
+		b.Lead.Patients = binary.LittleEndian.Uint32(c.Take(4))
+		b.Lead.Instant += fhir.Instant(c.ReadUint())
+	}
 	b.chunkLen = int32(c.ReadUint())
 	b.chunkCRC = binary.LittleEndian.Uint32(c.Take(4))
 	if b.Stored < 0 || b.Rows <= 0 || b.chunkLen < 0 || b.Sum.Size < 0 || b.Sum.Size > 1<<31 {

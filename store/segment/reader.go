@@ -8,8 +8,6 @@ import (
 	"io"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
-
-	"tidemark/store/fhir"
 )
 
 // A Reader reads one sealed segment. Its tables stay in memory, rows and bodies
@@ -218,14 +216,17 @@ func (r *Reader) Lines(dst []byte, body io.ReaderAt, b int) ([]byte, error) {
 	return dst, nil
 }
 
-// Find returns the block of sec in which the row with the given change instant
-// and sequence number stands, if the segment has it; -1 if it cannot.
-func (r *Reader) Find(sec Section, c fhir.Instant, seq uint64) int {
+// Find returns the block of sec in which the row at p stands, if the segment has
+// it; -1 if it cannot.
+func (r *Reader) Find(sec Section, p Place) int {
 	s := r.Section(sec)
+	if r.footer.Window == nil {
+		p.Patients = 0
+	}
 	lo, hi := s.From, s.To
-	for lo < hi { // the first block that begins after (c, seq)
+	for lo < hi { // the first block that begins after p
 		m := (lo + hi) / 2
-		if k := &r.blocks[m]; k.First > c || k.First == c && k.Seq > seq {
+		if r.blocks[m].Lead.CompareByPatient(p) > 0 {
 			hi = m
 		} else {
 			lo = m + 1

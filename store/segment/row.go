@@ -3,6 +3,7 @@ package segment
 import (
 	"cmp"
 	"fmt"
+	"math"
 
 	"tidemark/store/fhir"
 )
@@ -104,7 +105,72 @@ type Row struct {
 	Life     Life
 }
 
-// Compare orders rows as they stand in a segment.
+// Compare orders rows as they stand in a fresh segment.
 func (r *Row) Compare(s *Row) int {
-	return cmp.Or(r.Section.Compare(s.Section), cmp.Compare(r.Instant, s.Instant), cmp.Compare(r.Seq, s.Seq))
+	return cmp.Or(r.Section.Compare(s.Section), r.Bound().Compare(s.Bound()))
 }
+
+// CompareByPatient orders rows as they stand in a settled segment: the rows of a
+// patient lie side by side.
+func (r *Row) CompareByPatient(s *Row) int {
+	return cmp.Or(r.Section.Compare(s.Section), r.Place().CompareByPatient(s.Place()))
+}
+
+// Bound is the row's place in the order of time.
+func (r *Row) Bound() Bound { return Bound{r.Instant, r.Seq} }
+
+// Place is what finds the row in a segment of whatever order.
+func (r *Row) Place() Place { return Place{PatientsHash(r.Patients), r.Bound()} }
+
+// A Bound is a place in the order of time: change instants, and where those are
+// equal, sequence numbers.
+type Bound struct {
+	Instant fhir.Instant
+	Seq     uint64
+}
+
+// NoBound lies before every row.
+var NoBound = Bound{Instant: fhir.None}
+
+// Upto is the bound behind every row with a change instant up to c.
+func Upto(c fhir.Instant) Bound { return Bound{c, math.MaxUint64} }
+
+// Compare orders bounds.
+func (b Bound) Compare(o Bound) int {
+	return cmp.Or(cmp.Compare(b.Instant, o.Instant), cmp.Compare(b.Seq, o.Seq))
+}
+
+// A Place finds a row of a section: fresh segments are sorted by its bound,
+// settled ones by its patients first.
+type Place struct {
+	Patients uint32 // PatientsHash
+	Bound
+}
+
+// CompareByPatient orders places as they stand in a settled segment.
+func (p Place) CompareByPatient(o Place) int {
+	return cmp.Or(cmp.Compare(p.Patients, o.Patients), p.Bound.Compare(o.Bound))
+}
+
+// PatientsHash tells sets of patients apart; equal sets have equal hashes. Zero
+// is kept for the empty set. It is the order of settled segments because an
+// index can keep it in four bytes, and so say where a row lies.
+func PatientsHash(ids []string) uint32 {
+	if len(ids) == 0 {
+		return 0
+	}
+	h := uint32(fnvOffset)
+	for _, id := range ids {
+		for i := range len(id) {
+			h = (h ^ uint32(id[i])) * fnvPrime
+		}
+		h *= fnvPrime // a zero byte between
+	}
+	return max(1, h)
+}
+
+// FNV-1a of 32 bits, without its allocation for each row.
+const (
+	fnvOffset = 2166136261
+	fnvPrime  = 16777619
+)

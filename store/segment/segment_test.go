@@ -125,7 +125,7 @@ func TestRoundTrip(t *testing.T) {
 			t.Errorf("rows of block %d:\n%s", b, d)
 		}
 		for _, r := range rows {
-			if f := got.Find(r.Section, r.Instant, r.Seq); f != b {
+			if f := got.Find(r.Section, r.Place()); f != b {
 				t.Errorf("Find says block %d, the row lies in %d", f, b)
 			}
 		}

@@ -81,10 +81,14 @@ func (w *Writer) Append(b Block, rows []Row) error {
 		n++
 	}
 	w.x.sections[n-1].To++
+	first, last := rows[0].Instant, rows[0].Instant
+	for i := range rows {
+		first, last = min(first, rows[i].Instant), max(last, rows[i].Instant)
+	}
 	chunk := encodeChunk(rows, &w.from)
 	w.x.blocks = append(w.x.blocks, BlockInfo{
 		Offset: w.at, Stored: int32(len(b.Data)), Rows: int32(len(rows)), Sum: b.Sum,
-		First: rows[0].Instant, Last: rows[len(rows)-1].Instant, Seq: rows[0].Seq,
+		First: first, Last: last, Lead: rows[0].Place(),
 		chunk: int64(len(w.meta)), chunkLen: int32(len(chunk)), chunkCRC: crc32.Checksum(chunk, castagnoli),
 	})
 	w.meta = append(w.meta, chunk...)
@@ -100,6 +104,11 @@ func (w *Writer) Seal(f Footer) (*Reader, error) {
 	w.write(Trailer(w.sum))
 	w.flush()
 	f.ID = w.id
+	if f.Window == nil {
+		for i := range w.x.blocks {
+			w.x.blocks[i].Lead.Patients = 0
+		}
+	}
 	w.x.footer, w.x.bodySize, w.x.origins = f, w.at, w.from.list
 	if w.err != nil {
 		return nil, errors.Join(w.err, w.body.Close())

@@ -1,0 +1,436 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/cockroachdb/pebble/v2"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/metric"
+
+	"tidemark/store/compaction"
+	"tidemark/store/fhir"
+	"tidemark/store/index"
+	"tidemark/store/segment"
+)
+
+// rewriteLoop does what compaction.Plan finds until ctx ends. Nothing waits for
+// it: work that fails is tried again later.
+func (db *DB) rewriteLoop(ctx context.Context) {
+	if db.o.MergeOff {
+		return
+	}
+	retry := backoff.NewExponentialBackOff()
+	retry.InitialInterval, retry.MaxInterval = time.Second, 5*time.Minute
+	wait := time.Second
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+		err := db.rewriteAll(ctx)
+		switch {
+		case ctx.Err() != nil || errors.Is(err, ErrClosed):
+			return
+		case err != nil:
+			wait = retry.NextBackOff()
+			db.o.Logger.Error("a merge failed; segments grow in number until one succeeds", "error", err, "again_in", wait)
+		default:
+			retry.Reset()
+			wait = time.Second
+		}
+	}
+}
+
+// rewriteAll works until the plan finds nothing more.
+func (db *DB) rewriteAll(ctx context.Context) error {
+	for !db.busy() {
+		if merged, err := db.Merge(ctx); err != nil || !merged {
+			return err
+		}
+	}
+	return nil
+}
+
+// manySegments is when merging may no longer wait for a pause in the intake.
+const manySegments = 128
+
+// busy tells that commits come back to back: in a bulk load merges would only
+// take from it what they can do as well behind it.
+func (db *DB) busy() bool {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	return db.gather.bytes > db.o.CommitSize/2 && len(db.view.fresh) < manySegments
+}
+
+// A rewrite is one job of the rewriter under way.
+type rewrite struct {
+	db      *DB
+	meta    index.Meta // as it was when this was planned
+	job     compaction.Job
+	inputs  []*seg
+	closed  segment.Bound // of the view it was planned over
+	horizon horizon
+	dropped map[uint64]struct{} // rows that no watermark will ever show again
+	number  uint64
+	files   [][]segment.Section
+	first   segment.ID // of the outputs, as many as files
+	outputs []*segment.Reader
+}
+
+// A horizon tells what may be forgotten.
+type horizon struct {
+	deaths    fhir.Instant // rows superseded up to here
+	lastState fhir.Instant // where a deletion did that, only up to here
+}
+
+func (h horizon) forgets(at fhir.Instant, removed bool) bool {
+	return at <= h.deaths && (!removed || at <= h.lastState)
+}
+
+// Merge does the next work that is worth it, if there is any. It runs beside
+// intake and reading; only its beginning and its end take the writer's lock.
+func (db *DB) Merge(ctx context.Context) (bool, error) {
+	r, err := db.rewrite(ctx)
+	return err == nil && r.job.Kind != compaction.Nothing, err
+}
+
+func (db *DB) rewrite(ctx context.Context) (*rewrite, error) {
+	db.merging.Lock()
+	defer db.merging.Unlock()
+	r := db.plan()
+	if r.job.Kind == compaction.Nothing {
+		return r, nil
+	}
+	defer func() { _ = db.release(r.inputs) }()
+	if err := r.deaths(); err != nil {
+		return r, fmt.Errorf("merge segments: %w", err)
+	}
+	r.files = compaction.Files(readers(r.inputs), r.job.Window, db.o.smallFile)
+	if err := r.allot(); err != nil {
+		return r, db.fail(err)
+	}
+	if err := r.write(ctx); err != nil { // a full disk, say
+		return r, errors.Join(err, r.giveUp())
+	}
+	if err := r.swap(); err != nil {
+		return r, db.fail(err)
+	}
+	return r, nil
+}
+
+// plan chooses the next work and holds its inputs.
+func (db *DB) plan() *rewrite {
+	db.mu.Lock()
+	v, failed := db.view, db.failed != nil
+	r := &rewrite{db: db, meta: db.meta, closed: v.closed, horizon: db.horizon()}
+	s := compaction.State{
+		Fresh: metas(v.fresh, r.horizon, v.closed), Settled: metas(v.settled, r.horizon, segment.NoBound),
+		Closed: v.closed, Settle: db.settleLine(), Now: db.clock.now(),
+	}
+	db.mu.Unlock()
+	if failed {
+		return r
+	}
+	// Until this work is done commits only add to the view.
+	if r.job = s.Plan(); r.job.Kind == compaction.Nothing {
+		return r
+	}
+	list := v.fresh
+	if r.job.Settled {
+		list = v.settled
+	}
+	r.inputs = slices.Clone(list[r.job.From:r.job.To])
+	if r.job.Kind == compaction.Settle {
+		r.inputs = slices.DeleteFunc(r.inputs, func(s *seg) bool { return s.first > r.job.Window.To.Instant })
+	}
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	for _, s := range r.inputs {
+		s.refs++
+	}
+	return r
+}
+
+// horizon is what may be forgotten now. Called with mu held.
+func (db *DB) horizon() horizon {
+	return horizon{deaths: db.stored, lastState: min(db.stored, db.clock.now()-fhir.Instant(db.o.LastState.Milliseconds()))}
+}
+
+// settleLine is up to where rows may settle: nothing may be born there any more.
+func (db *DB) settleLine() fhir.Instant {
+	if db.stored == fhir.None {
+		return fhir.None
+	}
+	return min(db.stored, db.clock.now()-fhir.Instant(db.o.SettleAfter.Milliseconds()))
+}
+
+func metas(list []*seg, h horizon, after segment.Bound) []compaction.Meta {
+	out := make([]compaction.Meta, len(list))
+	for i, s := range list {
+		out[i] = compaction.Meta{
+			Stored: s.r.BodySize(), Raw: s.raw, Dead: s.droppable(h, after), First: s.first, Last: s.last,
+			Window: s.window(), Blocks: s.r.Blocks(),
+		}
+	}
+	return out
+}
+
+// deaths collects the rows of the inputs that no watermark will ever show again.
+func (r *rewrite) deaths() error {
+	r.dropped = map[uint64]struct{}{}
+	return r.db.deathsOf(r.inputs, func(d index.Death) {
+		if r.horizon.forgets(d.At, d.Removed) {
+			r.dropped[d.Place.Seq] = struct{}{}
+		}
+	})
+}
+
+// deathsOf calls fn for the deaths in segs, from the index: memory has only
+// what plans need of them.
+func (db *DB) deathsOf(segs []*seg, fn func(index.Death)) error {
+	for _, s := range segs {
+		var list []index.Death
+		from, to := index.DeathsOf(s.id())
+		err := index.Scan(db.kv, &pebble.IterOptions{LowerBound: from, UpperBound: to}, func(_, v []byte) (err error) {
+			list, err = index.DecodeDeaths(list[:0], v)
+			for _, d := range list {
+				fn(d)
+			}
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("read the index: %w", err)
+		}
+	}
+	return nil
+}
+
+// allot takes segment numbers, durably, so that Open knows the files of a merge
+// that did not end.
+func (r *rewrite) allot() error {
+	db := r.db
+	db.commitMu.Lock()
+	defer db.commitMu.Unlock()
+	m := db.meta
+	r.first, r.number = m.NextSegment, m.NextMerge
+	m.NextSegment += segment.ID(len(r.files))
+	m.NextMerge++
+	b := db.kv.NewBatch()
+	defer b.Close()
+	w := batchWriter{b: b}
+	w.set(index.MetaKey(), m.Encode())
+	for i := range r.files {
+		w.set(index.AllottedKey(r.first+segment.ID(i)), nil)
+	}
+	if err := errors.Join(w.err, b.Commit(pebble.Sync)); err != nil {
+		return fmt.Errorf("allot a segment: %w", err)
+	}
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	db.meta = m
+	return nil
+}
+
+// write makes the outputs.
+func (r *rewrite) write(ctx context.Context) error {
+	db := r.db
+	pace := newPacer(db)
+	var writers []*segment.Writer
+	for i, sections := range r.files {
+		m := compaction.Merge{
+			FS: db.fs, Dir: db.segmentsDir(), Runs: db.runsDir(), ID: r.first + segment.ID(i),
+			Inputs: readers(r.inputs), Sections: sections, Keep: r.keeps, Window: r.job.Window, Pace: pace.wait,
+		}
+		out, err := m.Run(ctx)
+		if err != nil {
+			return errors.Join(err, abandon(writers))
+		}
+		db.m.merged.Add(ctx, out.Copied, metric.WithAttributes(attribute.Bool("copied", true)))
+		db.m.merged.Add(ctx, out.Recompressed, metric.WithAttributes(attribute.Bool("copied", false)))
+		if out.Writer != nil {
+			writers = append(writers, out.Writer)
+		}
+	}
+	for i, w := range writers {
+		out, err := w.Seal(r.footer(i+1, len(writers)))
+		if err != nil {
+			return errors.Join(err, abandon(writers[i+1:]))
+		}
+		r.outputs = append(r.outputs, out)
+	}
+	return nil
+}
+
+func abandon(writers []*segment.Writer) (err error) {
+	for _, w := range writers {
+		err = errors.Join(err, w.Abandon())
+	}
+	return err
+}
+
+// keeps tells whether a row of the inputs goes into the outputs.
+func (r *rewrite) keeps(row *segment.Row) bool {
+	if _, gone := r.dropped[row.Seq]; gone {
+		return false
+	}
+	return r.moves(row.Bound())
+}
+
+// moves tells whether the outputs are where a row of the inputs lies from now on.
+func (r *rewrite) moves(b segment.Bound) bool {
+	switch r.job.Kind {
+	case compaction.Settle:
+		return r.job.Window.Holds(b)
+	case compaction.Join, compaction.Clean:
+		return r.job.Settled || b.Compare(r.closed) > 0
+	}
+	return true
+}
+
+func (db *DB) runsDir() string { return db.fs.PathJoin(db.dir, "runs") }
+
+// footer describes one output.
+func (r *rewrite) footer(part, parts int) segment.Footer {
+	f := segment.Footer{
+		Store: r.meta.Store, Epoch: r.meta.Epoch, Line: fhir.None, Seqs: [2]uint64{1<<64 - 1, 0}, Commits: [2]uint64{1<<64 - 1, 0},
+		Merge: r.number, Part: part, Parts: parts, Window: r.job.Window,
+	}
+	for _, s := range r.inputs {
+		g := s.r.Footer()
+		f.Inputs = append(f.Inputs, s.id())
+		f.Seqs = [2]uint64{min(f.Seqs[0], g.Seqs[0]), max(f.Seqs[1], g.Seqs[1])}
+		if g.Commits[1] >= f.Commits[1] { // of the newest commit
+			f.Line, f.Offsets = max(f.Line, g.Line), g.Offsets
+		}
+		f.Commits = [2]uint64{min(f.Commits[0], g.Commits[0]), max(f.Commits[1], g.Commits[1])}
+	}
+	return f
+}
+
+func readers(segs []*seg) []*segment.Reader {
+	list := make([]*segment.Reader, len(segs))
+	for i, s := range segs {
+		list[i] = s.r
+	}
+	return list
+}
+
+// giveUp takes back an allotment and what was written under it.
+func (r *rewrite) giveUp() error {
+	db := r.db
+	var err error
+	b := db.kv.NewBatch()
+	defer b.Close()
+	w := batchWriter{b: b}
+	for i := range r.files {
+		id := r.first + segment.ID(i)
+		err = errors.Join(err, db.removeFiles(id))
+		w.delete(index.AllottedKey(id))
+	}
+	err = errors.Join(err, segment.SyncDir(db.fs, db.segmentsDir()), w.err)
+	if err == nil {
+		err = b.Commit(pebble.Sync)
+	}
+	if err != nil { // Open will do it
+		return fmt.Errorf("remove what a merge left: %w", err)
+	}
+	return nil
+}
+
+// swap puts the outputs in the place of what they hold in one synced batch.
+// Deaths that came while the merge ran are carried over; those of dropped rows
+// go.
+func (r *rewrite) swap() error {
+	db := r.db
+	db.commitMu.Lock()
+	defer db.commitMu.Unlock()
+	db.mu.Lock()
+	next, used := r.next()
+	meta := db.meta
+	db.mu.Unlock()
+	meta.Closed = next.closed
+	outputs := map[segment.ID]*seg{}
+	for _, s := range next.all() {
+		if id := s.id(); id >= r.first && id < r.first+segment.ID(len(r.files)) {
+			outputs[id] = s
+		}
+	}
+	deaths, err := r.carry(next)
+	if err != nil {
+		return err
+	}
+	b := db.kv.NewBatch()
+	defer b.Close()
+	w := batchWriter{b: b}
+	w.set(index.MetaKey(), meta.Encode())
+	for i := range r.files {
+		w.delete(index.AllottedKey(r.first + segment.ID(i)))
+	}
+	for _, s := range used {
+		w.set(index.SegmentKey(s.id()), []byte{index.SegmentDropped})
+	}
+	for id := range outputs {
+		w.set(index.SegmentKey(id), []byte{index.SegmentLive})
+		if list := deaths[id]; len(list) > 0 {
+			w.set(index.DeathsKey(id, meta.Commit), index.EncodeDeaths(list))
+		}
+	}
+	if err := errors.Join(w.err, b.Commit(pebble.Sync)); err != nil {
+		return fmt.Errorf("swap merged segments: %w", err)
+	}
+	for id, s := range outputs {
+		s.bury(deaths[id])
+	}
+	db.mu.Lock()
+	db.meta, db.view = meta, next
+	for id, s := range outputs {
+		db.segs[id] = s
+	}
+	for _, s := range used {
+		s.dropped = true
+	}
+	db.room.Broadcast()
+	db.mu.Unlock()
+	return db.selfCheck()
+}
+
+// next is the view with the outputs, and which inputs are in it no more: a
+// fresh segment of which some rows have not settled stays. Called with mu held;
+// commits may have come since the plan.
+func (r *rewrite) next() (v *view, used []*seg) {
+	v = &view{fresh: r.db.view.fresh, settled: r.db.view.settled, closed: r.db.view.closed}
+	used = r.inputs
+	if r.job.Kind == compaction.Settle {
+		v.closed = r.job.Window.To
+		used = slices.DeleteFunc(slices.Clone(r.inputs), func(s *seg) bool { return !s.within(v.closed) })
+	}
+	live := slices.DeleteFunc(v.all(), func(s *seg) bool { return slices.Contains(used, s) })
+	for _, out := range r.outputs {
+		live = append(live, newSeg(out))
+	}
+	return newView(live, v.closed), used
+}
+
+// carry sorts the deaths of rows that have moved by the output that has them.
+func (r *rewrite) carry(next *view) (map[segment.ID][]index.Death, error) {
+	deaths := map[segment.ID][]index.Death{}
+	var lost error
+	err := r.db.deathsOf(r.inputs, func(d index.Death) {
+		if _, gone := r.dropped[d.Place.Seq]; gone || !r.moves(d.Place.Bound) {
+			return
+		}
+		s := next.holder(d.Section, d.Place.Bound)
+		if s == nil {
+			lost = fmt.Errorf("%w: after a merge the row with sequence number %d lies in no segment", ErrCorrupt, d.Place.Seq)
+			return
+		}
+		deaths[s.id()] = append(deaths[s.id()], d)
+	})
+	return deaths, errors.Join(err, lost)
+}
