@@ -109,7 +109,7 @@ func (m *memory) Apply(_ context.Context, b store.Batch) error {
 	if b.Topic != nil {
 		m.topics[b.Partition.Topic] = b.Topic
 	}
-	m.letters = slices.DeleteFunc(m.letters, func(r store.DeadLetterRow) bool { return slices.Contains(b.Resolved, r.Seq) })
+	m.letters = slices.DeleteFunc(m.letters, func(r store.DeadLetterRow) bool { return slices.Contains(b.Resolved, r.Bound) })
 	last := int64(-1)
 	for _, c := range b.Changes {
 		if c.Offset < last || c.Offset >= b.Next {
@@ -119,7 +119,7 @@ func (m *memory) Apply(_ context.Context, b store.Batch) error {
 		m.seq++
 		if c.Dead != nil {
 			m.letters = append(m.letters, store.DeadLetterRow{
-				Seq: m.seq, Partition: b.Partition, Offset: c.Offset,
+				Bound: store.Bound{Seq: m.seq}, Partition: b.Partition, Offset: c.Offset,
 				Timestamp: c.Timestamp, DeadLetter: *c.Dead,
 			})
 		}
