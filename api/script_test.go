@@ -28,6 +28,7 @@ import (
 //	new              begins again: options as key=value
 //	rows             one change a line: put Type/id instant, delete Type/id instant, dead instant
 //	clock, watermark set the store's
+//	forget           deletions up to an instant are no longer known
 //	store            ok | not-ready | closed | broken
 //	restart          a new server over the same pins
 //	get, post        a kick-off for each line, a query or a Parameters resource;
@@ -106,6 +107,8 @@ func (e *script) run(t *testing.T, d *datadriven.TestData) string {
 		e.db.SetClock(instant(t, d.CmdArgs[0].Key))
 	case "watermark":
 		e.db.SetWatermark(instant(t, d.CmdArgs[0].Key))
+	case "forget":
+		e.db.Forget(instant(t, d.CmdArgs[0].Key))
 	case "store":
 		e.db.Fail(map[string]error{
 			"ok": nil, "not-ready": store.ErrNotReady, "closed": store.ErrClosed, "broken": fmt.Errorf("read of secret: %w", store.ErrCorrupt),

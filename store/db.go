@@ -77,6 +77,10 @@ type Options struct {
 	// LastState is how long the last state of a resource is kept after its
 	// deletion (default 30 days).
 	LastState time.Duration
+	// Deleted is how long deletions are told to exports (default 400 days), and
+	// DeadLetters how long records that could not be decoded are kept (default 90
+	// days).
+	Deleted, DeadLetters time.Duration
 	// Cache is Pebble's, bytes (default 96 MiB).
 	Cache int64
 	// MergeOff leaves fresh segments as they are; for tests.
@@ -101,6 +105,8 @@ func (o Options) withDefaults() Options {
 	set(&o.MaxClockStep, 30*time.Second)
 	set(&o.SettleAfter, 24*time.Hour)
 	set(&o.LastState, 30*24*time.Hour)
+	set(&o.Deleted, 400*24*time.Hour)
+	set(&o.DeadLetters, 90*24*time.Hour)
 	if o.Cores == 0 {
 		o.Cores = 0.5
 	}

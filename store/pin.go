@@ -24,6 +24,8 @@ type Snapshot struct {
 	pin  index.Pin
 	segs []*seg
 	of   *pinned // the durable snapshot that it reads, nil if it is not durable
+
+	forgotten fhir.Instant
 }
 
 // pinned is a durable snapshot. DB.mu guards what changes.
@@ -101,7 +103,7 @@ func (db *DB) snapshotReady() (*Snapshot, error) {
 
 // snapshot pins the present view in memory. Called with mu held.
 func (db *DB) snapshot(w fhir.Instant) *Snapshot {
-	s := &Snapshot{db: db, segs: db.view.all(), pin: index.Pin{
+	s := &Snapshot{db: db, segs: db.view.all(), forgotten: db.meta.Forgotten, pin: index.Pin{
 		Watermark: w, Epoch: db.meta.Epoch, Created: fhir.FromTime(time.Now()), Closed: db.view.closed,
 	}}
 	for _, g := range s.segs {
@@ -194,6 +196,10 @@ func (db *DB) leave(p *pinned, readers int) error {
 
 // Watermark is the instant at which the snapshot was cut.
 func (s *Snapshot) Watermark() fhir.Instant { return s.pin.Watermark }
+
+// Forgotten is up to where deletions may not be known any more, None if all are:
+// asked of a snapshot while Pin makes its rule.
+func (s *Snapshot) Forgotten() fhir.Instant { return s.forgotten }
 
 // Epoch counts the times that this store was restored or reindexed: chains of
 // `_since` are exact within one epoch.

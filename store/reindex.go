@@ -92,7 +92,7 @@ func (r *reindex) choose() error {
 		return errors.New("it has no readable segment: an empty folder needs no index")
 	}
 	slices.SortFunc(readers, func(a, b *segment.Reader) int { return cmp.Compare(a.ID(), b.ID()) })
-	r.meta = index.Meta{Store: readers[0].Footer().Store, NextMerge: 1, Newest: fhir.None, Closed: segment.NoBound}
+	r.meta = index.Meta{Store: readers[0].Footer().Store, NextMerge: 1, Newest: fhir.None, Closed: segment.NoBound, Forgotten: fhir.None}
 	r.line = fhir.None
 	if err := r.numbers(dir); err != nil {
 		return err
@@ -266,6 +266,7 @@ func (r *reindex) build() error {
 		return err
 	}
 	promised := max(r.line, r.meta.Newest, fhir.FromTime(time.Now()))
+	r.meta.Forgotten = promised - fhir.Instant(r.o.Deleted.Milliseconds()) // no segment says what is gone
 	r.meta.Epoch++
 	b := r.kv.NewBatch()
 	defer b.Close()

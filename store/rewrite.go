@@ -77,6 +77,8 @@ type rewrite struct {
 	closed  segment.Bound // of the view it was planned over
 	horizon horizon
 	dropped map[uint64]struct{} // rows that no watermark will ever show again
+	expired map[uint64]fhir.Key // newest rows of resources deleted so long ago that nobody is told any more
+	late    fhir.Instant        // the newest of them
 	number  uint64
 	files   [][]segment.Section
 	first   segment.ID // of the outputs, as many as files
@@ -85,8 +87,11 @@ type rewrite struct {
 
 // A horizon tells what may be forgotten.
 type horizon struct {
-	deaths    fhir.Instant // rows superseded up to here
-	lastState fhir.Instant // where a deletion did that, only up to here
+	deaths      fhir.Instant // rows superseded up to here
+	lastState   fhir.Instant // where a deletion did that, only up to here
+	deleted     fhir.Instant // deletions before, unless they are needed
+	overdue     fhir.Instant // deletions that come before may need rows that died before this
+	deadLetters fhir.Instant // dead letters before
 }
 
 func (h horizon) forgets(at fhir.Instant, removed bool) bool {
@@ -128,10 +133,10 @@ func (db *DB) rewrite(ctx context.Context) (*rewrite, error) {
 func (db *DB) plan() *rewrite {
 	db.mu.Lock()
 	v, failed := db.view, db.failed != nil
-	r := &rewrite{db: db, meta: db.meta, closed: v.closed, horizon: db.horizon()}
+	r := &rewrite{db: db, meta: db.meta, closed: v.closed, horizon: db.horizon(), late: fhir.None}
 	s := compaction.State{
 		Fresh: metas(v.fresh, r.horizon, v.closed), Settled: metas(v.settled, r.horizon, segment.NoBound),
-		Closed: v.closed, Settle: db.settleLine(), Now: db.clock.now(),
+		Closed: v.closed, Settle: db.before(db.o.SettleAfter), Now: db.clock.now(),
 	}
 	db.mu.Unlock()
 	if failed {
@@ -159,15 +164,40 @@ func (db *DB) plan() *rewrite {
 
 // horizon is what may be forgotten now. Called with mu held.
 func (db *DB) horizon() horizon {
-	return horizon{deaths: db.stored, lastState: min(db.stored, db.clock.now()-fhir.Instant(db.o.LastState.Milliseconds()))}
+	h := horizon{
+		deaths: db.stored, lastState: db.before(db.o.LastState),
+		overdue: db.before(db.o.Deleted), deadLetters: db.before(db.o.DeadLetters),
+	}
+	// A deletion must outlive whatever row it could be needed to keep dead: after
+	// a reindex only a later row of the same resource says that one is.
+	h.deleted = h.overdue
+	for _, s := range db.view.all() {
+		h.deleted = min(h.deleted, s.leastDeath)
+	}
+	return h
 }
 
-// settleLine is up to where rows may settle: nothing may be born there any more.
-func (db *DB) settleLine() fhir.Instant {
+// before is the promised instant that lies some time ago. Called with mu held.
+func (db *DB) before(d time.Duration) fhir.Instant {
 	if db.stored == fhir.None {
 		return fhir.None
 	}
-	return min(db.stored, db.clock.now()-fhir.Instant(db.o.SettleAfter.Milliseconds()))
+	return min(db.stored, db.clock.now()-fhir.Instant(d.Milliseconds()))
+}
+
+// expires tells whether a row of a section may be forgotten for its age alone.
+func (h horizon) expires(sec segment.Section, c fhir.Instant) bool {
+	if sec == deadLetters {
+		return c < h.deadLetters
+	}
+	return tellsDeletion(sec) && c < h.deleted
+}
+
+// tellsDeletion tells whether rows of a section say that something is no more:
+// a resource, or a patient's claim on one.
+func tellsDeletion(sec segment.Section) bool {
+	return sec.Kind == segment.Deleted || sec.Kind == segment.Internal &&
+		(sec.Type == segment.Unseen || sec.Type == segment.Repeats || sec.Type == segment.Departures)
 }
 
 func metas(list []*seg, h horizon, after segment.Bound) []compaction.Meta {
@@ -175,7 +205,8 @@ func metas(list []*seg, h horizon, after segment.Bound) []compaction.Meta {
 	for i, s := range list {
 		out[i] = compaction.Meta{
 			Stored: s.r.BodySize(), Raw: s.raw, Dead: s.droppable(h, after), First: s.first, Last: s.last,
-			Window: s.window(), Blocks: s.r.Blocks(),
+			Overdue: s.leastDeath < h.overdue && s.leastDeath <= h.deaths,
+			Window:  s.window(), Blocks: s.r.Blocks(),
 		}
 	}
 	return out
@@ -276,10 +307,62 @@ func abandon(writers []*segment.Writer) (err error) {
 
 // keeps tells whether a row of the inputs goes into the outputs.
 func (r *rewrite) keeps(row *segment.Row) bool {
-	if _, gone := r.dropped[row.Seq]; gone {
+	if _, gone := r.dropped[row.Seq]; gone || !r.moves(row.Bound()) {
 		return false
 	}
-	return r.moves(row.Bound())
+	if r.horizon.expires(row.Section, row.Instant) {
+		return !r.expire(row)
+	}
+	return true
+}
+
+// maxExpired bounds the resources that one merge forgets: their entries leave
+// the index while intake waits.
+const maxExpired = 50_000
+
+// expire forgets a row for its age, if there is room to note it. It is asked of
+// a row more than once.
+func (r *rewrite) expire(row *segment.Row) bool {
+	if row.Section.Kind == segment.Internal && row.Section.Type != segment.Unseen {
+		return true // no entry of the index speaks of it
+	}
+	if _, again := r.expired[row.Seq]; !again {
+		if len(r.expired) == maxExpired {
+			return false
+		}
+		if r.expired == nil {
+			r.expired = map[uint64]fhir.Key{}
+		}
+		r.expired[row.Seq] = row.Key
+	}
+	if row.Section.Kind == segment.Deleted {
+		r.late = max(r.late, row.Instant)
+	}
+	return true
+}
+
+// forget takes the resources that are forgotten out of the index, unless they
+// have come back since.
+func (r *rewrite) forget(w *batchWriter) error {
+	origin := r.db.origins()
+	for seq, key := range r.expired {
+		k := index.RowKey(nil, key)
+		v, closer, err := r.db.kv.Get(k)
+		if errors.Is(err, pebble.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("read the index: %w", err)
+		}
+		st, err := index.DecodeState(v, origin)
+		if err := errors.Join(err, closer.Close()); err != nil {
+			return fmt.Errorf("read the index: %w", err)
+		}
+		if st.Seq == seq {
+			w.delete(k)
+		}
+	}
+	return w.err
 }
 
 // moves tells whether the outputs are where a row of the inputs lies from now on.
@@ -354,7 +437,7 @@ func (r *rewrite) swap() error {
 	next, used := r.next()
 	meta := db.meta
 	db.mu.Unlock()
-	meta.Closed = next.closed
+	meta.Closed, meta.Forgotten = next.closed, max(meta.Forgotten, r.late)
 	outputs := map[segment.ID]*seg{}
 	for _, s := range next.all() {
 		if id := s.id(); id >= r.first && id < r.first+segment.ID(len(r.files)) {
@@ -381,7 +464,7 @@ func (r *rewrite) swap() error {
 			w.set(index.DeathsKey(id, meta.Commit), index.EncodeDeaths(list))
 		}
 	}
-	if err := errors.Join(w.err, b.Commit(pebble.Sync)); err != nil {
+	if err := errors.Join(r.forget(&w), b.Commit(pebble.Sync)); err != nil {
 		return fmt.Errorf("swap merged segments: %w", err)
 	}
 	for id, s := range outputs {
@@ -422,7 +505,9 @@ func (r *rewrite) carry(next *view) (map[segment.ID][]index.Death, error) {
 	deaths := map[segment.ID][]index.Death{}
 	var lost error
 	err := r.db.deathsOf(r.inputs, func(d index.Death) {
-		if _, gone := r.dropped[d.Place.Seq]; gone || !r.moves(d.Place.Bound) {
+		_, dropped := r.dropped[d.Place.Seq]
+		_, expired := r.expired[d.Place.Seq]
+		if dropped || expired || !r.moves(d.Place.Bound) {
 			return
 		}
 		s := next.holder(d.Section, d.Place.Bound)

@@ -21,8 +21,9 @@ type seg struct {
 	refs    int          // snapshots and pins that hold it
 	dropped bool         // merged away: the files go with the last reference
 
-	buried int64              // deaths
-	dead   map[int]*blockDead // by block; a block without deaths has no entry
+	buried     int64              // deaths
+	leastDeath fhir.Instant       // the earliest of them
+	dead       map[int]*blockDead // by block; a block without deaths has no entry
 }
 
 // blockDead sums the deaths in one block.
@@ -41,7 +42,7 @@ type death struct {
 }
 
 func newSeg(r *segment.Reader) *seg {
-	s := &seg{r: r, dead: map[int]*blockDead{}, first: always, last: fhir.None}
+	s := &seg{r: r, dead: map[int]*blockDead{}, first: always, last: fhir.None, leastDeath: always}
 	for i := range r.Blocks() {
 		b := &r.Blocks()[i]
 		s.rows += int64(b.Rows)
@@ -71,6 +72,16 @@ func (s *seg) droppable(h horizon, settled segment.Bound) (n int64) {
 	for i, d := range s.dead {
 		if blocks[i].Last >= settled.Instant {
 			n += d.droppable(h)
+		}
+	}
+	for _, sec := range s.r.Sections() {
+		if !tellsDeletion(sec.Section) && sec.Section != deadLetters {
+			continue
+		}
+		for i := sec.From; i < sec.To; i++ {
+			if h.expires(sec.Section, blocks[i].Last) && s.dead[i] == nil {
+				n += blocks[i].Sum.Size
+			}
 		}
 	}
 	return n
@@ -107,6 +118,7 @@ func (s *seg) bury(list []index.Death) {
 			k = &blockDead{}
 			s.dead[b] = k
 		}
+		s.leastDeath = min(s.leastDeath, d.At)
 		k.bytes += int64(d.Length)
 		k.last = max(k.last, d.At)
 		x := death{d.Place.Seq, d.At, d.Length}

@@ -27,6 +27,7 @@ type Store struct {
 	mu        sync.Mutex
 	clock     fhir.Instant
 	watermark fhir.Instant
+	forgotten fhir.Instant
 	epoch     uint64
 	rows      []row
 	pins      map[string]*Snapshot
@@ -46,7 +47,7 @@ const forever fhir.Instant = 1<<63 - 1
 
 // New makes an empty store that is ready and stands at clock.
 func New(clock fhir.Instant) *Store {
-	return &Store{BlockRows: 2, clock: clock, watermark: clock, epoch: 1, pins: map[string]*Snapshot{}}
+	return &Store{BlockRows: 2, clock: clock, watermark: clock, forgotten: fhir.None, epoch: 1, pins: map[string]*Snapshot{}}
 }
 
 // Put applies a version of a resource.
@@ -89,6 +90,9 @@ func (s *Store) SetClock(i fhir.Instant) { s.mu.Lock(); defer s.mu.Unlock(); s.c
 // SetWatermark sets the watermark.
 func (s *Store) SetWatermark(i fhir.Instant) { s.mu.Lock(); defer s.mu.Unlock(); s.watermark = i }
 
+// Forget says that deletions up to i are no longer known.
+func (s *Store) Forget(i fhir.Instant) { s.mu.Lock(); defer s.mu.Unlock(); s.forgotten = i }
+
 // Fail makes the store fail with err, or work again with nil.
 func (s *Store) Fail(err error) { s.mu.Lock(); defer s.mu.Unlock(); s.fail = err }
 
@@ -102,7 +106,7 @@ func (s *Store) Writers() []io.Writer { s.mu.Lock(); defer s.mu.Unlock(); return
 func (s *Store) Restart() *Store {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	again := &Store{BlockRows: s.BlockRows, clock: s.clock, watermark: s.watermark, epoch: s.epoch, rows: s.rows, pins: map[string]*Snapshot{}}
+	again := &Store{BlockRows: s.BlockRows, clock: s.clock, watermark: s.watermark, forgotten: s.forgotten, epoch: s.epoch, rows: s.rows, pins: map[string]*Snapshot{}}
 	for id, p := range s.pins {
 		q := *p
 		q.store, q.open = again, 0
@@ -195,6 +199,9 @@ type Snapshot struct {
 
 // Watermark and the others implement export.Snapshot.
 func (p *Snapshot) Watermark() fhir.Instant { return p.watermark }
+
+// Forgotten is what Forget said last.
+func (p *Snapshot) Forgotten() fhir.Instant { return p.store.forgotten }
 
 // Epoch is the store's.
 func (p *Snapshot) Epoch() uint64 { return p.epoch }

@@ -100,6 +100,9 @@ func (r *rule) addErrors(s Snapshot, notes []outcome.Issue) error {
 	for _, x := range extents {
 		dead += x.Rows
 	}
+	if r.Since != fhir.None && r.Since < s.Forgotten() {
+		notes = append(slices.Clip(notes), forgotten(r.Since, s.Forgotten()))
+	}
 	if dead > 0 {
 		notes = append(slices.Clip(notes), deadLetters(dead))
 	}
@@ -113,6 +116,16 @@ func (r *rule) addErrors(s Snapshot, notes []outcome.Issue) error {
 	r.Errors = string(text)
 	r.Files = append(r.Files, OutputFile{List: Errors, Rows: int64(len(notes)), Bytes: int64(len(text))})
 	return nil
+}
+
+// forgotten warns that the window begins before the horizon of deletions.
+func forgotten(since, upto fhir.Instant) outcome.Issue {
+	return outcome.Issue{
+		Severity: outcome.Warning,
+		Code:     outcome.Incomplete,
+		Text: fmt.Sprintf("deletions between _since, %v, and %v may no longer be known here: what was deleted then is not listed in deleted. "+
+			"To be rid of it, take an export without _since and drop what it does not hold", since, upto),
+	}
 }
 
 // deadLetters warns that the window has holes.

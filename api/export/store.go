@@ -27,6 +27,8 @@ type Store interface {
 type Snapshot interface {
 	Watermark() fhir.Instant
 	Epoch() uint64
+	// Forgotten is up to where deletions may not be known any more; while a rule is made.
+	Forgotten() fhir.Instant
 	Rule() []byte
 	Expires() time.Time
 	Sections(kind store.Kind) []store.Section

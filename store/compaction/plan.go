@@ -50,6 +50,7 @@ const (
 type Meta struct {
 	Stored, Raw int64 // bytes of the body and of its NDJSON
 	Dead        int64 // bytes of NDJSON that a merge would leave out
+	Overdue     bool  // some of them have been dead for so long that they keep deletions from being forgotten
 	First, Last fhir.Instant
 	Window      *segment.Window // nil: fresh
 	Blocks      []segment.BlockInfo
@@ -129,7 +130,8 @@ func (s *State) clean() Job {
 	for _, list := range [][]Meta{s.Fresh, s.Settled} {
 		for i := range list {
 			m := &list[i]
-			if share := float64(m.Dead) / float64(max(1, m.Raw)); share >= 1./dirty && share > best {
+			share := float64(m.Dead) / float64(max(1, m.Raw))
+			if (share >= 1./dirty || m.Overdue && share > 0) && share > best {
 				best, job = share, Job{Kind: Clean, Settled: m.Window != nil, From: i, To: i + 1, Window: m.Window}
 			}
 		}

@@ -82,6 +82,7 @@ type Meta struct {
 	NextMerge   uint64
 	Newest      fhir.Instant  // the newest change instant in the store, None if empty
 	Closed      segment.Bound // rows up to here lie in settled segments, all later ones in fresh ones
+	Forgotten   fhir.Instant  // deletions up to here may be gone, None if none is
 }
 
 // Encode codes m.
@@ -96,6 +97,7 @@ func (m *Meta) Encode() []byte {
 	c.Uint(m.NextMerge)
 	c.Int(int64(m.Newest))
 	encodeBound(c, m.Closed)
+	c.Int(int64(m.Forgotten))
 	return c.B
 }
 
@@ -113,6 +115,7 @@ func DecodeMeta(b []byte) (m Meta, err error) {
 	m.NextMerge = c.ReadUint()
 	m.Newest = fhir.Instant(c.ReadInt())
 	m.Closed = decodeBound(c)
+	m.Forgotten = fhir.Instant(c.ReadInt())
 	return m, faults(c, "meta")
 }
 

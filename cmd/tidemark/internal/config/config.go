@@ -26,6 +26,10 @@ type Config struct {
 	Commit Commit `yaml:"commit"`
 	// How far behind the clock exports are cut, so that out-of-order changes are in time.
 	Watermark Watermark `yaml:"watermark"`
+	// What may be taken to keep the store in shape.
+	Compaction Compaction `yaml:"compaction"`
+	// How long what is no longer current is kept.
+	Retention Retention `yaml:"retention"`
 	// What bulk clients talk to.
 	HTTP HTTP `yaml:"http"`
 	// What operators talk to: metrics and profiles.
@@ -72,6 +76,26 @@ type Watermark struct {
 	Allowance Duration `yaml:"allowance"`
 	// At start, a wall clock further than this below what was promised makes the log and the status warn. It never refuses.
 	MaxClockStep Duration `yaml:"max_clock_step"`
+}
+
+// Compaction is what may be taken to keep the store in shape: its segments are written anew, fewer, sorted by patient, and without what died.
+type Compaction struct {
+	// The share of one processor core, up to 1. When segments grow in number all the same, nothing bounds it until they are few again.
+	Cores float64 `yaml:"cores"`
+	// Bytes a second that are written.
+	WriteRate Bytes `yaml:"write_rate"`
+	// At this age rows move into windows of time that are sorted by patient and compressed harder.
+	SettleAfter Duration `yaml:"settle_after"`
+}
+
+// Retention is how long what is no longer current is kept. What is current is kept for ever.
+type Retention struct {
+	// Deletions are told to exports for so long. An older _since is answered with an OperationOutcome that says so.
+	Deleted Duration `yaml:"deleted"`
+	// The last state of a resource before its deletion.
+	LastState Duration `yaml:"last_state"`
+	// Records that could not be decoded.
+	DeadLetters Duration `yaml:"dead_letters"`
 }
 
 // HTTP is what bulk clients talk to.
@@ -216,17 +240,19 @@ const defaultBase = "http://127.0.0.1:8080/fhir"
 // Default is the configuration of somebody who sets nothing.
 func Default() *Config {
 	return &Config{
-		Store:     Store{Path: "./data", MinFree: 5 << 30, Cache: 96 << 20},
-		Commit:    Commit{Interval: 500 * millisecond, MaxSize: 32 << 20},
-		Watermark: Watermark{Allowance: second, MaxClockStep: 30 * second},
-		HTTP:      HTTP{Listen: "127.0.0.1:8080", PublicURL: defaultBase},
-		Kafka:     Kafka{Brokers: []string{"127.0.0.1:9092"}, Group: "tidemark", MaxRecord: 128 << 20},
-		Topics:    []Topic{{Name: "fhir-changes", Format: "resource", StopAfter: new(defaultStopAfter)}},
-		Resources: Resources{InjectMeta: true},
-		Export:    Export{Expires: day, File: ExportFile{MaxBytes: 256 << 20}, RetryAfter: second},
-		Auth:      Auth{Mode: "auto"},
-		Limits:    Limits{Jobs: 100, PollsPerMinute: 120, Body: 1 << 20},
-		Log:       Log{Level: "info", Format: "auto"},
-		Telemetry: Telemetry{Sample: 0.01},
+		Store:      Store{Path: "./data", MinFree: 5 << 30, Cache: 96 << 20},
+		Commit:     Commit{Interval: 500 * millisecond, MaxSize: 32 << 20},
+		Watermark:  Watermark{Allowance: second, MaxClockStep: 30 * second},
+		Compaction: Compaction{Cores: 0.5, WriteRate: 50 << 20, SettleAfter: day},
+		Retention:  Retention{Deleted: 400 * day, LastState: 30 * day, DeadLetters: 90 * day},
+		HTTP:       HTTP{Listen: "127.0.0.1:8080", PublicURL: defaultBase},
+		Kafka:      Kafka{Brokers: []string{"127.0.0.1:9092"}, Group: "tidemark", MaxRecord: 128 << 20},
+		Topics:     []Topic{{Name: "fhir-changes", Format: "resource", StopAfter: new(defaultStopAfter)}},
+		Resources:  Resources{InjectMeta: true},
+		Export:     Export{Expires: day, File: ExportFile{MaxBytes: 256 << 20}, RetryAfter: second},
+		Auth:       Auth{Mode: "auto"},
+		Limits:     Limits{Jobs: 100, PollsPerMinute: 120, Body: 1 << 20},
+		Log:        Log{Level: "info", Format: "auto"},
+		Telemetry:  Telemetry{Sample: 0.01},
 	}
 }

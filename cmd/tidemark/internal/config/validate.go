@@ -106,6 +106,17 @@ func (l *loader) validateSizes() {
 	l.positive("commit.interval", l.Commit.Interval)
 	l.positive("watermark.allowance", l.Watermark.Allowance)
 	l.positive("watermark.max_clock_step", l.Watermark.MaxClockStep)
+	l.positive("compaction.settle_after", l.Compaction.SettleAfter)
+	l.positive("retention.deleted", l.Retention.Deleted)
+	l.positive("retention.last_state", l.Retention.LastState)
+	l.positive("retention.dead_letters", l.Retention.DeadLetters)
+	if c := l.Compaction.Cores; !(c > 0 && c <= 1) {
+		l.invalid("compaction.cores", "%v is not more than 0 and at most 1", c)
+	}
+	if r := l.Retention; r.LastState > r.Deleted {
+		l.invalid("retention.last_state", "%v is longer than retention.deleted, %v: a deletion cannot go before what it deleted", r.LastState, r.Deleted)
+	}
+	l.atLeast("compaction.write_rate", l.Compaction.WriteRate, 1<<20)
 	l.positive("export.expires", l.Export.Expires)
 	l.positive("export.retry_after", l.Export.RetryAfter)
 	l.atLeast("store.cache", l.Store.Cache, 1<<20)

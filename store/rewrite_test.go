@@ -1,0 +1,147 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"tidemark/store/compaction"
+	"tidemark/store/fhir"
+	"tidemark/store/index"
+)
+
+// rewriteAll does all that the plan finds.
+func rewriteAll(t testing.TB, db *DB) {
+	t.Helper()
+	for {
+		r, err := db.rewrite(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.job.Kind == compaction.Nothing {
+			return
+		}
+	}
+}
+
+// advance lets time pass, tells the store that nothing came, and promises.
+func (f *feed) advance(d time.Duration) {
+	f.t.Helper()
+	time.Sleep(d)
+	f.apply()
+	if err := f.db.heartbeat(); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+// TestForget: the last state before a deletion goes after LastState, the
+// deletion itself after Deleted, and with it the last that the index knows. What
+// exports are told of that is in Forgotten.
+func TestForget(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fs := vfs.NewMem()
+		o := Options{FS: fs, SettleAfter: time.Minute, LastState: 10 * time.Minute, Deleted: time.Hour, Allowance: time.Millisecond}
+		db := mustOpen(t, "store", o)
+		defer func() { db.Close() }()
+		f := newFeed(t, db)
+		f.advance(time.Second)
+		start := db.Promised()
+		f.commit(patientChange("gone", fhir.None, "SECRET"), patientChange("stays", fhir.None, ""))
+		f.advance(time.Second)
+		f.commit(Change{Key: fhir.Key{Type: patientType, ID: "gone"}, Delete: true, Version: NoVersion, LastUpdated: fhir.None, Time: fhir.None, Timestamp: fhir.None})
+		state := func() string {
+			t.Helper()
+			rewriteAll(t, db)
+			if _, err := db.Check(true); err != nil {
+				t.Fatal(err)
+			}
+			_, known := db.resource("Patient/gone")
+			return fmt.Sprintf("body %v, deletion %v, known %v, forgotten %v", strings.Contains(bodies(t, db), "SECRET"),
+				strings.Contains(bodies(t, db), "DELETE"), known, db.meta.Forgotten > start)
+		}
+		for _, step := range []struct {
+			wait time.Duration
+			want string
+		}{
+			{5 * time.Minute, "body true, deletion true, known true, forgotten false"},
+			{10 * time.Minute, "body false, deletion true, known true, forgotten false"},
+			{30 * time.Minute, "body false, deletion true, known true, forgotten false"},
+		} {
+			f.advance(step.wait)
+			if got := state(); got != step.want {
+				t.Errorf("after %v: %s, want %s", step.wait, got, step.want)
+			}
+		}
+		f.advance(30 * time.Minute)
+		for i := range 20 { // deletions are dropped when there is work, not for their own sake
+			f.commit(patientChange("stays", fhir.None, fmt.Sprint(i)))
+			f.advance(time.Minute)
+			rewriteAll(t, db)
+		}
+		if got, want := state(), "body false, deletion false, known false, forgotten true"; got != want {
+			t.Errorf("in the end: %s, want %s", got, want)
+		}
+		f.commit(patientChange("gone", fhir.None, "again"))
+		f.advance(time.Second)
+		snap := pinNow(t, db, "job")
+		defer snap.Close()
+		if got, err := content(snap); err != nil || !strings.Contains(got["Patient/gone"], "again") {
+			t.Errorf("what came back: %q, %v", got["Patient/gone"], err)
+		}
+		if err := errors.Join(db.Close(), fs.RemoveAll("store/index"), Reindex("store", o, io.Discard)); err != nil {
+			t.Fatal(err)
+		}
+		db = mustOpen(t, "store", o)
+		if _, err := db.Check(true); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// resource is what the index knows of a resource.
+func (db *DB) resource(key string) (index.State, bool) {
+	k, err := fhir.ParseKey(key)
+	if err != nil {
+		panic(err)
+	}
+	v, closer, err := db.kv.Get(index.RowKey(nil, k))
+	if errors.Is(err, pebble.ErrNotFound) {
+		return index.State{}, false
+	}
+	if err != nil {
+		panic(err)
+	}
+	defer closer.Close()
+	st, err := index.DecodeState(v, db.origins())
+	if err != nil {
+		panic(err)
+	}
+	return st, true
+}
+
+// bodies is the NDJSON of all live segments.
+func bodies(t testing.TB, db *DB) string {
+	t.Helper()
+	var text []byte
+	for _, s := range db.view.all() {
+		body, err := s.r.OpenBody()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for b := range s.r.Blocks() {
+			if text, err = s.r.Lines(text, body, b); err != nil {
+				t.Fatal(err)
+			}
+		}
+		body.Close()
+	}
+	return string(text)
+}
