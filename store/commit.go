@@ -199,6 +199,7 @@ func (c *commit) publish(s *seg) {
 		db.segs[id].bury(list)
 	}
 	if s != nil {
+		db.work.committed += s.r.BodySize()
 		s.bury(c.own)
 		db.segs[s.id()] = s
 		db.view = db.view.with(s)

@@ -167,7 +167,8 @@ type DB struct {
 
 	gather  gathering
 	sealing *sealing
-	behind  bool          // intake waits for merges
+	behind  bool // intake waits for merges
+	work    work
 	full    chan struct{} // signalled when a commit is due for its size
 	first   chan struct{} // signalled when a commit's first change arrives
 	room    *sync.Cond    // the gathering has room, or the store failed

@@ -22,6 +22,9 @@ func (db *DB) segmentsDir() string { return SegmentsDir(db.fs, db.dir) }
 
 func (db *DB) jobsDir() string { return db.fs.PathJoin(db.dir, "jobs") }
 
+// Disk is the file system of stores that are not in memory.
+var Disk = vfs.Default
+
 // SegmentsDir is where a store in dir keeps its segments.
 func SegmentsDir(fs vfs.FS, dir string) string { return fs.PathJoin(dir, "segments") }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -71,6 +72,7 @@ func (db *DB) busy() bool {
 // A rewrite is one job of the rewriter under way.
 type rewrite struct {
 	db      *DB
+	begun   time.Time
 	meta    index.Meta // as it was when this was planned
 	job     compaction.Job
 	inputs  []*seg
@@ -133,7 +135,7 @@ func (db *DB) rewrite(ctx context.Context) (*rewrite, error) {
 func (db *DB) plan() *rewrite {
 	db.mu.Lock()
 	v, failed := db.view, db.failed != nil
-	r := &rewrite{db: db, meta: db.meta, closed: v.closed, horizon: db.horizon(), late: fhir.None}
+	r := &rewrite{db: db, begun: time.Now(), meta: db.meta, closed: v.closed, horizon: db.horizon(), late: fhir.None}
 	s := compaction.State{
 		Fresh: metas(v.fresh, r.horizon, v.closed), Settled: metas(v.settled, r.horizon, segment.NoBound),
 		Closed: v.closed, Settle: db.before(db.o.SettleAfter), Now: db.clock.now(),
@@ -472,15 +474,30 @@ func (r *rewrite) swap() error {
 	}
 	db.mu.Lock()
 	db.meta, db.view = meta, next
-	for id, s := range outputs {
-		db.segs[id] = s
-	}
+	db.work.done(r)
+	maps.Copy(db.segs, outputs)
 	for _, s := range used {
 		s.dropped = true
 	}
 	db.room.Broadcast()
 	db.mu.Unlock()
 	return db.selfCheck()
+}
+
+// done counts a rewrite.
+func (w *work) done(r *rewrite) {
+	w.jobs[r.job.Kind]++
+	w.took += time.Since(r.begun)
+	for _, in := range r.inputs {
+		for i := range in.r.Blocks() {
+			if b := &in.r.Blocks()[i]; r.job.Window == nil || b.First <= r.job.Window.To.Instant && b.Last >= r.job.Window.From.Instant {
+				w.raw += b.Sum.Size
+			}
+		}
+	}
+	for _, out := range r.outputs {
+		w.merged += out.BodySize()
+	}
 }
 
 // next is the view with the outputs, and which inputs are in it no more: a

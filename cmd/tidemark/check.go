@@ -1,14 +1,17 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
+	"net/url"
 	"os"
 
 	"github.com/dustin/go-humanize"
 	"github.com/schollz/progressbar/v3"
 
 	"tidemark/store"
+	"tidemark/store/check"
 )
 
 // storeFlags tell a command which store is meant.
@@ -38,7 +41,7 @@ type checkCmd struct {
 // Help is shown by --help.
 func (*checkCmd) Help() string {
 	return `Reads the index and every segment and proves the numbered invariants of store/FORMAT.md. It changes
-nothing. No process may use the store meanwhile: stop the server, or check a copy of the directory.
+nothing. A running server checks its own store, between two commits: intake waits meanwhile, downloads go on.
 
 Ends with 0 if all hold, else with 1 and one line per fault: the invariant, the file and the place.
 
@@ -47,17 +50,33 @@ the topics again into a new one.`
 }
 
 // Run checks a store.
-func (c *checkCmd) Run(out io.Writer) error {
+func (c *checkCmd) Run(ctx context.Context, out io.Writer) error {
 	dir, err := c.dir()
 	if err != nil {
 		return err
+	}
+	if conn, err := dialControl(ctx, dir); err == nil {
+		return askServer(ctx, conn, "check", nil, out)
 	}
 	report, err := store.CheckDir(dir, store.Options{Logger: coldLog()}, progress("checking"))
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(out, "%s: every invariant holds: %s segments, %s blocks, %s rows of which %s live\n", dir,
-		humanize.Comma(int64(report.Segments)), humanize.Comma(int64(report.Blocks)), humanize.Comma(report.Rows), humanize.Comma(report.Live))
+	return tellCheck(report, out)
+}
+
+// checkOpen is what the command does where the store is open.
+func checkOpen(_ context.Context, db *store.DB, _ url.Values, out io.Writer) error {
+	report, err := db.Check(true)
+	if err != nil {
+		return err
+	}
+	return tellCheck(report, out)
+}
+
+func tellCheck(r check.Report, out io.Writer) error {
+	_, err := fmt.Fprintf(out, "every invariant holds: %s segments, %s blocks, %s rows of which %s live\n",
+		humanize.Comma(int64(r.Segments)), humanize.Comma(int64(r.Blocks)), humanize.Comma(r.Rows), humanize.Comma(r.Live))
 	return err
 }
 

@@ -1,6 +1,9 @@
 package main
 
 import (
+	"encoding/json"
+	"errors"
+	"net/url"
 	"os"
 	"regexp"
 	"strings"
@@ -58,6 +61,7 @@ func TestEndToEnd(t *testing.T) {
 	r.live(100)
 	r.catchUp()
 
+	t.Run("commands reach the running server", func(t *testing.T) { hotCommands(t, r) })
 	r.live(200)
 	bad := &kgo.Record{Topic: "fhir-changes", Key: []byte("Patient/" + canary), Value: []byte(`{"resourceType":"Patient",` + canary), Partition: 0}
 	if err := r.producer.ProduceSync(t.Context(), bad).FirstErr(); err != nil {
@@ -103,12 +107,54 @@ func manualKnows(t *testing.T, metrics string) {
 	}
 }
 
+// hotCommands tries the commands on the store of the running server.
+func hotCommands(t *testing.T, r *rig) {
+	if got, code := ends(t, "check", r.store()); code != 0 || !strings.Contains(got, "every invariant holds") {
+		t.Errorf("check: exit %d: %s", code, got)
+	}
+	deadline := time.Now().Add(patience)
+	for {
+		got, code := ends(t, "inspect", "--types", "--store", r.store())
+		if code != 0 || !strings.Contains(got, "live/Patient") || !strings.Contains(got, "watermark 20") {
+			t.Fatalf("inspect: exit %d: %s", code, got)
+		}
+		if strings.Contains(got, "settled") && strings.Contains(got, "merges: ") {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("nothing has settled:\n%s", got)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	patient := r.patient()
+	got, code := ends(t, "inspect", "--store", r.store(), patient)
+	lines := strings.Split(strings.TrimSpace(got), "\n")
+	if code != 0 || len(lines) < 2 || !strings.Contains(lines[len(lines)-1], " now ") {
+		t.Fatalf("inspect %s: exit %d: %s", patient, code, got)
+	}
+	number := strings.Fields(lines[len(lines)-1])[0]
+	if got, code := ends(t, "inspect", "--store", r.store(), patient, "--body", number); code != 0 || !strings.Contains(got, strings.TrimPrefix(patient, "Patient/")) {
+		t.Errorf("inspect %s --body %s: exit %d: %s", patient, number, code, got)
+	}
+	for _, c := range []struct{ resource, want string }{{"Patient/nobody", "no such resource"}, {"nobody", "is not a resource"}} {
+		if got, code := ends(t, "inspect", "--store", r.store(), c.resource); code == 0 || !strings.Contains(got, c.want) {
+			t.Errorf("inspect %s: exit %d: %s", c.resource, code, got)
+		}
+	}
+}
+
 // coldCommands tries the commands on a stopped store and returns the list of
 // dead letters.
 func coldCommands(t *testing.T, r *rig) string {
 	t.Helper()
 	if got, code := ends(t, "check", r.store()); code != 0 || !strings.Contains(got, "every invariant holds") {
 		t.Errorf("check: exit %d: %s", code, got)
+	}
+	if got, code := ends(t, "inspect", "--store", r.store()); code != 0 || !strings.Contains(got, "segments, ") {
+		t.Errorf("inspect: exit %d: %s", code, got)
+	}
+	if got, code := ends(t, "inspect", "--store", t.TempDir()); code != exitFailed || !strings.Contains(got, "is no store") {
+		t.Errorf("inspect of an empty folder: exit %d: %s", code, got)
 	}
 	list, code := ends(t, "deadletter", "list", r.store())
 	lines := strings.Split(strings.TrimSpace(list), "\n")
@@ -123,4 +169,28 @@ func coldCommands(t *testing.T, r *rig) string {
 		t.Errorf("deadletter show 1: exit %d: %s", code, got)
 	}
 	return list
+}
+
+// patient is one that the server has.
+func (r *rig) patient() string {
+	r.t.Helper()
+	job, err := r.client.Start(r.t.Context(), "$export", url.Values{"_type": {"Patient"}})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	m, err := job.Wait(r.t.Context())
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	var first struct{ ID string }
+	err = r.lines(r.t.Context(), m.Output[0], func(line []byte) error {
+		if first.ID != "" {
+			return nil
+		}
+		return json.Unmarshal(line, &first)
+	})
+	if err := errors.Join(err, job.Delete(r.t.Context())); err != nil {
+		r.t.Fatal(err)
+	}
+	return "Patient/" + first.ID
 }

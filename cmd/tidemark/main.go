@@ -39,7 +39,8 @@ func main() {
 type commands struct {
 	Demo        demoCmd        `cmd:"" help:"Show it all on this machine: a simulated hospital, a Kafka, exports, a crash, a proof."`
 	Serve       serveCmd       `cmd:"" help:"Read the topics and serve bulk exports until stopped."`
-	Check       checkCmd       `cmd:"" help:"Prove the invariants of a store that no process uses."`
+	Inspect     inspectCmd     `cmd:"" help:"Show what a store holds and how it stands, or the history of one resource."`
+	Check       checkCmd       `cmd:"" help:"Prove the invariants of a store."`
 	Reindex     reindexCmd     `cmd:"" help:"Rebuild a store's index from its segments."`
 	Deadletter  deadletterCmd  `cmd:"" help:"List and show the records that could not be decoded."`
 	CheckConfig checkConfigCmd `cmd:"" help:"List all faults of a configuration file."`

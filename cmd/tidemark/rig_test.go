@@ -78,6 +78,8 @@ func newRig(t *testing.T, brokers, topic string, options []kgo.Opt, more ...stri
 			"serve", "--set", "store.path=" + filepath.Join(dir, "store"), "--set", "store.min_free=0B",
 			"--set", "kafka.brokers=" + brokers, "--set", "topics=[{name: " + topic + ", format: resource}]",
 			"--set", "http.listen=" + address,
+			// Rows settle while the test runs, as they would in days.
+			"--set", "compaction.settle_after=1s", "--set", "compaction.cores=1",
 		}, more...),
 	}
 	r.chain = r.ledger.Chain()

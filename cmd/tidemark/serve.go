@@ -112,6 +112,9 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger) (err error) 
 		run := func(ctx context.Context) error { return runAdmin(ctx, listener, adminHandler(tel.metrics)) }
 		stages = append(stages, stage{"admin", run, adminGrace})
 	}
+	if control := listenControl(ctx, c.Store.Path, log); control != nil {
+		stages = append(stages, stage{"control", func(ctx context.Context) error { return runControl(ctx, control, db) }, adminGrace})
+	}
 	announce(c, log)
 	return runStages(ctx, log, stages...)
 }

@@ -149,7 +149,7 @@ type Place struct {
 
 // CompareByPatient orders places as they stand in a settled segment.
 func (p Place) CompareByPatient(o Place) int {
-	return cmp.Or(cmp.Compare(p.Patients, o.Patients), p.Bound.Compare(o.Bound))
+	return cmp.Or(cmp.Compare(p.Patients, o.Patients), p.Compare(o.Bound))
 }
 
 // PatientsHash tells sets of patients apart; equal sets have equal hashes. Zero

@@ -1,0 +1,144 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"tidemark/store"
+)
+
+// Commands that act on a store do so through the process that has it open, if
+// there is one: over a unix socket in the store's directory that only its owner
+// can use (decisions.md 6). Else they open the store themselves. What they do is
+// the same function either way, and there is no administrative HTTP API.
+
+// controlSocket is the socket's name in the store's directory.
+const controlSocket = "control.sock"
+
+// An operation acts on an open store and says on out what it did.
+type operation func(ctx context.Context, db *store.DB, args url.Values, out io.Writer) error
+
+// operations are what a running server can be asked for.
+var operations = map[string]operation{
+	"check":   checkOpen,
+	"inspect": inspect,
+}
+
+// onStore carries an operation out on the store in dir, wherever it is open.
+func onStore(ctx context.Context, dir, name string, args url.Values, out io.Writer) error {
+	conn, err := dialControl(ctx, dir)
+	if err == nil {
+		return askServer(ctx, conn, name, args, out)
+	}
+	if !errors.Is(err, os.ErrNotExist) && !errors.Is(err, syscall.ECONNREFUSED) {
+		return fmt.Errorf("ask the server that has %s open: %w", dir, err)
+	}
+	if _, err := os.Stat(store.IndexDir(store.Disk, dir)); err != nil {
+		return fmt.Errorf("%s is no store: %w", dir, err) // opening it would begin one
+	}
+	db, err := store.Open(dir, store.Options{Logger: coldLog(), MergeOff: true})
+	if err != nil {
+		return err
+	}
+	return errors.Join(operations[name](ctx, db, args, out), db.Close())
+}
+
+func dialControl(ctx context.Context, dir string) (net.Conn, error) {
+	return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(dir, controlSocket))
+}
+
+// failed is the trailer that tells an operation's error: its output is already
+// under way then.
+const failed = "Tidemark-Error"
+
+func askServer(ctx context.Context, conn net.Conn, name string, args url.Values, out io.Writer) error {
+	once := make(chan net.Conn, 1)
+	once <- conn
+	client := http.Client{Transport: &http.Transport{
+		DialContext: func(context.Context, string, string) (net.Conn, error) { return <-once, nil }, DisableKeepAlives: true,
+	}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://store/"+name+"?"+args.Encode(), nil)
+	if err != nil {
+		return err
+	}
+	res, err := client.Do(req)
+	if err != nil {
+		return fmt.Errorf("ask the running server: %w", err)
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		return fmt.Errorf("the running server does not know how to %s: is it of another version?", name)
+	}
+	if _, err := io.Copy(out, res.Body); err != nil {
+		return fmt.Errorf("the running server ended while it was asked: %w", err)
+	}
+	text, err := url.QueryUnescape(res.Trailer.Get(failed))
+	if err == nil && text != "" {
+		err = errors.New(text)
+	}
+	return err
+}
+
+// controlHandler answers the commands' requests.
+func controlHandler(db *store.DB) http.Handler {
+	mux := http.NewServeMux()
+	for name, do := range operations {
+		mux.HandleFunc("POST /"+name, func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Trailer", failed)
+			w.WriteHeader(http.StatusOK)
+			if err := do(r.Context(), db, r.URL.Query(), flushing{w}); err != nil {
+				w.Header().Set(failed, url.QueryEscape(err.Error())) // it may have many lines
+			}
+		})
+	}
+	return mux
+}
+
+// flushing sends each piece of output at once: people watch it.
+type flushing struct{ w http.ResponseWriter }
+
+func (f flushing) Write(p []byte) (int, error) {
+	n, err := f.w.Write(p)
+	return n, errors.Join(err, http.NewResponseController(f.w).Flush())
+}
+
+// listenControl opens the socket. A store whose path is too long for one works
+// without; its commands then need the server stopped.
+func listenControl(ctx context.Context, dir string, log *slog.Logger) net.Listener {
+	path := filepath.Join(dir, controlSocket)
+	err := os.Remove(path) // of a process that was killed: we have the store's lock
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		log.Warn("commands cannot reach this server", "error", err)
+		return nil
+	}
+	l, err := new(net.ListenConfig).Listen(ctx, "unix", path)
+	if err == nil {
+		err = os.Chmod(path, 0o600) // the directory is ours alone, too
+	}
+	if err != nil {
+		log.Warn("commands cannot reach this server: inspect, check and others need it stopped", "error", err)
+		return nil
+	}
+	return l
+}
+
+// runControl serves the socket until ctx ends.
+func runControl(ctx context.Context, listener net.Listener, db *store.DB) error {
+	server := &http.Server{Handler: controlHandler(db), ReadHeaderTimeout: 10 * time.Second}
+	done := context.AfterFunc(ctx, func() { _ = server.Close() })
+	defer done()
+	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve the control socket: %w", err)
+	}
+	return nil
+}
