@@ -53,6 +53,8 @@ func (s *Server) faultOf(err error) fault {
 	switch {
 	case errors.Is(err, export.ErrNotFound):
 		return oneFault(http.StatusNotFound, outcome.NotFound, "no such export job or file: it never existed, was deleted, or has expired")
+	case errors.Is(err, store.ErrRevoked): // decisions.md 6
+		return oneFault(http.StatusGone, outcome.Deleted, "this export job was ended because something that it held was erased: start a new one")
 	case errors.Is(err, store.ErrNotReady):
 		return s.later("the server is still reading its topics for the first time and cannot yet say up to when it has everything: come again")
 	case errors.Is(err, store.ErrClosed), errors.Is(err, context.Canceled):

@@ -28,6 +28,7 @@ import (
 //	new              begins again: options as key=value
 //	rows             one change a line: put Type/id instant, delete Type/id instant, dead instant
 //	clock, watermark set the store's
+//	revoke           something that all jobs hold was erased
 //	forget           deletions up to an instant are no longer known
 //	store            ok | not-ready | closed | broken
 //	restart          a new server over the same pins
@@ -107,6 +108,8 @@ func (e *script) run(t *testing.T, d *datadriven.TestData) string {
 		e.db.SetClock(instant(t, d.CmdArgs[0].Key))
 	case "watermark":
 		e.db.SetWatermark(instant(t, d.CmdArgs[0].Key))
+	case "revoke":
+		e.db.Revoke()
 	case "forget":
 		e.db.Forget(instant(t, d.CmdArgs[0].Key))
 	case "store":

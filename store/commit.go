@@ -24,6 +24,7 @@ type commit struct {
 	id    segment.ID
 	meta  index.Meta // as it will be
 
+	erased  *erasedList
 	touched map[fhir.Key]*resource
 	groups  map[string]membership
 	rows    []row
@@ -37,8 +38,8 @@ type commit struct {
 
 // counts are what a commit did, for metrics.
 type counts struct {
-	rows, late, stale, same, gone, dead int64
-	bytes                               int64
+	rows, late, stale, same, gone, dead, erased int64
+	bytes                                       int64
 }
 
 // Flush commits what has gathered and returns once it is durable. Run calls it
@@ -73,7 +74,7 @@ func (db *DB) begin() *commit {
 	}
 	c := &commit{
 		db: db, taken: db.gather.batches, meta: db.meta, line: db.watermark(),
-		groups: map[string]membership{}, deaths: map[segment.ID][]index.Death{},
+		erased: db.erased.Load(), groups: map[string]membership{}, deaths: map[segment.ID][]index.Death{},
 	}
 	c.meta.Commit++
 	db.sealing = &sealing{line: c.line, least: db.gather.least, holds: db.gather.holds}

@@ -277,7 +277,9 @@ func reindexed(s *scenario, c *clone) (err error) {
 	if next := c.commits + 1; next < len(s.states) && maps.Equal(s.states[next], got) {
 		return nil
 	}
-	if d := cmp.Diff(s.states[c.commits], got); d != "" {
+	want := map[string]string{}
+	maps.Copy(want, s.states[c.commits])
+	if d := cmp.Diff(want, got); d != "" {
 		return fmt.Errorf("content of commit %d (-want +got):\n%s\n%s", c.commits, d, &out)
 	}
 	return nil

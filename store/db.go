@@ -41,6 +41,8 @@ var (
 	ErrNotReady = errors.New("not every configured topic has been read up to where it stood when we first saw it")
 	// ErrNotFound: no such snapshot.
 	ErrNotFound = errors.New("no such snapshot")
+	// ErrRevoked: the snapshot held what was erased since.
+	ErrRevoked = errors.New("the snapshot was ended: something that it held was erased")
 	// ErrLocked: another process has the directory.
 	ErrLocked = errors.New("another process uses this store directory: stop it first, or give this one a store.path of its own")
 	// ErrCorrupt: stored bytes are not what was written.
@@ -147,8 +149,10 @@ type DB struct {
 	clock clock
 	m     *instruments
 
-	commitMu sync.Mutex   // one commit, swap or heartbeat at a time
-	merging  sync.Mutex   // one merge at a time; taken before commitMu
+	commitMu sync.Mutex // one commit, swap or heartbeat at a time
+	erasing  sync.Mutex // one erasure at a time; taken before merging
+	merging  sync.Mutex // one merge at a time; taken before commitMu
+	erased   erasedPointer
 	open     sync.RWMutex // held for reading by those who use kv with neither; taken last but for mu
 	cutting  *semaphore.Weighted
 

@@ -111,6 +111,10 @@ func (c *commit) decide() error {
 }
 
 func (c *commit) change(ch *Change, t *taken) error {
+	if c.erased.refusesChange(ch) {
+		c.counts.erased++
+		return nil
+	}
 	if ch.Dead != nil {
 		return c.deadLetter(ch, t)
 	}

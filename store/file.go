@@ -22,6 +22,7 @@ import (
 // bytes are the same at every call for the same snapshot, name and extents.
 type File struct {
 	db     *DB
+	of     *pinned
 	blocks []part
 	gzip   []int64 // offset of each block in the gzip member
 	plain  []int64 // and in the NDJSON
@@ -60,7 +61,7 @@ const largeBlock = 4 * segment.BlockSize
 // of the snapshot, once: it is durable before File returns.
 func (s *Snapshot) File(ctx context.Context, name string, sec segment.Section, since, upto fhir.Instant, ext []Extent) (*File, error) {
 	v := s.span(since, upto)
-	f := &File{db: s.db, open: map[string]stored{}}
+	f := &File{db: s.db, of: s.of, open: map[string]stored{}}
 	var cut []int
 	var g *seg // extents of a segment stand together
 	var path string
@@ -140,8 +141,11 @@ func (f *File) WriteGzip(w io.Writer, off, n int64) error {
 	body := f.gzip[len(f.blocks)]
 	for i := f.blockAt(f.gzip, off); off < min(end, body); {
 		p := f.blocks[i]
+		if err := f.allowed(); err != nil {
+			return err
+		}
 		j, length := i+1, p.stored
-		for j < len(f.blocks) && f.blocks[j].path == p.path && f.blocks[j].at == p.at+length {
+		for j < len(f.blocks) && length < maxRun && f.blocks[j].path == p.path && f.blocks[j].at == p.at+length {
 			length += f.blocks[j].stored
 			j++
 		}
@@ -156,6 +160,17 @@ func (f *File) WriteGzip(w io.Writer, off, n int64) error {
 	if off < end {
 		_, err := w.Write(segment.Trailer(f.sum)[off-body : end-body])
 		return err
+	}
+	return nil
+}
+
+// maxRun is how much is sent before it is asked again whether it may be: a
+// download stops soon after what it holds was erased. Bytes.
+const maxRun = 4 << 20
+
+func (f *File) allowed() error {
+	if f.of != nil && f.of.revoked.Load() {
+		return ErrRevoked
 	}
 	return nil
 }
@@ -224,6 +239,9 @@ func (f *File) WriteIdentity(w io.Writer, off, n int64) error {
 	end := off + n
 	var text []byte
 	for i := f.blockAt(f.plain, off); off < end && i < len(f.blocks); i++ {
+		if err := f.allowed(); err != nil {
+			return err
+		}
 		from, to := off-f.plain[i], min(end, f.plain[i+1])-f.plain[i]
 		if f.blocks[i].sum.Size > largeBlock {
 			if err := f.stream(w, i, from, to); err != nil {

@@ -14,7 +14,7 @@ func (db *DB) load() error {
 	if err := db.loadMeta(); err != nil {
 		return err
 	}
-	steps := []func() error{db.loadPromise, db.loadPartitions, db.loadTopics, db.loadSegments, db.loadDeaths, db.loadPins, db.tidy}
+	steps := []func() error{db.loadPromise, db.loadPartitions, db.loadTopics, db.loadSegments, db.loadDeaths, db.loadPins, db.loadErased, db.tidy}
 	for _, step := range steps {
 		if err := step(); err != nil {
 			return err
@@ -131,6 +131,12 @@ func (db *DB) loadDeaths() error {
 	})
 }
 
+func (db *DB) loadErased() error {
+	list, err := readErased(db.fs, db.fs.PathJoin(db.dir, erasedFile))
+	db.erased.Store(list)
+	return err
+}
+
 func (db *DB) loadPins() error {
 	return index.Scan(db.kv, index.Pins(), func(k, v []byte) error {
 		p, err := index.DecodePin(v)
@@ -138,6 +144,7 @@ func (db *DB) loadPins() error {
 			return err
 		}
 		q := &pinned{id: string(k[1:]), pin: p}
+		q.revoked.Store(p.Revoked)
 		for _, id := range p.Segments {
 			s := db.segs[id]
 			if s == nil {

@@ -62,6 +62,7 @@ type source struct {
 	part    int
 	history []sent
 	unsent  []sent // produced out of order later
+	erased  bool
 }
 
 // model is a broker, a hospital, a store and a client that chains exports.
@@ -217,6 +218,7 @@ func (m *model) step() {
 		{1, "crash", m.crash},
 		{1, "partition", m.addPartition},
 		{1, "reindex", m.reindex},
+		{1, "erase", m.erase},
 	}
 	total := 0
 	for _, o := range ops {
@@ -236,7 +238,7 @@ func (m *model) step() {
 // check proves the store's invariants after what changed it.
 func (m *model) check(step string) {
 	switch step {
-	case "commit", "merge", "restart", "crash", "reindex":
+	case "commit", "merge", "restart", "crash", "reindex", "erase":
 		if _, err := m.db.Check(len(m.steps)%4 == 0); err != nil {
 			m.t.Errorf("after %s: %v", step, err)
 		}
@@ -406,6 +408,9 @@ func (m *model) commit() {
 // accept knows what is newer from the source's own order alone.
 func (m *model) accept(x sent, line, now fhir.Instant) {
 	key := x.ch.Key.String()
+	if slices.ContainsFunc(m.sources, func(s *source) bool { return s.key == x.ch.Key && s.erased }) {
+		return
+	}
 	cur := m.oracle.Newest(key)
 	if cur != nil && x.index <= m.newest[key] {
 		return
@@ -646,6 +651,38 @@ func (m *model) reindex() {
 	m.open()
 }
 
+// erase takes a resource out of all history, or a Patient with its compartment,
+// which in this hospital is the Patient alone. Whatever is sent of it later, or
+// again, is refused.
+func (m *model) erase() {
+	if len(m.sources) == 0 {
+		return
+	}
+	s := m.sources[m.r.IntN(len(m.sources))]
+	m.commit()
+	m.db.mu.Lock()
+	line := m.db.watermark()
+	m.db.mu.Unlock()
+	done, err := m.db.Erase(context.Background(), Erasure{Key: s.key, Compartment: s.key.Type == patientType && m.r.IntN(2) == 0})
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	s.erased = true
+	if cur := m.oracle.Newest(s.key.String()); cur != nil && cur.Body != "" {
+		m.oracle.Apply(s.key.String(), "", fhir.None, line, m.db.Now())
+		if done.Resources != 1 {
+			m.t.Errorf("%s lived, but %d resources were erased", s.key, done.Resources)
+		}
+	}
+	m.oracle.Erase(s.key.String())
+	m.windows = slices.DeleteFunc(m.windows, func(w window) bool { return slices.Contains(done.Jobs, w.id) })
+	for _, body := range []string{`"id":"` + s.key.ID + `"`} {
+		if strings.Contains(bodies(m.t, m.db), body) {
+			m.t.Errorf("%s was erased, but %s still lies in a segment", s.key, body)
+		}
+	}
+}
+
 func (m *model) addPartition() {
 	if len(m.logs) < 5 {
 		m.logs, m.fetched = append(m.logs, nil), append(m.fetched, 0)
@@ -690,7 +727,7 @@ func (m *model) complete() {
 				last = h
 			}
 		}
-		if last.body != "" {
+		if last.body != "" && !s.erased {
 			want[s.key.String()] = last.body
 		}
 	}

@@ -215,7 +215,7 @@ func (db *DB) tidyJobs() error {
 		return err
 	}
 	for _, j := range jobs {
-		if db.pins[j] == nil {
+		if p := db.pins[j]; p == nil || p.revoked.Load() {
 			if err := db.fs.RemoveAll(db.fs.PathJoin(db.jobsDir(), j)); err != nil {
 				return err
 			}

@@ -8,6 +8,7 @@ import (
 	"math"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -34,6 +35,7 @@ type pinned struct {
 	pin     index.Pin
 	segs    []*seg
 	readers int                    // Snapshots not closed yet
+	revoked atomic.Bool            // it held what was erased: nothing of it is sent any more
 	ended   bool                   // unpinned: the private files go with the last reader
 	cuts    map[string]*sync.Mutex // output files being cut
 }
@@ -131,6 +133,9 @@ func (db *DB) Snapshot(id string) (*Snapshot, error) {
 	if p == nil {
 		return nil, ErrNotFound
 	}
+	if p.revoked.Load() {
+		return nil, ErrRevoked
+	}
 	for _, g := range p.segs {
 		g.refs++
 	}
@@ -158,6 +163,44 @@ func (db *DB) Unpin(_ context.Context, id string) error {
 		return err
 	}
 	return errors.Join(db.leave(p, 0), db.release(p.segs))
+}
+
+// revoke ends the durable snapshots that hold any of some segments, so that
+// their files go. What is left of them tells until they expire that they were
+// ended. It returns their ids.
+func (db *DB) revoke(segs []*seg) ([]string, error) {
+	var hit []*pinned
+	db.mu.Lock()
+	for _, p := range db.pins {
+		if slices.ContainsFunc(p.segs, func(s *seg) bool { return slices.Contains(segs, s) }) {
+			hit = append(hit, p)
+		}
+	}
+	db.mu.Unlock()
+	var ids []string
+	for _, p := range hit {
+		gone := p.pin
+		gone.Revoked, gone.Segments = true, nil
+		err := db.whileOpen(func() error {
+			if err := db.kv.Set(index.PinKey(p.id), gone.Encode(), pebble.Sync); err != nil {
+				return db.fail(fmt.Errorf("end a snapshot: %w", err))
+			}
+			return nil
+		})
+		if err != nil {
+			return ids, err
+		}
+		p.revoked.Store(true)
+		db.mu.Lock()
+		held := p.segs
+		p.pin, p.segs = gone, nil
+		db.mu.Unlock()
+		if err := errors.Join(db.release(held), db.fs.RemoveAll(db.fs.PathJoin(db.jobsDir(), p.id))); err != nil {
+			return ids, err
+		}
+		ids = append(ids, p.id)
+	}
+	return ids, nil
 }
 
 // end durably forgets a snapshot.

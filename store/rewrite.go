@@ -114,21 +114,29 @@ func (db *DB) rewrite(ctx context.Context) (*rewrite, error) {
 	if r.job.Kind == compaction.Nothing {
 		return r, nil
 	}
+	return r, r.run(ctx, nil)
+}
+
+// run does the work, and leaves out some rows beside those that died. Called
+// with merging held.
+func (r *rewrite) run(ctx context.Context, without map[uint64]struct{}) error {
+	db := r.db
 	defer func() { _ = db.release(r.inputs) }()
 	if err := r.deaths(); err != nil {
-		return r, fmt.Errorf("merge segments: %w", err)
+		return fmt.Errorf("merge segments: %w", err)
 	}
+	maps.Copy(r.dropped, without)
 	r.files = compaction.Files(readers(r.inputs), r.job.Window, db.o.smallFile)
 	if err := r.allot(); err != nil {
-		return r, db.fail(err)
+		return db.fail(err)
 	}
 	if err := r.write(ctx); err != nil { // a full disk, say
-		return r, errors.Join(err, r.giveUp())
+		return errors.Join(err, r.giveUp())
 	}
 	if err := r.swap(); err != nil {
-		return r, db.fail(err)
+		return db.fail(err)
 	}
-	return r, nil
+	return nil
 }
 
 // plan chooses the next work and holds its inputs.

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -103,26 +104,87 @@ func newInstruments(db *DB) *instruments {
 	try(e)
 	i.merged, e = m.Int64Counter("store.merge.bytes", metric.WithUnit("By"), metric.WithDescription("Compressed bytes that merges wrote, by whether blocks were copied as they were."))
 	try(e)
-	lag, e := m.Float64ObservableGauge("store.watermark.lag", metric.WithUnit("s"), metric.WithDescription("How far the watermark lies behind the store's clock; absent before the bootstrap is over."))
-	try(e)
-	segments, e := m.Int64ObservableGauge("store.segments", metric.WithUnit("{segment}"), metric.WithDescription("Live segments."))
-	try(e)
-	stored, e := m.Int64ObservableGauge("store.body.size", metric.WithUnit("By"), metric.WithDescription("Bodies of live segments on disk."))
-	try(e)
-	_, e = m.RegisterCallback(func(_ context.Context, o metric.Observer) error {
-		st := db.Status()
-		if st.Watermark != fhir.None {
-			o.ObserveFloat64(lag, time.Duration((db.Now()-st.Watermark)*1e6).Seconds())
-		}
-		o.ObserveInt64(segments, int64(st.Segments))
-		o.ObserveInt64(stored, st.Bytes)
-		return nil
-	}, lag, segments, stored)
-	try(e)
+	try(observe(db, m))
 	if err != nil {
 		panic(err)
 	}
 	return i
+}
+
+// observe registers what is read off the store when somebody asks.
+func observe(db *DB, m metric.Meter) error {
+	var err error
+	gauge := func(name, unit, what string) metric.Int64ObservableGauge {
+		g, e := m.Int64ObservableGauge(name, metric.WithUnit(unit), metric.WithDescription(what))
+		err = errors.Join(err, e)
+		return g
+	}
+	float := func(name, unit, what string) metric.Float64ObservableGauge {
+		g, e := m.Float64ObservableGauge(name, metric.WithUnit(unit), metric.WithDescription(what))
+		err = errors.Join(err, e)
+		return g
+	}
+	lag := float("store.watermark.lag", "s", "How far the watermark lies behind the store's clock; absent before the bootstrap is over.")
+	segments := gauge("store.segments", "{segment}", "Live segments, fresh and settled ones.")
+	stored := gauge("store.body.size", "By", "Bodies of live segments on disk.")
+	text := gauge("store.ndjson.size", "By", "NDJSON in live segments by resource type, of live rows and of dead ones.")
+	backlog := gauge("store.backlog", "By", "NDJSON that waits for merges: to settle, or to be left out.")
+	clean := float("store.backlog.duration", "s", "How long merges need for that at their pace so far.")
+	written := float("store.write.amplification", "1", "Compressed bytes written for each that came in, since the process started.")
+	space := float("store.space.amplification", "1", "Bytes of NDJSON that lie in segments for each that is live.")
+	pinned := gauge("store.pinned.size", "By", "Bodies on disk that only snapshots keep.")
+	oldest := float("store.pin.age", "s", "Age of the oldest snapshot; absent while there is none.")
+	_, e := m.RegisterCallback(func(_ context.Context, o metric.Observer) error {
+		if w := db.Status().Watermark; w != fhir.None {
+			o.ObserveFloat64(lag, time.Duration((db.Now()-w)*1e6).Seconds())
+		}
+		l := db.Layout()
+		var bytes int64
+		count := map[string]int64{"fresh": 0, "settled": 0}
+		types := map[fhir.Type]*TypeStat{}
+		for _, w := range l.Windows {
+			bytes += w.Stored
+			count[state(w.Settled)] += int64(w.Segments)
+			for _, t := range w.Types {
+				if t.Section.Kind == Internal {
+					continue
+				}
+				sum := types[t.Section.Type]
+				if sum == nil {
+					sum = &TypeStat{}
+					types[t.Section.Type] = sum
+				}
+				sum.Bytes, sum.Gone = sum.Bytes+t.Bytes, sum.Gone+t.Gone
+			}
+		}
+		for name, n := range count {
+			o.ObserveInt64(segments, n, metric.WithAttributes(attribute.String("state", name)))
+		}
+		for typ, t := range types {
+			of := attribute.String("type", typ.String())
+			o.ObserveInt64(text, t.Bytes-t.Gone, metric.WithAttributes(of, attribute.Bool("dead", false)))
+			o.ObserveInt64(text, t.Gone, metric.WithAttributes(of, attribute.Bool("dead", true)))
+		}
+		o.ObserveInt64(stored, bytes)
+		o.ObserveInt64(backlog, l.Unsettled, metric.WithAttributes(attribute.String("work", "settle")))
+		o.ObserveInt64(backlog, l.Droppable, metric.WithAttributes(attribute.String("work", "clean")))
+		o.ObserveFloat64(clean, l.UntilClean.Seconds())
+		o.ObserveFloat64(written, l.Written)
+		o.ObserveFloat64(space, l.Space)
+		o.ObserveInt64(pinned, l.PinnedOnly)
+		if !l.OldestPin.IsZero() {
+			o.ObserveFloat64(oldest, time.Since(l.OldestPin).Seconds())
+		}
+		return nil
+	}, lag, segments, stored, text, backlog, clean, written, space, pinned, oldest)
+	return errors.Join(err, e)
+}
+
+func state(settled bool) string {
+	if settled {
+		return "settled"
+	}
+	return "fresh"
 }
 
 func (i *instruments) committed(c *counts, took time.Duration) {
@@ -131,7 +193,7 @@ func (i *instruments) committed(c *counts, took time.Duration) {
 	i.rows.Add(ctx, c.rows)
 	i.bytes.Add(ctx, c.bytes)
 	i.late.Add(ctx, c.late)
-	for reason, n := range map[string]int64{"stale": c.stale, "same": c.same, "gone": c.gone} {
+	for reason, n := range map[string]int64{"stale": c.stale, "same": c.same, "gone": c.gone, "erased": c.erased} {
 		i.ignored.Add(ctx, n, metric.WithAttributes(attribute.String("reason", reason)))
 	}
 }

@@ -93,6 +93,15 @@ func (s *Store) SetWatermark(i fhir.Instant) { s.mu.Lock(); defer s.mu.Unlock();
 // Forget says that deletions up to i are no longer known.
 func (s *Store) Forget(i fhir.Instant) { s.mu.Lock(); defer s.mu.Unlock(); s.forgotten = i }
 
+// Revoke ends all snapshots, as an erasure does.
+func (s *Store) Revoke() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range s.pins {
+		p.revoked = true
+	}
+}
+
 // Fail makes the store fail with err, or work again with nil.
 func (s *Store) Fail(err error) { s.mu.Lock(); defer s.mu.Unlock(); s.fail = err }
 
@@ -156,6 +165,9 @@ func (s *Store) Snapshot(id string) (export.Snapshot, error) {
 	if p == nil {
 		return nil, store.ErrNotFound
 	}
+	if p.revoked {
+		return nil, store.ErrRevoked
+	}
 	p.open++
 	return p, nil
 }
@@ -195,6 +207,7 @@ type Snapshot struct {
 	rule             []byte
 	rows             []row
 	open             int
+	revoked          bool
 }
 
 // Watermark and the others implement export.Snapshot.

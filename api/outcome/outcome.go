@@ -33,6 +33,7 @@ const (
 	Value        Code = "value"
 	NotSupported Code = "not-supported"
 	NotFound     Code = "not-found"
+	Deleted      Code = "deleted"
 	TooLong      Code = "too-long"
 	TooCostly    Code = "too-costly"
 	Security     Code = "security"

@@ -235,6 +235,7 @@ type Pin struct {
 	Created, Expires fhir.Instant
 	Closed           segment.Bound // Meta's then
 	Segments         []segment.ID  // ascending
+	Revoked          bool          // it held what was erased: its segments are let go
 	Rule             []byte        // the owner's, not understood here
 }
 
@@ -246,6 +247,11 @@ func (p *Pin) Encode() []byte {
 	c.Int(int64(p.Created))
 	c.Int(int64(p.Expires))
 	encodeBound(c, p.Closed)
+	if p.Revoked {
+		c.Uint(1)
+	} else {
+		c.Uint(0)
+	}
 	c.Uint(uint64(len(p.Segments)))
 	var last segment.ID
 	for _, id := range p.Segments {
@@ -264,6 +270,7 @@ func DecodePin(b []byte) (p Pin, err error) {
 	p.Created = fhir.Instant(c.ReadInt())
 	p.Expires = fhir.Instant(c.ReadInt())
 	p.Closed = decodeBound(c)
+	p.Revoked = c.ReadUint() != 0
 	n := c.Count()
 	var last segment.ID
 	for range n {

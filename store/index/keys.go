@@ -23,6 +23,7 @@ const (
 	spacePromise   = 'w'
 	spaceJoined    = 'o'
 	spaceGroup     = 'g'
+	spaceBackup    = 'b'
 )
 
 // MetaKey is the key of Meta.
@@ -156,6 +157,12 @@ func Pins() *pebble.IterOptions { return space(spacePin) }
 
 // Promises bounds the promises, the greatest last.
 func Promises() *pebble.IterOptions { return space(spacePromise) }
+
+// BackupKey says that there is, or was, a backup in a folder.
+func BackupKey(path string) []byte { return append([]byte{spaceBackup}, path...) }
+
+// Backups bounds the folders of backups.
+func Backups() *pebble.IterOptions { return space(spaceBackup) }
 
 // Groups bounds the members of Groups.
 func Groups() *pebble.IterOptions { return space(spaceGroup) }

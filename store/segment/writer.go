@@ -114,7 +114,7 @@ func (w *Writer) Seal(f Footer) (*Reader, error) {
 		return nil, errors.Join(w.err, w.body.Close())
 	}
 	var g errgroup.Group
-	g.Go(func() error { return syncClose(w.body) })
+	g.Go(func() error { return SyncClose(w.body) })
 	g.Go(w.writeDirectory)
 	if err := g.Wait(); err != nil {
 		return nil, fmt.Errorf("seal segment %d: %w", w.id, err)
@@ -141,13 +141,14 @@ func (w *Writer) writeDirectory() error {
 	if _, err := file.Write(d); err != nil {
 		return errors.Join(err, file.Close())
 	}
-	return syncClose(file)
+	return SyncClose(file)
 }
 
 // Abandon closes what was begun; the files stay for Open to remove.
 func (w *Writer) Abandon() error { return w.body.Close() }
 
-func syncClose(f vfs.File) error { return errors.Join(f.Sync(), f.Close()) }
+// SyncClose makes a file's bytes durable and closes it.
+func SyncClose(f vfs.File) error { return errors.Join(f.Sync(), f.Close()) }
 
 // SyncDir makes the names in dir durable.
 func SyncDir(fs vfs.FS, dir string) error {
@@ -155,5 +156,5 @@ func SyncDir(fs vfs.FS, dir string) error {
 	if err != nil {
 		return err
 	}
-	return syncClose(d)
+	return SyncClose(d)
 }

@@ -2,7 +2,11 @@
 // section 2 of the design said again in a few naive lines.
 package storetest
 
-import "tidemark/store/fhir"
+import (
+	"slices"
+
+	"tidemark/store/fhir"
+)
 
 // A Version is one state that a resource went through.
 type Version struct {
@@ -40,6 +44,13 @@ func (o *Oracle) Apply(key, body string, t, line, now fhir.Instant) {
 		o.Rows = map[string][]Version{}
 	}
 	o.Rows[key] = append(list, Version{C: c, D: Forever, Body: body, Reported: reported && body == ""})
+}
+
+// Erase forgets every living state of a resource; its deletions stay.
+func (o *Oracle) Erase(key string) {
+	if list := o.Rows[key]; list != nil {
+		o.Rows[key] = slices.DeleteFunc(list, func(v Version) bool { return v.Body != "" })
+	}
 }
 
 // Newest is the last accepted state, nil if there is none.

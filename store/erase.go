@@ -1,0 +1,241 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"tidemark/store/compaction"
+	"tidemark/store/fhir"
+	"tidemark/store/index"
+	"tidemark/store/segment"
+)
+
+// Erased is what an erasure did: counts and places, nobody's names.
+type Erased struct {
+	At          time.Time `json:"at"`
+	Resources   int       `json:"resources"`   // living ones, each of which has an entry in deleted now
+	Rows        int       `json:"rows"`        // that were taken out of segments, earlier versions too
+	DeadLetters int       `json:"deadLetters"` // of them
+	Segments    int       `json:"segments"`    // that were written anew
+	Jobs        []string  `json:"-"`           // exports that held them: ended
+	Elsewhere   []string  `json:"elsewhere"`   // backups and folders that may still hold it
+}
+
+// Erase takes a resource, or all of a Patient's compartment, out of all history:
+// segments, dead letters and the files of jobs. It says so in one entry of
+// `deleted` for each resource that lived, keeps a list that refuses whatever
+// brings it back (a replay from Kafka, reindex, restore), and is durable when it
+// returns. Asked for again, it finishes what a crash cut short.
+func (db *DB) Erase(ctx context.Context, e Erasure) (Erased, error) {
+	if e.Compartment && e.Key.Type != patientResource {
+		return Erased{}, errors.New("erase a compartment: only that of a Patient can be")
+	}
+	db.erasing.Lock()
+	defer db.erasing.Unlock()
+	if err := db.addErased(e); err != nil {
+		return Erased{}, err
+	}
+	return db.enforce(ctx)
+}
+
+// EnforceErasures takes out whatever the list of erased resources refuses: after
+// a reindex or a restore, when files may have come back.
+func (db *DB) EnforceErasures(ctx context.Context) (Erased, error) {
+	db.erasing.Lock()
+	defer db.erasing.Unlock()
+	if len(db.erased.Load().list) == 0 {
+		return Erased{At: time.Now().UTC()}, nil
+	}
+	return db.enforce(ctx)
+}
+
+// enforce finds all rows that the list refuses, deletes what of them lives, and
+// writes their segments anew without them.
+func (db *DB) enforce(ctx context.Context) (Erased, error) {
+	db.merging.Lock()
+	defer db.merging.Unlock()
+	done := Erased{At: time.Now().UTC()}
+	// What was taken in before the list knew is judged by it when it is committed.
+	if err := db.Flush(); err != nil {
+		return done, err
+	}
+	doom, err := db.findErased(ctx)
+	if err != nil {
+		return done, fmt.Errorf("erase: %w", err)
+	}
+	if done.Resources, err = db.deleteErased(doom.living); err != nil {
+		return done, fmt.Errorf("erase: %w", err)
+	}
+	segs := doom.segments()
+	if done.Jobs, err = db.revoke(segs); err != nil {
+		return done, fmt.Errorf("erase: %w", err)
+	}
+	for _, s := range segs {
+		rows := doom.rows[s]
+		if err := db.purge(ctx, s, rows); err != nil {
+			return done, fmt.Errorf("erase: %w", err)
+		}
+		done.Rows += len(rows)
+	}
+	done.Segments, done.DeadLetters = len(segs), doom.letters
+	if done.Elsewhere, err = db.elsewhere(); err != nil {
+		return done, fmt.Errorf("erase: %w", err)
+	}
+	return done, appendErased(db.fs, db.dir, erasedLine{Erased: &done})
+}
+
+// doomed is what must go: rows by segment, and what of them lives.
+type doomed struct {
+	rows    map[*seg]map[uint64]struct{}
+	living  []fhir.Key
+	letters int
+}
+
+func (d *doomed) add(s *seg, seq uint64) {
+	if d.rows[s] == nil {
+		d.rows[s] = map[uint64]struct{}{}
+	}
+	d.rows[s][seq] = struct{}{}
+}
+
+func (d *doomed) segments() []*seg {
+	list := make([]*seg, 0, len(d.rows))
+	for s := range d.rows {
+		list = append(list, s)
+	}
+	slices.SortFunc(list, func(a, b *seg) int { return int(int64(a.id()) - int64(b.id())) })
+	return list
+}
+
+// findErased reads the directories of all live segments. Deletions stay: they
+// say Type/id and nothing more, and clients must be told.
+func (db *DB) findErased(ctx context.Context) (*doomed, error) {
+	snap := db.snapshotNow()
+	defer snap.Close()
+	d := &doomed{rows: map[*seg]map[uint64]struct{}{}}
+	list := db.erased.Load()
+	for _, s := range snap.segs {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		dir, err := s.r.OpenDirectory()
+		if err != nil {
+			return nil, err
+		}
+		err = d.search(db, s, dir, list, snap.span(fhir.None, always).of(s))
+		if err := errors.Join(err, dir.Close()); err != nil {
+			return nil, err
+		}
+		if err := d.searchLetters(db, s, list); err != nil {
+			return nil, err
+		}
+	}
+	return d, nil
+}
+
+func (d *doomed) search(db *DB, s *seg, dir *segment.Directory, list *erasedList, v span) error {
+	var rows []segment.Row
+	for _, sec := range s.r.Sections() {
+		departures := sec.Section == segment.Section{Kind: segment.Internal, Type: segment.Departures}
+		if sec.Kind != segment.Live && !departures {
+			continue
+		}
+		for b := sec.From; b < sec.To; b++ {
+			var err error
+			if rows, err = dir.Rows(rows[:0], b); err != nil {
+				return err
+			}
+			for i := range rows {
+				row := &rows[i]
+				if !list.refuses(row.Key, row.Patients) {
+					continue
+				}
+				d.add(s, row.Seq)
+				if !departures && row.Bound().Compare(v.after) > 0 && db.deathOf(s, b, row.Seq) == fhir.None {
+					d.living = append(d.living, row.Key)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+func (d *doomed) searchLetters(db *DB, s *seg, list *erasedList) error {
+	info := s.r.Section(deadLetters)
+	for b := info.From; b < info.To; b++ {
+		err := s.deadLetters(db, b, span{after: segment.NoBound}, "", func(l DeadLetterRow) error {
+			if list.refusesLetter(&l.DeadLetter) {
+				d.add(s, l.Seq)
+				d.letters++
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// deleteErased commits a deletion for each resource.
+func (db *DB) deleteErased(keys []fhir.Key) (int, error) {
+	if len(keys) == 0 {
+		return 0, nil
+	}
+	batches := map[Partition]*taken{}
+	for _, k := range keys {
+		st, err := db.newest(k)
+		if err != nil {
+			return 0, err
+		}
+		t := batches[st.Clock.Origin]
+		if t == nil {
+			t = &taken{Batch: Batch{Partition: st.Clock.Origin, LeaderEpoch: -1}, at: db.Now()}
+			batches[st.Clock.Origin] = t
+		}
+		t.Changes = append(t.Changes, Change{
+			Key: k, Delete: true, erase: true, Version: NoVersion, LastUpdated: fhir.None, Time: fhir.None, Timestamp: fhir.None, Offset: st.Clock.Offset,
+		})
+	}
+	db.mu.Lock()
+	for _, t := range batches {
+		if len(db.gather.batches) == 0 {
+			db.gather.since = time.Now()
+		}
+		db.gather.batches = append(db.gather.batches, *t)
+	}
+	db.mu.Unlock()
+	return len(keys), db.Flush()
+}
+
+// purge writes one segment anew without some rows. Called with merging held.
+func (db *DB) purge(ctx context.Context, s *seg, rows map[uint64]struct{}) error {
+	db.mu.Lock()
+	job := compaction.Job{Kind: compaction.Clean, Settled: s.window() != nil, Window: s.window()}
+	r := &rewrite{db: db, begun: time.Now(), meta: db.meta, job: job, inputs: []*seg{s}, closed: db.view.closed, horizon: db.horizon(), late: fhir.None}
+	s.refs++
+	db.mu.Unlock()
+	return r.run(ctx, rows)
+}
+
+// elsewhere lists what this store knows of that may still hold what was erased:
+// backups, and what reindex put aside.
+func (db *DB) elsewhere() ([]string, error) {
+	var list []string
+	err := index.Scan(db.kv, index.Backups(), func(k, _ []byte) error {
+		list = append(list, "backup "+string(k[1:]))
+		return nil
+	})
+	names, e := db.fs.List(db.dir)
+	for _, n := range names {
+		if strings.HasPrefix(n, "set-aside-") || strings.HasPrefix(n, "index.old-") {
+			list = append(list, "folder "+db.fs.PathJoin(db.dir, n))
+		}
+	}
+	slices.Sort(list)
+	return list, errors.Join(err, e)
+}

@@ -1,0 +1,239 @@
+package store
+
+import (
+	"bytes"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"regexp"
+	"sync/atomic"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"tidemark/store/fhir"
+	"tidemark/store/segment"
+)
+
+// erasedFile is the list of what was erased. It lies beside the index, not in
+// it, so that it outlives reindex and can go along with backups. It names nobody: an entry
+// is a keyed hash, which only this list's key could confirm.
+const erasedFile = "erased"
+
+// An erasedList tells what must never be stored again. It is replaced, never
+// changed, so that every change can be asked about without a lock.
+type erasedList struct {
+	key  []byte
+	list map[erasedHash]struct{}
+}
+
+type erasedHash [16]byte
+
+// erasedLine is one line of the file: the key first, then entries, and what was
+// done about them.
+type erasedLine struct {
+	Key    []byte     `json:"key,omitempty"`
+	Hash   string     `json:"hash,omitempty"`
+	At     *time.Time `json:"at,omitempty"`
+	Erased *Erased    `json:"erased,omitempty"`
+}
+
+// An Erasure names what is to be erased.
+type Erasure struct {
+	Key fhir.Key
+	// Compartment: all that lies in the compartment of this Patient, too, but for
+	// Groups, which are about all their members.
+	Compartment bool
+}
+
+// hashOf is the entry of a resource, compartment that of a Patient's
+// compartment.
+func (l *erasedList) hashOf(kind byte, name string) (h erasedHash) {
+	m := hmac.New(sha256.New, l.key)
+	m.Write([]byte{kind})
+	_, _ = io.WriteString(m, name) // a hash takes everything
+	copy(h[:], m.Sum(nil))
+	return h
+}
+
+const (
+	erasedResource    = 'r'
+	erasedCompartment = 'c'
+)
+
+func (l *erasedList) entry(e Erasure) erasedHash {
+	if e.Compartment {
+		return l.hashOf(erasedCompartment, e.Key.ID)
+	}
+	return l.hashOf(erasedResource, e.Key.String())
+}
+
+// refuses tells whether a resource with these compartments was erased.
+func (l *erasedList) refuses(key fhir.Key, patients []string) bool {
+	if l == nil || len(l.list) == 0 {
+		return false
+	}
+	if l.has(l.hashOf(erasedResource, key.String())) || key.Type == patientResource && l.has(l.hashOf(erasedCompartment, key.ID)) {
+		return true
+	}
+	if key.Type == groupType {
+		return false
+	}
+	for _, p := range patients {
+		if l.has(l.hashOf(erasedCompartment, p)) {
+			return true
+		}
+	}
+	return false
+}
+
+func (l *erasedList) refusesChange(ch *Change) bool {
+	switch {
+	case ch.erase:
+		return false
+	case ch.Dead != nil:
+		return l.refusesLetter(ch.Dead)
+	}
+	return l.refuses(ch.Key, ch.Patients)
+}
+
+// refusesLetter tells whether a dead letter is about what was erased. It was
+// never decoded, so its bytes are searched for what they may say of themselves,
+// and of the patients they are about.
+func (l *erasedList) refusesLetter(d *DeadLetter) bool {
+	if l == nil || len(l.list) == 0 {
+		return false
+	}
+	if key, err := fhir.ParseKey(string(d.Key)); err == nil && l.refuses(key, nil) {
+		return true
+	}
+	types := saysType.FindAllSubmatch(d.Value, -1)
+	for _, id := range saysID.FindAllSubmatch(d.Value, -1) {
+		for _, typ := range types {
+			if key, err := fhir.ParseKey(string(typ[1]) + "/" + string(id[1])); err == nil && l.refuses(key, nil) {
+				return true
+			}
+		}
+	}
+	for _, ref := range saysPatient.FindAllSubmatch(d.Value, -1) {
+		if l.has(l.hashOf(erasedCompartment, string(ref[1]))) {
+			return true
+		}
+	}
+	return false
+}
+
+var (
+	saysType    = regexp.MustCompile(`"resourceType"\s*:\s*"([A-Za-z]+)"`)
+	saysID      = regexp.MustCompile(`"id"\s*:\s*"([A-Za-z0-9.-]{1,64})"`)
+	saysPatient = regexp.MustCompile(`Patient/([A-Za-z0-9.-]{1,64})`)
+)
+
+func (l *erasedList) has(h erasedHash) bool { _, ok := l.list[h]; return ok }
+
+var patientResource, _ = fhir.ParseType("Patient")
+
+// readErased reads the list of a store, or one that was kept elsewhere; none is
+// an empty one. A line that a crash cut short is passed over: what it said was
+// not acknowledged.
+func readErased(fs vfs.FS, path string) (*erasedList, error) {
+	l := &erasedList{list: map[erasedHash]struct{}{}}
+	f, err := fs.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return l, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the list of what was erased: %w", err)
+	}
+	defer f.Close()
+	text, err := io.ReadAll(f)
+	if err != nil {
+		return nil, fmt.Errorf("read the list of what was erased: %w", err)
+	}
+	lines := bytes.SplitAfter(text, newline)
+	for i, line := range lines {
+		if !bytes.HasSuffix(line, newline) {
+			break
+		}
+		var e erasedLine
+		if err := json.Unmarshal(line, &e); err != nil {
+			return nil, fmt.Errorf("%w: %s, line %d: without it nothing keeps erased data from coming back: restore the file from a backup", ErrCorrupt, path, i+1)
+		}
+		if e.Key != nil {
+			l.key = e.Key
+		}
+		if e.Hash != "" {
+			var h erasedHash
+			if n, err := hex.Decode(h[:], []byte(e.Hash)); err != nil || n != len(h) || l.key == nil {
+				return nil, fmt.Errorf("%w: %s, line %d: without it nothing keeps erased data from coming back: restore the file from a backup", ErrCorrupt, path, i+1)
+			}
+			l.list[h] = struct{}{}
+		}
+	}
+	return l, nil
+}
+
+// appendErased adds lines to the list's file, durably. Earlier lines are kept
+// as they are: the file is written anew under another name, for a torn line at
+// its end must not stay before a good one.
+func appendErased(fs vfs.FS, dir string, lines ...erasedLine) error {
+	path := fs.PathJoin(dir, erasedFile)
+	var text []byte
+	f, err := fs.Open(path)
+	if err == nil {
+		text, err = io.ReadAll(f)
+		err = errors.Join(err, f.Close())
+	} else if errors.Is(err, os.ErrNotExist) {
+		err = nil
+	}
+	if err != nil {
+		return fmt.Errorf("write the list of what was erased: %w", err)
+	}
+	text = text[:bytes.LastIndexByte(text, '\n')+1]
+	for _, l := range lines {
+		text = append(append(text, mustJSON(l)...), '\n')
+	}
+	out, err := fs.Create(path+".new", "erased")
+	if err != nil {
+		return fmt.Errorf("write the list of what was erased: %w", err)
+	}
+	_, err = out.Write(text)
+	if err := errors.Join(err, segment.SyncClose(out)); err != nil {
+		return fmt.Errorf("write the list of what was erased: %w", err)
+	}
+	return errors.Join(fs.Rename(path+".new", path), segment.SyncDir(fs, dir))
+}
+
+// add puts an erasure on the list: from now on nothing of it is stored any more.
+func (db *DB) addErased(e Erasure) error {
+	old := db.erased.Load()
+	next := &erasedList{key: old.key, list: map[erasedHash]struct{}{}}
+	var lines []erasedLine
+	if next.key == nil {
+		next.key = make([]byte, 32)
+		_, _ = rand.Read(next.key) // never fails
+		lines = append(lines, erasedLine{Key: next.key})
+	}
+	for h := range old.list {
+		next.list[h] = struct{}{}
+	}
+	h := next.entry(e)
+	if next.has(h) {
+		return nil // asked for again: perhaps a crash cut it short
+	}
+	next.list[h] = struct{}{}
+	now := time.Now().UTC()
+	if err := appendErased(db.fs, db.dir, append(lines, erasedLine{Hash: hex.EncodeToString(h[:]), At: &now})...); err != nil {
+		return err
+	}
+	db.erased.Store(next)
+	return nil
+}
+
+type erasedPointer = atomic.Pointer[erasedList]
