@@ -18,7 +18,6 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"tidemark/store/fhir"
-	"tidemark/store/segment"
 )
 
 // erasedFile is the list of what was erased. It lies beside the index, not in
@@ -199,15 +198,10 @@ func appendErased(fs vfs.FS, dir string, lines ...erasedLine) error {
 	for _, l := range lines {
 		text = append(append(text, mustJSON(l)...), '\n')
 	}
-	out, err := fs.Create(path+".new", "erased")
-	if err != nil {
+	if err := writeDurably(fs, dir, erasedFile, text); err != nil {
 		return fmt.Errorf("write the list of what was erased: %w", err)
 	}
-	_, err = out.Write(text)
-	if err := errors.Join(err, segment.SyncClose(out)); err != nil {
-		return fmt.Errorf("write the list of what was erased: %w", err)
-	}
-	return errors.Join(fs.Rename(path+".new", path), segment.SyncDir(fs, dir))
+	return nil
 }
 
 // add puts an erasure on the list: from now on nothing of it is stored any more.

@@ -168,7 +168,7 @@ func (db *DB) tidy() error {
 	for _, id := range db.ghosts {
 		db.forget(&w, id)
 	}
-	if err := errors.Join(db.fs.RemoveAll(db.runsDir()), db.tidyJobs(), segment.SyncDir(db.fs, db.segmentsDir()), segment.SyncDir(db.fs, db.dir), db.syncParent(), w.err); err != nil {
+	if err := errors.Join(db.fs.RemoveAll(db.runsDir()), db.fs.RemoveAll(db.fs.PathJoin(db.dir, "index.backup")), db.tidyJobs(), segment.SyncDir(db.fs, db.segmentsDir()), segment.SyncDir(db.fs, db.dir), db.syncParent(), w.err); err != nil {
 		return err
 	}
 	return b.Commit(pebble.Sync)

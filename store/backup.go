@@ -1,0 +1,342 @@
+package store
+
+import (
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"tidemark/store/fhir"
+	"tidemark/store/index"
+	"tidemark/store/segment"
+)
+
+// A backup is a folder of its own under a root that backups share:
+//
+//	<root>/tidemark-20260102T030405.678Z/
+//	  index/ segments/ erased    as in a store
+//	  backup.json                written last: without it the folder is no backup
+//
+// Segments never change, so a backup links to files that it finds on its disk, in the
+// backup before or in the store, and copies what it does not.
+const (
+	backupPrefix = "tidemark-"
+	backupTime   = "20060102T150405.000Z"
+	backupFile   = "backup.json"
+	backupForm   = 1
+)
+
+// A Backup describes a backup.
+type Backup struct {
+	Path     string       `json:"-"`
+	Form     int          `json:"form"`
+	Store    string       `json:"store"` // its id
+	Epoch    uint64       `json:"epoch"`
+	Commit   uint64       `json:"commit"` // the last that it holds
+	Promised fhir.Instant `json:"promised"`
+	At       time.Time    `json:"at"`
+	Segments []BackupFile `json:"segments"`
+	Linked   int64        `json:"-"` // bytes that were linked
+	Copied   int64        `json:"-"`
+}
+
+// A BackupFile is a file of segments/.
+type BackupFile struct {
+	Name string `json:"name"`
+	Size int64  `json:"size"`
+}
+
+// Backup makes a consistent copy of the store under root while it runs: all
+// that is committed when it begins. copies says that nothing is to be linked.
+func (db *DB) Backup(ctx context.Context, root string, copies bool) (Backup, error) {
+	db.erasing.Lock() // an erasure must know all backups that there are
+	defer db.erasing.Unlock()
+	now := time.Now().UTC()
+	b := Backup{Form: backupForm, At: now, Path: db.fs.PathJoin(root, backupPrefix+now.Format(backupTime))}
+	if err := db.backup(ctx, root, &b, copies); err != nil {
+		return b, fmt.Errorf("back up into %s: %w", b.Path, err)
+	}
+	return b, nil
+}
+
+func (db *DB) backup(ctx context.Context, root string, b *Backup, copies bool) error {
+	dir := SegmentsDir(db.fs, b.Path)
+	if _, err := db.fs.Stat(b.Path); err == nil {
+		return os.ErrExist
+	}
+	if err := db.fs.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	frozen := db.fs.PathJoin(db.dir, "index.backup")
+	snap, err := db.freeze(frozen, b)
+	if err != nil {
+		return errors.Join(err, db.fs.RemoveAll(frozen))
+	}
+	defer snap.Close()
+	c := copier{ctx: ctx, fs: db.fs, from: []string{db.segmentsDir()}, copies: copies}
+	if last, err := lastBackup(db.fs, root); err != nil {
+		return err
+	} else if last != "" {
+		c.from = []string{SegmentsDir(db.fs, last), db.segmentsDir()}
+	}
+	for _, s := range snap.segs {
+		for _, name := range []string{s.id().DirectoryName(), s.id().BodyName()} {
+			size, err := c.file(dir, name)
+			if err != nil {
+				return err
+			}
+			b.Segments = append(b.Segments, BackupFile{name, size})
+		}
+	}
+	b.Linked, b.Copied = c.linked, c.copied
+	if err := errors.Join(copyTree(ctx, db.fs, frozen, IndexDir(db.fs, b.Path)), db.fs.RemoveAll(frozen)); err != nil {
+		return err
+	}
+	if err := copyIfThere(db.fs, db.fs.PathJoin(db.dir, erasedFile), db.fs.PathJoin(b.Path, erasedFile)); err != nil {
+		return err
+	}
+	if err := errors.Join(segment.SyncDir(db.fs, dir), writeDurably(db.fs, b.Path, backupFile, mustJSON(b)), segment.SyncDir(db.fs, root)); err != nil {
+		return err
+	}
+	return db.whileOpen(func() error { return db.kv.Set(index.BackupKey(b.Path), nil, pebble.Sync) })
+}
+
+// freeze takes the index and the segments that belong to it at one instant:
+// between two commits.
+func (db *DB) freeze(dir string, b *Backup) (*Snapshot, error) {
+	db.commitMu.Lock()
+	defer db.commitMu.Unlock()
+	if db.isClosed() {
+		return nil, ErrClosed
+	}
+	if err := db.fs.RemoveAll(dir); err != nil {
+		return nil, err
+	}
+	if err := db.kv.Checkpoint(dir, pebble.WithFlushedWAL()); err != nil {
+		return nil, err
+	}
+	snap := db.snapshotNow()
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	b.Store, b.Epoch, b.Commit, b.Promised = hex.EncodeToString(db.meta.Store[:]), db.meta.Epoch, db.meta.Commit, db.stored
+	return snap, nil
+}
+
+// Backups lists the whole backups under root, the oldest first.
+func Backups(fs vfs.FS, root string) ([]Backup, error) {
+	names, err := fs.List(root)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list backups: %w", err)
+	}
+	var list []Backup
+	for _, n := range names {
+		if !strings.HasPrefix(n, backupPrefix) {
+			continue
+		}
+		b, err := readBackup(fs, fs.PathJoin(root, n))
+		if errors.Is(err, os.ErrNotExist) {
+			continue // one that did not end
+		}
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, b)
+	}
+	slices.SortFunc(list, func(a, b Backup) int { return a.At.Compare(b.At) })
+	return list, nil
+}
+
+func readBackup(fs vfs.FS, path string) (Backup, error) {
+	f, err := fs.Open(fs.PathJoin(path, backupFile))
+	if err != nil {
+		return Backup{}, fmt.Errorf("read backup %s: %w", path, err)
+	}
+	text, err := io.ReadAll(f)
+	if err := errors.Join(err, f.Close()); err != nil {
+		return Backup{}, fmt.Errorf("read backup %s: %w", path, err)
+	}
+	b := Backup{Path: path}
+	if err := json.Unmarshal(text, &b); err != nil {
+		return b, fmt.Errorf("read backup %s: %w: %s", path, ErrCorrupt, backupFile)
+	}
+	if b.Form != backupForm {
+		return b, fmt.Errorf("read backup %s: form %d, this release reads %d: use the release that wrote it, or a later one", path, b.Form, backupForm)
+	}
+	return b, nil
+}
+
+func lastBackup(fs vfs.FS, root string) (string, error) {
+	list, err := Backups(fs, root)
+	if err != nil || len(list) == 0 {
+		return "", err
+	}
+	return list[len(list)-1].Path, nil
+}
+
+// Restore makes a store in dir, which must be empty, of a backup. erased, if
+// given, is a list of what was erased since: that of the store which is lost, or
+// of a later backup. out is told what it does and what is lost.
+//
+// Everything visible afterwards is promised and a new epoch begins: what is read
+// from Kafka again may come twice, nothing is missed.
+func Restore(ctx context.Context, path, dir, erased string, o Options, out io.Writer) error {
+	o = o.withDefaults()
+	b, err := readBackup(o.FS, path)
+	if errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("restore: %s is no whole backup: it has no %s", path, backupFile)
+	}
+	if err != nil {
+		return err
+	}
+	if err := restore(ctx, &b, dir, erased, o, out); err != nil {
+		return fmt.Errorf("restore %s: %w", path, err)
+	}
+	return nil
+}
+
+func restore(ctx context.Context, b *Backup, dir, erased string, o Options, out io.Writer) error {
+	if names, err := o.FS.List(dir); err == nil && len(names) > 0 {
+		return fmt.Errorf("%s is not empty: name a new directory, and put it in the place of the old one yourself", dir)
+	}
+	segments := SegmentsDir(o.FS, dir)
+	if err := o.FS.MkdirAll(segments, 0o700); err != nil {
+		return err
+	}
+	c := copier{ctx: ctx, fs: o.FS, from: []string{SegmentsDir(o.FS, b.Path)}}
+	for _, f := range b.Segments {
+		size, err := c.file(segments, f.Name)
+		if err != nil {
+			return err
+		}
+		if size != f.Size {
+			return fmt.Errorf("%w: %s has %d bytes, %s says %d", ErrCorrupt, f.Name, size, backupFile, f.Size)
+		}
+	}
+	if err := segment.SyncDir(o.FS, segments); err != nil {
+		return err
+	}
+	if err := takeErased(o.FS, dir, o.FS.PathJoin(b.Path, erasedFile), erased); err != nil {
+		return err
+	}
+	// The index comes last, under another name: until then it is no store.
+	fresh := o.FS.PathJoin(dir, "index.new")
+	if err := copyTree(ctx, o.FS, IndexDir(o.FS, b.Path), fresh); err != nil {
+		return err
+	}
+	promised, err := renew(fresh, o)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(o.FS.Rename(fresh, IndexDir(o.FS, dir)), segment.SyncDir(o.FS, dir)); err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "restored %d segments as of %s; epoch %d, everything up to %v counts as promised\n",
+		len(b.Segments)/2, b.At.Format(time.RFC3339), b.Epoch+1, promised)
+	fmt.Fprintln(out, "lost: export jobs and their pins. What came since the backup is read from Kafka again, as far as its topics still hold it")
+	return enforceIn(ctx, dir, o, out)
+}
+
+// takeErased puts the longer of two lists of what was erased into dir.
+func takeErased(fs vfs.FS, dir string, paths ...string) error {
+	var longest *erasedList
+	from := ""
+	for _, p := range paths {
+		if p == "" {
+			continue
+		}
+		l, err := readErased(fs, p)
+		if err != nil {
+			return err
+		}
+		if longest != nil && longest.key != nil && l.key != nil && string(longest.key) != string(l.key) {
+			return fmt.Errorf("%s is the list of another store", p)
+		}
+		if longest == nil || len(l.list) > len(longest.list) {
+			longest, from = l, p
+		}
+	}
+	if longest == nil || longest.key == nil {
+		return nil
+	}
+	return copyIfThere(fs, from, fs.PathJoin(dir, erasedFile))
+}
+
+// numbersApart is how far the numbers of rows and segments jump when a backup
+// is restored: those that the lost store gave after it, which clients have seen
+// as versionId, must not be given again.
+const numbersApart = 1 << 32
+
+// renew makes a backup's index that of a store which begins anew: without jobs,
+// in a new epoch, with everything promised that may have been.
+func renew(dir string, o Options) (fhir.Instant, error) {
+	kv, err := index.Open(dir, index.Options{FS: o.FS, Cache: o.Cache, Logger: pebbleLog{o.Logger}})
+	if err != nil {
+		return fhir.None, err
+	}
+	promised, err := renewIndex(kv)
+	return promised, errors.Join(err, kv.Close())
+}
+
+func renewIndex(kv *pebble.DB) (fhir.Instant, error) {
+	v, closer, err := kv.Get(index.MetaKey())
+	if err != nil {
+		return fhir.None, err
+	}
+	m, err := index.DecodeMeta(v)
+	if err := errors.Join(err, closer.Close()); err != nil {
+		return fhir.None, err
+	}
+	b := kv.NewBatch()
+	defer b.Close()
+	w := batchWriter{b: b}
+	promised := max(m.Newest, fhir.FromTime(time.Now()))
+	drop := func(k, _ []byte) error { w.delete(slices.Clone(k)); return nil }
+	err = errors.Join(
+		index.Scan(kv, index.Pins(), drop), index.Scan(kv, index.Allotted(), drop), index.Scan(kv, index.Backups(), drop),
+		index.Scan(kv, index.Promises(), func(k, _ []byte) error {
+			p, err := index.ParsePromiseKey(k)
+			promised = max(promised, p)
+			return errors.Join(err, drop(k, nil))
+		}),
+		index.Scan(kv, index.Segments(), func(k, v []byte) error {
+			if v[0] != index.SegmentDropped {
+				return nil
+			}
+			id, err := index.ParseSegmentKey(k)
+			from, to := index.DeathsOf(id)
+			return errors.Join(err, drop(k, nil), b.DeleteRange(from, to, nil))
+		}),
+	)
+	m.Epoch++
+	m.NextSegment += numbersApart
+	m.NextSeq += numbersApart
+	w.set(index.MetaKey(), m.Encode())
+	w.set(index.PromiseKey(promised), nil)
+	return promised, errors.Join(err, w.err, b.Commit(pebble.Sync))
+}
+
+// enforceIn takes out what was erased since a store in dir was made.
+func enforceIn(ctx context.Context, dir string, o Options, out io.Writer) error {
+	o.MergeOff = true
+	db, err := Open(dir, o)
+	if err != nil {
+		return err
+	}
+	done, err := db.EnforceErasures(ctx)
+	if err == nil && done.Rows > 0 {
+		fmt.Fprintf(out, "%d rows of what was erased before had come back: they are out again\n", done.Rows)
+	}
+	return errors.Join(err, db.Close())
+}
