@@ -329,6 +329,10 @@ func renewIndex(kv *pebble.DB) (fhir.Instant, error) {
 
 // enforceIn takes out what was erased since a store in dir was made.
 func enforceIn(ctx context.Context, dir string, o Options, out io.Writer) error {
+	list, err := readErased(o.FS, o.FS.PathJoin(dir, erasedFile))
+	if err != nil || len(list.list) == 0 {
+		return err
+	}
 	o.MergeOff = true
 	db, err := Open(dir, o)
 	if err != nil {

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"maps"
@@ -95,7 +96,7 @@ func TestRestoreMissesNothing(t *testing.T) {
 				if err := fs.RemoveAll("store/index"); err != nil {
 					t.Fatal(err)
 				}
-				if err := Reindex("store", o, io.Discard); err != nil {
+				if err := Reindex(context.Background(), "store", o, io.Discard); err != nil {
 					t.Fatal(err)
 				}
 			}

@@ -255,7 +255,7 @@ func reindexed(s *scenario, c *clone) (err error) {
 		return err
 	}
 	var out strings.Builder
-	if err := Reindex("store", Options{FS: fs, Cache: 1 << 20}, &out); err != nil {
+	if err := Reindex(context.Background(), "store", Options{FS: fs, Cache: 1 << 20}, &out); err != nil {
 		if c.commits == 0 {
 			return nil // there was nothing
 		}

@@ -197,7 +197,7 @@ func TestErase(t *testing.T) {
 		if err := fs.RemoveAll("store/index"); err != nil {
 			t.Fatal(err)
 		}
-		if err := Reindex("store", o, io.Discard); err != nil {
+		if err := Reindex(context.Background(), "store", o, io.Discard); err != nil {
 			t.Fatal(err)
 		}
 		db = mustOpen(t, "store", o)

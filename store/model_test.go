@@ -644,7 +644,7 @@ func (m *model) reindex() {
 	if err := m.fs.RemoveAll("store/index"); err != nil {
 		m.t.Fatal(err)
 	}
-	if err := Reindex("store", m.o, io.Discard); err != nil {
+	if err := Reindex(context.Background(), "store", m.o, io.Discard); err != nil {
 		m.t.Fatal(err)
 	}
 	m.windows = nil

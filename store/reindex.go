@@ -3,6 +3,7 @@ package store
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -25,7 +26,7 @@ import (
 //
 // Everything visible afterwards is promised: re-read changes may come twice,
 // none is missed. A new epoch begins.
-func Reindex(dir string, o Options, out io.Writer) error {
+func Reindex(ctx context.Context, dir string, o Options, out io.Writer) error {
 	o = o.withDefaults()
 	r := &reindex{dir: dir, o: o, fs: o.FS, out: out, states: map[uint64]segment.Partition{}}
 	if _, err := o.FS.Stat(dir); err != nil {
@@ -38,7 +39,7 @@ func Reindex(dir string, o Options, out io.Writer) error {
 	if err := errors.Join(r.run(), lock.Close()); err != nil {
 		return fmt.Errorf("reindex store %s: %w", dir, err)
 	}
-	return nil
+	return enforceIn(ctx, dir, o, out)
 }
 
 type reindex struct {

@@ -94,7 +94,7 @@ func TestForget(t *testing.T) {
 		if got, err := content(snap); err != nil || !strings.Contains(got["Patient/gone"], "again") {
 			t.Errorf("what came back: %q, %v", got["Patient/gone"], err)
 		}
-		if err := errors.Join(db.Close(), fs.RemoveAll("store/index"), Reindex("store", o, io.Discard)); err != nil {
+		if err := errors.Join(db.Close(), fs.RemoveAll("store/index"), Reindex(context.Background(), "store", o, io.Discard)); err != nil {
 			t.Fatal(err)
 		}
 		db = mustOpen(t, "store", o)

@@ -99,7 +99,7 @@ func (s *script) do(d *datadriven.TestData) (string, error) {
 		if err := s.fs.RemoveAll("store/index"); err != nil {
 			return "", err
 		}
-		return "", Reindex("store", Options{FS: s.fs, Cache: 1 << 20}, &out)
+		return "", Reindex(context.Background(), "store", Options{FS: s.fs, Cache: 1 << 20}, &out)
 	}
 	return "", fmt.Errorf("unknown command %s", d.Cmd)
 }

@@ -268,7 +268,7 @@ func TestOneProcess(t *testing.T) {
 	if _, err := CheckDir(dir, Options{}, nil); !errors.Is(err, ErrLocked) {
 		t.Errorf("a check beside it: %v", err)
 	}
-	if err := Reindex(dir, Options{}, &lineWriter{}); !errors.Is(err, ErrLocked) {
+	if err := Reindex(context.Background(), dir, Options{}, &lineWriter{}); !errors.Is(err, ErrLocked) {
 		t.Errorf("a reindex beside it: %v", err)
 	}
 }

@@ -245,7 +245,7 @@ func TestReindexGivesNoNumberTwice(t *testing.T) {
 		if err := os.Truncate(filepath.Join(dir, "segments", newest.ID().BodyName()), newest.BodySize()-1); err != nil {
 			t.Fatal(err)
 		}
-		if err := Reindex(dir, Options{}, io.Discard); err != nil {
+		if err := Reindex(context.Background(), dir, Options{}, io.Discard); err != nil {
 			t.Fatal(err)
 		}
 		db = mustOpen(t, dir, Options{})

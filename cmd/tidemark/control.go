@@ -30,7 +30,9 @@ type operation func(ctx context.Context, db *store.DB, args url.Values, out io.W
 
 // operations are what a running server can be asked for.
 var operations = map[string]operation{
+	"backup":  backup,
 	"check":   checkOpen,
+	"erase":   erase,
 	"inspect": inspect,
 }
 

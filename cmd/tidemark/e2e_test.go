@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/url"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -135,6 +136,31 @@ func hotCommands(t *testing.T, r *rig) {
 	number := strings.Fields(lines[len(lines)-1])[0]
 	if got, code := ends(t, "inspect", "--store", r.store(), patient, "--body", number); code != 0 || !strings.Contains(got, strings.TrimPrefix(patient, "Patient/")) {
 		t.Errorf("inspect %s --body %s: exit %d: %s", patient, number, code, got)
+	}
+	root := t.TempDir()
+	if got, code := ends(t, "backup", root, "--store", r.store()); code != 0 || !strings.Contains(got, "linked") {
+		t.Errorf("backup: exit %d: %s", code, got)
+	}
+	backups, err := filepath.Glob(filepath.Join(root, "tidemark-*"))
+	if err != nil || len(backups) != 1 {
+		t.Fatalf("backups: %v, %v", backups, err)
+	}
+	restored := filepath.Join(t.TempDir(), "restored")
+	if got, code := ends(t, "restore", backups[0], restored); code != 0 || !strings.Contains(got, "epoch 2") {
+		t.Errorf("restore: exit %d: %s", code, got)
+	}
+	if got, code := ends(t, "check", restored); code != 0 {
+		t.Errorf("check of what was restored: exit %d: %s", code, got)
+	}
+	// The restored store, not the one that the proof is about.
+	if got, code := ends(t, "erase", patient, "--compartment", "--store", restored); code == 0 || !strings.Contains(got, "nothing was erased") {
+		t.Errorf("erase without --yes: exit %d: %s", code, got)
+	}
+	if got, code := ends(t, "erase", patient, "--compartment", "--yes", "--store", restored); code != 0 || !strings.Contains(got, "erased: ") || strings.Contains(got, "erased: 0 ") {
+		t.Errorf("erase: exit %d: %s", code, got)
+	}
+	if got, code := ends(t, "inspect", patient, "--store", restored); code != 0 || strings.Contains(got, "live/") || !strings.Contains(got, "deleted/Patient") {
+		t.Errorf("inspect of what was erased: exit %d: %s", code, got)
 	}
 	for _, c := range []struct{ resource, want string }{{"Patient/nobody", "no such resource"}, {"nobody", "is not a resource"}} {
 		if got, code := ends(t, "inspect", "--store", r.store(), c.resource); code == 0 || !strings.Contains(got, c.want) {

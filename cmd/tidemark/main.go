@@ -41,6 +41,9 @@ type commands struct {
 	Serve       serveCmd       `cmd:"" help:"Read the topics and serve bulk exports until stopped."`
 	Inspect     inspectCmd     `cmd:"" help:"Show what a store holds and how it stands, or the history of one resource."`
 	Check       checkCmd       `cmd:"" help:"Prove the invariants of a store."`
+	Backup      backupCmd      `cmd:"" help:"Copy a store while it is served."`
+	Restore     restoreCmd     `cmd:"" help:"Make a store of a backup."`
+	Erase       eraseCmd       `cmd:"" help:"Take a resource, or a Patient's compartment, out of all history."`
 	Reindex     reindexCmd     `cmd:"" help:"Rebuild a store's index from its segments."`
 	Deadletter  deadletterCmd  `cmd:"" help:"List and show the records that could not be decoded."`
 	CheckConfig checkConfigCmd `cmd:"" help:"List all faults of a configuration file."`

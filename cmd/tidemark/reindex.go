@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"io"
 
 	"tidemark/store"
@@ -22,10 +23,10 @@ Next: tidemark check, then tidemark serve.`
 }
 
 // Run rebuilds the index.
-func (c *reindexCmd) Run(out io.Writer) error {
+func (c *reindexCmd) Run(ctx context.Context, out io.Writer) error {
 	dir, err := c.dir()
 	if err != nil {
 		return err
 	}
-	return store.Reindex(dir, store.Options{Logger: coldLog()}, out)
+	return store.Reindex(ctx, dir, store.Options{Logger: coldLog()}, out)
 }
