@@ -122,3 +122,34 @@ func bodies(t testing.TB, db *DB) string {
 	}
 	return string(text)
 }
+
+// TestDeletionOutlivesWhatItKeepsDead: as long as a row that the deletion ended
+// still lies in a segment, reindex needs the deletion to know that it is dead.
+func TestDeletionOutlivesWhatItKeepsDead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fs := vfs.NewMem()
+		// The last state is kept for longer than deletions are told: nobody may
+		// configure that, but merges must not depend on it.
+		o := Options{FS: fs, SettleAfter: time.Minute, LastState: 10 * time.Hour, Deleted: time.Hour, Allowance: time.Millisecond}
+		db := mustOpen(t, "store", o)
+		defer func() { db.Close() }()
+		f := newFeed(t, db)
+		f.advance(time.Second)
+		f.commit(patientChange("gone", fhir.None, ""))
+		f.advance(time.Second)
+		f.commit(Change{Key: fhir.Key{Type: patientType, ID: "gone"}, Delete: true, Version: NoVersion, LastUpdated: fhir.None, Time: fhir.None, Timestamp: fhir.None})
+		for i := range 150 {
+			f.commit(patientChange("other", fhir.None, fmt.Sprint(i)))
+			f.advance(time.Minute)
+			rewriteAll(t, db)
+		}
+		if err := errors.Join(db.Close(), fs.RemoveAll("store/index"), Reindex(t.Context(), "store", o, io.Discard)); err != nil {
+			t.Fatal(err)
+		}
+		db = mustOpen(t, "store", o)
+		got, err := wholeContent(db)
+		if err != nil || len(got) != 1 {
+			t.Errorf("after reindex %d resources live, want 1: %v", len(got), err)
+		}
+	})
+}

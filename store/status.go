@@ -133,7 +133,7 @@ func observe(db *DB, m metric.Meter) error {
 	written := float("store.write.amplification", "1", "Compressed bytes written for each that came in, since the process started.")
 	space := float("store.space.amplification", "1", "Bytes of NDJSON that lie in segments for each that is live.")
 	pinned := gauge("store.pinned.size", "By", "Bodies on disk that only snapshots keep.")
-	oldest := float("store.pin.age", "s", "Age of the oldest snapshot; absent while there is none.")
+	oldest := float("store.pin.age", "s", "Age of the oldest snapshot, 0 while there is none.")
 	_, e := m.RegisterCallback(func(_ context.Context, o metric.Observer) error {
 		if w := db.Status().Watermark; w != fhir.None {
 			o.ObserveFloat64(lag, time.Duration((db.Now()-w)*1e6).Seconds())
@@ -172,9 +172,11 @@ func observe(db *DB, m metric.Meter) error {
 		o.ObserveFloat64(written, l.Written)
 		o.ObserveFloat64(space, l.Space)
 		o.ObserveInt64(pinned, l.PinnedOnly)
+		age := 0.0
 		if !l.OldestPin.IsZero() {
-			o.ObserveFloat64(oldest, time.Since(l.OldestPin).Seconds())
+			age = time.Since(l.OldestPin).Seconds()
 		}
+		o.ObserveFloat64(oldest, age)
 		return nil
 	}, lag, segments, stored, text, backlog, clean, written, space, pinned, oldest)
 	return errors.Join(err, e)

@@ -21,7 +21,7 @@ import (
 )
 
 // Format is the version of the key spaces; it stands in Meta.
-const Format = 1
+const Format = 2
 
 // pebbleFormat is pinned: raising it is one way, and a decision.
 const pebbleFormat = pebble.FormatMajorVersion(24)

@@ -11,7 +11,7 @@ import (
 
 // Version is the format of segments that this release writes. Others are
 // refused; FORMAT.md has the history.
-const Version = 1
+const Version = 2
 
 const (
 	magic       = "TIDEMARK"
