@@ -60,14 +60,14 @@ func (db *DB) enforce(ctx context.Context) (Erased, error) {
 	defer db.merging.Unlock()
 	done := Erased{At: time.Now().UTC()}
 	// What was taken in before the list knew is judged by it when it is committed.
-	if err := db.Flush(); err != nil {
+	if err := db.Flush(); err != nil { //nolint:contextcheck // the end of ctx must not cut a commit short
 		return done, err
 	}
 	doom, err := db.findErased(ctx)
 	if err != nil {
 		return done, fmt.Errorf("erase: %w", err)
 	}
-	if done.Resources, err = db.deleteErased(doom.living); err != nil {
+	if done.Resources, err = db.deleteErased(doom.living); err != nil { //nolint:contextcheck // nor this one
 		return done, fmt.Errorf("erase: %w", err)
 	}
 	segs := doom.segments()

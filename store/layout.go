@@ -181,8 +181,11 @@ func (db *DB) History(key fhir.Key) ([]Version, error) {
 	defer s.Close()
 	var list []Version
 	for _, sec := range []Section{
-		{Kind: segment.Live, Type: key.Type}, {Kind: segment.Deleted, Type: key.Type},
-		{Kind: segment.Internal, Type: segment.Unseen}, {Kind: segment.Internal, Type: segment.Repeats}, {Kind: segment.Internal, Type: segment.Departures},
+		{Kind: segment.Live, Type: key.Type},
+		{Kind: segment.Deleted, Type: key.Type},
+		{Kind: segment.Internal, Type: segment.Unseen},
+		{Kind: segment.Internal, Type: segment.Repeats},
+		{Kind: segment.Internal, Type: segment.Departures},
 	} {
 		for _, g := range s.segs {
 			found, err := g.history(db, sec, key, s.span(fhir.None, always).of(g))
