@@ -2,10 +2,12 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/vfs"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/trace"
@@ -56,12 +58,46 @@ func (db *DB) Flush() error {
 	start := time.Now()
 	_, span := db.o.Tracer.Start(context.Background(), "store.commit", trace.WithAttributes(attribute.Int64("commit", int64(c.meta.Commit))))
 	defer span.End()
-	if err := c.run(); err != nil {
+	if err := c.run(); errors.Is(err, errNoRoom) {
+		span.SetStatus(codes.Error, "the disk is full")
+		return c.putBack(err)
+	} else if err != nil {
 		span.SetStatus(codes.Error, "the commit failed")
 		return db.fail(fmt.Errorf("commit %d: %w", c.meta.Commit, err))
 	}
 	span.SetAttributes(attribute.Int64("rows", c.counts.rows), attribute.Int64("bytes", c.counts.bytes))
 	db.m.committed(&c.counts, time.Since(start))
+	return nil
+}
+
+// errNoRoom: the disk was full before anything of a commit was true.
+var errNoRoom = errors.New("the disk is full")
+
+// roomWait is how long a commit that found no room waits before it tries again.
+const roomWait = 5 * time.Second
+
+// putBack makes a commit that found no room one that never began: what it took
+// gathers again, intake waits once that is full, exports go on up to what is
+// committed, and when there is room the commit is made.
+func (c *commit) putBack(why error) error {
+	db := c.db
+	if err := db.removeFiles(c.id); err != nil {
+		return db.fail(fmt.Errorf("commit %d: %w; and what it left cannot be removed: %w", c.meta.Commit, why, err))
+	}
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	g := &db.gather
+	if s := db.sealing; s.holds && (!g.holds || s.least < g.least) {
+		g.holds, g.least = true, s.least
+	}
+	db.sealing = nil
+	g.batches = append(c.taken, g.batches...)
+	for i := range c.taken {
+		g.bytes += c.taken[i].bytes
+	}
+	db.noRoom = time.Now().Add(roomWait)
+	g.since = db.noRoom.Add(-db.o.CommitInterval)
+	db.o.Logger.Error("a commit waits for room on the disk; exports go on", "error", why, "again_in", roomWait)
 	return nil
 }
 
@@ -91,6 +127,9 @@ func (c *commit) run() error {
 		return err
 	}
 	s, err := c.seal()
+	if vfs.IsNoSpaceError(err) {
+		return fmt.Errorf("%w: %w", errNoRoom, err)
+	}
 	if err != nil {
 		return err
 	}

@@ -171,7 +171,8 @@ type DB struct {
 
 	gather  gathering
 	sealing *sealing
-	behind  bool // intake waits for merges
+	behind  bool      // intake waits for merges
+	noRoom  time.Time // until then a commit that found the disk full waits
 	work    work
 	full    chan struct{} // signalled when a commit is due for its size
 	first   chan struct{} // signalled when a commit's first change arrives
@@ -256,6 +257,10 @@ func (db *DB) Run(ctx context.Context) error {
 			stopTimer()
 			return db.Flush() //nolint:contextcheck // the end of ctx must not cut the last commit short
 		case <-db.full:
+			if db.waitsForRoom() { // the timer will tell
+				stopTimer()
+				continue
+			}
 		case <-due:
 		case <-db.first: // the timer must be set anew
 			stopTimer()
@@ -272,6 +277,12 @@ func (db *DB) Run(ctx context.Context) error {
 			return err
 		}
 	}
+}
+
+func (db *DB) waitsForRoom() bool {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	return db.failed == nil && time.Now().Before(db.noRoom)
 }
 
 // due returns a channel that fires when the oldest gathered change is

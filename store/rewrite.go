@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"slices"
 	"time"
@@ -131,6 +132,9 @@ func (r *rewrite) run(ctx context.Context, without map[uint64]struct{}) error {
 		return db.fail(err)
 	}
 	if err := r.write(ctx); err != nil { // a full disk, say
+		if errors.Is(err, ErrCorrupt) {
+			r.blame()
+		}
 		return errors.Join(err, r.giveUp())
 	}
 	if err := r.swap(); err != nil {
@@ -214,7 +218,7 @@ func metas(list []*seg, h horizon, after segment.Bound) []compaction.Meta {
 	out := make([]compaction.Meta, len(list))
 	for i, s := range list {
 		out[i] = compaction.Meta{
-			Stored: s.r.BodySize(), Raw: s.raw, Dead: s.droppable(h, after), First: s.first, Last: s.last,
+			Damaged: s.damaged, Stored: s.r.BodySize(), Raw: s.raw, Dead: s.droppable(h, after), First: s.first, Last: s.last,
 			Overdue: s.leastDeath < h.overdue && s.leastDeath <= h.deaths,
 			Window:  s.window(), Blocks: s.r.Blocks(),
 		}
@@ -306,6 +310,22 @@ func (r *rewrite) write(ctx context.Context) error {
 		r.outputs = append(r.outputs, out)
 	}
 	return nil
+}
+
+// blame finds out which inputs cannot be read, so that the next plan passes
+// them by: one damaged file must not keep all others from being merged.
+func (r *rewrite) blame() {
+	for _, s := range r.inputs {
+		err := whole(s.r)
+		if !errors.Is(err, ErrCorrupt) && !errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		r.db.o.Logger.Error("a segment is damaged: merges pass it by, exports that need it fail; stop the server and restore the file from a backup, or run `tidemark reindex` to go on without it",
+			"file", s.r.BodyPath(), "error", err)
+		r.db.mu.Lock()
+		s.damaged = true
+		r.db.mu.Unlock()
+	}
 }
 
 func abandon(writers []*segment.Writer) (err error) {

@@ -1,10 +1,14 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -14,6 +18,7 @@ import (
 
 	"tidemark/store/compaction"
 	"tidemark/store/fhir"
+	"tidemark/store/segment"
 )
 
 // rewriteAll does all that the plan finds.
@@ -152,4 +157,38 @@ func TestDeletionOutlivesWhatItKeepsDead(t *testing.T) {
 			t.Errorf("after reindex %d resources live, want 1: %v", len(got), err)
 		}
 	})
+}
+
+// TestMergePassesByDamage: a body with a flipped bit makes one merge fail. The
+// next one takes others, the log names the file and the way out.
+func TestMergePassesByDamage(t *testing.T) {
+	dir := t.TempDir()
+	var log bytes.Buffer
+	db := mustOpen(t, dir, Options{Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	defer db.Close()
+	f := newFeed(t, db)
+	for i := range 17 {
+		f.commit(patientChange(fmt.Sprintf("p%d", i), fhir.None, "x"))
+	}
+	bad := db.view.fresh[2].r
+	path := filepath.Join(dir, "segments", bad.ID().BodyName())
+	body, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	body[segment.HeaderSize+5] ^= 0x10
+	if err := os.WriteFile(path, body, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := db.Merge(t.Context()); !errors.Is(err, ErrCorrupt) {
+		t.Fatalf("a merge of damaged bytes: %v", err)
+	}
+	if !strings.Contains(log.String(), bad.ID().BodyName()) || !strings.Contains(log.String(), "tidemark reindex") {
+		t.Errorf("the log: %s", &log)
+	}
+	rewriteAll(t, db)
+	if n := db.view.len(); n > 10 {
+		t.Errorf("%d segments are left: the others were not merged", n)
+	}
+	f.commit(patientChange("after", fhir.None, "x"))
 }

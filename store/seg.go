@@ -20,6 +20,7 @@ type seg struct {
 	last    fhir.Instant // and greatest
 	refs    int          // snapshots and pins that hold it
 	dropped bool         // merged away: the files go with the last reference
+	damaged bool         // it cannot be read: merges pass it by
 
 	buried     int64              // deaths
 	leastDeath fhir.Instant       // the earliest of them

@@ -51,6 +51,7 @@ type Meta struct {
 	Stored, Raw int64 // bytes of the body and of its NDJSON
 	Dead        int64 // bytes of NDJSON that a merge would leave out
 	Overdue     bool  // some of them have been dead for so long that they keep deletions from being forgotten
+	Damaged     bool  // it cannot be read: no merge takes it, nor settles past its rows
 	First, Last fhir.Instant
 	Window      *segment.Window // nil: fresh
 	Blocks      []segment.BlockInfo
@@ -110,6 +111,9 @@ func (s *State) join() (from, to int) {
 		total, largest := int64(0), int64(0)
 		for j := i; j < min(len(s.Fresh), i+maxFan); j++ {
 			size := s.Fresh[j].Stored
+			if s.Fresh[j].Damaged {
+				break
+			}
 			total += size
 			largest = max(largest, size)
 			if total > maxBody || best > 0 && total >= best {
@@ -131,7 +135,7 @@ func (s *State) clean() Job {
 		for i := range list {
 			m := &list[i]
 			share := float64(m.Dead) / float64(max(1, m.Raw))
-			if (share >= 1./dirty || m.Overdue && share > 0) && share > best {
+			if !m.Damaged && (share >= 1./dirty || m.Overdue && share > 0) && share > best {
 				best, job = share, Job{Kind: Clean, Settled: m.Window != nil, From: i, To: i + 1, Window: m.Window}
 			}
 		}
@@ -146,6 +150,11 @@ func (s *State) settle() *segment.Window {
 	to := first + (s.Now-first)/(agesToWidth+1) // then the age is agesToWidth times the width
 	if !some || to > s.Settle || to < first {
 		return nil
+	}
+	for i := range s.Fresh {
+		if m := &s.Fresh[i]; m.Damaged && m.Last >= s.Closed.Instant && m.First <= to {
+			return nil
+		}
 	}
 	leads := s.leads()
 	w := &segment.Window{From: s.Closed, To: segment.Upto(to)}
@@ -222,6 +231,9 @@ func (s *State) widen() Job {
 		total, largest := int64(0), int64(0)
 		for j := i; j < min(len(windows), i+maxFan); j++ {
 			w := &windows[j]
+			if w.damaged {
+				break
+			}
 			total += w.raw
 			largest = max(largest, w.raw)
 			width, age := w.window.To.Instant-windows[i].first, s.Now-w.window.To.Instant
@@ -247,6 +259,7 @@ type span struct {
 	from, to int
 	first    fhir.Instant
 	raw      int64
+	damaged  bool
 }
 
 func (s *State) windows() (list []span) {
@@ -254,10 +267,10 @@ func (s *State) windows() (list []span) {
 		m := &s.Settled[i]
 		if n := len(list); n > 0 && *list[n-1].window == *m.Window {
 			w := &list[n-1]
-			w.to, w.raw, w.first = i+1, w.raw+m.Raw, min(w.first, m.First)
+			w.to, w.raw, w.first, w.damaged = i+1, w.raw+m.Raw, min(w.first, m.First), w.damaged || m.Damaged
 			continue
 		}
-		list = append(list, span{m.Window, i, i + 1, m.First, m.Raw})
+		list = append(list, span{m.Window, i, i + 1, m.First, m.Raw, m.Damaged})
 	}
 	return list
 }

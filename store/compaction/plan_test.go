@@ -224,3 +224,29 @@ func TestYears(t *testing.T) {
 		t.Errorf("at most %d windows, want 200; %d fresh, want 40; %d bytes written for %d that came", most, len(s.Fresh), written, came)
 	}
 }
+
+// TestPlanPassesByDamage: no merge takes a segment that cannot be read, and
+// none settles past its rows; all others go on.
+func TestPlanPassesByDamage(t *testing.T) {
+	s := State{Now: 1000, Settle: 900, Closed: segment.NoBound, Fresh: []Meta{freshMeta(block(100, 150, 1, 9)), freshMeta(block(190, 250, 2, 9))}}
+	if w := s.settle(); w == nil || w.To != segment.Upto(200) {
+		t.Fatalf("sound: %v", w)
+	}
+	s.Fresh[1].Damaged = true
+	if w := s.settle(); w != nil {
+		t.Errorf("rows settle past a damaged segment: %v", *w)
+	}
+	list := make([]Meta, 17)
+	for i := range list {
+		list[i] = Meta{Stored: 1000, Raw: 1000}
+	}
+	list[3].Damaged, list[3].Dead = true, 1000
+	s = State{Fresh: list}
+	if j := s.Plan(); j.Kind != Join || j.From != 4 || j.To != 12 {
+		t.Errorf("%v [%d, %d), want to join what lies behind the damage", j.Kind, j.From, j.To)
+	}
+	s = State{Fresh: list[:7]}
+	if j := s.Plan(); j.Kind != Nothing {
+		t.Errorf("%v [%d, %d) with a damaged segment among them", j.Kind, j.From, j.To)
+	}
+}

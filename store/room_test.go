@@ -1,0 +1,133 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+
+	"tidemark/store/fhir"
+)
+
+// TestCommitOnFullDisk lets the disk be full at each write of a commit's
+// segment: exports go on up to what is committed, intake waits once the
+// gathering is full, and when there is room everything is committed without a
+// restart, in order and once.
+func TestCommitOnFullDisk(t *testing.T) {
+	for writes := int64(0); writes < 5; writes++ {
+		synctest.Test(t, func(t *testing.T) {
+			var left atomic.Int64 // writes that still find room
+			var full atomic.Bool  // from then on none does, though a failed commit removes its files
+			const plenty = 1 << 40
+			left.Store(plenty)
+			fs := errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
+				if op.Kind.ReadOrWrite() == errorfs.OpIsWrite && op.Kind != errorfs.OpRemove && strings.Contains(op.Path, "segments/") &&
+					(full.Load() || left.Add(-1) < 0) {
+					full.Store(true)
+					return syscall.ENOSPC
+				}
+				return nil
+			}))
+			db := mustOpen(t, "store", Options{FS: fs, Allowance: time.Millisecond, CommitSize: 4 << 10})
+			defer db.Close()
+			f := newFeed(t, db)
+			f.commit(patientChange("before", fhir.None, "x"))
+			ctx, stop := context.WithCancel(t.Context())
+			ran := make(chan error, 1)
+			go func() { ran <- db.Run(ctx) }()
+			time.Sleep(time.Second)
+			f.apply()
+			left.Store(writes)
+			fed := make(chan struct{})
+			go func() {
+				defer close(fed)
+				for i := range 20 {
+					f.apply(patientChange("p", fhir.None, fmt.Sprint(i)), patientChange(fmt.Sprintf("p%d", i), fhir.None, "x"))
+				}
+			}()
+			time.Sleep(time.Minute)
+			select {
+			case <-fed:
+				t.Errorf("with room for %d writes: intake did not wait", writes)
+			default:
+			}
+			s := pinNow(t, db, "full")
+			if got, err := content(s); err != nil || len(got) != 1 {
+				t.Errorf("with room for %d writes an export gives %d resources, %v", writes, len(got), err)
+			}
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if st := db.Status(); st.Failed != "" {
+				t.Errorf("with room for %d writes: %s", writes, st.Failed)
+			}
+			left.Store(plenty)
+			full.Store(false)
+			time.Sleep(time.Minute)
+			<-fed
+			time.Sleep(time.Second)
+			f.apply()
+			after := pinNow(t, db, "after")
+			got, err := content(after)
+			if err != nil || len(got) != 22 || !strings.Contains(got["Patient/p"], `"19"`) {
+				t.Errorf("with room for %d writes, in the end: %d resources, %s, %v", writes, len(got), got["Patient/p"], err)
+			}
+			if err := after.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := db.Check(true); err != nil {
+				t.Errorf("with room for %d writes: %v", writes, err)
+			}
+			stop()
+			if err := <-ran; err != nil && !errors.Is(err, context.Canceled) {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestHoldsWithoutRoom: what a commit that found no room took in holds the
+// watermark as before, so that it still gets its own time.
+func TestHoldsWithoutRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var full atomic.Bool
+		fs := errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
+			if full.Load() && op.Kind == errorfs.OpCreate && strings.Contains(op.Path, "segments/") {
+				return syscall.ENOSPC
+			}
+			return nil
+		}))
+		db := mustOpen(t, "store", Options{FS: fs, Allowance: time.Millisecond})
+		defer db.Close()
+		f := newFeed(t, db)
+		f.advance(time.Second)
+		f.advance(time.Second)
+		time.Sleep(time.Second)
+		at := db.Now()
+		full.Store(true)
+		f.commit(patientChange("p", at, "x"))
+		f.advance(time.Minute)
+		s := pinNow(t, db, "full")
+		if w := s.Watermark(); w >= at {
+			t.Errorf("an export reaches to %v, and a change of %v is not committed", w, at)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		full.Store(false)
+		if err := db.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		if st, err := db.newest(fhir.Key{Type: patientType, ID: "p"}); err != nil || st.Instant != at {
+			t.Errorf("the change got %v instead of its own time %v (%v)", st.Instant, at, err)
+		}
+	})
+}
