@@ -51,8 +51,6 @@ type Change struct {
 	Patients []string      // ids of the Patients in whose compartment it lies, sorted
 	Members  []fhir.Member // of a Group
 	Dead     *DeadLetter   // set: the record could not be decoded; Key and Body are ignored
-
-	erase bool // a deletion of ours, which beats whatever there is
 }
 
 // A DeadLetter is a record that could not be decoded, kept whole.

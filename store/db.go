@@ -215,8 +215,9 @@ type sealing struct {
 // taken is a batch and when we had it.
 type taken struct {
 	Batch
-	at    fhir.Instant
-	bytes int64
+	at      fhir.Instant
+	bytes   int64
+	erasure bool // deletions of our own
 }
 
 // clock is fixed once at start and runs with the monotonic clock from then on.

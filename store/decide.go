@@ -111,6 +111,12 @@ func (c *commit) decide() error {
 }
 
 func (c *commit) change(ch *Change, t *taken) error {
+	if t.erasure { // beats whatever there is
+		if r := c.touched[ch.Key]; r.cur != nil && r.cur.Kind == segment.Live {
+			return c.apply(ch, t, r, 0)
+		}
+		return nil
+	}
 	if c.erased.refusesChange(ch) {
 		c.counts.erased++
 		return nil

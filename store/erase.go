@@ -194,11 +194,11 @@ func (db *DB) deleteErased(keys []fhir.Key) (int, error) {
 		}
 		t := batches[st.Clock.Origin]
 		if t == nil {
-			t = &taken{Batch: Batch{Partition: st.Clock.Origin, LeaderEpoch: -1}, at: db.Now()}
+			t = &taken{Batch: Batch{Partition: st.Clock.Origin, LeaderEpoch: -1}, at: db.Now(), erasure: true}
 			batches[st.Clock.Origin] = t
 		}
 		t.Changes = append(t.Changes, Change{
-			Key: k, Delete: true, erase: true, Version: NoVersion, LastUpdated: fhir.None, Time: fhir.None, Timestamp: fhir.None, Offset: st.Clock.Offset,
+			Key: k, Delete: true, Version: NoVersion, LastUpdated: fhir.None, Time: fhir.None, Timestamp: fhir.None, Offset: st.Clock.Offset,
 		})
 	}
 	db.mu.Lock()

@@ -93,10 +93,7 @@ func (l *erasedList) refuses(key fhir.Key, patients []string) bool {
 }
 
 func (l *erasedList) refusesChange(ch *Change) bool {
-	switch {
-	case ch.erase:
-		return false
-	case ch.Dead != nil:
+	if ch.Dead != nil {
 		return l.refusesLetter(ch.Dead)
 	}
 	return l.refuses(ch.Key, ch.Patients)

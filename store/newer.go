@@ -51,9 +51,6 @@ func judge(cur *index.State, ch *Change, hash uint64, from Partition) verdict {
 
 func judgeDeletion(cur *index.State, ch *Change, from Partition) verdict {
 	k := &cur.Clock
-	if ch.erase && cur.Kind == segment.Live {
-		return applies
-	}
 	if ch.Version == NoVersion && ch.Timestamp != fhir.None && slices.Contains(cur.Life.Tombstones, ch.Timestamp) {
 		return stale
 	}

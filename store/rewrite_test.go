@@ -192,3 +192,50 @@ func TestMergePassesByDamage(t *testing.T) {
 	}
 	f.commit(patientChange("after", fhir.None, "x"))
 }
+
+// TestReindexAfterHalfAMerge: a crash left some of the outputs of a merge, and
+// the index is lost: what it merged counts, whichever of the outputs are there.
+func TestReindexAfterHalfAMerge(t *testing.T) {
+	for missing := range 3 {
+		synctest.Test(t, func(t *testing.T) {
+			fs := vfs.NewMem()
+			o := Options{FS: fs, SettleAfter: time.Minute, Allowance: time.Millisecond, smallFile: 1}
+			db := mustOpen(t, "store", o)
+			f := newFeed(t, db)
+			f.advance(time.Second)
+			f.commit(patientChange("a", fhir.None, "x"), patientChange("gone", fhir.None, "x"), observationOf("o", "a", "x"))
+			f.advance(time.Second)
+			f.commit(Change{Key: fhir.Key{Type: patientType, ID: "gone"}, Delete: true, Version: NoVersion, LastUpdated: fhir.None, Time: fhir.None, Timestamp: fhir.None})
+			f.advance(time.Hour)
+			inputs := copyFiles(t, fs, "store/segments")
+			if r, err := db.rewrite(t.Context()); err != nil || r.job.Kind != compaction.Settle || len(r.outputs) != 3 {
+				t.Fatalf("%v with %d outputs, %v", r.job.Kind, len(r.outputs), err)
+			}
+			lost := db.view.settled[missing].r
+			want := bodies(t, db)
+			if err := errors.Join(db.Close(), fs.RemoveAll("store/index"), fs.Remove(lost.BodyPath())); err != nil {
+				t.Fatal(err)
+			}
+			for name, data := range inputs {
+				writeFile(t, fs, "store/segments/"+name, data)
+			}
+			if err := Reindex(t.Context(), "store", o, io.Discard); err != nil {
+				t.Fatal(err)
+			}
+			db = mustOpen(t, "store", o)
+			defer db.Close()
+			if _, err := db.Check(true); err != nil {
+				t.Error(err)
+			}
+			got := bodies(t, db)
+			for line := range strings.Lines(want) {
+				if strings.Count(got, line) != 1 {
+					t.Errorf("without output %d: %d times %s", missing, strings.Count(got, line), line)
+				}
+			}
+			if all, err := wholeContent(db); err != nil || len(all) != 1 {
+				t.Errorf("without output %d: %d patients live, want 1 (%v)", missing, len(all), err)
+			}
+		})
+	}
+}

@@ -22,7 +22,7 @@ import (
 // gathering is full, and when there is room everything is committed without a
 // restart, in order and once.
 func TestCommitOnFullDisk(t *testing.T) {
-	for writes := int64(0); writes < 5; writes++ {
+	for writes := range int64(5) {
 		synctest.Test(t, func(t *testing.T) {
 			var left atomic.Int64 // writes that still find room
 			var full atomic.Bool  // from then on none does, though a failed commit removes its files
