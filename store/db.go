@@ -149,9 +149,10 @@ type DB struct {
 	clock clock
 	m     *instruments
 
-	commitMu sync.Mutex // one commit, swap or heartbeat at a time
-	erasing  sync.Mutex // one erasure at a time; taken before merging
-	merging  sync.Mutex // one merge at a time; taken before commitMu
+	commitMu sync.Mutex   // one commit, swap or heartbeat at a time
+	erasing  sync.Mutex   // one erasure at a time; taken before merging
+	pinning  sync.RWMutex // held for reading while a snapshot is being made durable
+	merging  sync.Mutex   // one merge at a time; taken before commitMu
 	erased   erasedPointer
 	open     sync.RWMutex // held for reading by those who use kv with neither; taken last but for mu
 	cutting  *semaphore.Weighted

@@ -81,6 +81,11 @@ func (db *DB) enforce(ctx context.Context) (Erased, error) {
 		}
 		done.Rows += len(rows)
 	}
+	more, err := db.revokeAll(segs)
+	if err != nil {
+		return done, fmt.Errorf("erase: %w", err)
+	}
+	done.Jobs = append(done.Jobs, more...)
 	done.Segments, done.DeadLetters = len(segs), doom.letters
 	if done.Elsewhere, err = db.elsewhere(); err != nil {
 		return done, fmt.Errorf("erase: %w", err)
@@ -209,7 +214,23 @@ func (db *DB) deleteErased(keys []fhir.Key) (int, error) {
 		db.gather.batches = append(db.gather.batches, *t)
 	}
 	db.mu.Unlock()
-	return len(keys), db.Flush()
+	if err := db.Flush(); err != nil {
+		return 0, err
+	}
+	for _, k := range keys { // a full disk puts a commit back
+		if st, err := db.newest(k); err != nil || st.Kind == segment.Live {
+			return 0, errors.Join(errors.New("the deletions could not be committed"), err)
+		}
+	}
+	return len(keys), nil
+}
+
+// revokeAll ends the snapshots that were taken while the segments were being
+// written anew; none is on its way any more that could hold one of the old.
+func (db *DB) revokeAll(segs []*seg) ([]string, error) {
+	db.pinning.Lock()
+	defer db.pinning.Unlock()
+	return db.revoke(segs)
 }
 
 // purge writes one segment anew without some rows. Called with merging held.

@@ -8,6 +8,8 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -278,19 +280,24 @@ func TestEraseCutShort(t *testing.T) {
 		ended := false
 		synctest.Test(t, func(t *testing.T) {
 			mem := vfs.NewCrashableMem()
+			var mu sync.Mutex // the two files of a segment are synced side by side
 			left := -1
 			fs := errorfs.Wrap(mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
+				mu.Lock()
+				defer mu.Unlock()
 				if op.Kind.ReadOrWrite() != errorfs.OpIsWrite || isIndex(op.Path) || left < 0 {
 					return nil
 				}
 				if left--; left < 0 {
-					return errorfs.ErrInjected
+					return []error{errorfs.ErrInjected, syscall.ENOSPC}[n%2]
 				}
 				return nil
 			}))
 			db, _, o, log := canaryFeed(t, fs)
 			e := Erasure{Key: fhir.Key{Type: patientType, ID: "anna"}, Compartment: true}
+			mu.Lock()
 			left = n
+			mu.Unlock()
 			_, err := db.Erase(t.Context(), e)
 			ended = err == nil
 			if err := db.Close(); err != nil {
@@ -377,4 +384,58 @@ func writeFile(t *testing.T, fs vfs.FS, path string, data []byte) {
 	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// TestEraseDuringKickOffs: exports start all the while. None that can still be
+// opened afterwards holds what was erased.
+func TestEraseDuringKickOffs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fs := vfs.NewMem()
+		db, _, _, _ := canaryFeed(t, fs)
+		defer db.Close()
+		ctx, stop := context.WithCancel(t.Context())
+		var started sync.WaitGroup
+		for g := range 3 {
+			started.Go(func() {
+				for i := 0; ctx.Err() == nil; i++ {
+					s, err := db.Pin(ctx, fmt.Sprintf("job-%d-%d", g, i), time.Now().Add(time.Hour), func(*Snapshot) ([]byte, error) { return nil, nil })
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					if err := s.Close(); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		_, err := db.Erase(t.Context(), Erasure{Key: fhir.Key{Type: patientType, ID: "anna"}, Compartment: true})
+		stop()
+		started.Wait()
+		if err != nil {
+			t.Fatal(err)
+		}
+		ended := 0
+		for _, p := range db.Pinned() {
+			s, err := db.Snapshot(p.ID)
+			if errors.Is(err, ErrRevoked) {
+				ended++
+				continue
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := content(s)
+			if err := errors.Join(err, s.Close()); err != nil {
+				t.Fatal(err)
+			}
+			if strings.Contains(fmt.Sprint(got), "CANARY") {
+				t.Errorf("%s can still be opened and holds the canary", p.ID)
+			}
+		}
+		t.Logf("%d of %d jobs were ended", ended, len(db.Pinned()))
+		if where := found(t, fs, "store", "CANARY"); len(where) > 0 {
+			t.Errorf("the canary is in %v", where)
+		}
+	})
 }

@@ -52,6 +52,8 @@ type Pinned struct {
 // kept with it. One synced batch holds promise, pin and rule, and nothing waits
 // for a commit. ErrNotReady before the bootstrap is over.
 func (db *DB) Pin(_ context.Context, id string, expires time.Time, rule func(*Snapshot) ([]byte, error)) (*Snapshot, error) {
+	db.pinning.RLock()
+	defer db.pinning.RUnlock()
 	s, err := db.snapshotReady()
 	if err != nil {
 		return nil, err

@@ -234,7 +234,7 @@ type Pin struct {
 	Epoch            uint64
 	Created, Expires fhir.Instant
 	Closed           segment.Bound // Meta's then
-	Segments         []segment.ID  // ascending
+	Segments         []segment.ID  // in the order in which they are read
 	Revoked          bool          // it held what was erased: its segments are let go
 	Rule             []byte        // the owner's, not understood here
 }
