@@ -77,8 +77,8 @@ var errNoRoom = errors.New("the disk is full")
 const roomWait = 5 * time.Second
 
 // putBack makes a commit that found no room one that never began: what it took
-// gathers again, intake waits once that is full, exports go on up to what is
-// committed, and when there is room the commit is made.
+// gathers again, intake waits, exports go on up to what is committed, and when
+// there is room the commit is made.
 func (c *commit) putBack(why error) error {
 	db := c.db
 	if err := db.removeFiles(c.id); err != nil {
@@ -220,6 +220,11 @@ func (c *commit) publish(s *seg) {
 	db.mu.Lock()
 	defer db.mu.Unlock()
 	db.meta = c.meta
+	if !db.noRoom.IsZero() {
+		db.noRoom = time.Time{}
+		db.o.Logger.Info("there is room on the disk again: intake goes on")
+		db.room.Broadcast()
+	}
 	db.kept(c.line, c.joins)
 	db.sealing = nil
 	for name, st := range c.states {

@@ -173,7 +173,7 @@ type DB struct {
 	gather  gathering
 	sealing *sealing
 	behind  bool      // intake waits for merges
-	noRoom  time.Time // until then a commit that found the disk full waits
+	noRoom  time.Time // set after a commit found the disk full: when it is tried again
 	work    work
 	full    chan struct{} // signalled when a commit is due for its size
 	first   chan struct{} // signalled when a commit's first change arrives
