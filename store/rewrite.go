@@ -88,19 +88,6 @@ type rewrite struct {
 	outputs []*segment.Reader
 }
 
-// A horizon tells what may be forgotten.
-type horizon struct {
-	deaths      fhir.Instant // rows superseded up to here
-	lastState   fhir.Instant // where a deletion did that, only up to here
-	deleted     fhir.Instant // deletions before, unless they are needed
-	overdue     fhir.Instant // deletions that come before may need rows that died before this
-	deadLetters fhir.Instant // dead letters before
-}
-
-func (h horizon) forgets(at fhir.Instant, removed bool) bool {
-	return at <= h.deaths && (!removed || at <= h.lastState)
-}
-
 // Merge does the next work that is worth it, if there is any. It runs beside
 // intake and reading; only its beginning and its end take the writer's lock.
 func (db *DB) Merge(ctx context.Context) (bool, error) {
@@ -174,44 +161,6 @@ func (db *DB) plan() *rewrite {
 		s.refs++
 	}
 	return r
-}
-
-// horizon is what may be forgotten now. Called with mu held.
-func (db *DB) horizon() horizon {
-	h := horizon{
-		deaths: db.stored, lastState: db.before(db.o.LastState),
-		overdue: db.before(db.o.Deleted), deadLetters: db.before(db.o.DeadLetters),
-	}
-	// A deletion must outlive whatever row it could be needed to keep dead: after
-	// a reindex only a later row of the same resource says that one is.
-	h.deleted = h.overdue
-	for _, s := range db.view.all() {
-		h.deleted = min(h.deleted, s.leastDeath)
-	}
-	return h
-}
-
-// before is the promised instant that lies some time ago. Called with mu held.
-func (db *DB) before(d time.Duration) fhir.Instant {
-	if db.stored == fhir.None {
-		return fhir.None
-	}
-	return min(db.stored, db.clock.now()-fhir.Instant(d.Milliseconds()))
-}
-
-// expires tells whether a row of a section may be forgotten for its age alone.
-func (h horizon) expires(sec segment.Section, c fhir.Instant) bool {
-	if sec == deadLetters {
-		return c < h.deadLetters
-	}
-	return tellsDeletion(sec) && c < h.deleted
-}
-
-// tellsDeletion tells whether rows of a section say that something is no more:
-// a resource, or a patient's claim on one.
-func tellsDeletion(sec segment.Section) bool {
-	return sec.Kind == segment.Deleted || sec.Kind == segment.Internal &&
-		(sec.Type == segment.Unseen || sec.Type == segment.Repeats || sec.Type == segment.Departures)
 }
 
 func metas(list []*seg, h horizon, after segment.Bound) []compaction.Meta {
@@ -346,55 +295,6 @@ func (r *rewrite) keeps(row *segment.Row) bool {
 	return true
 }
 
-// maxExpired bounds the resources that one merge forgets: their entries leave
-// the index while intake waits.
-const maxExpired = 50_000
-
-// expire forgets a row for its age, if there is room to note it. It is asked of
-// a row more than once.
-func (r *rewrite) expire(row *segment.Row) bool {
-	if row.Section.Kind == segment.Internal && row.Section.Type != segment.Unseen {
-		return true // no entry of the index speaks of it
-	}
-	if _, again := r.expired[row.Seq]; !again {
-		if len(r.expired) == maxExpired {
-			return false
-		}
-		if r.expired == nil {
-			r.expired = map[uint64]fhir.Key{}
-		}
-		r.expired[row.Seq] = row.Key
-	}
-	if row.Section.Kind == segment.Deleted {
-		r.late = max(r.late, row.Instant)
-	}
-	return true
-}
-
-// forget takes the resources that are forgotten out of the index, unless they
-// have come back since.
-func (r *rewrite) forget(w *batchWriter) error {
-	origin := r.db.origins()
-	for seq, key := range r.expired {
-		k := index.RowKey(nil, key)
-		v, closer, err := r.db.kv.Get(k)
-		if errors.Is(err, pebble.ErrNotFound) {
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("read the index: %w", err)
-		}
-		st, err := index.DecodeState(v, origin)
-		if err := errors.Join(err, closer.Close()); err != nil {
-			return fmt.Errorf("read the index: %w", err)
-		}
-		if st.Seq == seq {
-			w.delete(k)
-		}
-	}
-	return w.err
-}
-
 // moves tells whether the outputs are where a row of the inputs lies from now on.
 func (r *rewrite) moves(b segment.Bound) bool {
 	switch r.job.Kind {
@@ -454,113 +354,4 @@ func (r *rewrite) giveUp() error {
 		return fmt.Errorf("remove what a merge left: %w", err)
 	}
 	return nil
-}
-
-// swap puts the outputs in the place of what they hold in one synced batch.
-// Deaths that came while the merge ran are carried over; those of dropped rows
-// go.
-func (r *rewrite) swap() error {
-	db := r.db
-	db.commitMu.Lock()
-	defer db.commitMu.Unlock()
-	db.mu.Lock()
-	next, used := r.next()
-	meta := db.meta
-	db.mu.Unlock()
-	meta.Closed, meta.Forgotten = next.closed, max(meta.Forgotten, r.late)
-	outputs := map[segment.ID]*seg{}
-	for _, s := range next.all() {
-		if id := s.id(); id >= r.first && id < r.first+segment.ID(len(r.files)) {
-			outputs[id] = s
-		}
-	}
-	deaths, err := r.carry(next)
-	if err != nil {
-		return err
-	}
-	b := db.kv.NewBatch()
-	defer b.Close()
-	w := batchWriter{b: b}
-	w.set(index.MetaKey(), meta.Encode())
-	for i := range r.files {
-		w.delete(index.AllottedKey(r.first + segment.ID(i)))
-	}
-	for _, s := range used {
-		w.set(index.SegmentKey(s.id()), []byte{index.SegmentDropped})
-	}
-	for id := range outputs {
-		w.set(index.SegmentKey(id), []byte{index.SegmentLive})
-		if list := deaths[id]; len(list) > 0 {
-			w.set(index.DeathsKey(id, meta.Commit), index.EncodeDeaths(list))
-		}
-	}
-	if err := errors.Join(r.forget(&w), b.Commit(pebble.Sync)); err != nil {
-		return fmt.Errorf("swap merged segments: %w", err)
-	}
-	for id, s := range outputs {
-		s.bury(deaths[id])
-	}
-	db.mu.Lock()
-	db.meta, db.view = meta, next
-	db.work.done(r)
-	maps.Copy(db.segs, outputs)
-	for _, s := range used {
-		s.dropped = true
-	}
-	db.room.Broadcast()
-	db.mu.Unlock()
-	return db.selfCheck()
-}
-
-// done counts a rewrite.
-func (w *work) done(r *rewrite) {
-	w.jobs[r.job.Kind]++
-	w.took += time.Since(r.begun)
-	for _, in := range r.inputs {
-		for i := range in.r.Blocks() {
-			if b := &in.r.Blocks()[i]; r.job.Window == nil || b.First <= r.job.Window.To.Instant && b.Last >= r.job.Window.From.Instant {
-				w.raw += b.Sum.Size
-			}
-		}
-	}
-	for _, out := range r.outputs {
-		w.merged += out.BodySize()
-	}
-}
-
-// next is the view with the outputs, and which inputs are in it no more: a
-// fresh segment of which some rows have not settled stays. Called with mu held;
-// commits may have come since the plan.
-func (r *rewrite) next() (v *view, used []*seg) {
-	v = &view{fresh: r.db.view.fresh, settled: r.db.view.settled, closed: r.db.view.closed}
-	used = r.inputs
-	if r.job.Kind == compaction.Settle {
-		v.closed = r.job.Window.To
-		used = slices.DeleteFunc(slices.Clone(r.inputs), func(s *seg) bool { return !s.within(v.closed) })
-	}
-	live := slices.DeleteFunc(v.all(), func(s *seg) bool { return slices.Contains(used, s) })
-	for _, out := range r.outputs {
-		live = append(live, newSeg(out))
-	}
-	return newView(live, v.closed), used
-}
-
-// carry sorts the deaths of rows that have moved by the output that has them.
-func (r *rewrite) carry(next *view) (map[segment.ID][]index.Death, error) {
-	deaths := map[segment.ID][]index.Death{}
-	var lost error
-	err := r.db.deathsOf(r.inputs, func(d index.Death) {
-		_, dropped := r.dropped[d.Place.Seq]
-		_, expired := r.expired[d.Place.Seq]
-		if dropped || expired || !r.moves(d.Place.Bound) {
-			return
-		}
-		s := next.holder(d.Section, d.Place.Bound)
-		if s == nil {
-			lost = fmt.Errorf("%w: after a merge the row with sequence number %d lies in no segment", ErrCorrupt, d.Place.Seq)
-			return
-		}
-		deaths[s.id()] = append(deaths[s.id()], d)
-	})
-	return deaths, errors.Join(err, lost)
 }

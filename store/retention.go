@@ -1,0 +1,113 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+
+	"tidemark/store/fhir"
+	"tidemark/store/index"
+	"tidemark/store/segment"
+)
+
+// A horizon tells what may be forgotten.
+type horizon struct {
+	deaths      fhir.Instant // rows superseded up to here
+	lastState   fhir.Instant // where a deletion did that, only up to here
+	deleted     fhir.Instant // deletions before, unless they are needed
+	overdue     fhir.Instant // what died before keeps deletions from being forgotten in their time: it goes first
+	deadLetters fhir.Instant // dead letters before
+}
+
+func (h horizon) forgets(at fhir.Instant, removed bool) bool {
+	return at <= h.deaths && (!removed || at <= h.lastState)
+}
+
+// horizon is what may be forgotten now. Called with mu held.
+func (db *DB) horizon() horizon {
+	h := horizon{
+		deaths: db.stored, lastState: db.before(db.o.LastState),
+		overdue: db.before(db.o.Deleted), deadLetters: db.before(db.o.DeadLetters),
+	}
+	// A deletion must outlive whatever row it could be needed to keep dead: after
+	// a reindex only a later row of the same resource says that one is.
+	h.deleted = h.overdue
+	for _, s := range db.view.all() {
+		h.deleted = min(h.deleted, s.leastDeath)
+	}
+	return h
+}
+
+// before is the promised instant that lies some time ago. Called with mu held.
+func (db *DB) before(d time.Duration) fhir.Instant {
+	if db.stored == fhir.None {
+		return fhir.None
+	}
+	return min(db.stored, db.clock.now()-fhir.Instant(d.Milliseconds()))
+}
+
+// expires tells whether a row of a section may be forgotten for its age alone.
+func (h horizon) expires(sec segment.Section, c fhir.Instant) bool {
+	if sec == deadLetters {
+		return c < h.deadLetters
+	}
+	return tellsDeletion(sec) && c < h.deleted
+}
+
+// tellsDeletion tells whether rows of a section say that something is no more:
+// a resource, or a patient's claim on one.
+func tellsDeletion(sec segment.Section) bool {
+	return sec.Kind == segment.Deleted || sec.Kind == segment.Internal &&
+		(sec.Type == segment.Unseen || sec.Type == segment.Repeats || sec.Type == segment.Departures)
+}
+
+// maxExpired bounds the resources that one merge forgets: their entries leave
+// the index while intake waits.
+const maxExpired = 50_000
+
+// expire forgets a row for its age, if there is room to note it. It is asked of
+// a row more than once.
+func (r *rewrite) expire(row *segment.Row) bool {
+	if row.Section.Kind == segment.Internal && row.Section.Type != segment.Unseen {
+		return true // no entry of the index speaks of it
+	}
+	if _, again := r.expired[row.Seq]; !again {
+		if len(r.expired) == maxExpired {
+			return false
+		}
+		if r.expired == nil {
+			r.expired = map[uint64]fhir.Key{}
+		}
+		r.expired[row.Seq] = row.Key
+	}
+	if row.Section.Kind == segment.Deleted {
+		r.late = max(r.late, row.Instant)
+	}
+	return true
+}
+
+// forget takes the resources that are forgotten out of the index, unless they
+// have come back since.
+func (r *rewrite) forget(w *batchWriter) error {
+	origin := r.db.origins()
+	for seq, key := range r.expired {
+		k := index.RowKey(nil, key)
+		v, closer, err := r.db.kv.Get(k)
+		if errors.Is(err, pebble.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("read the index: %w", err)
+		}
+		st, err := index.DecodeState(v, origin)
+		if err := errors.Join(err, closer.Close()); err != nil {
+			return fmt.Errorf("read the index: %w", err)
+		}
+		if st.Seq == seq {
+			w.delete(k)
+		}
+	}
+	return w.err
+}
