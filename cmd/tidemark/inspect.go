@@ -103,7 +103,7 @@ func inspectStore(db *store.DB, types bool, out io.Writer) error {
 	lines := []string{
 		fmt.Sprintf("%d segments, %s rows, %s on disk; %.2f bytes lie there for each that is live", st.Segments, humanize.Comma(st.Rows), bytesOf(st.Bytes), l.Space),
 		fmt.Sprintf("watermark %s, promised %s, epoch %d, commit %d", instantOf(st.Watermark), instantOf(st.Promised), st.Epoch, st.Commit),
-		"to do: " + todo(l),
+		"work left: " + workLeft(l),
 		"since the start: " + since(l),
 		"snapshots: " + pins(l),
 	}
@@ -114,7 +114,7 @@ func inspectStore(db *store.DB, types bool, out io.Writer) error {
 	return err
 }
 
-func todo(l store.Layout) string {
+func workLeft(l store.Layout) string {
 	if l.Unsettled+l.Droppable == 0 {
 		return "nothing"
 	}
