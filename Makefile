@@ -17,6 +17,7 @@ FUZZTIME ?= 30s
 BENCH    ?= .
 COUNT    ?= 6
 ROUNDS   ?= 1000
+N        ?= 1000000
 PKG      ?= ./...
 
 .PHONY: help
@@ -67,6 +68,10 @@ fuzz: go ## every fuzz target for FUZZTIME=30s
 .PHONY: bench
 bench: go ## benchmarks, in the form that benchstat reads (BENCH=. COUNT=6)
 	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -count $(COUNT) -timeout 60m $(PKG)
+
+.PHONY: scale
+scale: go ## let a store grow to N=1000000 resources, measured as it does: tables as in store/BENCHMARKS.md
+	$(GO) test -count=1 -timeout 3h -run '^TestScale$$' -v ./cmd/tidemark -scale.resources=$(N)
 
 .PHONY: golden
 golden: go ## rewrite golden files; then read the difference

@@ -83,7 +83,22 @@ func (s *Snapshot) makeCut(ctx context.Context, dir, path string, v span, ext []
 	if err := fs.Rename(tmp, path); err != nil {
 		return nil, err
 	}
+	s.want(ext, which)
 	return parts, errors.Join(segment.SyncDir(fs, dir), segment.SyncDir(fs, s.db.jobsDir()))
+}
+
+// want counts what was recompressed for the sake of rows that a merge would
+// leave out: cleaning the segment spares the next export that.
+func (s *Snapshot) want(ext []Extent, which []int) {
+	s.db.mu.Lock()
+	defer s.db.mu.Unlock()
+	h := s.db.horizon()
+	for _, i := range which {
+		g := s.seg(segment.ID(ext[i].Segment))
+		if d := g.dead[ext[i].Block]; d != nil && d.droppable(h) == d.bytes {
+			g.wanted += g.r.Blocks()[ext[i].Block].Sum.Size
+		}
+	}
 }
 
 func (s *Snapshot) writeCut(ctx context.Context, file io.Writer, path string, v span, ext []Extent, which []int) ([]part, error) {

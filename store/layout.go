@@ -23,6 +23,7 @@ type Layout struct {
 	// leave out, and how long that takes at the pace of the work done so far (0
 	// before there was any).
 	Unsettled, Droppable int64
+	Merging              int64 // NDJSON of the segments that are being merged now
 	UntilClean           time.Duration
 
 	// Amplification since the process started: bytes written for each byte that
@@ -58,7 +59,7 @@ type TypeStat struct {
 func (db *DB) Layout() Layout {
 	db.mu.Lock()
 	defer db.mu.Unlock()
-	l := Layout{Forgotten: db.meta.Forgotten, Pins: len(db.pins), Merges: map[string]int64{}}
+	l := Layout{Forgotten: db.meta.Forgotten, Merging: db.work.now, Pins: len(db.pins), Merges: map[string]int64{}}
 	h, v := db.horizon(), db.view
 	for i := 0; i < len(v.settled); {
 		n := i + 1
@@ -151,6 +152,7 @@ func windowStat(segs []*seg, after segment.Bound) WindowStat {
 type work struct {
 	committed, merged int64         // compressed bytes of bodies
 	raw               int64         // NDJSON that merges have read
+	now               int64         // NDJSON of the inputs of the one under way
 	took              time.Duration // in so long
 	jobs              [compaction.Widen + 1]int64
 }

@@ -109,7 +109,12 @@ func (db *DB) rewrite(ctx context.Context) (*rewrite, error) {
 // with merging held.
 func (r *rewrite) run(ctx context.Context, without map[uint64]struct{}) error {
 	db := r.db
-	defer func() { _ = db.release(r.inputs) }()
+	defer func() {
+		db.mu.Lock()
+		db.work.now = 0
+		db.mu.Unlock()
+		_ = db.release(r.inputs)
+	}()
 	if err := r.deaths(); err != nil {
 		return fmt.Errorf("merge segments: %w", err)
 	}
@@ -159,6 +164,7 @@ func (db *DB) plan() *rewrite {
 	defer db.mu.Unlock()
 	for _, s := range r.inputs {
 		s.refs++
+		db.work.now += s.raw
 	}
 	return r
 }
@@ -167,7 +173,7 @@ func metas(list []*seg, h horizon, after segment.Bound) []compaction.Meta {
 	out := make([]compaction.Meta, len(list))
 	for i, s := range list {
 		out[i] = compaction.Meta{
-			Damaged: s.damaged, Stored: s.r.BodySize(), Raw: s.raw, Dead: s.droppable(h, after), First: s.first, Last: s.last,
+			Damaged: s.damaged, Stored: s.r.BodySize(), Raw: s.raw, Dead: s.droppable(h, after), Wanted: s.wanted, First: s.first, Last: s.last,
 			Overdue: s.leastDeath < h.overdue && s.leastDeath <= h.deaths,
 			Window:  s.window(), Blocks: s.r.Blocks(),
 		}

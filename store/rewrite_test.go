@@ -239,3 +239,65 @@ func TestReindexAfterHalfAMerge(t *testing.T) {
 		})
 	}
 }
+
+// TestCleanWhatExportsPaidFor: rows that die here and there make most blocks
+// dirty long before they are a fifth of a segment. Once an export has
+// recompressed them the segment is cleaned, and the next export sends stored
+// blocks; not so where a merge would have to keep the dead rows.
+func TestCleanWhatExportsPaidFor(t *testing.T) {
+	for _, removed := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			db := mustOpen(t, "store", Options{FS: vfs.NewMem(), Allowance: time.Millisecond})
+			defer db.Close()
+			f := newFeed(t, db)
+			f.advance(time.Second)
+			const n, each = 400, 10_000 // 19 rows in a block
+			var list, again []Change
+			for i := range n {
+				list = append(list, patientChange(fmt.Sprintf("p%d", i), fhir.None, strings.Repeat(fmt.Sprint(i), each/3)))
+			}
+			f.commit(list...)
+			f.advance(time.Second)
+			for i := 0; i < n; i += 10 {
+				c := patientChange(fmt.Sprintf("p%d", i), fhir.None, "new")
+				if removed {
+					c = Change{Key: c.Key, Delete: true, Version: NoVersion, LastUpdated: fhir.None, Time: fhir.None, Timestamp: fhir.None}
+				}
+				again = append(again, c)
+			}
+			f.commit(again...)
+			f.advance(time.Second)
+			if did, err := db.Merge(t.Context()); did || err != nil {
+				t.Fatalf("merged before any export asked for it: %t, %v", did, err)
+			}
+			dirty := func(job string) (n int) {
+				s := pinNow(t, db, job)
+				defer s.Close()
+				ext, err := s.Extents(patients, fhir.None, s.Watermark())
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, e := range ext {
+					if !e.Whole {
+						n++
+					}
+				}
+				if _, err := content(s); err != nil {
+					t.Fatal(err)
+				}
+				return n
+			}
+			before := dirty("first")
+			did, err := db.Merge(t.Context())
+			if err != nil || did == removed {
+				t.Fatalf("after an export (rows kept: %t): merged %t, %v", removed, did, err)
+			}
+			if after := dirty("second"); before < 10 || !removed && after > 0 || removed && after != before {
+				t.Errorf("%d blocks dirty before, %d after (rows kept: %t)", before, after, removed)
+			}
+			if did, err := db.Merge(t.Context()); did || err != nil {
+				t.Errorf("merged again: %t, %v", did, err)
+			}
+		})
+	}
+}

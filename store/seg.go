@@ -25,6 +25,7 @@ type seg struct {
 	buried     int64              // deaths
 	leastDeath fhir.Instant       // the earliest of them
 	dead       map[int]*blockDead // by block; a block without deaths has no entry
+	wanted     int64              // bytes of NDJSON that exports recompressed because of rows that a merge would leave out
 }
 
 // blockDead sums the deaths in one block.

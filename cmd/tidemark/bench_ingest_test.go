@@ -331,7 +331,7 @@ type text struct{ ndjson, gzip int64 }
 // recompress reads all bodies in the order of their segments and has gzip(1)
 // compress them once more, as a whole. Level 6 of Go's libraries is another: on
 // Synthea's Observations the standard library's output is 6 % smaller.
-func recompress(b *testing.B, dir string) (bodies int64, t text) {
+func recompress(b testing.TB, dir string) (bodies int64, t text) {
 	b.Helper()
 	names, err := filepath.Glob(filepath.Join(dir, "*.ndjson.gz"))
 	if err != nil || len(names) == 0 {
@@ -384,7 +384,7 @@ func (c *counter) Write(p []byte) (int, error) {
 
 // compactIndex brings the index to rest: memtables flushed, levels compacted,
 // old files gone. A large index lies like that but for its newest part.
-func compactIndex(b *testing.B, dir string) {
+func compactIndex(b testing.TB, dir string) {
 	b.Helper()
 	db, err := index.Open(dir, index.Options{FS: vfs.Default, Cache: 32 << 20, Logger: quiet{}})
 	if err != nil {
@@ -406,7 +406,7 @@ func (quiet) Errorf(string, ...any)             {}
 func (quiet) Fatalf(format string, args ...any) { panic(fmt.Sprintf(format, args...)) }
 
 // sizeBelow adds up the files at or below path whose names end so.
-func sizeBelow(b *testing.B, path, end string) (n int64) {
+func sizeBelow(b testing.TB, path, end string) (n int64) {
 	b.Helper()
 	err := filepath.WalkDir(path, func(name string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() || !strings.HasSuffix(name, end) {

@@ -49,7 +49,7 @@ func BenchmarkBulkLoadMemory(b *testing.B) {
 }
 
 // peakMemory is the most that a process had resident, bytes.
-func peakMemory(b *testing.B, pid int) int64 {
+func peakMemory(b testing.TB, pid int) int64 {
 	b.Helper()
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
@@ -133,7 +133,7 @@ func file(b *testing.B, s site) int64 {
 }
 
 // manifestCount adds up the counts of files.
-func manifestCount(b *testing.B, files []bulkclient.File) (n int64) {
+func manifestCount(b testing.TB, files []bulkclient.File) (n int64) {
 	b.Helper()
 	for _, f := range files {
 		if f.Count == nil {

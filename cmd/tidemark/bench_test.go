@@ -76,15 +76,20 @@ const benchPartitions = 8
 // A testbed is what most benchmarks need: a broker in a process of its own,
 // and resources to send.
 type testbed struct {
-	b        *testing.B
+	b        testing.TB
 	broker   string
 	producer *kgo.Client
 	corpus   []sample
 }
 
-func newTestbed(b *testing.B) *testbed {
+func newTestbed(b testing.TB) *testbed {
 	b.Helper()
-	t := &testbed{b: b, broker: startBroker(b), corpus: corpus(b)}
+	return newTestbedOf(b, corpus(b))
+}
+
+func newTestbedOf(b testing.TB, corpus []sample) *testbed {
+	b.Helper()
+	t := &testbed{b: b, broker: startBroker(b), corpus: corpus}
 	var err error
 	t.producer, err = kgo.NewClient(kgo.SeedBrokers(t.broker), kgo.RecordPartitioner(kgo.ManualPartitioner()),
 		kgo.AllowAutoTopicCreation(), kgo.ProducerBatchCompression(kgo.NoCompression()))
@@ -95,7 +100,7 @@ func newTestbed(b *testing.B) *testbed {
 	return t
 }
 
-func startBroker(b *testing.B) string {
+func startBroker(b testing.TB) string {
 	b.Helper()
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), actAsBroker+"="+b.TempDir())
@@ -143,7 +148,7 @@ func (s *sample) partition() int32 {
 
 // corpus is the large set of synthetic patients, type by type as a bulk load
 // brings it, or what our own hospital writes where that set is not there.
-func corpus(b *testing.B) []sample {
+func corpus(b testing.TB) []sample {
 	b.Helper()
 	dir := cmp.Or(os.Getenv("TIDEMARK_SYNTHEA_LARGE"), filepath.Join("..", "..", "..", "shared", "data", "synthea-large"))
 	names, err := filepath.Glob(filepath.Join(dir, "*.ndjson.gz"))
@@ -151,7 +156,7 @@ func corpus(b *testing.B) []sample {
 		b.Fatal(err)
 	}
 	if len(names) == 0 {
-		return hospitalCorpus(b)
+		return hospitalCorpus(b, 150_000)
 	}
 	var list []sample
 	for _, name := range names {
@@ -190,9 +195,9 @@ func newSample(scanner *fhir.Scanner, line []byte) (sample, error) {
 	return sample{r.Key.String(), r.Body, r.Meta}, err
 }
 
-func hospitalCorpus(b *testing.B) []sample {
+// hospitalCorpus is so many resources of our own hospital.
+func hospitalCorpus(b testing.TB, enough int) []sample {
 	b.Helper()
-	const enough = 150_000
 	h := hospital.New(hospital.Options{Seed: 1, Patients: 2000, Bare: 1, Past: &hospital.Habits{}, Partitions: benchPartitions})
 	var list []sample
 	var scanner fhir.Scanner
@@ -290,19 +295,22 @@ func (t *testbed) record(topic string, s *sample, version int64, at time.Time) *
 
 // A process is the real program, serving.
 type process struct {
-	b    *testing.B
+	b    testing.TB
 	cmd  *exec.Cmd
 	base string // of FHIR
 	root string // of what operators see
 }
 
-// serveTopic starts the program on a topic, with an empty store. Its profiles
-// are at TIDEMARK_ADMIN_LISTEN, if that is set.
-func (t *testbed) serveTopic(topic string) *process {
+// serveTopic starts the program on a topic, with an empty store.
+func (t *testbed) serveTopic(topic string) *process { return t.serve(topic, t.b.TempDir()) }
+
+// serve starts the program on a topic, with what of a store lies in dir. Its
+// profiles are at TIDEMARK_ADMIN_LISTEN, if that is set.
+func (t *testbed) serve(topic, dir string) *process {
 	t.b.Helper()
-	dir, address := t.b.TempDir(), anyPort(t.b)
+	address := anyPort(t.b)
 	admin := cmp.Or(os.Getenv("TIDEMARK_ADMIN_LISTEN"), anyPort(t.b))
-	log, err := os.Create(filepath.Join(dir, "log"))
+	log, err := os.OpenFile(filepath.Join(dir, "log"), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
 	if err != nil {
 		t.b.Fatal(err)
 	}
@@ -332,7 +340,7 @@ func (p *process) stop() {
 }
 
 // until waits for a condition.
-func until(b *testing.B, what string, ok func() bool) {
+func until(b testing.TB, what string, ok func() bool) {
 	b.Helper()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
@@ -387,7 +395,7 @@ func metric(address, name string) float64 {
 	return sum
 }
 
-func anyPort(b *testing.B) string {
+func anyPort(b testing.TB) string {
 	b.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -450,7 +458,7 @@ func kickOff(base string, params url.Values) (*bulkclient.Manifest, string, erro
 }
 
 // endJob deletes a job.
-func endJob(b *testing.B, job string) {
+func endJob(b testing.TB, job string) {
 	b.Helper()
 	status, _, err := ask(http.MethodDelete, job, http.Header{"Accept": {"application/fhir+json"}})
 	if err != nil || status != http.StatusAccepted {

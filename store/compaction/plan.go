@@ -41,8 +41,8 @@ const (
 	// most this part of what it sends.
 	agesToWidth = 8
 	// dirty is the share of dead bytes, one in so many, at which a segment is
-	// cleaned: lower costs more writing, higher more disk and more cutting at
-	// download.
+	// cleaned whether exports ask for it or not: lower costs more writing, higher
+	// more disk.
 	dirty = 5
 )
 
@@ -50,6 +50,7 @@ const (
 type Meta struct {
 	Stored, Raw int64 // bytes of the body and of its NDJSON
 	Dead        int64 // bytes of NDJSON that a merge would leave out
+	Wanted      int64 // bytes of NDJSON that exports had to recompress because of such rows
 	Overdue     bool  // some of them have been dead for so long that they keep deletions from being forgotten
 	Damaged     bool  // it cannot be read: no merge takes it, nor settles past its rows
 	First, Last fhir.Instant
@@ -128,6 +129,12 @@ func (s *State) join() (from, to int) {
 	return from, to
 }
 
+// wanted tells that exports have spent on the dead rows of a segment what a
+// cleaning costs: from then on it is the cheaper of the two, however little is
+// dead. Rows that die all over the store make most blocks dirty long before
+// they are a fifth of it.
+func (m *Meta) wanted() bool { return m.Dead > 0 && m.Wanted > 0 && m.Wanted >= m.Stored }
+
 // clean chooses the segment with the greatest share of dead bytes.
 func (s *State) clean() Job {
 	best, job := 0.0, Job{}
@@ -135,7 +142,7 @@ func (s *State) clean() Job {
 		for i := range list {
 			m := &list[i]
 			share := float64(m.Dead) / float64(max(1, m.Raw))
-			if !m.Damaged && (share >= 1./dirty || m.Overdue && share > 0) && share > best {
+			if !m.Damaged && (share >= 1./dirty || m.Overdue && share > 0 || m.wanted()) && share > best {
 				best, job = share, Job{Kind: Clean, Settled: m.Window != nil, From: i, To: i + 1, Window: m.Window}
 			}
 		}

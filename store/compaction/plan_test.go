@@ -171,6 +171,9 @@ func TestPlanCleans(t *testing.T) {
 		{"the dirtiest first", []Meta{{Raw: 100, Dead: 20}, {Raw: 100, Dead: 30}, {Raw: 100, Dead: 21}}, 1},
 		{"a little that holds deletions back goes", []Meta{{Raw: 100, Dead: 1, Overdue: true}}, 0},
 		{"but not what could not go", []Meta{{Raw: 100, Overdue: true}}, -1},
+		{"a little for which exports have not paid a cleaning's price", []Meta{{Stored: 10, Raw: 100, Dead: 1, Wanted: 9}}, -1},
+		{"a little for which they have", []Meta{{Stored: 10, Raw: 100, Dead: 1, Wanted: 10}}, 0},
+		{"what they pay for and could not go", []Meta{{Stored: 10, Raw: 100, Wanted: 10}}, -1},
 	} {
 		s := State{Fresh: c.list}
 		j := s.clean()
