@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"tidemark/store/fhir"
 	"tidemark/store/index"
@@ -335,10 +336,12 @@ func (db *DB) unlink(w *batchWriter, id segment.ID) error {
 	return w.err
 }
 
-// removeFiles removes the files of a segment, as far as they are there.
-func (db *DB) removeFiles(id segment.ID) error {
+func (db *DB) removeFiles(id segment.ID) error { return removeSegment(db.fs, db.dir, id) }
+
+// removeSegment removes the files of a segment, as far as they are there.
+func removeSegment(disk vfs.FS, dir string, id segment.ID) error {
 	for _, n := range []string{id.BodyName(), id.DirectoryName()} {
-		if err := db.fs.Remove(db.fs.PathJoin(db.segmentsDir(), n)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := disk.Remove(disk.PathJoin(SegmentsDir(disk, dir), n)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}

@@ -25,7 +25,7 @@ func (db *DB) setClock() {
 	// else a change stamped this instant would seem to come from the future.
 	db.clock = clock{base: base, start: start.Add(-time.Duration(start.Nanosecond() % int(time.Millisecond)))}
 	if back := time.Duration(base-wall) * time.Millisecond; back > db.o.MaxClockStep {
-		db.o.Logger.Warn("the wall clock is behind what this store has promised; change instants will run ahead of it until it catches up",
+		db.o.Logger.Warn("the wall clock is behind what this store has promised; change instants will run ahead of it until it catches up. If it was years ahead once, see `tidemark promise --help`",
 			"behind", back)
 	}
 }

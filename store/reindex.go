@@ -27,8 +27,13 @@ import (
 // Everything visible afterwards is promised: re-read changes may come twice,
 // none is missed. A new epoch begins.
 func Reindex(ctx context.Context, dir string, o Options, out io.Writer) error {
+	return rebuild(ctx, dir, o, out, fhir.None)
+}
+
+// rebuild is Reindex, and with an instant ResetPromise.
+func rebuild(ctx context.Context, dir string, o Options, out io.Writer, reset fhir.Instant) error {
 	o = o.withDefaults()
-	r := &reindex{dir: dir, o: o, fs: o.FS, out: out, states: map[uint64]segment.Partition{}}
+	r := &reindex{dir: dir, o: o, fs: o.FS, out: out, states: map[uint64]segment.Partition{}, reset: reset}
 	if _, err := o.FS.Stat(dir); err != nil {
 		return fmt.Errorf("reindex store: %w", err)
 	}
@@ -36,8 +41,8 @@ func Reindex(ctx context.Context, dir string, o Options, out io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("reindex store %s: %w", dir, err)
 	}
-	if err := errors.Join(r.run(), lock.Close()); err != nil {
-		return fmt.Errorf("reindex store %s: %w", dir, err)
+	if err := errors.Join(r.run(ctx), lock.Close()); err != nil {
+		return fmt.Errorf("rebuild the index of store %s: %w", dir, err)
 	}
 	return enforceIn(ctx, dir, o, out)
 }
@@ -55,11 +60,17 @@ type reindex struct {
 	states map[uint64]segment.Partition // by number
 	parts  map[segment.Partition]uint64
 	rows   int64
+	reset  fhir.Instant // what is promised from now on, None: everything
 }
 
-func (r *reindex) run() error {
+func (r *reindex) run(ctx context.Context) error {
 	if err := r.choose(); err != nil {
 		return err
+	}
+	if r.reset != fhir.None {
+		if err := r.lower(ctx); err != nil {
+			return err
+		}
 	}
 	fresh := r.fs.PathJoin(r.dir, "index.new")
 	if err := r.fs.RemoveAll(fresh); err != nil {
@@ -106,11 +117,11 @@ func (r *reindex) choose() error {
 		r.meta.Commit = max(r.meta.Commit, f.Commits[1])
 		r.meta.NextSeq = max(r.meta.NextSeq, f.Seqs[1]+1)
 		r.meta.NextMerge = max(r.meta.NextMerge, f.Merge+1)
-		r.line = max(r.line, f.Line)
 		if f.Store != r.meta.Store {
 			return fmt.Errorf("segments of two stores lie in %s: %s is not of the store that %s belongs to; move one of them away", dir, s.ID().DirectoryName(), readers[0].ID().DirectoryName())
 		}
 	}
+	known := slices.Clone(readers)
 	readers = r.ended(readers)
 	for _, s := range slices.Backward(readers) { // a merge comes before its inputs
 		if covered(s, r.list) {
@@ -122,6 +133,7 @@ func (r *reindex) choose() error {
 		}
 		r.list = append(r.list, s)
 	}
+	r.lines(known)
 	var segs []*seg
 	for _, s := range r.list {
 		if w := s.Footer().Window; w != nil && w.To.Compare(r.meta.Closed) > 0 {
@@ -131,6 +143,20 @@ func (r *reindex) choose() error {
 	}
 	r.view = newView(segs, r.meta.Closed)
 	return nil
+}
+
+// lines finds the greatest line that a commit had, also one whose rows are
+// lost: it was promised. Those from before the promise was reset do not count.
+func (r *reindex) lines(known []*segment.Reader) {
+	var reset uint64
+	for _, s := range r.list {
+		reset = max(reset, s.Footer().Reset)
+	}
+	for _, s := range known {
+		if f := s.Footer(); f.Commits[1] > reset || f.Reset == reset {
+			r.line = max(r.line, f.Line)
+		}
+	}
 }
 
 // numbers finds the first segment number that no file has.
@@ -178,6 +204,8 @@ func covered(s *segment.Reader, later []*segment.Reader) bool {
 	for _, l := range later {
 		g := l.Footer()
 		switch {
+		case g.Reset != 0 && slices.Contains(g.Inputs, s.ID()):
+			return true
 		case f.Window == nil && g.Window == nil: // ranges of live ones never overlap (invariant S5)
 			if g.Seqs[0] <= f.Seqs[0] && f.Seqs[1] <= g.Seqs[1] {
 				return true
@@ -267,6 +295,9 @@ func (r *reindex) build() error {
 		return err
 	}
 	promised := max(r.line, r.meta.Newest, fhir.FromTime(time.Now()))
+	if r.reset != fhir.None {
+		promised = max(r.reset, r.meta.Newest)
+	}
 	r.meta.Forgotten = promised - fhir.Instant(r.o.Deleted.Milliseconds()) // no segment says what is gone
 	r.meta.Epoch++
 	b := r.kv.NewBatch()

@@ -322,7 +322,7 @@ func (r *rewrite) footer(part, parts int) segment.Footer {
 	}
 	for _, s := range r.inputs {
 		g := s.r.Footer()
-		f.Inputs = append(f.Inputs, s.id())
+		f.Inputs, f.Reset = append(f.Inputs, s.id()), max(f.Reset, g.Reset)
 		f.Seqs = [2]uint64{min(f.Seqs[0], g.Seqs[0]), max(f.Seqs[1], g.Seqs[1])}
 		if g.Commits[1] >= f.Commits[1] { // of the newest commit
 			f.Line, f.Offsets = max(f.Line, g.Line), g.Offsets

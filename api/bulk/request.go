@@ -199,7 +199,7 @@ func (r *reading) finishWindow() {
 			r.q.Since-- // rather repeat than lose (decisions.md 1)
 		}
 		if r.since.at > r.now+maxAhead {
-			r.fault(outcome.Value, "_since: %s lies in the future: our clock says %s", r.since.at, r.now)
+			r.fault(outcome.Value, "_since: %s lies in the future: our clock says %s; if it is the transactionTime of an export, our clock was ahead then: export without _since", r.since.at, r.now)
 		}
 	}
 	if r.until.at == fhir.None {

@@ -45,6 +45,7 @@ type commands struct {
 	Restore     restoreCmd     `cmd:"" help:"Make a store of a backup."`
 	Erase       eraseCmd       `cmd:"" help:"Take a resource, or a Patient's compartment, out of all history."`
 	Reindex     reindexCmd     `cmd:"" help:"Rebuild a store's index from its segments."`
+	Promise     promiseCmd     `cmd:"" help:"Repair what was promised while the clock was far ahead."`
 	Deadletter  deadletterCmd  `cmd:"" help:"List and show the records that could not be decoded."`
 	CheckConfig checkConfigCmd `cmd:"" help:"List all faults of a configuration file."`
 	Version     versionCmd     `cmd:"" help:"Print the version."`

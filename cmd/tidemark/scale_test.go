@@ -316,7 +316,9 @@ func (s *scale) remove(n int) {
 		return &kgo.Record{Topic: s.topic, Key: []byte(r.key), Partition: r.partition(), Timestamp: time.Now()}
 	})
 	s.committed(n)
-	s.until("the deletions can be exported", func() bool { return s.countOf(since, func(m *bulkclient.Manifest) []bulkclient.File { return m.Deleted }) >= int64(n) })
+	s.until("the deletions can be exported", func() bool {
+		return s.countOf(since, func(m *bulkclient.Manifest) []bulkclient.File { return m.Deleted }) >= int64(n)
+	})
 	if got := s.countOf(since, func(m *bulkclient.Manifest) []bulkclient.File { return m.Deleted }); got != int64(n) {
 		s.t.Errorf("an export has %d deletions, want %d", got, n)
 	}
@@ -622,4 +624,3 @@ func short(d time.Duration) string {
 	unit := math.Pow(10, math.Floor(math.Log10(float64(d)))-2)
 	return time.Duration(math.Round(float64(d)/unit) * unit).String()
 }
-

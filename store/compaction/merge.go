@@ -37,6 +37,9 @@ type Merge struct {
 	Sections []segment.Section
 	Keep     func(*segment.Row) bool
 	Window   *segment.Window // set: sorted by patient, as settled segments are
+	// Change, if set, takes the place of Keep. It may change the row and, in
+	// place, its line; the inputs are then in no order.
+	Change func(in *segment.Reader, row *segment.Row, line []byte) bool
 	// Pace is called with the bytes written since it was called last; it waits
 	// where the merge would take more than its share.
 	Pace func(ctx context.Context, bytes int64) error
@@ -53,7 +56,7 @@ type Result struct {
 // written is it known how many they are. What a failed one leaves of segment ID
 // is the caller's to remove.
 func (m *Merge) Run(ctx context.Context) (Result, error) {
-	if m.Window != nil && slices.ContainsFunc(m.Inputs, func(r *segment.Reader) bool { return r.Footer().Window == nil }) {
+	if m.Window != nil && (m.Change != nil || slices.ContainsFunc(m.Inputs, func(r *segment.Reader) bool { return r.Footer().Window == nil })) {
 		runs, err := m.sort(ctx)
 		if err == nil {
 			sorted := *m

@@ -57,7 +57,7 @@ func (s *sorter) read(ctx context.Context, r *segment.Reader) error {
 		info := r.Section(sec)
 		for b := info.From; b < info.To; b++ {
 			k := &r.Blocks()[b]
-			if w := s.Window; k.Last < w.From.Instant || k.First > w.To.Instant {
+			if w := s.Window; s.Change == nil && (k.Last < w.From.Instant || k.First > w.To.Instant) {
 				continue
 			}
 			if err := ctx.Err(); err != nil {
@@ -77,7 +77,7 @@ func (s *sorter) block(ctx context.Context, in *input, b int) error {
 		return err
 	}
 	in.loaded, in.text = b, nil
-	if !slices.ContainsFunc(rows, func(r segment.Row) bool { return s.Keep(&r) }) {
+	if s.Change == nil && !slices.ContainsFunc(rows, func(r segment.Row) bool { return s.Keep(&r) }) {
 		return nil
 	}
 	if err := in.lines(); err != nil {
@@ -85,15 +85,23 @@ func (s *sorter) block(ctx context.Context, in *input, b int) error {
 	}
 	s.size += len(in.text) // a line keeps its block in memory
 	for i := range rows {
-		if s.Keep(&rows[i]) {
-			s.rows = append(s.rows, unsorted{rows[i], rows[i].Place(), in.text[:rows[i].Length]})
-		}
+		line := in.text[:rows[i].Length]
 		in.text = in.text[rows[i].Length:]
+		if s.keeps(in.r, &rows[i], line) {
+			s.rows = append(s.rows, unsorted{rows[i], rows[i].Place(), line})
+		}
 	}
 	if s.size >= runBytes {
 		return s.write(ctx)
 	}
 	return nil
+}
+
+func (s *sorter) keeps(r *segment.Reader, row *segment.Row, line []byte) bool {
+	if s.Change != nil {
+		return s.Change(r, row, line)
+	}
+	return s.Keep(row)
 }
 
 // write sorts what was gathered and writes it as a run.

@@ -63,6 +63,11 @@ type Footer struct {
 	Part, Parts int
 	Inputs      []ID
 
+	// Reset is not 0 where instants were lowered after a clock had been ahead, and
+	// in what was made of such a segment: lines of commits up to this one do not
+	// count any more, and all Inputs are void, whatever their instants.
+	Reset uint64
+
 	// Window is set in a settled segment: it holds the rows of its sections that
 	// lie between, sorted by patient. Nothing is born there any more.
 	Window *Window
@@ -124,6 +129,7 @@ func (x *index) encode() []byte {
 	for _, id := range f.Inputs {
 		c.Uint(uint64(id))
 	}
+	c.Uint(f.Reset)
 	c.flag(f.Window != nil)
 	if f.Window != nil {
 		for _, b := range []Bound{f.Window.From, f.Window.To} {
@@ -187,6 +193,7 @@ func decodeIndex(b []byte) (*index, error) {
 	for range c.Count() {
 		f.Inputs = append(f.Inputs, ID(c.ReadUint()))
 	}
+	f.Reset = c.ReadUint()
 	if c.readFlag() {
 		f.Window = &Window{c.readBound(), c.readBound()}
 	}
