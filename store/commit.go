@@ -95,10 +95,15 @@ func (c *commit) putBack(why error) error {
 	for i := range c.taken {
 		g.bytes += c.taken[i].bytes
 	}
-	db.noRoom = time.Now().Add(roomWait)
-	g.since = db.noRoom.Add(-db.o.CommitInterval)
+	db.waitForRoom()
 	db.o.Logger.Error("a commit waits for room on the disk; exports go on", "error", why, "again_in", roomWait)
 	return nil
+}
+
+// waitForRoom lets what has gathered wait. Called with mu held.
+func (db *DB) waitForRoom() {
+	db.noRoom = time.Now().Add(roomWait)
+	db.gather.since = db.noRoom.Add(-db.o.CommitInterval)
 }
 
 // begin freezes the line and takes what has gathered; nil if that is nothing.
@@ -106,6 +111,10 @@ func (db *DB) begin() *commit {
 	db.mu.Lock()
 	defer db.mu.Unlock()
 	if db.failed != nil || len(db.gather.batches) == 0 {
+		return nil
+	}
+	if db.reserve.tight() {
+		db.waitForRoom()
 		return nil
 	}
 	c := &commit{

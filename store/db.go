@@ -83,6 +83,11 @@ type Options struct {
 	// DeadLetters how long records that could not be decoded are kept (default 90
 	// days).
 	Deleted, DeadLetters time.Duration
+	// Scrub is the time in which all stored bytes are read and checked once; 0:
+	// never.
+	Scrub time.Duration
+	// Reserve is how many bytes of the disk are held for when it is full; 0: none.
+	Reserve int64
 	// Cache is Pebble's, bytes (default 96 MiB).
 	Cache int64
 	// MergeOff leaves fresh segments as they are; for tests.
@@ -148,6 +153,8 @@ type DB struct {
 	kv    *pebble.DB
 	clock clock
 	m     *instruments
+
+	reserve reserve
 
 	commitMu sync.Mutex   // one commit, swap or heartbeat at a time
 	erasing  sync.Mutex   // one erasure at a time; taken before merging
@@ -243,13 +250,14 @@ func (db *DB) Promised() fhir.Instant {
 // Run commits what gathers and merges fresh segments until ctx ends, then
 // commits what is left. It returns the error that made the store stop.
 func (db *DB) Run(ctx context.Context) error {
-	merged := make(chan struct{})
-	mergeCtx, stop := context.WithCancel(ctx)
-	go func() {
-		defer close(merged)
-		db.rewriteLoop(mergeCtx)
-	}()
-	defer func() { stop(); <-merged }()
+	upkeep, stop := context.WithCancel(ctx)
+	var loops sync.WaitGroup
+	loops.Go(func() { db.rewriteLoop(upkeep) })
+	loops.Go(func() { db.retakeReserve(upkeep) })
+	if db.o.Scrub > 0 {
+		loops.Go(func() { db.scrubLoop(upkeep) })
+	}
+	defer func() { stop(); loops.Wait() }()
 	heartbeat := time.NewTicker(time.Minute)
 	defer heartbeat.Stop()
 	for {

@@ -37,6 +37,8 @@ type Layout struct {
 	OldestPin  time.Time // zero if there is none
 	PinnedOnly int64     // bytes of bodies that only snapshots keep
 	Merges     map[string]int64
+
+	Damaged []string // bodies of segments that were found damaged
 }
 
 // A WindowStat is what lies in one window of time, or in the fresh segments.
@@ -59,7 +61,7 @@ type TypeStat struct {
 func (db *DB) Layout() Layout {
 	db.mu.Lock()
 	defer db.mu.Unlock()
-	l := Layout{Forgotten: db.meta.Forgotten, Merging: db.work.now, Pins: len(db.pins), Merges: map[string]int64{}}
+	l := Layout{Forgotten: db.meta.Forgotten, Merging: db.work.now, Pins: len(db.pins), Merges: map[string]int64{}, Damaged: db.damagedFiles()}
 	h, v := db.horizon(), db.view
 	for i := 0; i < len(v.settled); {
 		n := i + 1

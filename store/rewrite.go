@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
 	"slices"
 	"time"
@@ -142,7 +141,7 @@ func (db *DB) plan() *rewrite {
 	r := &rewrite{db: db, begun: time.Now(), meta: db.meta, closed: v.closed, horizon: db.horizon(), late: fhir.None}
 	s := compaction.State{
 		Fresh: metas(v.fresh, r.horizon, v.closed), Settled: metas(v.settled, r.horizon, segment.NoBound),
-		Closed: v.closed, Settle: db.before(db.o.SettleAfter), Now: db.clock.now(),
+		Closed: v.closed, Settle: db.before(db.o.SettleAfter), Now: db.clock.now(), Tight: db.reserve.tight(),
 	}
 	db.mu.Unlock()
 	if failed {
@@ -271,15 +270,9 @@ func (r *rewrite) write(ctx context.Context) error {
 // them by: one damaged file must not keep all others from being merged.
 func (r *rewrite) blame() {
 	for _, s := range r.inputs {
-		err := whole(s.r)
-		if !errors.Is(err, ErrCorrupt) && !errors.Is(err, fs.ErrNotExist) {
-			continue
+		if err := prove(s.r, func(int64) error { return nil }); err != nil {
+			r.db.found(s, err)
 		}
-		r.db.o.Logger.Error("a segment is damaged: merges pass it by, exports that need it fail; stop the server and restore the file from a backup, or run `tidemark reindex` to go on without it",
-			"file", s.r.BodyPath(), "error", err)
-		r.db.mu.Lock()
-		s.damaged = true
-		r.db.mu.Unlock()
 	}
 }
 

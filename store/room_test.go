@@ -1,9 +1,11 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -128,6 +130,79 @@ func TestHoldsWithoutRoom(t *testing.T) {
 		}
 		if st, err := db.newest(fhir.Key{Type: patientType, ID: "p"}); err != nil || st.Instant != at {
 			t.Errorf("the change got %v instead of its own time %v (%v)", st.Instant, at, err)
+		}
+	})
+}
+
+// TestReserve: the index itself finds the disk full. The reserve makes room for
+// it, kick-offs, exports and the deletion of jobs go on, intake waits; when there
+// is room the reserve is back first, and then everything is taken in.
+func TestReserve(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var full atomic.Bool
+		mem := vfs.NewMem()
+		fs := errorfs.Wrap(mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
+			if !full.Load() || op.Kind.ReadOrWrite() != errorfs.OpIsWrite || op.Kind == errorfs.OpRemove {
+				return nil
+			}
+			if _, err := mem.Stat("store/reserve"); err == nil || strings.HasSuffix(op.Path, "reserve") {
+				return syscall.ENOSPC
+			}
+			return nil
+		}))
+		var log bytes.Buffer
+		db := mustOpen(t, "store", Options{FS: fs, Allowance: time.Millisecond, Reserve: 3 << 20, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+		defer db.Close()
+		if st, err := mem.Stat("store/reserve"); err != nil || st.Size() != 3<<20 {
+			t.Fatalf("the reserve: %v", err)
+		}
+		f := newFeed(t, db)
+		f.commit(patientChange("before", fhir.None, "x"))
+		ctx, stop := context.WithCancel(t.Context())
+		ran := make(chan error, 1)
+		go func() { ran <- db.Run(ctx) }()
+		time.Sleep(time.Second)
+		f.apply(patientChange("gathered", fhir.None, "x"))
+		full.Store(true)
+		s := pinNow(t, db, "kick-off")
+		if got, err := content(s); err != nil || len(got) != 1 {
+			t.Errorf("an export gives %d resources, %v", len(got), err)
+		}
+		fed := make(chan struct{})
+		go func() {
+			defer close(fed)
+			f.apply(patientChange("after", fhir.None, "x"))
+		}()
+		time.Sleep(time.Minute)
+		select {
+		case <-fed:
+			t.Error("intake did not wait")
+		default:
+		}
+		if err := errors.Join(s.Close(), db.Unpin(t.Context(), "kick-off")); err != nil {
+			t.Errorf("delete the job: %v", err)
+		}
+		if st := db.Status(); st.Rows != 1 || st.Failed != "" {
+			t.Errorf("%d rows, failed: %q", st.Rows, st.Failed)
+		}
+		full.Store(false)
+		time.Sleep(time.Minute)
+		<-fed
+		time.Sleep(time.Second)
+		if st := db.Status(); st.Rows != 3 || st.Failed != "" {
+			t.Errorf("with room again %d rows, want 3; failed: %q", st.Rows, st.Failed)
+		}
+		if st, err := mem.Stat("store/reserve"); err != nil || st.Size() != 3<<20 {
+			t.Errorf("with room again the reserve: %v", err)
+		}
+		for _, want := range []string{"the reserve was given up", "the reserve is back"} {
+			if strings.Count(log.String(), want) != 1 {
+				t.Errorf("the log does not say once that %s:\n%s", want, &log)
+			}
+		}
+		stop()
+		if err := <-ran; err != nil {
+			t.Error(err)
 		}
 	})
 }

@@ -134,6 +134,7 @@ func observe(db *DB, m metric.Meter) error {
 	space := float("store.space.amplification", "1", "Bytes of NDJSON that lie in segments for each that is live.")
 	pinned := gauge("store.pinned.size", "By", "Bodies on disk that only snapshots keep.")
 	oldest := float("store.pin.age", "s", "Age of the oldest snapshot, 0 while there is none.")
+	damaged := gauge("store.damaged", "{segment}", "Live segments that were found damaged.")
 	_, e := m.RegisterCallback(func(_ context.Context, o metric.Observer) error {
 		if w := db.Status().Watermark; w != fhir.None {
 			o.ObserveFloat64(lag, time.Duration((db.Now()-w)*1e6).Seconds())
@@ -173,13 +174,14 @@ func observe(db *DB, m metric.Meter) error {
 		o.ObserveFloat64(written, l.Written)
 		o.ObserveFloat64(space, l.Space)
 		o.ObserveInt64(pinned, l.PinnedOnly)
+		o.ObserveInt64(damaged, int64(len(l.Damaged)))
 		age := 0.0
 		if !l.OldestPin.IsZero() {
 			age = time.Since(l.OldestPin).Seconds()
 		}
 		o.ObserveFloat64(oldest, age)
 		return nil
-	}, lag, segments, stored, text, backlog, clean, written, space, pinned, oldest)
+	}, lag, segments, stored, text, backlog, clean, written, space, pinned, oldest, damaged)
 	return errors.Join(err, e)
 }
 

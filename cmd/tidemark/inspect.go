@@ -107,6 +107,9 @@ func inspectStore(db *store.DB, types bool, out io.Writer) error {
 		"since the start: " + since(l),
 		"snapshots: " + pins(l),
 	}
+	if len(l.Damaged) > 0 {
+		lines = append(lines, "damaged, restore them from a backup: "+strings.Join(l.Damaged, ", "))
+	}
 	if l.Forgotten != fhir.None {
 		lines = append(lines, "deletions up to "+l.Forgotten.String()+" may no longer be known")
 	}

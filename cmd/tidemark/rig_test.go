@@ -75,7 +75,7 @@ func newRig(t *testing.T, brokers, topic string, options []kgo.Opt, more ...stri
 		client:   &bulkclient.Client{Base: "http://" + address + "/fhir"},
 		log:      filepath.Join(dir, "log"),
 		args: append([]string{
-			"serve", "--set", "store.path=" + filepath.Join(dir, "store"), "--set", "store.min_free=0B",
+			"serve", "--set", "store.path=" + filepath.Join(dir, "store"), "--set", "store.min_free=0B", "--set", "store.reserve=1MiB",
 			"--set", "kafka.brokers=" + brokers, "--set", "topics=[{name: " + topic + ", format: resource}]",
 			"--set", "http.listen=" + address,
 			// Rows settle while the test runs, as they would in days.

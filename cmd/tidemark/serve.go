@@ -136,6 +136,8 @@ func storeOptions(c *config.Config, tel *telemetry, log *slog.Logger) store.Opti
 		MaxClockStep:   time.Duration(c.Watermark.MaxClockStep),
 		Cores:          c.Compaction.Cores,
 		WriteRate:      int64(c.Compaction.WriteRate),
+		Reserve:        int64(c.Store.Reserve),
+		Scrub:          time.Duration(c.Store.Scrub),
 		SettleAfter:    time.Duration(c.Compaction.SettleAfter),
 		LastState:      time.Duration(c.Retention.LastState),
 		Deleted:        time.Duration(c.Retention.Deleted),

@@ -65,6 +65,7 @@ type State struct {
 	Closed  segment.Bound // rows up to here have settled
 	Settle  fhir.Instant  // rows up to here may
 	Now     fhir.Instant
+	Tight   bool // the disk is full: only what makes room
 }
 
 // A Kind of work.
@@ -91,6 +92,9 @@ type Job struct {
 
 // Plan chooses the next work.
 func (s *State) Plan() Job {
+	if s.Tight {
+		return s.clean()
+	}
 	if from, to := s.join(); from < to {
 		return Job{Kind: Join, From: from, To: to}
 	}

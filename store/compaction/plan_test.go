@@ -177,6 +177,13 @@ func TestPlanCleans(t *testing.T) {
 	} {
 		s := State{Fresh: c.list}
 		j := s.clean()
+		for range 8 { // of a full disk nothing is asked that does not make room
+			s.Fresh = append(s.Fresh, Meta{Stored: 1, Raw: 10})
+		}
+		s.Tight = true
+		if got := s.Plan(); got.Kind != j.Kind || got.From != j.From {
+			t.Errorf("%s, on a full disk: %v of %d", c.name, got.Kind, got.From)
+		}
 		if got := j.From; (j.Kind == Clean) != (c.want >= 0) || j.Kind == Clean && got != c.want {
 			t.Errorf("%s: %v of %d, want %d", c.name, j.Kind, got, c.want)
 		}

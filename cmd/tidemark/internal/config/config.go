@@ -58,6 +58,10 @@ type Store struct {
 	Path string `yaml:"path"`
 	// With less free space on the store's disk than this, intake waits and downloads go on. 0B: never wait.
 	MinFree Bytes `yaml:"min_free"`
+	// Room on the disk that is kept for when it is full: export jobs can still be deleted then, and cleaned up after. 0B: none.
+	Reserve Bytes `yaml:"reserve"`
+	// All stored bytes are read and checked once in this time. 0s: never.
+	Scrub Duration `yaml:"scrub"`
 	// Memory for index blocks. Below 96MiB look-ups of ten million resources become several times slower.
 	Cache Bytes `yaml:"cache"`
 }
@@ -240,7 +244,7 @@ const defaultBase = "http://127.0.0.1:8080/fhir"
 // Default is the configuration of somebody who sets nothing.
 func Default() *Config {
 	return &Config{
-		Store:      Store{Path: "./data", MinFree: 5 << 30, Cache: 96 << 20},
+		Store:      Store{Path: "./data", MinFree: 5 << 30, Reserve: 64 << 20, Scrub: 14 * day, Cache: 96 << 20},
 		Commit:     Commit{Interval: 500 * millisecond, MaxSize: 32 << 20},
 		Watermark:  Watermark{Allowance: second, MaxClockStep: 30 * second},
 		Compaction: Compaction{Cores: 0.5, WriteRate: 50 << 20, SettleAfter: day},

@@ -106,6 +106,9 @@ func (l *loader) validateSizes() {
 	l.positive("commit.interval", l.Commit.Interval)
 	l.positive("watermark.allowance", l.Watermark.Allowance)
 	l.positive("watermark.max_clock_step", l.Watermark.MaxClockStep)
+	if l.Store.Scrub < 0 {
+		l.invalid("store.scrub", "%v is less than 0", l.Store.Scrub)
+	}
 	l.positive("compaction.settle_after", l.Compaction.SettleAfter)
 	l.positive("retention.deleted", l.Retention.Deleted)
 	l.positive("retention.last_state", l.Retention.LastState)

@@ -39,6 +39,7 @@ func (s *server) configure(store, broker string) error {
 store:
   path: %q
   min_free: 0B
+  reserve: 0B
 http:
   listen: %s
   public_url: %s
