@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -303,4 +304,61 @@ func TestCleanWhatExportsPaidFor(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestJoinCopiesBlocks: what intake compressed is compressed once. Blocks that
+// lose no row lie in what neighbours were joined to as they were, bit for bit,
+// and they are all but a twentieth of it.
+func TestJoinCopiesBlocks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := mustOpen(t, "store", Options{FS: vfs.NewMem(), Allowance: time.Millisecond})
+		defer db.Close()
+		f := newFeed(t, db)
+		const segments, blocks, each = 8, 45, 9_900 // 20 rows in a block
+		noise := rand.NewChaCha8([32]byte{1})
+		change := func(n, i int) Change {
+			text := make([]byte, each/2)
+			_, _ = noise.Read(text)
+			return patientChange(fmt.Sprintf("p%d-%d", n, i), fhir.None, fmt.Sprintf("%x", text))
+		}
+		for n := range segments {
+			var list []Change
+			for i := range blocks * 20 {
+				list = append(list, change(n, i))
+			}
+			if n > 0 { // what came together before changes together: one row in 150
+				for i := range 6 {
+					list = append(list, change(n-1, 100+i))
+				}
+			}
+			f.commit(list...)
+			f.advance(time.Second)
+		}
+		type block struct {
+			sum    segment.Sum
+			stored int32
+		}
+		came := map[block]bool{}
+		rows, dead := int64(0), int64(0)
+		for _, s := range db.view.fresh {
+			rows, dead = rows+s.rows, dead+s.buried
+			for i := range s.r.Blocks() {
+				came[block{s.r.Blocks()[i].Sum, s.r.Blocks()[i].Stored}] = true
+			}
+		}
+		r, err := db.rewrite(t.Context())
+		if err != nil || r.job.Kind != compaction.Join || len(r.outputs) != 1 || dead == 0 || dead*10 > rows {
+			t.Fatalf("%v of %d rows, %d of them dead, %v", r.job.Kind, rows, dead, err)
+		}
+		var copied, all int64
+		for i := range r.outputs[0].Blocks() {
+			b := &r.outputs[0].Blocks()[i]
+			if all += int64(b.Stored); came[block{b.Sum, b.Stored}] {
+				copied += int64(b.Stored)
+			}
+		}
+		if share := float64(copied) / float64(all); share < 0.95 {
+			t.Errorf("%.3f of the bytes are blocks that came, want 0.95 (%d of %d rows dead)", share, dead, rows)
+		}
+	})
 }

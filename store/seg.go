@@ -22,10 +22,10 @@ type seg struct {
 	dropped bool         // merged away: the files go with the last reference
 	damaged bool         // it cannot be read: merges pass it by
 
-	buried     int64              // deaths
-	leastDeath fhir.Instant       // the earliest of them
-	dead       map[int]*blockDead // by block; a block without deaths has no entry
-	wanted     int64              // bytes of NDJSON that exports recompressed because of rows that a merge would leave out
+	buried     int64        // deaths
+	leastDeath fhir.Instant // the earliest of them
+	dead       []*blockDead // by block, nil for one without deaths
+	wanted     int64        // bytes of NDJSON that exports recompressed because of rows that a merge would leave out
 }
 
 // blockDead sums the deaths in one block.
@@ -44,7 +44,7 @@ type death struct {
 }
 
 func newSeg(r *segment.Reader) *seg {
-	s := &seg{r: r, dead: map[int]*blockDead{}, first: always, last: fhir.None, leastDeath: always}
+	s := &seg{r: r, dead: make([]*blockDead, len(r.Blocks())), first: always, last: fhir.None, leastDeath: always}
 	for i := range r.Blocks() {
 		b := &r.Blocks()[i]
 		s.rows += int64(b.Rows)
@@ -72,7 +72,7 @@ func (s *seg) droppable(h horizon, settled segment.Bound) (n int64) {
 		}
 	}
 	for i, d := range s.dead {
-		if blocks[i].Last >= settled.Instant {
+		if d != nil && blocks[i].Last >= settled.Instant {
 			n += d.droppable(h)
 		}
 	}
@@ -247,12 +247,19 @@ func (s *Snapshot) span(since, upto fhir.Instant) span {
 // snapshot the answer is always the same.
 func (s *Snapshot) Extents(sec segment.Section, since, upto fhir.Instant) ([]Extent, error) {
 	span := s.span(since, upto)
-	var list []Extent
+	var segs []*seg
+	blocks := 0
 	for _, g := range s.segs {
-		info, v := g.r.Section(sec), span.of(g)
-		if info.From == info.To {
-			continue
+		if info := g.r.Section(sec); info.From < info.To && g.last > span.since && g.first <= span.upto {
+			segs, blocks = append(segs, g), blocks+info.To-info.From
 		}
+	}
+	if segs == nil {
+		return nil, nil
+	}
+	list := make([]Extent, 0, blocks) // a million rows are 4,000: growing by and by would take as long as the rest
+	for _, g := range segs {
+		info, v := g.r.Section(sec), span.of(g)
 		s.db.mu.Lock()
 		from := len(list)
 		out, cut := g.extents(list, info, v)
