@@ -320,6 +320,7 @@ func renewIndex(kv *pebble.DB) (fhir.Instant, error) {
 		}),
 	)
 	m.Epoch++
+	m.Restored = promised
 	m.NextSegment += numbersApart
 	m.NextSeq += numbersApart
 	w.set(index.MetaKey(), m.Encode())

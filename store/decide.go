@@ -112,7 +112,8 @@ func (c *commit) decide() error {
 
 func (c *commit) change(ch *Change, t *taken) error {
 	if t.erasure { // beats whatever there is
-		if r := c.touched[ch.Key]; r.cur != nil && r.cur.Kind == segment.Live {
+		r := c.touched[ch.Key]
+		if r.cur == nil || r.cur.Kind == segment.Live || r.cur.Instant <= c.meta.Restored {
 			return c.apply(ch, t, r, 0)
 		}
 		return nil
@@ -137,21 +138,37 @@ func (c *commit) change(ch *Change, t *taken) error {
 		c.counts.same++
 		return nil
 	case gone:
+		life, news := tells(ch, t, r)
+		if news && c.doubtful(ch, t) {
+			break
+		}
 		c.counts.gone++
-		c.repeat(ch, t, r)
+		if news {
+			c.repeat(ch, t, r, life)
+		}
 		return nil
 	}
 	return c.apply(ch, t, r, hash)
 }
 
+// doubtful tells whether a deletion must be told even of a resource that never
+// lived here: before a restore, or in a segment that is lost, it may have, and
+// clients may have it. A compacted topic brings only how it ended.
+func (c *commit) doubtful(ch *Change, t *taken) bool {
+	return c.meta.Restored != fhir.None && evidence(ch, t.at) <= c.meta.Restored
+}
+
+// tells finds out what the deletion of something deleted tells of older lives,
+// and whether that was not known.
+func tells(ch *Change, t *taken, r *resource) (life segment.Life, news bool) {
+	_, life = succeed(r.cur, ch, t.Partition)
+	known := &r.cur.Life
+	return life, life.FloorVersion != known.FloorVersion || life.FloorUpdated != known.FloorUpdated || !slices.Equal(life.Tombstones, known.Tombstones)
+}
+
 // repeat notes what the deletion of something deleted tells of older lives. No
 // export shows it, but without it what was deleted could rise again.
-func (c *commit) repeat(ch *Change, t *taken, r *resource) {
-	_, life := succeed(r.cur, ch, t.Partition)
-	if life.FloorVersion == r.cur.Life.FloorVersion && life.FloorUpdated == r.cur.Life.FloorUpdated &&
-		slices.Equal(life.Tombstones, r.cur.Life.Tombstones) {
-		return
-	}
+func (c *commit) repeat(ch *Change, t *taken, r *resource, life segment.Life) {
 	r.cur.Life, r.changed = life, true
 	at := c.instant(ch, t, r.cur)
 	n := row{
@@ -187,7 +204,7 @@ func (c *commit) apply(ch *Change, t *taken, r *resource, hash uint64) error {
 	if ch.Delete {
 		n.Patients = r.patients
 		n.Section.Kind = segment.Deleted
-		if old == nil || old.Kind == segment.Internal {
+		if (old == nil || old.Kind == segment.Internal) && !c.doubtful(ch, t) {
 			n.Section = segment.Section{Kind: segment.Internal, Type: segment.Unseen}
 		}
 		n.body = deleteBundle(ch.Key, at)

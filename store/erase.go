@@ -39,7 +39,27 @@ func (db *DB) Erase(ctx context.Context, e Erasure) (Erased, error) {
 	if err := db.addErased(e); err != nil {
 		return Erased{}, err
 	}
+	if err := db.tellLost(e.Key); err != nil {
+		return Erased{}, fmt.Errorf("erase: %w", err)
+	}
 	return db.enforce(ctx)
+}
+
+// tellLost tells clients that a resource is no more of which a lost store may
+// have told them, and this one has not heard again.
+func (db *DB) tellLost(key fhir.Key) error {
+	db.mu.Lock()
+	restored := db.meta.Restored
+	db.mu.Unlock()
+	st, err := db.newest(key)
+	switch {
+	case restored == fhir.None || err == nil && (st.Kind == segment.Live || st.Instant > restored):
+		return nil
+	case err != nil && !errors.Is(err, ErrUnknown):
+		return err
+	}
+	_, err = db.deleteErased([]fhir.Key{key})
+	return err
 }
 
 // EnforceErasures takes out whatever the list of erased resources refuses: after
@@ -194,6 +214,9 @@ func (db *DB) deleteErased(keys []fhir.Key) (int, error) {
 	batches := map[Partition]*taken{}
 	for _, k := range keys {
 		st, err := db.newest(k)
+		if errors.Is(err, ErrUnknown) {
+			st.Clock.Origin, err = db.anyPartition()
+		}
 		if err != nil {
 			return 0, err
 		}
@@ -223,6 +246,16 @@ func (db *DB) deleteErased(keys []fhir.Key) (int, error) {
 		}
 	}
 	return len(keys), nil
+}
+
+// anyPartition is where a deletion comes from that no record brought.
+func (db *DB) anyPartition() (Partition, error) {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	for p := range db.parts {
+		return p, nil
+	}
+	return Partition{}, errors.New("no partition is known yet: start the server on its topics first")
 }
 
 // revokeAll ends the snapshots that were taken while the segments were being

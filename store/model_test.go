@@ -11,6 +11,7 @@ import (
 	"io"
 	"maps"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -87,6 +88,17 @@ type model struct {
 	windows []window // earlier exports that are still pinned
 	merges  [compaction.Widen + 1]int
 	steps   []string
+
+	backup   *backedUp // the last, nil if there is none that may be restored
+	restores int
+	restored fhir.Instant // what was promised when the store was last restored or reindexed
+}
+
+// backedUp is a backup, and what was true when it was made.
+type backedUp struct {
+	path   string
+	oracle storetest.Oracle
+	newest map[string]int
 }
 
 type pendingBatch struct {
@@ -104,7 +116,7 @@ type window struct {
 const modelTopic = "fhir"
 
 func TestModel(t *testing.T) {
-	windows, merges := 0, [compaction.Widen + 1]int{}
+	windows, restores, merges := 0, 0, [compaction.Widen + 1]int{}
 	for i := range *modelRuns {
 		seed := uint64(i + 1)
 		if *modelSeed != 0 {
@@ -112,7 +124,7 @@ func TestModel(t *testing.T) {
 		}
 		synctest.Test(t, func(t *testing.T) {
 			m := runModel(t, seed)
-			windows += m.exports
+			windows, restores = windows+m.exports, restores+m.restores
 			for k, n := range m.merges {
 				merges[k] += n
 			}
@@ -122,21 +134,24 @@ func TestModel(t *testing.T) {
 			break
 		}
 	}
-	t.Logf("%d windows; merges:", windows)
+	t.Logf("%d windows, %d restores; merges:", windows, restores)
 	for k, n := range merges {
 		t.Logf("%s %d", compaction.Kind(k), n)
 		if n == 0 && *modelSeed == 0 {
 			t.Errorf("nothing was done of the kind %s", compaction.Kind(k))
 		}
 	}
-	if windows < *modelRuns {
+	if restores == 0 && *modelSeed == 0 {
+		t.Error("no backup was restored")
+	}
+	if windows < *modelRuns && *modelSeed == 0 {
 		t.Errorf("only %d windows were exported", windows)
 	}
 }
 
 func runModel(t *testing.T, seed uint64) *model {
 	m := &model{
-		t: t, r: rand.New(rand.NewPCG(seed, 7)), fs: vfs.NewCrashableMem(), since: fhir.None,
+		t: t, r: rand.New(rand.NewPCG(seed, 7)), fs: vfs.NewCrashableMem(), since: fhir.None, restored: fhir.None,
 		newest: map[string]int{}, copy: map[string]string{}, seen: map[string]bool{},
 	}
 	n := 1 + m.r.IntN(3)
@@ -166,6 +181,9 @@ func runModel(t *testing.T, seed uint64) *model {
 	}
 	if !t.Failed() {
 		m.age()
+	}
+	if t.Failed() {
+		t.Logf("seed %d", seed)
 	}
 	return m
 }
@@ -219,6 +237,8 @@ func (m *model) step() {
 		{1, "partition", m.addPartition},
 		{1, "reindex", m.reindex},
 		{1, "erase", m.erase},
+		{2, "backup", m.backUp},
+		{1, "restore", m.restore},
 	}
 	total := 0
 	for _, o := range ops {
@@ -238,7 +258,7 @@ func (m *model) step() {
 // check proves the store's invariants after what changed it.
 func (m *model) check(step string) {
 	switch step {
-	case "commit", "merge", "restart", "crash", "reindex", "erase":
+	case "commit", "merge", "restart", "crash", "reindex", "erase", "restore":
 		if _, err := m.db.Check(len(m.steps)%4 == 0); err != nil {
 			m.t.Errorf("after %s: %v", step, err)
 		}
@@ -416,9 +436,6 @@ func (m *model) accept(x sent, line, now fhir.Instant) {
 		return
 	}
 	m.newest[key] = x.index
-	if x.ch.Delete && cur != nil && cur.Body == "" {
-		return
-	}
 	t := x.ch.LastUpdated
 	if t == fhir.None {
 		t = x.ch.Timestamp
@@ -426,7 +443,14 @@ func (m *model) accept(x sent, line, now fhir.Instant) {
 	if t > now {
 		t = fhir.None
 	}
+	doubtful := m.restored != fhir.None && t <= m.restored
+	if x.ch.Delete && cur != nil && cur.Body == "" && !doubtful {
+		return
+	}
 	m.oracle.Apply(key, x.body, t, line, now)
+	if x.ch.Delete && doubtful {
+		m.oracle.Newest(key).Reported = true
+	}
 }
 
 // export is one window of the chain.
@@ -649,6 +673,42 @@ func (m *model) reindex() {
 	}
 	m.windows = nil
 	m.open()
+	m.restored = m.db.Promised()
+}
+
+// backUp copies the store while it runs: all that is committed.
+func (m *model) backUp() {
+	b, err := m.db.Backup(context.Background(), "backups", m.r.IntN(2) == 0)
+	if errors.Is(err, os.ErrExist) {
+		return // no millisecond has passed since the last one
+	}
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	kept := &backedUp{path: b.Path, oracle: storetest.Oracle{Rows: map[string][]storetest.Version{}}, newest: maps.Clone(m.newest)}
+	for key, list := range m.oracle.Rows {
+		kept.oracle.Rows[key] = slices.Clone(list)
+	}
+	m.backup = kept
+}
+
+// restore loses the store and makes it anew from a backup. The client chains on:
+// what came since then is read again and may come to it once more.
+func (m *model) restore() {
+	b := m.backup
+	if b == nil {
+		return
+	}
+	if err := errors.Join(m.db.Close(), m.fs.RemoveAll("store")); err != nil {
+		m.t.Fatal(err)
+	}
+	if err := Restore(context.Background(), b.path, "store", "", m.o, io.Discard); err != nil {
+		m.t.Fatal(err)
+	}
+	m.oracle, m.newest, m.seen, m.windows, m.backup = b.oracle, b.newest, map[string]bool{}, nil, nil
+	m.restores++
+	m.open()
+	m.restored = m.db.Promised()
 }
 
 // erase takes a resource out of all history, or a Patient with its compartment,
@@ -667,12 +727,16 @@ func (m *model) erase() {
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	s.erased = true
+	s.erased, m.backup = true, nil // TestBackup… restores from before an erasure
 	if cur := m.oracle.Newest(s.key.String()); cur != nil && cur.Body != "" {
 		m.oracle.Apply(s.key.String(), "", fhir.None, line, m.db.Now())
 		if done.Resources != 1 {
 			m.t.Errorf("%s lived, but %d resources were erased", s.key, done.Resources)
 		}
+	}
+	if cur := m.oracle.Newest(s.key.String()); m.restored != fhir.None && (cur == nil || cur.Body == "" && cur.C <= m.restored) {
+		m.oracle.Apply(s.key.String(), "", fhir.None, line, m.db.Now())
+		m.oracle.Newest(s.key.String()).Reported = true // the client may have what the lost store told
 	}
 	m.oracle.Erase(s.key.String())
 	m.windows = slices.DeleteFunc(m.windows, func(w window) bool { return slices.Contains(done.Jobs, w.id) })

@@ -103,7 +103,7 @@ func (db *DB) create(path string, o index.Options) error {
 			return fmt.Errorf("%w: %s holds segments, but there is no index", ErrReindex, db.segmentsDir())
 		}
 	}
-	m := index.Meta{NextSegment: 1, NextSeq: 1, Epoch: 1, NextMerge: 1, Newest: fhir.None, Closed: segment.NoBound, Forgotten: fhir.None}
+	m := index.Meta{NextSegment: 1, NextSeq: 1, Epoch: 1, NextMerge: 1, Newest: fhir.None, Closed: segment.NoBound, Forgotten: fhir.None, Restored: fhir.None}
 	if _, err := rand.Read(m.Store[:]); err != nil {
 		return err
 	}

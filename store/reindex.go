@@ -104,7 +104,7 @@ func (r *reindex) choose() error {
 		return errors.New("it has no readable segment: an empty folder needs no index")
 	}
 	slices.SortFunc(readers, func(a, b *segment.Reader) int { return cmp.Compare(a.ID(), b.ID()) })
-	r.meta = index.Meta{Store: readers[0].Footer().Store, NextMerge: 1, Newest: fhir.None, Closed: segment.NoBound, Forgotten: fhir.None}
+	r.meta = index.Meta{Store: readers[0].Footer().Store, NextMerge: 1, Newest: fhir.None, Closed: segment.NoBound, Forgotten: fhir.None, Restored: fhir.None}
 	r.line = fhir.None
 	if err := r.numbers(dir); err != nil {
 		return err
@@ -299,6 +299,7 @@ func (r *reindex) build() error {
 		promised = max(r.reset, r.meta.Newest)
 	}
 	r.meta.Forgotten = promised - fhir.Instant(r.o.Deleted.Milliseconds()) // no segment says what is gone
+	r.meta.Restored = promised
 	r.meta.Epoch++
 	b := r.kv.NewBatch()
 	defer b.Close()

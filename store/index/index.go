@@ -83,6 +83,7 @@ type Meta struct {
 	Newest      fhir.Instant  // the newest change instant in the store, None if empty
 	Closed      segment.Bound // rows up to here lie in settled segments, all later ones in fresh ones
 	Forgotten   fhir.Instant  // deletions up to here may be gone, None if none is
+	Restored    fhir.Instant  // what changed up to here may have been told by a store that was lost, None if none was
 }
 
 // Encode codes m.
@@ -98,6 +99,7 @@ func (m *Meta) Encode() []byte {
 	c.Int(int64(m.Newest))
 	encodeBound(c, m.Closed)
 	c.Int(int64(m.Forgotten))
+	c.Int(int64(m.Restored))
 	return c.B
 }
 
@@ -116,6 +118,7 @@ func DecodeMeta(b []byte) (m Meta, err error) {
 	m.Newest = fhir.Instant(c.ReadInt())
 	m.Closed = decodeBound(c)
 	m.Forgotten = fhir.Instant(c.ReadInt())
+	m.Restored = fhir.Instant(c.ReadInt())
 	return m, faults(c, "meta")
 }
 
