@@ -39,7 +39,7 @@ func (db *DB) Erase(ctx context.Context, e Erasure) (Erased, error) {
 	if err := db.addErased(e); err != nil {
 		return Erased{}, err
 	}
-	if err := db.tellLost(e.Key); err != nil {
+	if err := db.tellLost(e.Key); err != nil { //nolint:contextcheck // the end of ctx must not cut a commit short
 		return Erased{}, fmt.Errorf("erase: %w", err)
 	}
 	return db.enforce(ctx)
