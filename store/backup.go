@@ -73,7 +73,7 @@ func (db *DB) backup(ctx context.Context, root string, b *Backup, copies bool) e
 	if _, err := db.fs.Stat(b.Path); err == nil {
 		return os.ErrExist
 	}
-	if err := db.fs.MkdirAll(dir, 0o700); err != nil {
+	if err := errors.Join(makeDir(db.fs, root), db.fs.MkdirAll(dir, 0o700)); err != nil {
 		return err
 	}
 	frozen := db.fs.PathJoin(db.dir, "index.backup")
@@ -211,7 +211,7 @@ func restore(ctx context.Context, b *Backup, dir, erased string, o Options, out 
 		return fmt.Errorf("%s is not empty: name a new directory, and put it in the place of the old one yourself", dir)
 	}
 	segments := SegmentsDir(o.FS, dir)
-	if err := o.FS.MkdirAll(segments, 0o700); err != nil {
+	if err := errors.Join(makeDir(o.FS, dir), o.FS.MkdirAll(segments, 0o700)); err != nil {
 		return err
 	}
 	c := copier{ctx: ctx, fs: o.FS, from: []string{SegmentsDir(o.FS, b.Path)}}

@@ -180,6 +180,28 @@ func TestBackupsShareFiles(t *testing.T) {
 	})
 }
 
+// TestBackupOutlivesCrash: a backup into folders that it had to make is there
+// after a crash that loses all that was not synced, and so is what is made of it.
+func TestBackupOutlivesCrash(t *testing.T) {
+	fs := vfs.NewCrashableMem()
+	db := mustOpen(t, "store", Options{FS: fs})
+	f := newFeed(t, db)
+	f.commit(patientChange("p1", fhir.None, "x"))
+	b, err := db.Backup(t.Context(), "far/away", false)
+	if err := errors.Join(err, db.Close()); err != nil {
+		t.Fatal(err)
+	}
+	fs = fs.CrashClone(vfs.CrashCloneCfg{})
+	if err := Restore(t.Context(), b.Path, "new/store", "", Options{FS: fs}, io.Discard); err != nil {
+		t.Fatal(err)
+	}
+	fs = fs.CrashClone(vfs.CrashCloneCfg{})
+	db = mustOpen(t, "new/store", Options{FS: fs})
+	if got := bodies(t, db); !strings.Contains(got, `"p1"`) {
+		t.Errorf("the restored store holds %q", got)
+	}
+}
+
 // TestRestoreKeepsErased: a backup from before an erasure holds what was
 // erased. The erasure names it; restored with the list of a later one, it is
 // not there.

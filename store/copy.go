@@ -47,6 +47,27 @@ func (c *copier) file(dir, name string) (int64, error) {
 	return 0, fmt.Errorf("%s: %w", name, os.ErrNotExist)
 }
 
+// makeDir makes a folder that only its owner reads, with those above it, and makes
+// its name durable, where we may: what is synced in it must be found after a crash.
+func makeDir(fs vfs.FS, dir string) error {
+	above := fs.PathDir(dir)
+	if above == "." && fs != vfs.Default {
+		above = "" // what a memory file system calls its root
+	}
+	if _, err := fs.Stat(above); errors.Is(err, os.ErrNotExist) {
+		if err := makeDir(fs, above); err != nil {
+			return err
+		}
+	}
+	if err := fs.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	if err := segment.SyncDir(fs, above); !errors.Is(err, os.ErrPermission) {
+		return err
+	}
+	return nil
+}
+
 // copyTree copies a folder of files, durably.
 func copyTree(ctx context.Context, fs vfs.FS, from, to string) error {
 	if err := errors.Join(fs.RemoveAll(to), fs.MkdirAll(to, 0o700)); err != nil {

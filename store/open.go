@@ -36,10 +36,8 @@ func IndexDir(fs vfs.FS, dir string) string { return fs.PathJoin(dir, "index") }
 func Open(dir string, o Options) (*DB, error) {
 	o = o.withDefaults()
 	db := newDB(dir, o)
-	for _, d := range []string{dir, db.segmentsDir(), db.jobsDir()} {
-		if err := o.FS.MkdirAll(d, 0o700); err != nil {
-			return nil, fmt.Errorf("open store %s: %w", dir, err)
-		}
+	if err := errors.Join(makeDir(o.FS, dir), o.FS.MkdirAll(db.segmentsDir(), 0o700), o.FS.MkdirAll(db.jobsDir(), 0o700)); err != nil {
+		return nil, fmt.Errorf("open store %s: %w", dir, err)
 	}
 	lock, err := lockDir(o.FS, dir)
 	if err != nil {
@@ -169,26 +167,10 @@ func (db *DB) tidy() error {
 	for _, id := range db.ghosts {
 		db.forget(&w, id)
 	}
-	if err := errors.Join(db.fs.RemoveAll(db.runsDir()), db.fs.RemoveAll(db.fs.PathJoin(db.dir, "index.backup")), db.tidyJobs(), segment.SyncDir(db.fs, db.segmentsDir()), segment.SyncDir(db.fs, db.dir), db.syncParent(), w.err); err != nil {
+	if err := errors.Join(db.fs.RemoveAll(db.runsDir()), db.fs.RemoveAll(db.fs.PathJoin(db.dir, "index.backup")), db.tidyJobs(), segment.SyncDir(db.fs, db.segmentsDir()), segment.SyncDir(db.fs, db.dir), w.err); err != nil {
 		return err
 	}
 	return b.Commit(pebble.Sync)
-}
-
-// syncParent makes the store's own name durable, where we may.
-func (db *DB) syncParent() error {
-	if err := segment.SyncDir(db.fs, parent(db.fs, db.dir)); !errors.Is(err, os.ErrPermission) {
-		return err
-	}
-	return nil
-}
-
-// parent is the folder that holds dir's name.
-func parent(fs vfs.FS, dir string) string {
-	if p := fs.PathDir(dir); p != "." || fs == vfs.Default {
-		return p
-	}
-	return "" // what a memory file system calls its root
 }
 
 func (db *DB) tidyFile(name string, allotted map[segment.ID]bool, remove bool) error {

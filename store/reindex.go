@@ -260,7 +260,7 @@ func (r *reindex) setAside(dir string) error {
 	if err != nil {
 		return err
 	}
-	aside := r.fs.PathJoin(r.dir, fmt.Sprintf("set-aside-%d", time.Now().UnixMilli()))
+	aside, moved := r.fs.PathJoin(r.dir, fmt.Sprintf("set-aside-%d", time.Now().UnixMilli())), 0
 	for _, n := range names {
 		id, ok := segment.ParseName(n)
 		if !ok {
@@ -269,13 +269,19 @@ func (r *reindex) setAside(dir string) error {
 		if keep[id] {
 			continue
 		}
-		if err := r.fs.MkdirAll(aside, 0o700); err != nil {
+		if err := makeDir(r.fs, aside); err != nil {
 			return err
 		}
 		if err := r.fs.Rename(r.fs.PathJoin(dir, n), r.fs.PathJoin(aside, n)); err != nil {
 			return err
 		}
+		moved++
 		fmt.Fprintf(r.out, "set aside: %s (replaced by a merge, of one that did not end, or not whole) now lies in %s\n", n, aside)
+	}
+	if moved > 0 { // the new names first: a crash may leave two, never none
+		if err := segment.SyncDir(r.fs, aside); err != nil {
+			return err
+		}
 	}
 	return segment.SyncDir(r.fs, dir)
 }
