@@ -95,7 +95,7 @@ func (s *Snapshot) want(ext []Extent, which []int) {
 	h := s.db.horizon()
 	for _, i := range which {
 		g := s.seg(segment.ID(ext[i].Segment))
-		if d := g.dead[ext[i].Block]; d != nil && d.droppable(h) == d.bytes {
+		if d := g.dead[ext[i].Block]; d != nil && d.last <= h.deaths {
 			g.wanted += g.r.Blocks()[ext[i].Block].Sum.Size
 		}
 	}

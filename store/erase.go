@@ -166,7 +166,7 @@ func (d *doomed) search(db *DB, s *seg, dir *segment.Directory, list *erasedList
 	var rows []segment.Row
 	for _, sec := range s.r.Sections() {
 		departures := sec.Section == segment.Section{Kind: segment.Internal, Type: segment.Departures}
-		if sec.Kind != segment.Live && !departures {
+		if sec.Resource().Kind != segment.Live && !departures {
 			continue
 		}
 		for b := sec.From; b < sec.To; b++ {

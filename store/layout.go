@@ -186,6 +186,7 @@ func (db *DB) History(key fhir.Key) ([]Version, error) {
 	var list []Version
 	for _, sec := range []Section{
 		{Kind: segment.Live, Type: key.Type},
+		{Kind: segment.Last, Type: key.Type},
 		{Kind: segment.Deleted, Type: key.Type},
 		{Kind: segment.Internal, Type: segment.Unseen},
 		{Kind: segment.Internal, Type: segment.Repeats},

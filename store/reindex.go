@@ -216,7 +216,7 @@ func covered(s *segment.Reader, later []*segment.Reader) bool {
 			}
 		case g.Window == nil:
 		case *g.Window == *f.Window: // cleaned, or beside it in one merge
-			if slices.ContainsFunc(s.Sections(), func(x segment.SectionInfo) bool { y := l.Section(x.Section); return y.From < y.To }) {
+			if slices.ContainsFunc(s.Sections(), func(x segment.SectionInfo) bool { return l.Shares(x.Section) }) {
 				return true
 			}
 		case g.Window.From.Compare(f.Window.From) <= 0 && f.Window.To.Compare(g.Window.To) <= 0: // widened

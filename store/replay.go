@@ -164,16 +164,22 @@ func (p *replaying) die(next *index.State) error {
 	}
 	p.deaths[s.id()] = append(p.deaths[s.id()], index.Death{
 		Section: sec, Place: place, Length: p.cur.Length, At: next.Instant,
-		Removed: p.cur.Kind == segment.Live && next.Kind == segment.Deleted,
+		Removed: p.cur.Kind == segment.Last || p.cur.Kind == segment.Live && next.Kind == segment.Deleted,
 	})
 	p.count++
 	return nil
 }
 
-// end writes the newest row of a resource.
+// end writes the newest row of a resource. A last state that no row follows had
+// its deletion in a segment that is lost: it stays dead.
 func (p *replaying) end() error {
 	if p.cur == nil {
 		return nil
+	}
+	if p.cur.Kind == segment.Last {
+		err := p.die(p.cur)
+		p.cur = nil
+		return err
 	}
 	if err := p.batch.Set(p.key, p.cur.Encode(nil, p.r.parts[p.cur.Clock.Origin]), nil); err != nil {
 		return err

@@ -183,25 +183,15 @@ func (l *lowering) divide() error {
 	}
 	err := l.cells(func(sec segment.Section, b segment.Bound, length int32) {
 		i := sort.Search(len(l.windows), func(i int) bool { return l.windows[i].To.Compare(b) >= 0 })
-		sizes[i][sec] += int64(length)
+		const ratio = 10 // NDJSON to a body, about
+		sizes[i][sec] += int64(length) / ratio
 	})
 	if err != nil {
 		return err
 	}
 	for i, bySection := range sizes {
-		var list []segment.Section
-		for sec := range bySection {
-			list = append(list, sec)
-		}
-		slices.SortFunc(list, segment.Section.Compare)
-		sum := int64(0)
-		for j, sec := range list {
-			const ratio = 10 // NDJSON to a body, about
-			if j == 0 || sum/ratio >= l.o.smallFile || bySection[sec]/ratio >= l.o.smallFile {
-				l.parts, sum = append(l.parts, lowerPart{window: &l.windows[i]}), 0
-			}
-			p := &l.parts[len(l.parts)-1]
-			p.sections, sum = append(p.sections, sec), sum+bySection[sec]
+		for _, sections := range compaction.Divide(bySection, l.o.smallFile) {
+			l.parts = append(l.parts, lowerPart{window: &l.windows[i], sections: sections})
 		}
 	}
 	return nil
@@ -269,7 +259,7 @@ func (l *lowering) write(ctx context.Context) (outputs []*segment.Reader, err er
 // change gives a row of the future the instant of the reset, also in its line,
 // where that was ours to write: all instants have the same length.
 func (l *lowering) change(row *segment.Row, line []byte) {
-	if row.Instant > l.reset && (row.Section.Kind != segment.Live || row.Clock.LastUpdated == fhir.None) {
+	if row.Instant > l.reset && (row.Section.Resource().Kind != segment.Live || row.Clock.LastUpdated == fhir.None) {
 		old, now := fmt.Appendf(nil, `"lastUpdated":"%s"`, row.Instant), fmt.Appendf(nil, `"lastUpdated":"%s"`, l.reset)
 		if at := bytes.Index(line, old); at >= 0 && len(old) == len(now) && row.Section != deadLetters {
 			copy(line[at:], now)

@@ -15,14 +15,40 @@ import (
 // A horizon tells what may be forgotten.
 type horizon struct {
 	deaths      fhir.Instant // rows superseded up to here
-	lastState   fhir.Instant // where a deletion did that, only up to here
+	lastState   fhir.Instant // last states whose deletion came up to here
 	deleted     fhir.Instant // deletions before, unless they are needed
 	overdue     fhir.Instant // what died before keeps deletions from being forgotten in their time: it goes first
 	deadLetters fhir.Instant // dead letters before
 }
 
-func (h horizon) forgets(at fhir.Instant, removed bool) bool {
-	return at <= h.deaths && (!removed || at <= h.lastState)
+// A fate is what a merge does with a row that died.
+type fate uint8
+
+const (
+	stays   fate = iota // some watermark may show it
+	retires             // it becomes a last state
+	goes
+)
+
+// fate tells what becomes of a dead row.
+func (h horizon) fate(d index.Death) fate {
+	switch {
+	case d.At > h.deaths:
+		return stays
+	case d.Removed && d.At > h.lastState && d.Section.Kind == segment.Last:
+		return stays
+	case d.Removed && d.At > h.lastState:
+		return retires
+	}
+	return goes
+}
+
+// deathsIn is up to which death rows of a section are left out or moved.
+func (h horizon) deathsIn(sec segment.Section) fhir.Instant {
+	if sec.Kind == segment.Last {
+		return min(h.deaths, h.lastState)
+	}
+	return h.deaths
 }
 
 // horizon is what may be forgotten now. Called with mu held.

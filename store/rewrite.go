@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"time"
 
@@ -78,7 +77,7 @@ type rewrite struct {
 	inputs  []*seg
 	closed  segment.Bound // of the view it was planned over
 	horizon horizon
-	dropped map[uint64]struct{} // rows that no watermark will ever show again
+	dead    map[uint64]fate     // of rows that no watermark will ever show again
 	expired map[uint64]fhir.Key // newest rows of resources deleted so long ago that nobody is told any more
 	late    fhir.Instant        // the newest of them
 	number  uint64
@@ -114,11 +113,14 @@ func (r *rewrite) run(ctx context.Context, without map[uint64]struct{}) error {
 		db.mu.Unlock()
 		_ = db.release(r.inputs)
 	}()
-	if err := r.deaths(); err != nil {
+	retired, err := r.deaths()
+	if err != nil {
 		return fmt.Errorf("merge segments: %w", err)
 	}
-	maps.Copy(r.dropped, without)
-	r.files = compaction.Files(readers(r.inputs), r.job.Window, db.o.smallFile)
+	for seq := range without {
+		r.dead[seq] = goes
+	}
+	r.files = compaction.Files(readers(r.inputs), retired, r.job.Window, db.o.smallFile)
 	if err := r.allot(); err != nil {
 		return db.fail(err)
 	}
@@ -180,14 +182,26 @@ func metas(list []*seg, h horizon, after segment.Bound) []compaction.Meta {
 	return out
 }
 
-// deaths collects the rows of the inputs that no watermark will ever show again.
-func (r *rewrite) deaths() error {
-	r.dropped = map[uint64]struct{}{}
-	return r.db.deathsOf(r.inputs, func(d index.Death) {
-		if r.horizon.forgets(d.At, d.Removed) {
-			r.dropped[d.Place.Seq] = struct{}{}
+// deaths collects the rows of the inputs that no watermark will ever show again,
+// and tells the sections of those that become last states.
+func (r *rewrite) deaths() (retired []segment.Section, err error) {
+	r.dead = map[uint64]fate{}
+	err = r.db.deathsOf(r.inputs, func(d index.Death) {
+		f := r.horizon.fate(d)
+		if f == stays {
+			return
+		}
+		r.dead[d.Place.Seq] = f
+		if sec := lastStates(d.Section); f == retires && !slices.Contains(retired, sec) {
+			retired = append(retired, sec)
 		}
 	})
+	return retired, err
+}
+
+// lastStates is where the last states of resources of a section go.
+func lastStates(sec segment.Section) segment.Section {
+	return segment.Section{Kind: segment.Last, Type: sec.Type}
 }
 
 // deathsOf calls fn for the deaths in segs, from the index: memory has only
@@ -283,15 +297,18 @@ func abandon(writers []*segment.Writer) (err error) {
 	return err
 }
 
-// keeps tells whether a row of the inputs goes into the outputs.
-func (r *rewrite) keeps(row *segment.Row) bool {
-	if _, gone := r.dropped[row.Seq]; gone || !r.moves(row.Bound()) {
-		return false
+// keeps tells whether a row of the inputs goes into the outputs, and into which
+// section of them.
+func (r *rewrite) keeps(row *segment.Row) (segment.Section, bool) {
+	switch f := r.dead[row.Seq]; {
+	case f == goes || !r.moves(row.Bound()):
+		return row.Section, false
+	case f == retires:
+		return lastStates(row.Section), true
+	case r.horizon.expires(row.Section, row.Instant):
+		return row.Section, !r.expire(row)
 	}
-	if r.horizon.expires(row.Section, row.Instant) {
-		return !r.expire(row)
-	}
-	return true
+	return row.Section, true
 }
 
 // moves tells whether the outputs are where a row of the inputs lies from now on.

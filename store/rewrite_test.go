@@ -204,7 +204,7 @@ func TestReindexAfterHalfAMerge(t *testing.T) {
 			db := mustOpen(t, "store", o)
 			f := newFeed(t, db)
 			f.advance(time.Second)
-			f.commit(patientChange("a", fhir.None, "x"), patientChange("gone", fhir.None, "x"), observationOf("o", "a", "x"))
+			f.commit(patientChange("a", fhir.None, strings.Repeat("x", 1000)), patientChange("gone", fhir.None, "x"), observationOf("o", "a", "x"))
 			f.advance(time.Second)
 			f.commit(Change{Key: fhir.Key{Type: patientType, ID: "gone"}, Delete: true, Version: NoVersion, LastUpdated: fhir.None, Time: fhir.None, Timestamp: fhir.None})
 			f.advance(time.Hour)
@@ -244,7 +244,7 @@ func TestReindexAfterHalfAMerge(t *testing.T) {
 // TestCleanWhatExportsPaidFor: rows that die here and there make most blocks
 // dirty long before they are a fifth of a segment. Once an export has
 // recompressed them the segment is cleaned, and the next export sends stored
-// blocks; not so where a merge would have to keep the dead rows.
+// blocks, also where the last states of what was deleted are kept.
 func TestCleanWhatExportsPaidFor(t *testing.T) {
 	for _, removed := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
@@ -265,9 +265,6 @@ func TestCleanWhatExportsPaidFor(t *testing.T) {
 					c = Change{Key: c.Key, Delete: true, Version: NoVersion, LastUpdated: fhir.None, Time: fhir.None, Timestamp: fhir.None}
 				}
 				again = append(again, c)
-			}
-			if removed { // one row could go, and its block would be as dirty afterwards
-				again = append(again, patientChange("p1", fhir.None, "new"))
 			}
 			f.commit(again...)
 			f.advance(time.Second)
@@ -293,14 +290,80 @@ func TestCleanWhatExportsPaidFor(t *testing.T) {
 			}
 			before := dirty("first")
 			did, err := db.Merge(t.Context())
-			if err != nil || did == removed {
-				t.Fatalf("after an export (rows kept: %t): merged %t, %v", removed, did, err)
+			if err != nil || !did {
+				t.Fatalf("after an export (last states kept: %t): merged %t, %v", removed, did, err)
 			}
-			if after := dirty("second"); before < 10 || !removed && after > 0 || removed && after != before {
-				t.Errorf("%d blocks dirty before, %d after (rows kept: %t)", before, after, removed)
+			if after := dirty("second"); before < 10 || after > 0 {
+				t.Errorf("%d blocks dirty before, %d after (last states kept: %t)", before, after, removed)
+			}
+			if kept := db.view.fresh[0].r.Section(lastStates(patients)); removed != (kept.From < kept.To) {
+				t.Errorf("blocks %d to %d are last states", kept.From, kept.To)
 			}
 			if did, err := db.Merge(t.Context()); did || err != nil {
 				t.Errorf("merged again: %t, %v", did, err)
+			}
+		})
+	}
+}
+
+// TestLastStates: what was deleted is kept for a while where no export meets it.
+// A reindex that finds it beside the segment that it was cleaned out of, or
+// without the deletion, does not raise it.
+func TestLastStates(t *testing.T) {
+	for _, lost := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			fs := vfs.NewMem()
+			o := Options{FS: fs, SettleAfter: time.Minute, Allowance: time.Millisecond, smallFile: 1}
+			db := mustOpen(t, "store", o)
+			f := newFeed(t, db)
+			f.advance(time.Second)
+			f.commit(patientChange("gone", fhir.None, "SECRET"), observationOf("o", "gone", "x"))
+			f.advance(time.Hour)
+			rewriteAll(t, db) // settles
+			f.commit(Change{Key: fhir.Key{Type: patientType, ID: "gone"}, Delete: true, Version: NoVersion, LastUpdated: fhir.None, Time: fhir.None, Timestamp: fhir.None})
+			f.advance(2 * time.Second)
+			before := copyFiles(t, fs, "store/segments")
+			rewriteAll(t, db) // cleans: not one row of the type is left
+			s := pinNow(t, db, "job")
+			if ext, err := s.Extents(patients, fhir.None, s.Watermark()); err != nil || len(ext) != 0 || len(s.Sections(Live)) != 1 {
+				t.Errorf("an export would look at %d blocks, and at %v, %v", len(ext), s.Sections(Live), err)
+			}
+			s.Close()
+			history, err := db.History(fhir.Key{Type: patientType, ID: "gone"})
+			if err != nil || len(history) != 2 || history[0].Section != lastStates(patients) || history[0].Death != history[1].Instant {
+				t.Fatalf("history: %+v, %v", history, err)
+			}
+			if line, err := db.Body(history[0]); err != nil || !strings.Contains(string(line), "SECRET") {
+				t.Errorf("the last state: %q, %v", line, err)
+			}
+			deletion := strings.TrimSuffix(history[1].Segment, ".dir")
+			if err := errors.Join(db.Close(), fs.RemoveAll("store/index")); err != nil {
+				t.Fatal(err)
+			}
+			for name, data := range before {
+				writeFile(t, fs, "store/segments/"+name, data)
+			}
+			if lost {
+				if err := fs.Remove("store/segments/" + deletion + ".ndjson.gz"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := Reindex(t.Context(), "store", o, io.Discard); err != nil {
+				t.Fatal(err)
+			}
+			db = mustOpen(t, "store", o)
+			defer db.Close()
+			if _, err := db.Check(true); err != nil {
+				t.Error(err)
+			}
+			if all, err := wholeContent(db); err != nil || len(all) != 0 {
+				t.Errorf("%d patients live (%v)", len(all), err)
+			}
+			if n := strings.Count(bodies(t, db), "SECRET"); n != 1 {
+				t.Errorf("the last state lies in %d rows", n)
+			}
+			if _, err := db.newest(fhir.Key{Type: patientType, ID: "gone"}); errors.Is(err, ErrUnknown) != lost {
+				t.Errorf("deletion lost %t: %v", lost, err)
 			}
 		})
 	}

@@ -30,10 +30,9 @@ type seg struct {
 
 // blockDead sums the deaths in one block.
 type blockDead struct {
-	bytes   int64
-	last    fhir.Instant // the latest of them
-	list    []death
-	removed []death // those of list whose rows a deletion ended
+	bytes int64
+	last  fhir.Instant // the latest of them
+	list  []death
 }
 
 // death is what of an index.Death a plan needs: there may be millions.
@@ -61,7 +60,8 @@ func (s *seg) within(b segment.Bound) bool {
 }
 
 // droppable is how many bytes of lines a merge would leave out: of rows that may
-// be forgotten, and of blocks that have settled. Called with mu held.
+// be forgotten or become last states, and of blocks that have settled. Called
+// with mu held.
 func (s *seg) droppable(h horizon, settled segment.Bound) (n int64) {
 	blocks := s.r.Blocks()
 	if s.first < settled.Instant {
@@ -71,12 +71,13 @@ func (s *seg) droppable(h horizon, settled segment.Bound) (n int64) {
 			}
 		}
 	}
-	for i, d := range s.dead {
-		if d != nil && blocks[i].Last >= settled.Instant {
-			n += d.droppable(h)
-		}
-	}
 	for _, sec := range s.r.Sections() {
+		upto := h.deathsIn(sec.Section)
+		for i := sec.From; i < sec.To; i++ {
+			if d := s.dead[i]; d != nil && blocks[i].Last >= settled.Instant {
+				n += d.droppable(upto)
+			}
+		}
 		if !tellsDeletion(sec.Section) && sec.Section != deadLetters {
 			continue
 		}
@@ -89,18 +90,12 @@ func (s *seg) droppable(h horizon, settled segment.Bound) (n int64) {
 	return n
 }
 
-func (d *blockDead) droppable(h horizon) (n int64) {
-	if d.last <= h.deaths {
-		n = d.bytes
-	} else {
-		for _, x := range d.until(h.deaths) {
-			n += int64(x.length)
-		}
+func (d *blockDead) droppable(upto fhir.Instant) (n int64) {
+	if d.last <= upto {
+		return d.bytes
 	}
-	for _, x := range d.removed {
-		if x.at <= h.deaths && x.at > h.lastState {
-			n -= int64(x.length)
-		}
+	for _, x := range d.until(upto) {
+		n += int64(x.length)
 	}
 	return n
 }
@@ -123,10 +118,7 @@ func (s *seg) bury(list []index.Death) {
 		s.leastDeath = min(s.leastDeath, d.At)
 		k.bytes += int64(d.Length)
 		k.last = max(k.last, d.At)
-		x := death{d.Place.Seq, d.At, d.Length}
-		if k.list = append(k.list, x); d.Removed {
-			k.removed = append(k.removed, x)
-		}
+		k.list = append(k.list, death{d.Place.Seq, d.At, d.Length})
 	}
 }
 

@@ -108,10 +108,13 @@ func (r *rewrite) carry(next *view) (map[segment.ID][]index.Death, error) {
 	deaths := map[segment.ID][]index.Death{}
 	var lost error
 	err := r.db.deathsOf(r.inputs, func(d index.Death) {
-		_, dropped := r.dropped[d.Place.Seq]
+		f := r.dead[d.Place.Seq]
 		_, expired := r.expired[d.Place.Seq]
-		if dropped || expired || !r.moves(d.Place.Bound) {
+		if f == goes || expired || !r.moves(d.Place.Bound) {
 			return
+		}
+		if f == retires {
+			d.Section = lastStates(d.Section)
 		}
 		s := next.holder(d.Section, d.Place.Bound)
 		if s == nil {

@@ -219,7 +219,7 @@ func (c *checker) neighbours(a, b *segment.Footer) {
 		c.fault("S7: %s: its window overlaps with that of %s", b.ID.DirectoryName(), a.ID.DirectoryName())
 	case a != nil && *a.Window == *w:
 		for _, s := range c.byID[b.ID].Sections() {
-			if o := c.byID[a.ID].Section(s.Section); o.From < o.To {
+			if c.byID[a.ID].Shares(s.Section) {
 				c.fault("S7: %s: rows of %v lie in %s too", b.ID.DirectoryName(), s.Section, a.ID.DirectoryName())
 			}
 		}
@@ -324,6 +324,9 @@ func (c *checker) rows(r *segment.Reader, b int, rows []segment.Row, buried *int
 				c.fault("D1: %s, block %d, row %d: its death says otherwise: %v %v %d at %v, the row %v %v %d", name, b, i, d.Section, d.Place, d.Length, d.At, row.Section, row.Place(), row.Length)
 			}
 		}
+		if row.Section.Kind == segment.Last && (!dead || !d.Removed) {
+			c.fault("D3: %s, block %d, row %d: it is the last state of something that is not deleted", name, b, i)
+		}
 		if f.Window == nil && row.Bound().Compare(c.meta.Closed) <= 0 {
 			c.report.Settled++
 			continue // what counts is the same row of a settled segment
@@ -346,7 +349,7 @@ func (c *checker) rows(r *segment.Reader, b int, rows []segment.Row, buried *int
 
 // keyed tells whether the index has an entry for rows of this section.
 func keyed(s segment.Section) bool {
-	return s.Kind != segment.Internal || s.Type == segment.Unseen
+	return s.Kind == segment.Live || s.Kind == segment.Deleted || s.Kind == segment.Internal && s.Type == segment.Unseen
 }
 
 // isNewest proves that the index knows a row that is not dead as the newest of
@@ -390,7 +393,7 @@ func (c *checker) body(r *segment.Reader, body vfs.File, b int, rows []segment.R
 		}
 		line := text[:row.Length-1]
 		text = text[row.Length:]
-		if row.Section.Kind != segment.Live {
+		if row.Section.Resource().Kind != segment.Live {
 			continue
 		}
 		if res, err := scan.Scan(line); err != nil || res.Key != row.Key {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -21,8 +22,8 @@ const SettledLevel = 6
 // stay one of small blocks. Bytes.
 const smallBlock = segment.BlockSize * 2 / 3
 
-// A Merge writes the rows of Inputs that are of Sections and for which Keep
-// holds into segment ID of Dir: one output of a job.
+// A Merge writes the rows of Inputs that Keep puts into one of Sections into
+// segment ID of Dir: one output of a job.
 //
 // Large blocks that lie between their neighbours and lose no row are copied
 // without being decompressed. In memory are one block of each input, the
@@ -35,8 +36,10 @@ type Merge struct {
 	ID       segment.ID
 	Inputs   []*segment.Reader
 	Sections []segment.Section
-	Keep     func(*segment.Row) bool
-	Window   *segment.Window // set: sorted by patient, as settled segments are
+	// Keep tells into which section a row goes, or false if it is left out. A live
+	// row may become a last state; all other rows stay where they are.
+	Keep   func(*segment.Row) (segment.Section, bool)
+	Window *segment.Window // set: sorted by patient, as settled segments are
 	// Change, if set, takes the place of Keep. It may change the row and, in
 	// place, its line; the inputs are then in no order.
 	Change func(in *segment.Reader, row *segment.Row, line []byte) bool
@@ -60,7 +63,7 @@ func (m *Merge) Run(ctx context.Context) (Result, error) {
 		runs, err := m.sort(ctx)
 		if err == nil {
 			sorted := *m
-			sorted.Inputs, sorted.Keep = runs, func(*segment.Row) bool { return true }
+			sorted.Inputs, sorted.Keep = runs, func(r *segment.Row) (segment.Section, bool) { return r.Section, true }
 			var res Result
 			if res, err = sorted.run(ctx, true); err == nil {
 				return res, m.removeRuns()
@@ -73,11 +76,11 @@ func (m *Merge) Run(ctx context.Context) (Result, error) {
 
 func (m *Merge) removeRuns() error { return m.FS.RemoveAll(m.Runs) }
 
-func (m *Merge) run(ctx context.Context, recompress bool) (Result, error) {
-	g := &merging{Merge: m, recompress: recompress, compare: (*segment.Row).Compare}
+func (m *Merge) run(ctx context.Context, sorted bool) (Result, error) {
+	g := &merging{Merge: m, sorted: sorted, compare: func(a, b *segment.Row) int { return a.Bound().Compare(b.Bound()) }}
 	level := segment.FastLevel
 	if m.Window != nil {
-		level, g.compare = SettledLevel, (*segment.Row).CompareByPatient
+		level, g.compare = SettledLevel, func(a, b *segment.Row) int { return a.Place().CompareByPatient(b.Place()) }
 	}
 	g.comp = segment.NewCompressor(level)
 	defer g.close()
@@ -102,49 +105,61 @@ func (m *Merge) run(ctx context.Context, recompress bool) (Result, error) {
 	return Result{Writer: w, Copied: g.copied, Recompressed: g.made}, nil
 }
 
-// Sections lists the sections of inputs in order.
-func Sections(inputs []*segment.Reader) (list []segment.Section) {
-	for _, r := range inputs {
-		for _, s := range r.Sections() {
-			list = append(list, s.Section)
-		}
-	}
-	slices.SortFunc(list, segment.Section.Compare)
-	return slices.Compact(list)
-}
-
 // SmallFile is the compressed bytes below which types share a settled segment:
 // a window has few files, and no large type is written again for a small one.
 const SmallFile = 4 << 20
 
-// Files divides the sections of inputs among the outputs of a job: one output
-// where they are fresh, a type to a file unless below small where they are
-// settled.
-func Files(inputs []*segment.Reader, window *segment.Window, small int64) [][]segment.Section {
-	sections := Sections(inputs)
-	if window == nil {
-		return [][]segment.Section{sections}
+// Files divides the sections of a job's outputs among them, those of inputs and
+// those of last states that are new: one output where they are fresh, else as
+// Divide does.
+func Files(inputs []*segment.Reader, retired []segment.Section, window *segment.Window, small int64) [][]segment.Section {
+	sizes := map[segment.Section]int64{}
+	for _, sec := range retired {
+		sizes[sec] = 0
 	}
-	var files [][]segment.Section
-	size := int64(0)
-	for _, sec := range sections {
-		n := stored(inputs, sec, window)
-		if last := len(files) - 1; last >= 0 && size+n < small {
-			files[last], size = append(files[last], sec), size+n
-			continue
+	for _, r := range inputs {
+		for _, s := range r.Sections() {
+			sizes[s.Section] += stored(r, s, window)
 		}
-		files, size = append(files, []segment.Section{sec}), n
+	}
+	if window == nil {
+		return [][]segment.Section{slices.SortedFunc(maps.Keys(sizes), segment.Section.Compare)}
+	}
+	return Divide(sizes, small)
+}
+
+// Divide divides the sections of a window among its files by their compressed
+// bytes: a type to a file unless below small. Last states lie where their type
+// lies, for cleaning one file may not write what another holds.
+func Divide(sizes map[segment.Section]int64, small int64) (files [][]segment.Section) {
+	whole := map[segment.Section]int64{}
+	for sec, n := range sizes {
+		whole[sec.Resource()] += n
+	}
+	sum := int64(0)
+	for _, sec := range slices.SortedFunc(maps.Keys(whole), segment.Section.Compare) {
+		if files == nil || sum+whole[sec] >= small {
+			files, sum = append(files, nil), 0
+		}
+		f := &files[len(files)-1]
+		sum += whole[sec]
+		for s := range sizes {
+			if s.Resource() == sec {
+				*f = append(*f, s)
+			}
+		}
+	}
+	for _, f := range files {
+		slices.SortFunc(f, segment.Section.Compare)
 	}
 	return files
 }
 
-func stored(inputs []*segment.Reader, sec segment.Section, window *segment.Window) (n int64) {
-	for _, r := range inputs {
-		info := r.Section(sec)
-		for b := info.From; b < info.To; b++ {
-			if k := &r.Blocks()[b]; k.Last >= window.From.Instant && k.First <= window.To.Instant {
-				n += int64(k.Stored)
-			}
+// stored is how many compressed bytes of a section may lie in a window.
+func stored(r *segment.Reader, s segment.SectionInfo, window *segment.Window) (n int64) {
+	for b := s.From; b < s.To; b++ {
+		if k := &r.Blocks()[b]; window == nil || k.Last >= window.From.Instant && k.First <= window.To.Instant {
+			n += int64(k.Stored)
 		}
 	}
 	return n
@@ -152,11 +167,12 @@ func stored(inputs []*segment.Reader, sec segment.Section, window *segment.Windo
 
 type merging struct {
 	*Merge
-	w          *segment.Writer
-	comp       *segment.Compressor
-	compare    func(a, b *segment.Row) int
-	recompress bool
-	ins        []*input
+	w       *segment.Writer
+	comp    *segment.Compressor
+	compare func(a, b *segment.Row) int
+	sorted  bool // the inputs are runs: their rows lie in their sections, and their blocks are not to stay
+	ins     []*input
+	sec     segment.Section // the section being written
 
 	out  []segment.Row // rows of the block being gathered
 	text [][]byte      // and their lines
@@ -166,7 +182,7 @@ type merging struct {
 	copied, made int64
 }
 
-// input is one segment being read, at the head of one section.
+// input is one section of a segment being read.
 type input struct {
 	r    *segment.Reader
 	dir  *segment.Directory
@@ -189,6 +205,12 @@ func openInput(r *segment.Reader) (*input, error) {
 		return nil, errors.Join(err, in.dir.Close())
 	}
 	return in, nil
+}
+
+// at is in at the head of a section.
+func (in *input) at(sec segment.Section) *input {
+	info := in.r.Section(sec)
+	return &input{r: in.r, dir: in.dir, body: in.body, block: info.From, end: info.To}
 }
 
 func (in *input) close() { _, _ = in.dir.Close(), in.body.Close() }
@@ -216,10 +238,9 @@ func (g *merging) close() {
 }
 
 func (g *merging) section(ctx context.Context, sec segment.Section) error {
+	g.sec = sec
 	var heads []*input
-	for _, in := range g.ins {
-		info := in.r.Section(sec)
-		in.block, in.end, in.rows = info.From, info.To, nil
+	for _, in := range g.sources() {
 		if more, err := g.load(in); err != nil {
 			return err
 		} else if more {
@@ -242,6 +263,18 @@ func (g *merging) section(ctx context.Context, sec segment.Section) error {
 	return g.flush(ctx)
 }
 
+// sources are the sections of the inputs that may have rows of the one that is
+// being written.
+func (g *merging) sources() (list []*input) {
+	for _, in := range g.ins {
+		list = append(list, in.at(g.sec))
+		if g.sec.Kind == segment.Last && !g.sorted {
+			list = append(list, in.at(g.sec.Resource()))
+		}
+	}
+	return list
+}
+
 // load makes the next block with a row that stays the head.
 func (g *merging) load(in *input) (bool, error) {
 	for in.block < in.end {
@@ -251,11 +284,11 @@ func (g *merging) load(in *input) (bool, error) {
 		}
 		in.loaded, in.text = in.block, nil
 		in.block++
-		in.whole = !g.recompress && g.all(rows)
+		in.whole = !g.sorted && g.all(rows)
 		if in.rows = rows; in.whole {
 			return true, nil
 		}
-		if !slices.ContainsFunc(rows, func(r segment.Row) bool { return g.Keep(&r) }) {
+		if !slices.ContainsFunc(rows, func(r segment.Row) bool { return g.takes(&r) }) {
 			continue
 		}
 		if err := in.lines(); err != nil {
@@ -268,9 +301,15 @@ func (g *merging) load(in *input) (bool, error) {
 	return false, nil
 }
 
+// takes tells whether a row goes into the section being written.
+func (g *merging) takes(r *segment.Row) bool {
+	sec, ok := g.Keep(r)
+	return ok && sec == g.sec
+}
+
 func (g *merging) all(rows []segment.Row) bool {
 	for i := range rows {
-		if !g.Keep(&rows[i]) {
+		if !g.takes(&rows[i]) {
 			return false
 		}
 	}
@@ -279,7 +318,7 @@ func (g *merging) all(rows []segment.Row) bool {
 
 // skip drops rows that do not stay from the head.
 func (g *merging) skip(in *input) {
-	for len(in.rows) > 0 && !g.Keep(&in.rows[0]) {
+	for len(in.rows) > 0 && !g.takes(&in.rows[0]) {
 		in.text = in.text[in.rows[0].Length:]
 		in.rows = in.rows[1:]
 	}
@@ -338,7 +377,7 @@ func (g *merging) take(ctx context.Context, in *input) error {
 	in.text, in.rows = in.text[r.Length:], in.rows[1:]
 	// A block ends with the block it came from where it can: what would be left
 	// over would drag the next one, and so all of them, into recompression.
-	if g.size >= segment.BlockSize && (len(in.rows) == 0 || g.recompress) || g.size >= 2*segment.BlockSize {
+	if g.size >= segment.BlockSize && (len(in.rows) == 0 || g.sorted) || g.size >= 2*segment.BlockSize {
 		return g.flush(ctx)
 	}
 	return nil
@@ -358,6 +397,9 @@ func (g *merging) flush(ctx context.Context) error {
 
 func (g *merging) append(ctx context.Context, b segment.Block, rows []segment.Row) error {
 	g.rows += len(rows)
+	for i := range rows {
+		rows[i].Section = g.sec
+	}
 	if err := g.w.Append(b, rows); err != nil {
 		return err
 	}

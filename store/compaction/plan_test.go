@@ -260,3 +260,21 @@ func TestPlanPassesByDamage(t *testing.T) {
 		t.Errorf("%v [%d, %d) with a damaged segment among them", j.Kind, j.From, j.To)
 	}
 }
+
+// TestDivide: small types share a file, and last states lie where their type
+// does, also where it has no other row.
+func TestDivide(t *testing.T) {
+	sec := func(k segment.Kind, t fhir.Type) segment.Section { return segment.Section{Kind: k, Type: t} }
+	sizes := map[segment.Section]int64{
+		sec(segment.Live, 1): 10, sec(segment.Live, 2): 70, sec(segment.Last, 2): 50, sec(segment.Live, 3): 0,
+		sec(segment.Deleted, 2): 5, sec(segment.Internal, 1): 5, sec(segment.Last, 4): 10,
+	}
+	want := [][]segment.Section{
+		{sec(segment.Live, 1)},
+		{sec(segment.Live, 2), sec(segment.Last, 2)},
+		{sec(segment.Live, 3), sec(segment.Deleted, 2), sec(segment.Internal, 1), sec(segment.Last, 4)},
+	}
+	if diff := cmp.Diff(want, Divide(sizes, 100)); diff != "" {
+		t.Error(diff)
+	}
+}

@@ -77,7 +77,7 @@ func (s *sorter) block(ctx context.Context, in *input, b int) error {
 		return err
 	}
 	in.loaded, in.text = b, nil
-	if s.Change == nil && !slices.ContainsFunc(rows, func(r segment.Row) bool { return s.Keep(&r) }) {
+	if s.Change == nil && !slices.ContainsFunc(rows, func(r segment.Row) bool { _, ok := s.Keep(&r); return ok }) {
 		return nil
 	}
 	if err := in.lines(); err != nil {
@@ -101,7 +101,9 @@ func (s *sorter) keeps(r *segment.Reader, row *segment.Row, line []byte) bool {
 	if s.Change != nil {
 		return s.Change(r, row, line)
 	}
-	return s.Keep(row)
+	sec, ok := s.Keep(row)
+	row.Section = sec
+	return ok
 }
 
 // write sorts what was gathered and writes it as a run.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"slices"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
@@ -101,6 +102,12 @@ func (r *Reader) Section(sec Section) SectionInfo {
 		}
 	}
 	return SectionInfo{Section: sec}
+}
+
+// Shares tells whether rows of sec may lie in this segment because others of its
+// resources do, last states or not.
+func (r *Reader) Shares(sec Section) bool {
+	return slices.ContainsFunc(r.sections, func(s SectionInfo) bool { return s.Section.Resource() == sec.Resource() })
 }
 
 // Blocks is the block table. The caller must not change it.

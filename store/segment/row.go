@@ -29,6 +29,7 @@ const (
 	Live     Kind = iota // a resource
 	Deleted              // a tombstone to report: a DELETE transaction Bundle
 	Internal             // what no export shows as data
+	Last                 // a resource as it was when it was deleted, once no watermark can show it
 )
 
 func (k Kind) String() string {
@@ -39,6 +40,8 @@ func (k Kind) String() string {
 		return "deleted"
 	case Internal:
 		return "internal"
+	case Last:
+		return "last-state"
 	}
 	return fmt.Sprintf("kind(%d)", uint8(k))
 }
@@ -67,6 +70,14 @@ func (s Section) String() string {
 		return "internal/" + internalNames[s.Type]
 	}
 	return s.Kind.String() + "/" + s.Type.String()
+}
+
+// Resource is the section that rows of s were born in: last states were live.
+func (s Section) Resource() Section {
+	if s.Kind == Last {
+		s.Kind = Live
+	}
+	return s
 }
 
 // Compare orders sections as they stand in a segment.
