@@ -107,7 +107,7 @@ func (r *Reader) Section(sec Section) SectionInfo {
 // Shares tells whether rows of sec may lie in this segment because others of its
 // resources do, last states or not.
 func (r *Reader) Shares(sec Section) bool {
-	return slices.ContainsFunc(r.sections, func(s SectionInfo) bool { return s.Section.Resource() == sec.Resource() })
+	return slices.ContainsFunc(r.sections, func(s SectionInfo) bool { return s.Resource() == sec.Resource() })
 }
 
 // Blocks is the block table. The caller must not change it.
