@@ -60,6 +60,9 @@ type BackupFile struct {
 func (db *DB) Backup(ctx context.Context, root string, copies bool) (Backup, error) {
 	db.erasing.Lock() // an erasure must know all backups that there are
 	defer db.erasing.Unlock()
+	if err := db.writable(); err != nil {
+		return Backup{}, fmt.Errorf("back up into %s: %w", root, err)
+	}
 	now := time.Now().UTC()
 	b := Backup{Form: backupForm, At: now, Path: db.fs.PathJoin(root, backupPrefix+now.Format(backupTime))}
 	if err := db.backup(ctx, root, &b, copies); err != nil {

@@ -59,7 +59,7 @@ func (db *DB) Flush() error {
 	_, span := db.o.Tracer.Start(context.Background(), "store.commit", trace.WithAttributes(attribute.Int64("commit", int64(c.meta.Commit))))
 	defer span.End()
 	if err := c.run(); errors.Is(err, errNoRoom) {
-		span.SetStatus(codes.Error, "the disk is full")
+		span.SetStatus(codes.Error, "the disk takes nothing")
 		return c.putBack(err)
 	} else if err != nil {
 		span.SetStatus(codes.Error, "the commit failed")
@@ -70,8 +70,8 @@ func (db *DB) Flush() error {
 	return nil
 }
 
-// errNoRoom: the disk was full before anything of a commit was true.
-var errNoRoom = errors.New("the disk is full")
+// errNoRoom: the disk took no more before anything of a commit was true.
+var errNoRoom = errors.New("the disk is full or takes no writes")
 
 // roomWait is how long a commit that found no room waits before it tries again.
 const roomWait = 5 * time.Second
@@ -81,7 +81,7 @@ const roomWait = 5 * time.Second
 // there is room the commit is made.
 func (c *commit) putBack(why error) error {
 	db := c.db
-	if err := db.removeFiles(c.id); err != nil {
+	if err := db.removeFiles(c.id); err != nil && !isReadOnly(err) { // then the next commit writes over them
 		return db.fail(fmt.Errorf("commit %d: %w; and what it left cannot be removed: %w", c.meta.Commit, why, err))
 	}
 	db.mu.Lock()
@@ -113,7 +113,7 @@ func (db *DB) begin() *commit {
 	if db.failed != nil || len(db.gather.batches) == 0 {
 		return nil
 	}
-	if db.reserve.tight() {
+	if db.readOnly.Load() || db.reserve.tight() {
 		db.waitForRoom()
 		return nil
 	}
@@ -136,6 +136,10 @@ func (c *commit) run() error {
 		return err
 	}
 	s, err := c.seal()
+	if isReadOnly(err) {
+		c.db.sawReadOnly()
+		return fmt.Errorf("%w: %w", errNoRoom, err)
+	}
 	if vfs.IsNoSpaceError(err) {
 		return fmt.Errorf("%w: %w", errNoRoom, err)
 	}

@@ -154,7 +154,8 @@ type DB struct {
 	clock clock
 	m     *instruments
 
-	reserve reserve
+	reserve  reserve
+	readOnly readOnly
 
 	commitMu sync.Mutex   // one commit, swap or heartbeat at a time
 	erasing  sync.Mutex   // one erasure at a time; taken before merging
@@ -253,7 +254,7 @@ func (db *DB) Run(ctx context.Context) error {
 	upkeep, stop := context.WithCancel(ctx)
 	var loops sync.WaitGroup
 	loops.Go(func() { db.rewriteLoop(upkeep) })
-	loops.Go(func() { db.retakeReserve(upkeep) })
+	loops.Go(func() { db.watchDisk(upkeep) })
 	if db.o.Scrub > 0 {
 		loops.Go(func() { db.scrubLoop(upkeep) })
 	}
@@ -338,6 +339,10 @@ func (db *DB) isClosed() bool {
 // Close gives the directory back. What was gathered but not committed is read
 // from Kafka again.
 func (db *DB) Close() error {
+	if err := db.writable(); err != nil { // writes hang, and what they hold: as after a crash
+		_ = db.fail(err)
+		return fmt.Errorf("close the store: %w", err)
+	}
 	db.merging.Lock()
 	defer db.merging.Unlock()
 	db.commitMu.Lock()

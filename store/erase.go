@@ -36,6 +36,9 @@ func (db *DB) Erase(ctx context.Context, e Erasure) (Erased, error) {
 	}
 	db.erasing.Lock()
 	defer db.erasing.Unlock()
+	if err := db.writable(); err != nil {
+		return Erased{}, fmt.Errorf("erase: %w", err)
+	}
 	if err := db.addErased(e); err != nil {
 		return Erased{}, err
 	}

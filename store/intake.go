@@ -127,7 +127,7 @@ func (db *DB) crowded(bytes int64) bool {
 			db.o.Logger.Info("intake goes on: merges have caught up")
 		}
 	}
-	if behind || !db.noRoom.IsZero() || db.reserve.tight() {
+	if behind || !db.noRoom.IsZero() || db.readOnly.Load() || db.reserve.tight() {
 		return true
 	}
 	if db.gather.bytes > 0 && db.gather.bytes+bytes > db.o.CommitSize {

@@ -36,20 +36,23 @@ func IndexDir(fs vfs.FS, dir string) string { return fs.PathJoin(dir, "index") }
 func Open(dir string, o Options) (*DB, error) {
 	o = o.withDefaults()
 	db := newDB(dir, o)
-	if err := errors.Join(makeDir(o.FS, dir), o.FS.MkdirAll(db.segmentsDir(), 0o700), o.FS.MkdirAll(db.jobsDir(), 0o700)); err != nil {
-		return nil, fmt.Errorf("open store %s: %w", dir, err)
+	err := errors.Join(makeDir(o.FS, dir), o.FS.MkdirAll(db.segmentsDir(), 0o700), o.FS.MkdirAll(db.jobsDir(), 0o700))
+	if err == nil {
+		db.lock, err = lockDir(o.FS, dir)
 	}
-	lock, err := lockDir(o.FS, dir)
+	if isReadOnly(err) {
+		return nil, fmt.Errorf("open store %s: %w: look at the kernel's log, repair the file system and mount it for writing", dir, ErrReadOnly)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open store %s: %w", dir, err)
 	}
-	db.lock = lock
+	db.readOnly.fs, db.readOnly.path = o.FS, o.FS.PathJoin(dir, probeName)
 	db.openReserve()
 	if err := db.openIndex(); err != nil {
-		return nil, errors.Join(fmt.Errorf("open store %s: %w", dir, err), lock.Close())
+		return nil, errors.Join(fmt.Errorf("open store %s: %w", dir, err), db.lock.Close())
 	}
 	if err := db.load(); err != nil {
-		return nil, errors.Join(fmt.Errorf("open store %s: %w", dir, err), db.kv.Close(), lock.Close())
+		return nil, errors.Join(fmt.Errorf("open store %s: %w", dir, err), db.kv.Close(), db.lock.Close())
 	}
 	return db, nil
 }

@@ -55,6 +55,9 @@ type Pinned struct {
 func (db *DB) Pin(_ context.Context, id string, expires time.Time, rule func(*Snapshot) ([]byte, error)) (*Snapshot, error) {
 	db.pinning.RLock()
 	defer db.pinning.RUnlock()
+	if err := db.writable(); err != nil {
+		return nil, err
+	}
 	s, err := db.snapshotReady()
 	if err != nil {
 		return nil, err
@@ -208,6 +211,9 @@ func (db *DB) revoke(segs []*seg) ([]string, error) {
 
 // end durably forgets a snapshot.
 func (db *DB) end(id string) (p *pinned, err error) {
+	if err := db.writable(); err != nil {
+		return nil, err
+	}
 	err = db.whileOpen(func() error {
 		db.mu.Lock()
 		p = db.pins[id]

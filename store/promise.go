@@ -33,6 +33,9 @@ func (db *DB) setClock() {
 // heartbeat stores, while nothing else does, how far we stand: else an idle
 // month would look like a month away.
 func (db *DB) heartbeat() error {
+	if db.readOnly.Load() {
+		return nil
+	}
 	db.commitMu.Lock()
 	defer db.commitMu.Unlock()
 	b := db.kv.NewBatch()

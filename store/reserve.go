@@ -106,15 +106,27 @@ func (db *DB) openReserve() {
 }
 
 func (db *DB) indexFS() vfs.FS {
-	return vfs.OnDiskFull(db.fs, db.reserve.give(func() {
+	give := db.reserve.give(func() {
 		db.o.Logger.Error("the disk is full: the reserve was given up, intake waits until it is back; delete export jobs, or make room",
 			"reserve", humanize.IBytes(uint64(db.reserve.size)))
-	}))
+	})
+	return vfs.OnDiskFull(asFull{db.fs}, func() {
+		if !db.waitWritable() {
+			give()
+		}
+	})
 }
 
-// retakeReserve makes the reserve anew as soon as there is room, until ctx ends.
-func (db *DB) retakeReserve(ctx context.Context) {
+// watchDisk makes the reserve anew as soon as there is room, and finds out when a
+// disk can be written again, until ctx ends.
+func (db *DB) watchDisk(ctx context.Context) {
 	for pause(ctx, time.Second) {
+		if db.readOnly.Load() {
+			if !db.readOnly.refuses() {
+				db.leaveReadOnly()
+			}
+			continue
+		}
 		if !db.reserve.tight() || db.reserve.take() != nil { // said when it was given up
 			continue
 		}

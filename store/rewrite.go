@@ -139,7 +139,7 @@ func (r *rewrite) run(ctx context.Context, without map[uint64]struct{}) error {
 // plan chooses the next work and holds its inputs.
 func (db *DB) plan() *rewrite {
 	db.mu.Lock()
-	v, failed := db.view, db.failed != nil
+	v, failed := db.view, db.failed != nil || db.readOnly.Load()
 	r := &rewrite{db: db, begun: time.Now(), meta: db.meta, closed: v.closed, horizon: db.horizon(), late: fhir.None}
 	s := compaction.State{
 		Fresh: metas(v.fresh, r.horizon, v.closed), Settled: metas(v.settled, r.horizon, segment.NoBound),

@@ -206,3 +206,96 @@ func TestReserve(t *testing.T) {
 		}
 	})
 }
+
+// TestReadOnlyDisk: whether a commit or an export is the first that the disk
+// refuses, what is there is served, intake waits, new exports are told why, and
+// when the disk can be written again everything is taken in without a restart.
+func TestReadOnlyDisk(t *testing.T) {
+	for _, first := range []string{"commit", "half a commit", "export"} {
+		synctest.Test(t, func(t *testing.T) {
+			var refuse, halfway atomic.Bool
+			fs := errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
+				if op.Kind == errorfs.OpFileWrite && strings.HasSuffix(op.Path, ".ndjson.gz") && halfway.CompareAndSwap(true, false) {
+					refuse.Store(true)
+				}
+				if refuse.Load() && op.Kind.ReadOrWrite() == errorfs.OpIsWrite {
+					return syscall.EROFS
+				}
+				return nil
+			}))
+			db := mustOpen(t, "store", Options{FS: fs, Allowance: time.Millisecond})
+			f := newFeed(t, db)
+			f.commit(patientChange("before", fhir.None, "x"))
+			f.advance(time.Second)
+			before := pinNow(t, db, "before")
+			ctx, stop := context.WithCancel(t.Context())
+			ran := make(chan error, 1)
+			go func() { ran <- db.Run(ctx) }()
+			time.Sleep(time.Second)
+			if first == "half a commit" {
+				halfway.Store(true)
+			} else {
+				refuse.Store(true)
+			}
+			held := make(chan error, 1)
+			if first == "export" {
+				go func() {
+					s, err := db.Pin(ctx, "held", time.Time{}, func(*Snapshot) ([]byte, error) { return nil, nil })
+					if err == nil {
+						err = s.Close()
+					}
+					held <- err
+				}()
+				time.Sleep(time.Second)
+			}
+			applied := make(chan struct{})
+			go func() { // waits, if the disk was known to be read-only before
+				f.apply(patientChange("p", fhir.None, "new"))
+				close(applied)
+			}()
+			time.Sleep(10 * time.Minute)
+			if got, err := content(before); err != nil || len(got) != 1 {
+				t.Errorf("%s: an export of before gives %d resources, %v", first, len(got), err)
+			}
+			if _, err := db.Pin(ctx, "new", time.Time{}, func(*Snapshot) ([]byte, error) { return nil, nil }); !errors.Is(err, ErrReadOnly) {
+				t.Errorf("%s: a new export: %v", first, err)
+			}
+			if err := db.Unpin(ctx, "before"); !errors.Is(err, ErrReadOnly) {
+				t.Errorf("%s: deleting one: %v", first, err)
+			}
+			if st := db.Status(); st.Failed != "" || len(ran) != 0 {
+				t.Errorf("%s: the store has failed: %s", first, st.Failed)
+			}
+			refuse.Store(false)
+			time.Sleep(10 * time.Second)
+			if first == "export" {
+				if err := <-held; err != nil {
+					t.Errorf("the export that the disk refused first: %v", err)
+				}
+			}
+			<-applied
+			f.apply()
+			after := pinNow(t, db, "after")
+			if got, err := content(after); err != nil || len(got) != 2 {
+				t.Errorf("%s: in the end an export gives %d resources, %v", first, len(got), err)
+			}
+			if err := errors.Join(before.Close(), after.Close()); err != nil {
+				t.Error(err)
+			}
+			if _, err := db.Check(true); err != nil {
+				t.Errorf("%s: %v", first, err)
+			}
+			stop()
+			if err := <-ran; err != nil {
+				t.Error(err)
+			}
+			if err := db.Close(); err != nil {
+				t.Error(err)
+			}
+			refuse.Store(true)
+			if _, err := Open("store", Options{FS: fs}); !errors.Is(err, ErrReadOnly) {
+				t.Errorf("opened on a read-only disk: %v", err)
+			}
+		})
+	}
+}
