@@ -18,6 +18,9 @@ BENCH    ?= .
 COUNT    ?= 6
 ROUNDS   ?= 1000
 N        ?= 1000000
+KILLS    ?= 20
+LIFE     ?= 3m
+RATE     ?= 2000
 PKG      ?= ./...
 
 .PHONY: help
@@ -72,6 +75,10 @@ bench: go ## benchmarks, in the form that benchstat reads (BENCH=. COUNT=6)
 .PHONY: scale
 scale: go ## let a store grow to N=1000000 resources, measured as it does: tables as in store/BENCHMARKS.md
 	$(GO) test -count=1 -timeout 3h -run '^TestScale$$' -v ./cmd/tidemark -scale.resources=$(N)
+
+.PHONY: soak
+soak: go ## an hour of changes, clients and kills (KILLS=20 LIFE=3m RATE=2000), counted: nothing missed, nothing twice
+	$(GO) test -count=1 -timeout 24h -run '^TestProcessKills$$' -v ./cmd/tidemark -process.kills=$(KILLS) -process.life=$(LIFE) -process.rate=$(RATE)
 
 .PHONY: golden
 golden: go ## rewrite golden files; then read the difference

@@ -29,6 +29,9 @@ import (
 var (
 	processKills = flag.Int("process.kills", 8, "how often TestProcessKills kills the server")
 	processSeed  = flag.Uint64("process.seed", 0, "seed of TestProcessKills; 0: a new one at each run")
+	processRate  = flag.Int("process.rate", 500, "records a second that TestProcessKills writes")
+	processLife  = flag.Duration("process.life", 0, "how long a server of TestProcessKills lives, about; 0: 1.5 s at most, and some not until they are ready")
+	processJobs  = flag.Int("process.jobs", 300, "how many jobs the client of TestProcessKills keeps; older ones it deletes")
 )
 
 // A server that is killed at random moments, while it starts, takes in,
@@ -39,13 +42,17 @@ func TestProcessKills(t *testing.T) {
 	if seed == 0 {
 		seed = uint64(time.Now().UnixNano())
 	}
-	t.Logf("again with -process.seed=%d -process.kills=%d", seed, *processKills)
+	t.Logf("again with -process.seed=%d -process.kills=%d -process.rate=%d -process.life=%v", seed, *processKills, *processRate, *processLife)
 	cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(4, "fhir-changes"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer cluster.Close()
-	r := newRig(t, cluster.ListenAddrs()[0], "fhir-changes", nil, "--set", "limits.jobs=1000000")
+	more := []string{"--set", "limits.jobs=1000000", "--set", "retention.last_state=5s"}
+	if *processLife > 0 {
+		more = append(more, "--set", "compaction.settle_after=30s", "--set", "retention.last_state=2m")
+	}
+	r := newRig(t, cluster.ListenAddrs()[0], "fhir-changes", nil, more...)
 	r.hospital = hospital.New(hospital.Options{Seed: seed, Patients: 10, Years: 1, End: time.Now().Add(-time.Second)})
 	r.ledger = proof.NewLedger(proof.Options{Allowance: time.Second})
 	r.chain = r.ledger.Chain()
@@ -56,7 +63,7 @@ func TestProcessKills(t *testing.T) {
 	defer done()
 	k := &keeper{r: r, rng: rand.New(rand.NewPCG(seed, 1))}
 	work, ctx := errgroup.WithContext(goOn)
-	work.Go(func() error { return r.pour(ctx, rand.New(rand.NewPCG(seed, 2))) })
+	work.Go(func() error { return r.pour(ctx, rand.New(rand.NewPCG(seed, 2)), &k.written) })
 	work.Go(func() error { return k.collect(ctx) })
 	lives(ctx, r, k, rand.New(rand.NewPCG(seed, 3)))
 	r.start()
@@ -80,20 +87,35 @@ func TestProcessKills(t *testing.T) {
 func lives(ctx context.Context, r *rig, k *keeper, rng *rand.Rand) {
 	r.t.Helper()
 	intervals := []string{"10ms", "50ms", "500ms"}
-	for range *processKills {
+	for i := range *processKills {
 		r.launch("--set", "commit.interval="+intervals[rng.IntN(len(intervals))])
 		lifetime := time.Duration(rng.IntN(300)) * time.Millisecond
 		if rng.IntN(4) > 0 {
 			r.ready()
 			lifetime *= 5
 		}
+		if *processLife > 0 {
+			lifetime = *processLife/2 + time.Duration(rng.Int64N(int64(*processLife)))
+		}
 		pause(ctx, lifetime)
 		if ctx.Err() != nil {
 			return // somebody failed: Wait tells
 		}
+		if *processLife > 0 {
+			r.t.Logf("life %d, %v: %d records written, %d windows; %s", i+1, lifetime.Round(time.Second), k.written.Load(), k.windows.Load(), r.state())
+		}
 		r.kill()
 		k.killed.Add(1)
 	}
+}
+
+// state is what a server says of itself before it is killed.
+func (r *rig) state() string {
+	page := strings.TrimSuffix(r.client.Base, "/fhir") + "/metrics"
+	mib := func(name string) string { return fmt.Sprintf("%.0f MiB", metric(page, name)/(1<<20)) }
+	return fmt.Sprintf("%.0f segments of %s, %s in snapshots only, backlog %s, %.1f s behind, at most %d MiB of memory",
+		metric(page, "tidemark_store_segments"), mib("tidemark_store_body_size_bytes"), mib("tidemark_store_pinned_size_bytes"),
+		mib("tidemark_store_backlog_bytes"), metric(page, "tidemark_store_watermark_lag_seconds"), peakMemory(r.t, r.server.Process.Pid)>>20)
 }
 
 // launch starts a server with more arguments and does not wait for it.
@@ -124,10 +146,12 @@ func (r *rig) ready() {
 	})
 }
 
-// pour lets the hospital write some hundred records a second until ctx ends, in
+// pour lets the hospital write -process.rate records a second until ctx ends, in
 // so small portions that some arrive while a commit is under way.
-func (r *rig) pour(ctx context.Context, rng *rand.Rand) error {
-	tick := time.NewTicker(5 * time.Millisecond)
+func (r *rig) pour(ctx context.Context, rng *rand.Rand, written *atomic.Int64) error {
+	const portion = 5 * time.Millisecond
+	perTick := max(1, int(float64(*processRate)*portion.Seconds()+0.5))
+	tick := time.NewTicker(portion)
 	defer tick.Stop()
 	acked := make(chan error, 1) // the first failure
 	sending := context.WithoutCancel(ctx)
@@ -136,12 +160,13 @@ func (r *rig) pour(ctx context.Context, rng *rand.Rand) error {
 		<-tick.C
 		// Stamped a little earlier, as in a database that stamps when its
 		// transaction begins: what seems to come from the future is no evidence.
-		r.hospital.Live(time.Now().Add(-20*time.Millisecond), 1+rng.IntN(4), func(rec hospital.Record) bool {
+		r.hospital.Live(time.Now().Add(-20*time.Millisecond), 1+rng.IntN(2*perTick-1), func(rec hospital.Record) bool {
 			receipt, err := r.ledger.Sent(rec)
 			if err != nil {
 				failed = err
 				return false
 			}
+			written.Add(1)
 			r.producer.Produce(sending, r.record(rec), func(_ *kgo.Record, err error) {
 				if err == nil {
 					r.ledger.Acked(receipt, time.Now())
@@ -164,13 +189,15 @@ func (r *rig) pour(ctx context.Context, rng *rand.Rand) error {
 	}
 }
 
-// A keeper is a client that chains exports and deletes no job, so that it can
-// come back for each.
+// A keeper is a client that chains exports and keeps their jobs for long, so
+// that it can come back for them.
 type keeper struct {
 	r      *rig
 	rng    *rand.Rand
 	killed atomic.Int32
 	jobs   []kept
+
+	written, windows atomic.Int64 // records written, exports made
 }
 
 // kept is a job with what its files were.
@@ -238,7 +265,14 @@ func (k *keeper) window(ctx context.Context) error {
 	one.life = k.killed.Load()
 	k.jobs = append(k.jobs, one)
 	k.r.since = m.TransactionTime
-	return nil
+	k.windows.Add(1)
+	if len(k.jobs) <= *processJobs {
+		return nil
+	}
+	i := k.rng.IntN(len(k.jobs))
+	job = k.jobs[i].job
+	k.jobs = slices.Delete(k.jobs, i, i+1)
+	return job.Delete(ctx)
 }
 
 // enter tells the chain of a line.
