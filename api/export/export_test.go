@@ -230,7 +230,7 @@ func TestSweepRetries(t *testing.T) {
 		go func() { done <- j.Run(ctx) }()
 		start(t, j, everything())
 		db.Fail(errors.New("disk full"))
-		time.Sleep(5 * time.Minute)
+		time.Sleep(5*time.Minute + time.Second) // no sweep is under way
 		db.Fail(nil)
 		if len(db.Pinned()) != 1 || j.Len() != 1 {
 			t.Error("a job vanished though it could not be unpinned")
