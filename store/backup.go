@@ -318,8 +318,7 @@ func renewIndex(kv *pebble.DB) (fhir.Instant, error) {
 				return nil
 			}
 			id, err := index.ParseSegmentKey(k)
-			from, to := index.DeathsOf(id)
-			return errors.Join(err, drop(k, nil), b.DeleteRange(from, to, nil))
+			return errors.Join(err, drop(k, nil), index.Scan(kv, index.DeathsOf(id), drop))
 		}),
 	)
 	m.Epoch++

@@ -37,7 +37,7 @@ var scenarioPart = Partition{Topic: "fhir", ID: 0}
 
 func (s *scenario) open(fs vfs.FS) error {
 	db, err := Open("store", Options{
-		FS: fs, MergeOff: true, Cache: 1 << 20, Allowance: time.Millisecond, SettleAfter: time.Millisecond, LastState: time.Hour, smallFile: 1,
+		FS: fs, MergeOff: true, still: true, Cache: 1 << 20, Allowance: time.Millisecond, SettleAfter: time.Millisecond, LastState: time.Hour, smallFile: 1,
 	})
 	if err != nil {
 		return err

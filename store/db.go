@@ -94,6 +94,7 @@ type Options struct {
 	MergeOff bool
 
 	smallFile int64 // compaction.SmallFile, smaller in tests
+	still     bool  // index.Options.Still
 
 	FS     vfs.FS // default: the disk
 	Logger *slog.Logger

@@ -23,6 +23,7 @@ type Erased struct {
 	Segments    int       `json:"segments"`    // that were written anew
 	Jobs        []string  `json:"-"`           // exports that held them: ended
 	Elsewhere   []string  `json:"elsewhere"`   // backups and folders that may still hold it
+	Groups      []string  `json:"-"`           // ids of living Groups that still name an erased Patient
 }
 
 // Erase takes a resource, or all of a Patient's compartment, out of all history:
@@ -109,7 +110,7 @@ func (db *DB) enforce(ctx context.Context) (Erased, error) {
 		return done, fmt.Errorf("erase: %w", err)
 	}
 	done.Jobs = append(done.Jobs, more...)
-	done.Segments, done.DeadLetters = len(segs), doom.letters
+	done.Segments, done.DeadLetters, done.Groups = len(segs), doom.letters, doom.groups
 	if done.Elsewhere, err = db.elsewhere(); err != nil {
 		return done, fmt.Errorf("erase: %w", err)
 	}
@@ -120,6 +121,7 @@ func (db *DB) enforce(ctx context.Context) (Erased, error) {
 type doomed struct {
 	rows    map[*seg]map[uint64]struct{}
 	living  []fhir.Key
+	groups  []string // that name a Patient of the list, and live
 	letters int
 }
 
@@ -179,13 +181,18 @@ func (d *doomed) search(db *DB, s *seg, dir *segment.Directory, list *erasedList
 			}
 			for i := range rows {
 				row := &rows[i]
-				if !list.refuses(row.Key, row.Patients) {
+				lives := !departures && row.Bound().Compare(v.after) > 0 && db.deathOf(s, b, row.Seq) == fhir.None
+				switch refused := list.refuses(row.Key, row.Patients); {
+				case refused && lives:
+					d.living = append(d.living, row.Key)
+				case refused:
+				case row.Key.Type != groupType || !list.names(row.Patients):
+					continue
+				case lives: // it is about its other members, too: the source must change it
+					d.groups = append(d.groups, row.Key.ID)
 					continue
 				}
 				d.add(s, row.Seq)
-				if !departures && row.Bound().Compare(v.after) > 0 && db.deathOf(s, b, row.Seq) == fhir.None {
-					d.living = append(d.living, row.Key)
-				}
 			}
 		}
 	}

@@ -386,6 +386,42 @@ func writeFile(t *testing.T, fs vfs.FS, path string, data []byte) {
 	}
 }
 
+// TestEraseAndGroups: earlier versions of Groups that name an erased Patient go.
+// What lives stays, for it is about the other members, and is said; once the
+// source has changed it, erasing again takes the version that named it.
+func TestEraseAndGroups(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := mustOpen(t, "store", Options{FS: vfs.NewMem(), Allowance: time.Millisecond})
+		defer db.Close()
+		f := newFeed(t, db)
+		f.advance(time.Second)
+		f.commit(patientChange("anna", fhir.None, ""), patientChange("ben", fhir.None, ""),
+			groupChange("left", "Patient/anna", "Patient/ben"), groupChange("lists", "Patient/anna", "Patient/ben"))
+		f.advance(time.Second)
+		f.commit(groupChange("left", "Patient/ben"))
+		f.advance(time.Second)
+		erase := func() string {
+			t.Helper()
+			done, err := db.Erase(t.Context(), Erasure{Key: fhir.Key{Type: patientType, ID: "anna"}, Compartment: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return fmt.Sprintf("%d bodies name her, those of %v live", strings.Count(bodies(t, db), `"reference":"Patient/anna"`), done.Groups)
+		}
+		if got, want := erase(), "1 bodies name her, those of [lists] live"; got != want {
+			t.Errorf("%s, want %s", got, want)
+		}
+		f.commit(groupChange("lists", "Patient/ben"))
+		f.advance(time.Second)
+		if got, want := erase(), "0 bodies name her, those of [] live"; got != want {
+			t.Errorf("after the source changed it: %s, want %s", got, want)
+		}
+		if _, err := db.Check(true); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // TestEraseDuringKickOffs: exports start all the while. None that can still be
 // opened afterwards holds what was erased.
 func TestEraseDuringKickOffs(t *testing.T) {

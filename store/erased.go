@@ -12,6 +12,7 @@ import (
 	"io"
 	"os"
 	"regexp"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -81,15 +82,12 @@ func (l *erasedList) refuses(key fhir.Key, patients []string) bool {
 	if l.has(l.hashOf(erasedResource, key.String())) || key.Type == patientResource && l.has(l.hashOf(erasedCompartment, key.ID)) {
 		return true
 	}
-	if key.Type == groupType {
-		return false
-	}
-	for _, p := range patients {
-		if l.has(l.hashOf(erasedCompartment, p)) {
-			return true
-		}
-	}
-	return false
+	return key.Type != groupType && l.names(patients)
+}
+
+// names tells whether one of some Patients was erased with its compartment.
+func (l *erasedList) names(patients []string) bool {
+	return slices.ContainsFunc(patients, func(id string) bool { return l.has(l.hashOf(erasedCompartment, id)) })
 }
 
 func (l *erasedList) refusesChange(ch *Change) bool {

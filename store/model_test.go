@@ -157,7 +157,7 @@ func runModel(t *testing.T, seed uint64) *model {
 	n := 1 + m.r.IntN(3)
 	m.logs, m.fetched = make([][]sent, n), make([]int64, n)
 	m.o = Options{
-		FS: m.fs, CommitInterval: 100 * time.Millisecond, MergeOff: true, Cache: 1 << 20,
+		FS: m.fs, CommitInterval: 100 * time.Millisecond, MergeOff: true, still: true, Cache: 1 << 20,
 		Allowance:   []time.Duration{time.Millisecond, time.Second, time.Minute}[m.r.IntN(3)],
 		SettleAfter: []time.Duration{time.Millisecond, 5 * time.Second, time.Hour}[m.r.IntN(3)],
 		smallFile:   []int64{1, 0}[m.r.IntN(2)],

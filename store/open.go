@@ -69,7 +69,7 @@ func lockDir(fs vfs.FS, dir string) (io.Closer, error) {
 // openIndex opens the index. One that is not there is made under another name
 // first: a crash while Pebble begins a database can leave one that it refuses.
 func (db *DB) openIndex() (err error) {
-	path, o := IndexDir(db.fs, db.dir), index.Options{FS: db.indexFS(), Cache: db.o.Cache, Logger: pebbleLog{db.o.Logger}}
+	path, o := IndexDir(db.fs, db.dir), index.Options{FS: db.indexFS(), Cache: db.o.Cache, Still: db.o.still, Logger: pebbleLog{db.o.Logger}}
 	if _, err := db.fs.Stat(path); errors.Is(err, os.ErrNotExist) {
 		if err := db.create(path, o); err != nil {
 			return err

@@ -354,11 +354,11 @@ func removeSegment(disk vfs.FS, dir string, id segment.ID) error {
 	return nil
 }
 
-// forget removes a segment from the index.
+// forget removes a segment from the index. Key by key: Pebble keeps deleted
+// ranges in memory until it flushes, which may be months, and each look goes
+// through all of them.
 func (db *DB) forget(w *batchWriter, id segment.ID) {
 	w.delete(index.SegmentKey(id))
-	from, to := index.DeathsOf(id)
-	if w.err == nil {
-		w.err = w.b.DeleteRange(from, to, nil)
-	}
+	err := index.Scan(db.kv, index.DeathsOf(id), func(k, _ []byte) error { w.delete(k); return w.err })
+	w.err = errors.Join(w.err, err)
 }

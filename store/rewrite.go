@@ -209,8 +209,7 @@ func lastStates(sec segment.Section) segment.Section {
 func (db *DB) deathsOf(segs []*seg, fn func(index.Death)) error {
 	for _, s := range segs {
 		var list []index.Death
-		from, to := index.DeathsOf(s.id())
-		err := index.Scan(db.kv, &pebble.IterOptions{LowerBound: from, UpperBound: to}, func(_, v []byte) (err error) {
+		err := index.Scan(db.kv, index.DeathsOf(s.id()), func(_, v []byte) (err error) {
 			list, err = index.DecodeDeaths(list[:0], v)
 			for _, d := range list {
 				fn(d)

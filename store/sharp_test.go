@@ -72,7 +72,7 @@ func patientChange(id string, at fhir.Instant, text string) Change {
 
 func mustOpen(t testing.TB, dir string, o Options) *DB {
 	t.Helper()
-	o.MergeOff = true
+	o.MergeOff, o.still = true, true
 	if o.Cache == 0 {
 		o.Cache = 1 << 20
 	}

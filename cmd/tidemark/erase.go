@@ -75,6 +75,9 @@ func erase(ctx context.Context, db *store.DB, args url.Values, out io.Writer) er
 	}
 	fmt.Fprintf(out, "erased: %s living resources, %s rows, %s of them dead letters; %d segments written anew, %d export jobs ended\n",
 		humanize.Comma(int64(done.Resources)), humanize.Comma(int64(done.Rows)), humanize.Comma(int64(done.DeadLetters)), done.Segments, len(done.Jobs))
+	for _, id := range done.Groups {
+		fmt.Fprintf(out, "Group/%s still names the Patient: change it at the source, then erase again for its earlier versions\n", id)
+	}
 	if len(done.Elsewhere) == 0 {
 		_, err = fmt.Fprintln(out, "no backup and no folder beside this store is known that could hold it still")
 		return err

@@ -47,7 +47,7 @@ func TestScale(t *testing.T) {
 		s.grow(size)
 	}
 	s.dead.head("changed since", "first full export", "then clean after", "full export then", "dead rows then")
-	s.full("nothing", 0)
+	s.full("1.1 % updated while it grew", 0)
 	for _, part := range []struct {
 		name string
 		n    int

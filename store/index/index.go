@@ -32,6 +32,7 @@ type Options struct {
 	Cache    int64 // bytes; below 96 MiB look-ups fall off a cliff
 	ReadOnly bool
 	NoLog    bool // for what need not survive a crash
+	Still    bool // no timer ticks: for tests in simulated time, where each tick costs as much as a real one
 	Logger   pebble.Logger
 }
 
@@ -54,6 +55,9 @@ func Open(dir string, o Options) (*pebble.DB, error) {
 		l.BlockSize, l.IndexBlockSize = 32<<10, 256<<10
 		l.FilterPolicy = bloom.FilterPolicy(10)
 		l.Compression = func() *block.CompressionProfile { return block.FastCompression }
+	}
+	if o.Still {
+		p.Experimental.CompactionScheduler = pebble.NewConcurrencyLimitSchedulerWithNoPeriodicGrantingForTest()
 	}
 	db, err := pebble.Open(dir, p)
 	if err != nil {

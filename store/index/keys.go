@@ -109,8 +109,8 @@ func ParseDeathsKey(k []byte) (segment.ID, error) {
 }
 
 // DeathsOf bounds the deaths of one segment.
-func DeathsOf(id segment.ID) (from, to []byte) {
-	return DeathsKey(id, 0), DeathsKey(id+1, 0)
+func DeathsOf(id segment.ID) *pebble.IterOptions {
+	return &pebble.IterOptions{LowerBound: DeathsKey(id, 0), UpperBound: DeathsKey(id+1, 0)}
 }
 
 // RowKey is the key of a resource's newest row.
