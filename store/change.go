@@ -48,9 +48,10 @@ type Change struct {
 	Timestamp   fhir.Instant // the record's timestamp, None if it has none
 	Offset      int64
 
-	Patients []string      // ids of the Patients in whose compartment it lies, sorted
-	Members  []fhir.Member // of a Group
-	Dead     *DeadLetter   // set: the record could not be decoded; Key and Body are ignored
+	Patients   []string      // ids of the Patients in whose compartment it lies, sorted
+	References []fhir.Key    // what it refers to of what lies in nobody's compartment, sorted
+	Members    []fhir.Member // of a Group
+	Dead       *DeadLetter   // set: the record could not be decoded; Key and Body are ignored
 }
 
 // A DeadLetter is a record that could not be decoded, kept whole.

@@ -197,7 +197,7 @@ func (c *commit) apply(ch *Change, t *taken, r *resource, hash uint64) error {
 	n := row{
 		Row: segment.Row{
 			Section: segment.Section{Kind: segment.Live, Type: ch.Key.Type}, Key: ch.Key, Seq: c.seq(), Instant: at,
-			Clock: clock, Hash: hash, Placed: at, Patients: ch.Patients, Life: life,
+			Clock: clock, Hash: hash, Placed: at, Patients: ch.Patients, References: ch.References, Life: life,
 		},
 		body: ch.Body, death: fhir.None,
 	}
@@ -327,7 +327,7 @@ func (c *commit) departed(r *segment.Row, old []string) {
 func (c *commit) internal(kind fhir.Type, cause *segment.Row, patients []string, line any) {
 	n := row{Row: *cause, death: fhir.None}
 	n.Section = segment.Section{Kind: segment.Internal, Type: kind}
-	n.Seq, n.Patients, n.Life, n.Placed, n.Hash = c.seq(), patients, segment.NoLife, cause.Instant, 0
+	n.Seq, n.Patients, n.References, n.Life, n.Placed, n.Hash = c.seq(), patients, nil, segment.NoLife, cause.Instant, 0
 	n.body = mustJSON(line)
 	n.Length = int32(len(n.body)) + 1
 	c.rows = append(c.rows, n)

@@ -33,11 +33,11 @@ func frozenOptions() Options {
 // TestFrozen opens the store of each format that there was, as the release wrote
 // it that brought the format: what it held is told as then, and it goes on.
 func TestFrozen(t *testing.T) {
-	present := fmt.Sprintf("../testdata/frozen/format-%d.zip", index.Format)
+	present := fmt.Sprintf("../testdata/frozen/segments-%d-index-%d.zip", segment.Version, index.Format)
 	if *freeze {
 		synctest.Test(t, func(t *testing.T) { freezeStore(t, present) })
 	}
-	files, err := filepath.Glob("../testdata/frozen/format-*.zip")
+	files, err := filepath.Glob("../testdata/frozen/*.zip")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -120,13 +120,24 @@ func frozenHistory() []Change {
 	list := []Change{
 		patientChange("anna", fhir.None, "first"), patientChange("ben", fhir.None, "first"), patientChange("gone", fhir.None, "first"),
 		patientChange("late", fhir.None, "first"), patientChange("erased", fhir.None, "CANARY"), stated,
-		observationOf("o1", "anna", "first"), observationOf("moves", "anna", "first"),
+		referring(observationOf("o1", "anna", "first"), "Practitioner/dr"), observationOf("moves", "anna", "first"),
 		groupChange("g", "Patient/anna", "Patient/ben"), letter,
 	}
 	for i := range 12 {
 		list = append(list, observationOf(fmt.Sprintf("many-%02d", i), []string{"anna", "ben", "stated"}[i%3], "one of many"))
 	}
 	return list
+}
+
+// referring makes a change refer to what lies in nobody's compartment.
+func referring(ch Change, ref string) Change {
+	key, err := fhir.ParseKey(ref)
+	if err != nil {
+		panic(err)
+	}
+	ch.References = append(ch.References, key)
+	ch.Body = fmt.Appendf(ch.Body[:len(ch.Body)-1], `,"performer":[{"reference":"%s"}]}`, ref)
+	return ch
 }
 
 func groupChange(id string, refs ...string) Change {

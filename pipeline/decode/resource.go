@@ -103,6 +103,7 @@ func (d *resource) upsert(rec Record, key fhir.Key, h headers) ([]store.Change, 
 		Timestamp:   rec.Timestamp,
 		Offset:      rec.Offset,
 		Patients:    res.Patients,
+		References:  res.References,
 		Members:     res.Members,
 	}
 	noVersion, noUpdated := res.Meta.Missing()

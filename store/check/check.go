@@ -299,9 +299,16 @@ func (c *checker) rows(r *segment.Reader, b int, rows []segment.Row, buried *int
 		lead.Patients = 0
 	}
 	size, first, last := int64(0), rows[0].Instant, rows[0].Instant
+	loose, shared := int32(0), int32(0)
 	for i := range rows {
 		row := &rows[i]
 		size += int64(row.Length)
+		switch n := len(row.Patients); {
+		case n == 0:
+			loose++
+		case n > 1:
+			shared++
+		}
 		first, last = min(first, row.Instant), max(last, row.Instant)
 		c.report.Rows++
 		if i > 0 && compare(&rows[i-1], row) >= 0 {
@@ -341,6 +348,9 @@ func (c *checker) rows(r *segment.Reader, b int, rows []segment.Row, buried *int
 	}
 	if first != k.First || last != k.Last || lead != k.Lead {
 		c.fault("S4: %s, block %d: the table's instants are not its rows'", name, b)
+	}
+	if loose != k.Loose || shared != k.Shared {
+		c.fault("S4: %s, block %d: %d of its rows lie in no compartment and %d in several, the table says %d and %d", name, b, loose, shared, k.Loose, k.Shared)
 	}
 	if size != k.Sum.Size {
 		c.fault("S4: %s, block %d: its rows are %d bytes, the table says %d", name, b, size, k.Sum.Size)

@@ -81,10 +81,14 @@ var patientPaths = map[string]string{
 
 // InPatientCompartment says whether resources of the type can lie in the
 // compartment of a Patient at all.
-func InPatientCompartment(t Type) bool {
-	_, ok := patientPaths[t.String()]
-	return ok
-}
+func InPatientCompartment(t Type) bool { return inCompartment[t] }
+
+var inCompartment = func() (in [256]bool) {
+	for name := range patientPaths {
+		in[typeNumbers[name]] = true
+	}
+	return in
+}()
 
 // A node is a member name that the scanner cares about, at its place in the
 // resource. Names without a node are validated and passed by. Lists are looked

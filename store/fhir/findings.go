@@ -14,7 +14,14 @@ type findings struct {
 	tagCode     bool
 	subsetted   bool
 	patients    []text
+	references  []reference
 	members     []pending
+}
+
+// reference is a Key whose ID is not a string yet.
+type reference struct {
+	typ Type
+	id  text
 }
 
 // pending is a Member whose Ref is not a string yet.
@@ -124,8 +131,10 @@ func (s *Scanner) takeText(n *node, raw []byte, end int) (reason string) {
 		f.tagCode = string(raw) == subsettedCode
 	case referenceText:
 		s.takePatient(raw)
+		s.takeReference(raw)
 	case memberReferenceText:
 		s.takeMember(raw)
+		s.takeReference(raw)
 	case startText, endText:
 		return s.takeDate(n, raw)
 	case inactiveFlag:
@@ -150,6 +159,46 @@ func (s *Scanner) takePatient(ref []byte) {
 		}
 	}
 	s.found.patients = append(s.found.patients, s.keep(id))
+}
+
+// refers tells whether a member that no node is for is the literal reference of
+// a Reference, whose text begins at i. Wherever one stands counts, in extensions
+// and contained resources, too.
+func (s *Scanner) refers(name text, escaped bool, i int) bool {
+	if s.again || i >= len(s.src) || s.src[i] != '"' {
+		return false
+	}
+	return string(s.plain(s.src[name.from:name.to], escaped)) == "reference"
+}
+
+// reference reads the text of one.
+func (s *Scanner) reference(i int) int {
+	end, escaped := s.text(i + 1)
+	if end >= 0 {
+		s.takeReference(s.plain(s.src[i+1:end-1], escaped))
+	}
+	return end
+}
+
+// takeReference notes the target of a reference if it lies in no Patient's
+// compartment: the other references lead to what an export has anyway.
+func (s *Scanner) takeReference(ref []byte) {
+	if s.again { // it was noted at the first look
+		return
+	}
+	name, id, ok := referenceTarget(ref, s.OwnBases)
+	t := typeNumbers[string(name)]
+	if !ok || t == 0 || inCompartment[t] {
+		return
+	}
+	// Mostly it is one of the last again.
+	known := s.found.references
+	for _, r := range known[max(0, len(known)-8):] {
+		if r.typ == t && bytes.Equal(s.arena[r.id.from:r.id.to], id) {
+			return
+		}
+	}
+	s.found.references = append(known, reference{t, s.keep(id)})
 }
 
 // takeMember notes the entity of a Group's member; one that is a Patient also

@@ -104,7 +104,12 @@ func (s *Scanner) object(i int, n *node, depth int) int {
 		if child == nil && n == headNode {
 			s.late = append(s.late, lateMember{name, escaped, i})
 		}
-		if i = s.value(i, child, depth); i < 0 {
+		if child == nil && s.refers(name, escaped, i) {
+			i = s.reference(i)
+		} else {
+			i = s.value(i, child, depth)
+		}
+		if i < 0 {
 			return i
 		}
 		if n == headNode && s.root != nil {
@@ -184,13 +189,20 @@ func (s *Scanner) passObject(i, depth int) int {
 		if i >= len(s.src) || s.src[i] != '"' {
 			return s.expected(i, reasonName)
 		}
-		if i, _ = s.text(i + 1); i < 0 {
+		end, escaped := s.text(i + 1)
+		if end < 0 {
+			return end
+		}
+		name := text{i + 1, end - 1}
+		if i = s.colon(end); i < 0 {
 			return i
 		}
-		if i = s.colon(i); i < 0 {
-			return i
+		if s.refers(name, escaped, i) {
+			i = s.reference(i)
+		} else {
+			i = s.pass(i, depth)
 		}
-		if i = s.pass(i, depth); i < 0 {
+		if i < 0 {
 			return i
 		}
 		i = s.space(i)

@@ -1,6 +1,7 @@
 package fhir
 
 import (
+	"cmp"
 	"errors"
 	"strings"
 )
@@ -19,6 +20,11 @@ type Key struct {
 
 // String is the key as a relative reference, Type/id.
 func (k Key) String() string { return k.Type.String() + "/" + k.ID }
+
+// Compare orders keys by the number of the type, then by id.
+func (k Key) Compare(l Key) int {
+	return cmp.Or(cmp.Compare(k.Type, l.Type), cmp.Compare(k.ID, l.ID))
+}
 
 // ParseKey reads what Key.String writes, for known types and valid ids only.
 func ParseKey(s string) (Key, error) {

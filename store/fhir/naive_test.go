@@ -98,10 +98,36 @@ func naive(t *testing.T, doc []byte, ownBase string) Resource {
 	}
 	slices.Sort(res.Patients)
 	res.Patients = slices.Compact(res.Patients)
+	for _, ref := range naiveReferences(root) {
+		key, err := ParseKey(literal(ref, ownBase))
+		if _, in := patientPaths[key.Type.String()]; err == nil && !in {
+			res.References = append(res.References, key)
+		}
+	}
+	slices.SortFunc(res.References, Key.Compare)
+	res.References = slices.Compact(res.References)
 	if typ == "Group" {
 		res.Members = naiveMembers(root, ownBase)
 	}
 	return res
+}
+
+// naiveReferences lists the strings that are the member reference of any object.
+func naiveReferences(v any) (refs []string) {
+	switch v := v.(type) {
+	case map[string]any:
+		for name, member := range v {
+			if s, ok := member.(string); ok && name == "reference" {
+				refs = append(refs, s)
+			}
+			refs = append(refs, naiveReferences(member)...)
+		}
+	case []any:
+		for _, e := range v {
+			refs = append(refs, naiveReferences(e)...)
+		}
+	}
+	return refs
 }
 
 func naiveMembers(root map[string]any, ownBase string) []Member {

@@ -111,6 +111,7 @@ func (s *Scanner) reset(src []byte) {
 	s.found = findings{
 		lastUpdated: None,
 		patients:    reuse(s.found.patients),
+		references:  reuse(s.found.references),
 		members:     reuse(s.found.members),
 	}
 }
@@ -188,6 +189,7 @@ func (s *Scanner) resource(body []byte) Resource {
 		LastUpdated: f.lastUpdated,
 		Meta:        f.meta,
 		Patients:    patientsOf(all, f.patients),
+		References:  keysOf(all, f.references),
 		Subsetted:   f.subsetted,
 	}
 	if len(f.members) > 0 {
@@ -210,4 +212,16 @@ func patientsOf(all string, found []text) []string {
 	}
 	slices.Sort(ids)
 	return slices.Compact(ids)
+}
+
+func keysOf(all string, found []reference) []Key {
+	if len(found) == 0 {
+		return nil
+	}
+	keys := make([]Key, len(found))
+	for i, r := range found {
+		keys[i] = Key{Type: r.typ, ID: all[r.id.from:r.id.to]}
+	}
+	slices.SortFunc(keys, Key.Compare)
+	return slices.Compact(keys)
 }

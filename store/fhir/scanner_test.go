@@ -24,7 +24,17 @@ func TestScan(t *testing.T) {
 		}, {
 			"patients are sorted and named once",
 			`{"resourceType":"Observation","id":"o","subject":{"reference":"Patient/b"},"performer":[{"reference":"Patient/a"},{"reference":"Patient/b"},{"reference":"Practitioner/c"}]}`,
-			Resource{Key: key("Observation/o"), LastUpdated: None, Patients: []string{"a", "b"}},
+			Resource{Key: key("Observation/o"), LastUpdated: None, Patients: []string{"a", "b"}, References: []Key{key("Practitioner/c")}},
+		}, {
+			"references to what is in nobody's compartment, wherever they stand",
+			`{"subject":{"reference":"Patient/b"},"extension":[{"valueReference":{"reference":"Location/l/_history/2"}}],"resourceType":"Encounter","id":"e",` +
+				`"contained":[{"resourceType":"Basic","x":{"\u0072eference":"Medication/m"}}],"serviceProvider":{"reference":"Organization/o"},` +
+				`"location":[{"location":{"reference":"Location/l"}}],"diagnosis":[{"condition":{"reference":"Condition/c"}}],"a":{"reference":["Organization/no"]},` +
+				`"b":{"reference":"Organization?identifier=no"},"c":{"reference":"#no"},"d":{"reference":"http://foreign.example/Organization/no"}}`,
+			Resource{
+				Key: key("Encounter/e"), LastUpdated: None, Patients: []string{"b"},
+				References: []Key{key("Location/l"), key("Medication/m"), key("Organization/o")},
+			},
 		}, {
 			"the type may come last",
 			`{"subject":{"reference":"Patient/b"},"id":"o","resourceType":"Observation"}`,
@@ -311,7 +321,7 @@ func TestScanAllocations(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
-	if got > 2 { // the texts, and the list of patients
+	if got > 3 { // the texts, and the lists of patients and references
 		t.Errorf("%v allocations", got)
 	}
 }

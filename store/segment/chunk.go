@@ -18,7 +18,6 @@ const (
 	hasTimestamp
 	hasPosition
 	hasLife
-	hasPatients
 	sincePlaced // Placed differs from Instant
 )
 
@@ -81,10 +80,12 @@ func inflateChunk(chunk []byte, limit int) ([]byte, error) {
 
 // encodeChunk codes the rows of one block, column by column: ids and hashes are
 // noise, everything else compresses well beside its like. What decides whether
-// rows count comes first: plans read no further.
+// rows count comes first, then what they belong to: plans read no further.
 func encodeChunk(rows []Row, origins *origins) []byte {
 	c := &coder{varint.Coder{B: make([]byte, 0, 48*len(rows))}}
 	encodeCells(c, rows)
+	encodeLists(c, rows, func(r *Row) []string { return r.Patients }, c.id)
+	encodeLists(c, rows, func(r *Row) []fhir.Key { return r.References }, c.key)
 	internal := rows[0].Section.Kind == Internal
 	for i := range rows {
 		c.id(rows[i].Key.ID)
@@ -111,7 +112,6 @@ func encodeChunk(rows []Row, origins *origins) []byte {
 	for i := range rows {
 		encodeClock(c, &rows[i])
 	}
-	encodePatients(c, rows)
 	return deflateChunk(c.B)
 }
 
@@ -127,7 +127,6 @@ func flags(r *Row) (f byte) {
 	set(r.Clock.Timestamp != fhir.None, hasTimestamp)
 	set(r.Clock.Position != 0, hasPosition)
 	set(!r.Life.Empty(), hasLife)
-	set(len(r.Patients) != 0, hasPatients)
 	set(r.Placed != r.Instant, sincePlaced)
 	return f
 }
@@ -154,31 +153,101 @@ func encodeClock(c *coder, r *Row) {
 	}
 }
 
-// encodePatients codes each distinct patient of the chunk once.
-func encodePatients(c *coder, rows []Row) {
-	index := map[string]uint64{}
-	var names []string
+// Lists are a list for each row of a block, over names of which the block has
+// each once.
+type Lists[K any] struct {
+	Names []K
+	at    []uint32 // places in Names, row by row
+	ends  []uint32 // of each row's in at
+}
+
+// Of are the places in Names of row i's list.
+func (l *Lists[K]) Of(i int) []uint32 {
+	from := uint32(0)
+	if i > 0 {
+		from = l.ends[i-1]
+	}
+	return l.at[from:l.ends[i]:l.ends[i]]
+}
+
+// of is row i's list.
+func (l *Lists[K]) of(i int) []K {
+	places := l.Of(i)
+	if len(places) == 0 {
+		return nil
+	}
+	list := make([]K, len(places))
+	for j, p := range places {
+		list[j] = l.Names[p]
+	}
+	return list
+}
+
+// encodeLists codes each distinct name of the chunk once.
+func encodeLists[K comparable](c *coder, rows []Row, of func(*Row) []K, code func(K)) {
+	index := map[K]uint64{}
+	var names []K
 	for i := range rows {
-		for _, p := range rows[i].Patients {
-			if _, ok := index[p]; !ok {
-				index[p] = uint64(len(names))
-				names = append(names, p)
+		for _, n := range of(&rows[i]) {
+			if _, ok := index[n]; !ok {
+				index[n] = uint64(len(names))
+				names = append(names, n)
 			}
 		}
 	}
 	c.Uint(uint64(len(names)))
-	for _, p := range names {
-		c.id(p)
+	for _, n := range names {
+		code(n)
+	}
+	if len(names) == 0 {
+		return
 	}
 	for i := range rows {
-		if len(rows[i].Patients) == 0 {
-			continue
-		}
-		c.Uint(uint64(len(rows[i].Patients)))
-		for _, p := range rows[i].Patients {
-			c.Uint(index[p])
+		c.Uint(uint64(len(of(&rows[i]))))
+	}
+	for i := range rows {
+		for _, n := range of(&rows[i]) {
+			c.Uint(index[n])
 		}
 	}
+}
+
+func readLists[K any](c *coder, rows int, read func() K) Lists[K] {
+	l := Lists[K]{Names: make([]K, c.Count()), ends: make([]uint32, rows)}
+	for i := range l.Names {
+		l.Names[i] = read()
+	}
+	if len(l.Names) == 0 {
+		return l
+	}
+	total := uint64(0)
+	for i := range l.ends {
+		total += uint64(c.Count())
+		l.ends[i] = uint32(total)
+	}
+	if c.Bad || total > uint64(len(c.B)) { // each place takes a byte at least
+		c.Bad = true
+		return Lists[K]{ends: make([]uint32, rows)}
+	}
+	l.at = make([]uint32, total)
+	for i := range l.at {
+		p := c.ReadUint()
+		if p >= uint64(len(l.Names)) {
+			c.Bad, p = true, 0
+		}
+		l.at[i] = uint32(p)
+	}
+	return l
+}
+
+// key codes a key of whatever type.
+func (c *coder) key(k fhir.Key) {
+	c.B = append(c.B, byte(k.Type))
+	c.id(k.ID)
+}
+
+func (c *coder) readKey() fhir.Key {
+	return fhir.Key{Type: fhir.Type(c.Take(1)[0]), ID: c.readID()}
 }
 
 // decodeChunk is the inverse of encodeChunk for n rows of sec.
@@ -197,6 +266,10 @@ func decodeChunk(dst []Row, chunk []byte, n int, sec Section, origins []Partitio
 	internal := sec.Kind == Internal
 	for i, cell := range readCells(c, n) {
 		rows[i].Seq, rows[i].Instant, rows[i].Length = cell.Seq, cell.Instant, cell.Length
+	}
+	patients, references := readLists(c, n, c.readID), readLists(c, n, c.readKey)
+	for i := range rows {
+		rows[i].Patients, rows[i].References = patients.of(i), references.of(i)
 	}
 	for i := range rows {
 		rows[i].Section, rows[i].Life = sec, NoLife
@@ -223,7 +296,6 @@ func decodeChunk(dst []Row, chunk []byte, n int, sec Section, origins []Partitio
 	for i := range rows {
 		decodeClock(c, &rows[i], f[i])
 	}
-	decodePatients(c, rows, f)
 	if c.Bad || len(c.B) != 0 {
 		return dst[:at], fmt.Errorf("%w: directory chunk", ErrCorrupt)
 	}
@@ -272,28 +344,49 @@ func readCells(c *coder, n int) []Cell {
 	return cells
 }
 
-// What a Cell takes in a chunk: nearly always at most, and at most.
+// Links are what decides whether the rows of a block count, and what they belong
+// to.
+type Links struct {
+	Cells      []Cell
+	Patients   Lists[string]
+	References Lists[fhir.Key]
+}
+
+// What a row takes at the head of a chunk, nearly always at most: its Cell, and
+// its Links. Bytes.
 const (
-	usualCell = 8
-	maxCell   = 3 * binary.MaxVarintLen64
+	usualCell  = 8
+	usualLinks = 32
 )
 
-// decodeCells reads the first columns of a chunk, and inflates little more.
-func decodeCells(chunk []byte, n int) ([]Cell, error) {
-	for _, size := range []int{usualCell, maxCell} {
-		raw, err := inflateChunk(chunk, n*size)
+// decodeHead reads the first columns of a chunk with read, and inflates little
+// more, if a row takes no more there than is usual.
+func decodeHead[H any](chunk []byte, n, usual int, read func(*coder) H) (H, error) {
+	var none H
+	for _, size := range []int{n * usual, maxChunk} {
+		raw, err := inflateChunk(chunk, size)
 		if err != nil {
-			return nil, err
+			return none, err
 		}
 		if n > len(raw) {
 			break
 		}
 		c := &coder{varint.Coder{B: raw}}
-		if cells := readCells(c, n); !c.Bad {
-			return cells, nil
+		if head := read(c); !c.Bad {
+			return head, nil
 		}
 	}
-	return nil, fmt.Errorf("%w: directory chunk", ErrCorrupt)
+	return none, fmt.Errorf("%w: directory chunk", ErrCorrupt)
+}
+
+func decodeCells(chunk []byte, n int) ([]Cell, error) {
+	return decodeHead(chunk, n, usualCell, func(c *coder) []Cell { return readCells(c, n) })
+}
+
+func decodeLinks(chunk []byte, n int) (Links, error) {
+	return decodeHead(chunk, n, usualLinks, func(c *coder) Links {
+		return Links{readCells(c, n), readLists(c, n, c.readID), readLists(c, n, c.readKey)}
+	})
 }
 
 func decodeClock(c *coder, r *Row, f byte) {
@@ -317,28 +410,6 @@ func decodeClock(c *coder, r *Row, f byte) {
 	}
 	if f&hasLife != 0 {
 		r.Life = c.readLife(r.Instant)
-	}
-}
-
-func decodePatients(c *coder, rows []Row, f []byte) {
-	names := make([]string, c.Count())
-	for i := range names {
-		names[i] = c.readID()
-	}
-	for i := range rows {
-		if f[i]&hasPatients == 0 {
-			continue
-		}
-		n := c.Count()
-		rows[i].Patients = make([]string, 0, n)
-		for range n {
-			p := c.ReadUint()
-			if p >= uint64(len(names)) {
-				c.Bad = true
-				return
-			}
-			rows[i].Patients = append(rows[i].Patients, names[p])
-		}
 	}
 }
 

@@ -166,6 +166,19 @@ func (d *Directory) Cells(b int) ([]Cell, error) {
 	return cells, nil
 }
 
+// Links reads of the rows of block b whether they count and what they belong to.
+func (d *Directory) Links(b int) (Links, error) {
+	chunk, err := d.chunk(b)
+	if err != nil {
+		return Links{}, fmt.Errorf("read rows of segment %d, block %d: %w", d.r.ID(), b, err)
+	}
+	links, err := decodeLinks(chunk, int(d.r.blocks[b].Rows))
+	if err != nil {
+		return Links{}, fmt.Errorf("read rows of segment %d, block %d: %w", d.r.ID(), b, err)
+	}
+	return links, nil
+}
+
 func (d *Directory) chunk(b int) ([]byte, error) {
 	k := &d.r.blocks[b]
 	chunk := make([]byte, k.chunkLen)

@@ -113,7 +113,10 @@ type Row struct {
 	Hash     uint64       // of the body as the source sent it; 0 for deletions
 	Placed   fhir.Instant // change instant of the version since which Patients are what they are
 	Patients []string     // in whose compartments it lies, sorted
-	Life     Life
+	// References are what a resource refers to of what lies in nobody's
+	// compartment, such as its Practitioners: sorted, each once.
+	References []fhir.Key
+	Life       Life
 }
 
 // Compare orders rows as they stand in a fresh segment.
