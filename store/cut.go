@@ -161,14 +161,18 @@ func (s *Snapshot) inflated(e Extent) int64 {
 // visible recompresses one block without its hidden rows.
 func (s *Snapshot) visible(e Extent, v span) (segment.Block, error) {
 	g := s.seg(segment.ID(e.Segment))
-	rows, err := g.cells(e.Block)
-	if err != nil {
-		return segment.Block{}, err
-	}
 	v = v.of(g)
 	s.db.mu.Lock()
 	dead := g.dead[e.Block].until(v.w)
 	s.db.mu.Unlock()
+	d, err := g.r.OpenDirectory()
+	if err != nil {
+		return segment.Block{}, err
+	}
+	rows, counts, err := s.counted(d, g.r.SectionOf(e.Block), e.Block, dead, v)
+	if err := errors.Join(err, d.Close()); err != nil {
+		return segment.Block{}, err
+	}
 	body, err := g.r.OpenBody()
 	if err != nil {
 		return segment.Block{}, err
@@ -178,7 +182,6 @@ func (s *Snapshot) visible(e Extent, v span) (segment.Block, error) {
 	if err != nil {
 		return segment.Block{}, err
 	}
-	counts := counting(rows, dead, v)
 	lines := make([][]byte, 0, len(rows))
 	for i := range rows {
 		if counts[i] {

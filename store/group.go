@@ -13,16 +13,18 @@ import (
 	"tidemark/store/segment"
 )
 
-// A membership is who a Group lists, and since when: the change instant of the
-// version that first lists the member after an absence (decisions: joining).
+// A membership is who a Group lists and has not said to be inactive, and since
+// when: the change instant of the version that first does so after an absence
+// (decisions: joining).
 type membership map[string]member
 
 type member struct {
-	Since    fhir.Instant `json:"since"`
-	Inactive bool         `json:"inactive,omitempty"`
-	Start    fhir.Instant `json:"start,omitempty"` // zero: open
-	End      fhir.Instant `json:"end,omitempty"`
+	Since fhir.Instant `json:"since"`
+	End   fhir.Instant `json:"end,omitempty"` // of its period; zero: open
 }
+
+// over tells whether the period has ended.
+func (m member) over(at fhir.Instant) bool { return m.End != 0 && m.End < at }
 
 func (m membership) encode() []byte { return mustJSON(m) }
 
@@ -35,11 +37,14 @@ func (c *commit) regroup(ch *Change, r *segment.Row) error {
 	next := membership{}
 	if !ch.Delete {
 		for _, m := range ch.Members {
-			if m.Ref == "" {
-				continue // named by an identifier only: resolved at export
+			if m.Ref == "" || m.Inactive || (member{End: orZero(m.End)}).over(r.Instant) {
+				continue // named by an identifier only: resolved at export; or no member any more
 			}
-			n := member{Since: r.Instant, Inactive: m.Inactive, Start: orZero(m.Start), End: orZero(m.End)}
-			if was, ok := old[m.Ref]; ok {
+			n := member{Since: r.Instant, End: orZero(m.End)}
+			if twice, ok := next[m.Ref]; ok && (twice.End == 0 || n.End != 0 && n.End < twice.End) {
+				n.End = twice.End
+			}
+			if was, ok := old[m.Ref]; ok && !was.over(r.Instant) {
 				n.Since = was.Since
 			}
 			next[m.Ref] = n
@@ -47,7 +52,7 @@ func (c *commit) regroup(ch *Change, r *segment.Row) error {
 	}
 	var joined, left []string
 	for ref := range next {
-		if _, ok := old[ref]; !ok {
+		if was, ok := old[ref]; !ok || was.over(r.Instant) {
 			joined = append(joined, ref)
 		}
 	}

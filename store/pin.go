@@ -27,6 +27,7 @@ type Snapshot struct {
 	segs []*seg
 	of   *pinned // the durable snapshot that it reads, nil if it is not durable
 
+	choice    *Choice // nil: all rows
 	forgotten fhir.Instant
 }
 

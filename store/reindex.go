@@ -358,8 +358,8 @@ func (r *reindex) catalogue() error {
 	return errors.Join(w.err, b.Commit(pebble.NoSync))
 }
 
-// groups replays the changes of membership. Periods and inactive flags come
-// with the Group's next version.
+// groups replays the changes of membership. The ends of periods come with the
+// Group's next version.
 func (r *reindex) groups() error {
 	var changes []regrouping
 	for _, g := range r.view.all() {

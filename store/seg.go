@@ -171,17 +171,21 @@ func (v span) of(s *seg) span {
 // extents lists the blocks of sec in s with rows that count. Blocks that the
 // window cuts through are left to the rows; all others are answered from
 // memory. Called with mu held; cut holds the deaths that the rows need.
-func (s *seg) extents(dst []Extent, sec segment.SectionInfo, v span) (out []Extent, cut map[int][]death) {
-	blocks := s.r.Blocks()
+func (s *seg) extents(dst []Extent, sec segment.SectionInfo, v span, c *Choice) (out []Extent, cut map[int][]death) {
+	blocks, since := s.r.Blocks(), c.since(v.since)
 	for b := sec.From; b < sec.To; b++ {
 		k := &blocks[b]
-		if k.Last <= v.since || k.First > v.upto || k.Last < v.after.Instant {
+		if k.Last <= since || k.First > v.upto || k.Last < v.after.Instant {
+			continue
+		}
+		how := c.look(s, b, sec.To)
+		if how == none {
 			continue
 		}
 		e := Extent{Segment: uint64(s.id()), Block: b, Rows: int(k.Rows), Bytes: k.Sum.Size, Whole: true}
 		d := s.dead[b]
 		switch {
-		case k.First <= v.since || k.Last > v.upto || k.First <= v.after.Instant:
+		case how == apart || k.First <= v.since || k.Last > v.upto || k.First <= v.after.Instant:
 			if cut == nil {
 				cut = map[int][]death{}
 			}
@@ -230,19 +234,34 @@ func counting(rows []segment.Cell, dead []death, v span) []bool {
 	return counts
 }
 
+// counted reads the rows of one block and tells which count for s.
+func (s *Snapshot) counted(d *segment.Directory, sec segment.Section, b int, dead []death, v span) ([]segment.Cell, []bool, error) {
+	cells, behind, err := s.choice.behind(d, b, sec, v.since)
+	if err != nil {
+		return nil, nil, err
+	}
+	v.since = s.choice.since(v.since)
+	counts := counting(cells, dead, v)
+	for i := range counts {
+		counts[i] = counts[i] && cells[i].Instant > behind[i]
+	}
+	return cells, counts, nil
+}
+
 func (s *Snapshot) span(since, upto fhir.Instant) span {
 	return span{since, min(upto, s.pin.Watermark), s.pin.Watermark, s.pin.Closed}
 }
 
 // Extents lists, in order, the blocks with at least one row of sec that is
-// visible at the snapshot's watermark and has since < c <= upto. For the same
-// snapshot the answer is always the same.
+// visible at the snapshot's watermark, is of its choice, and has since < c <=
+// upto, or of its own after < c <= upto. For the same snapshot and choice the
+// answer is always the same.
 func (s *Snapshot) Extents(sec segment.Section, since, upto fhir.Instant) ([]Extent, error) {
 	span := s.span(since, upto)
 	var segs []*seg
-	blocks := 0
+	blocks, least := 0, s.choice.since(since)
 	for _, g := range s.segs {
-		if info := g.r.Section(sec); info.From < info.To && g.last > span.since && g.first <= span.upto {
+		if info := g.r.Section(sec); info.From < info.To && g.last > least && g.first <= span.upto {
 			segs, blocks = append(segs, g), blocks+info.To-info.From
 		}
 	}
@@ -254,13 +273,13 @@ func (s *Snapshot) Extents(sec segment.Section, since, upto fhir.Instant) ([]Ext
 		info, v := g.r.Section(sec), span.of(g)
 		s.db.mu.Lock()
 		from := len(list)
-		out, cut := g.extents(list, info, v)
+		out, cut := g.extents(list, info, v, s.choice)
 		s.db.mu.Unlock()
 		list = out
 		if len(cut) == 0 {
 			continue
 		}
-		if err := g.recount(list, cut, v); err != nil {
+		if err := s.recount(g, sec, list, cut, v); err != nil {
 			return nil, err
 		}
 		list = slices.DeleteFunc(list[from:], func(e Extent) bool { return e.Rows == 0 })
@@ -269,21 +288,21 @@ func (s *Snapshot) Extents(sec segment.Section, since, upto fhir.Instant) ([]Ext
 	return list, nil
 }
 
-// recount counts the rows of the blocks that the window cuts through, from the
-// directory: at most two for each section of a segment.
-func (s *seg) recount(list []Extent, cut map[int][]death, v span) error {
-	d, err := s.r.OpenDirectory()
+// recount counts the rows of blocks that are not meant as a whole, from the
+// directory: without a choice at most two for each section of a segment.
+func (s *Snapshot) recount(g *seg, sec segment.Section, list []Extent, cut map[int][]death, v span) error {
+	d, err := g.r.OpenDirectory()
 	if err != nil {
 		return err
 	}
 	for i, dead := range cut {
 		e := &list[i]
-		rows, err := d.Cells(e.Block)
+		rows, counts, err := s.counted(d, sec, e.Block, dead, v)
 		if err != nil {
 			return errors.Join(err, d.Close())
 		}
 		e.Rows, e.Bytes = 0, 0
-		for j, ok := range counting(rows, dead, v) {
+		for j, ok := range counts {
 			if ok {
 				e.Rows++
 				e.Bytes += int64(rows[j].Length)

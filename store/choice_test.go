@@ -1,0 +1,257 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/google/go-cmp/cmp"
+
+	"tidemark/store/fhir"
+	"tidemark/store/segment"
+)
+
+// TestChosen: exports of some patients, of all, and of some resources hold just
+// the rows that their histories say they hold, in fresh and settled segments,
+// among dead and shared rows and such as lie in no compartment.
+func TestChosen(t *testing.T) {
+	for seed := range uint64(2) {
+		synctest.Test(t, func(t *testing.T) {
+			r := rand.New(rand.NewPCG(seed, 1))
+			o := Options{FS: vfs.NewMem(), SettleAfter: time.Minute, Allowance: time.Millisecond, smallFile: 1}
+			db := mustOpen(t, "store", o)
+			defer db.Close()
+			f := newFeed(t, db)
+			f.advance(time.Second)
+			var marks []fhir.Instant
+			for round := range 12 {
+				f.commit(randomChanges(r, 120)...)
+				f.advance(time.Duration(r.IntN(40)) * time.Second)
+				if round == 5 || round == 9 {
+					f.advance(10 * time.Minute)
+					rewriteAll(t, db)
+				}
+				marks = append(marks, db.Promised())
+			}
+			if len(db.view.settled) == 0 || len(db.view.fresh) == 0 {
+				t.Fatalf("%d settled and %d fresh segments", len(db.view.settled), len(db.view.fresh))
+			}
+			s := pinNow(t, db, "job")
+			defer s.Close()
+			f.commit(randomChanges(r, 120)...) // later: nobody's business
+			told := histories(t, db, s)
+			for i := range 30 {
+				since := append(marks, fhir.None)[r.IntN(len(marks)+1)]
+				c := randomChoice(r, since)
+				want, refs := chosen(told, since, c)
+				got, gotRefs := map[string]bool{}, map[fhir.Key]bool{}
+				of := s.Choosing(c)
+				for _, kind := range []segment.Kind{segment.Live, segment.Deleted} {
+					readChosen(t, of, segment.Section{Kind: kind, Type: observationType}, since, fmt.Sprint("f", i), got)
+				}
+				if d := cmp.Diff(want, got); d != "" {
+					t.Errorf("seed %d, since %v, choice %v (-histories +export):\n%s", seed, since, c, d)
+				}
+				if err := of.References(t.Context(), segment.Section{Kind: segment.Live, Type: observationType}, func(k fhir.Key) { gotRefs[k] = true }); err != nil {
+					t.Fatal(err)
+				}
+				if d := cmp.Diff(refs, gotRefs); d != "" {
+					t.Errorf("seed %d, choice %v: references (-histories +export):\n%s", seed, c, d)
+				}
+				if t.Failed() {
+					return
+				}
+			}
+		})
+	}
+}
+
+// chosenOf is how many Observations there are.
+const chosenOf = 600
+
+// randomChanges are of Observations of some 40 patients, of several or none.
+func randomChanges(r *rand.Rand, n int) []Change {
+	var list []Change
+	for range n {
+		id := fmt.Sprintf("o%d", r.IntN(chosenOf))
+		if r.IntN(8) == 0 {
+			ch := deletionOf(id)
+			ch.Key.Type = observationType
+			list = append(list, ch)
+			continue
+		}
+		patients := map[string]bool{}
+		for range howMany(r) {
+			patients[fmt.Sprintf("p%d", r.IntN(40))] = true
+		}
+		ch := observationOf(id, "x", fmt.Sprint(r.Uint64(), strings.Repeat("x", 8000))) // so that there are many blocks
+		ch.Patients = slices.Sorted(maps.Keys(patients))
+		if r.IntN(2) == 0 {
+			ch = referring(ch, fmt.Sprintf("Practitioner/dr%d", r.IntN(9)))
+		}
+		list = append(list, ch)
+	}
+	return list
+}
+
+// howMany compartments an Observation lies in: in one mostly.
+func howMany(r *rand.Rand) int {
+	switch r.IntN(60) {
+	case 0:
+		return 2
+	case 1, 2, 3, 4:
+		return 0
+	}
+	return 1
+}
+
+func randomChoice(r *rand.Rand, since fhir.Instant) Choice {
+	switch r.IntN(5) {
+	case 0:
+		return Choice{}
+	case 1:
+		keys := map[fhir.Key]fhir.Instant{}
+		for range r.IntN(20) {
+			keys[fhir.Key{Type: observationType, ID: fmt.Sprintf("o%d", r.IntN(chosenOf))}] = []fhir.Instant{since, fhir.None}[r.IntN(2)]
+		}
+		return Choice{Keys: keys}
+	}
+	patients := map[string]fhir.Instant{}
+	for range r.IntN(20) {
+		patients[fmt.Sprintf("p%d", r.IntN(44))] = []fhir.Instant{since, since, fhir.None}[r.IntN(3)]
+	}
+	return Choice{Patients: patients}
+}
+
+// A visible is what a history says is visible at a snapshot.
+type visible struct {
+	Version
+	key  fhir.Key
+	refs []fhir.Key
+}
+
+func histories(t *testing.T, db *DB, s *Snapshot) (list []visible) {
+	t.Helper()
+	for i := range chosenOf {
+		key := fhir.Key{Type: observationType, ID: fmt.Sprintf("o%d", i)}
+		versions, err := db.History(key)
+		if err != nil {
+			continue // it never came
+		}
+		for _, v := range versions {
+			shown := v.Instant <= s.Watermark() && (v.Death == fhir.None || v.Death > s.Watermark())
+			if !shown || v.Section.Kind > segment.Deleted {
+				continue
+			}
+			one := visible{Version: v, key: key}
+			if v.Section.Kind == segment.Live {
+				one.refs = referencesIn(t, db, v)
+			}
+			list = append(list, one)
+		}
+	}
+	return list
+}
+
+// chosen says from the histories which Observations are picked, and what the
+// picked ones that live refer to.
+func chosen(told []visible, since fhir.Instant, c Choice) (rows map[string]bool, refs map[fhir.Key]bool) {
+	rows, refs = map[string]bool{}, map[fhir.Key]bool{}
+	for _, v := range told {
+		in, after := picks(c, v.key, v.Patients, since)
+		if in && v.Instant > after {
+			rows[fmt.Sprintf("%s/%s", v.Section, v.key.ID)] = true
+		}
+		if in {
+			for _, k := range v.refs {
+				refs[k] = true
+			}
+		}
+	}
+	return rows, refs
+}
+
+func picks(c Choice, key fhir.Key, patients []string, since fhir.Instant) (in bool, after fhir.Instant) {
+	switch {
+	case c.Keys != nil:
+		after, in = c.Keys[key]
+	case c.Patients == nil:
+		in, after = len(patients) > 0, since
+	default:
+		after = always
+		for _, p := range patients {
+			if a, ok := c.Patients[p]; ok {
+				in, after = true, min(after, a)
+			}
+		}
+	}
+	return in, after
+}
+
+func referencesIn(t *testing.T, db *DB, v Version) []fhir.Key {
+	t.Helper()
+	body, err := db.Body(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var scan fhir.Scanner
+	res, err := scan.Scan(bytes.TrimSuffix(body, newline))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return res.References
+}
+
+// readChosen downloads the rows of a section that s chooses, in both codings.
+func readChosen(t *testing.T, s *Snapshot, sec segment.Section, since fhir.Instant, name string, got map[string]bool) {
+	t.Helper()
+	ext, err := s.Extents(sec, since, s.Watermark())
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := s.File(context.Background(), fmt.Sprintf("%s-%s", name, sec.Kind), sec, since, s.Watermark(), ext)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var w lineWriter
+	if err := f.WriteIdentity(&w, 0, f.Size()); err != nil {
+		t.Fatal(err)
+	}
+	rows := 0
+	for _, e := range ext {
+		rows += e.Rows
+	}
+	lines := strings.Split(strings.TrimSuffix(string(w.b), "\n"), "\n")
+	if len(w.b) == 0 {
+		lines = nil
+	}
+	if len(lines) != rows {
+		t.Errorf("%v: %d lines, extents count %d", sec, len(lines), rows)
+	}
+	for _, line := range lines {
+		id := ""
+		if sec.Kind == segment.Deleted {
+			id = strings.TrimPrefix(deletedKey(t, line), "Observation/")
+		} else {
+			var scan fhir.Scanner
+			res, err := scan.Scan([]byte(line))
+			if err != nil {
+				t.Fatal(err)
+			}
+			id = res.Key.ID
+		}
+		if got[fmt.Sprintf("%s/%s", sec, id)] {
+			t.Errorf("%v: %s stands there twice", sec, id)
+		}
+		got[fmt.Sprintf("%s/%s", sec, id)] = true
+	}
+}
