@@ -3,7 +3,9 @@ package store
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"math/rand/v2"
 	"slices"
@@ -254,4 +256,92 @@ func readChosen(t *testing.T, s *Snapshot, sec segment.Section, since fhir.Insta
 		}
 		got[fmt.Sprintf("%s/%s", sec, id)] = true
 	}
+}
+
+// TestRoster: who a Group lists at a watermark, and who has left since. A
+// reindex changes nothing of it.
+func TestRoster(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fs := vfs.NewMem()
+		o := Options{FS: fs, SettleAfter: time.Minute, Allowance: time.Millisecond}
+		db := mustOpen(t, "store", o)
+		defer func() { db.Close() }()
+		f := newFeed(t, db)
+		f.advance(time.Second)
+		start := time.Now()
+		at := func(m int) fhir.Instant { return fhir.FromTime(start.Add(time.Duration(m) * time.Minute)) }
+		names := map[fhir.Instant]string{fhir.None: "-"}
+		version := func(n int, members ...fhir.Member) {
+			f.advance(time.Until(at(n).Time()))
+			ch := groupChange("g")
+			ch.Members = members
+			ch.Body = fmt.Appendf(nil, `{"resourceType":"Group","id":"g","n":%d}`, n)
+			f.commit(ch, groupChange("other", fmt.Sprint("Patient/", n))) // where everybody leaves again
+			names[f.lastInstant()] = fmt.Sprint(n)
+		}
+		member := func(id string) fhir.Member {
+			return fhir.Member{Ref: "Patient/" + id, Start: fhir.None, End: fhir.None}
+		}
+		inactive := member("b")
+		inactive.Inactive = true
+		soon, over := member("c"), member("d")
+		soon.Start, over.End = at(25), at(15)
+		names[at(25)], names[at(15)] = "25", "15"
+		version(10, member("a"), member("b"), soon, over, member("e"), fhir.Member{Start: fhir.None, End: fhir.None})
+		version(20, member("a"), inactive, soon, over)                                        // e goes, b pauses, d's time is over
+		version(30, member("b"), member("a"), soon, member("d"), fhir.Member{Ref: "Group/h"}) // b and d come back
+		version(40, member("b"), member("a"), soon, member("d"), fhir.Member{Ref: "Group/h"}) // the same
+		f.advance(time.Minute)
+		told := func(since int) string {
+			t.Helper()
+			s := pinNow(t, db, "job")
+			defer s.Close()
+			from := fhir.None
+			if since > 0 {
+				from = at(since)
+			}
+			r, err := s.Roster("g", from)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var list []string
+			for _, ref := range slices.Sorted(maps.Keys(r.Members)) {
+				m := r.Members[ref]
+				list = append(list, fmt.Sprintf("%s %s..%s", strings.TrimPrefix(ref, "Patient/"), names[m.Joined], names[m.Left]))
+			}
+			if err := db.Unpin(t.Context(), "job"); err != nil {
+				t.Fatal(err)
+			}
+			return fmt.Sprintf("%s: %s", r.Body, strings.Join(list, ", "))
+		}
+		want := map[int]string{
+			0:  `{"resourceType":"Group","id":"g","n":40}: Group/h 30..-, a 10..-, b 30..-, c 25..-, d 30..-, e -..20`,
+			25: `{"resourceType":"Group","id":"g","n":40}: Group/h 30..-, a 10..-, b 30..-, c 25..-, d 30..-`,
+		}
+		check := func(when string) {
+			t.Helper()
+			for since, w := range want {
+				if d := cmp.Diff(w, told(since)); d != "" {
+					t.Errorf("%s, since %d (-want +got):\n%s", when, since, d)
+				}
+			}
+		}
+		check("as it came")
+		rewriteAll(t, db)
+		check("settled")
+		if err := errors.Join(db.Close(), fs.RemoveAll("store/index"), Reindex(t.Context(), "store", o, io.Discard)); err != nil {
+			t.Fatal(err)
+		}
+		db = mustOpen(t, "store", o)
+		f = newFeed(t, db)
+		f.advance(time.Minute)
+		check("after reindex")
+		f.commit(Change{Key: fhir.Key{Type: groupType, ID: "g"}, Delete: true, Version: NoVersion, LastUpdated: fhir.None, Time: fhir.None, Timestamp: fhir.None})
+		f.advance(time.Minute)
+		s := pinNow(t, db, "job")
+		defer s.Close()
+		if _, err := s.Roster("g", fhir.None); !errors.Is(err, ErrUnknown) {
+			t.Errorf("of a deleted Group: %v", err)
+		}
+	})
 }

@@ -358,8 +358,7 @@ func (r *reindex) catalogue() error {
 	return errors.Join(w.err, b.Commit(pebble.NoSync))
 }
 
-// groups replays the changes of membership. The ends of periods come with the
-// Group's next version.
+// groups replays the changes of membership.
 func (r *reindex) groups() error {
 	var changes []regrouping
 	for _, g := range r.view.all() {
@@ -417,25 +416,15 @@ func regroupings(g *seg, b int, closed segment.Bound) (list []regrouping, err er
 }
 
 func regroupFrom(w *batchWriter, line []byte, id string, at fhir.Instant) error {
-	var change struct{ Joined, Left []string }
+	var change regrouped
 	if err := json.Unmarshal(line, &change); err != nil {
 		return fmt.Errorf("%w: a change of membership", ErrCorrupt)
 	}
-	m := membership{}
-	v, closer, err := w.b.Get(index.GroupKey(id))
-	if err == nil {
-		if err := errors.Join(json.Unmarshal(v, &m), closer.Close()); err != nil {
-			return err
-		}
-	} else if !errors.Is(err, pebble.ErrNotFound) {
+	m, err := readMembership(w.b, id)
+	if err != nil {
 		return err
 	}
-	for _, ref := range change.Left {
-		delete(m, ref)
-	}
-	for _, ref := range change.Joined {
-		m[ref] = member{Since: at}
-	}
+	m.apply(&change, at)
 	w.set(index.GroupKey(id), m.encode())
 	return nil
 }
