@@ -43,6 +43,7 @@ type rest struct {
 type resource struct {
 	Type        string        `json:"type"`
 	SearchParam []searchParam `json:"searchParam,omitempty"`
+	Operation   []operation   `json:"operation,omitempty"`
 }
 
 type searchParam struct {
@@ -70,15 +71,31 @@ func newCapabilities(o Options, now time.Time) capabilityStatement {
 		Format:         []string{"application/fhir+json"},
 		Rest: []rest{{
 			Mode:          "server",
-			Documentation: "System-level export. Files hold one resource type each, as application/fhir+ndjson, with gzip, Range and strong ETags. No token is asked for.",
+			Documentation: "Exports of the system and of all Patients. Files hold one resource type each, as application/fhir+ndjson, with gzip, Range and strong ETags. No token is asked for.",
 			Resource:      exportable(),
 			Operation: []operation{{
 				Name:          "export",
 				Definition:    "http://hl7.org/fhir/uv/bulkdata/OperationDefinition/export",
-				Documentation: "GET or POST. Parameters: _type, _since, _until, _outputFormat. Prefer: handling=lenient leaves out what is not supported.",
+				Documentation: kickOffs,
 			}},
 		}},
 	}
+}
+
+const kickOffs = "GET or POST. Parameters: _type, _since, _until, _outputFormat. Prefer: handling=lenient leaves out what is not supported."
+
+// patientExport goes by both names that clients look for.
+func patientExport() []operation {
+	var all []operation
+	for _, name := range []string{"export", "patient-export"} {
+		all = append(all, operation{
+			Name:       name,
+			Definition: "http://hl7.org/fhir/uv/bulkdata/OperationDefinition/patient-export",
+			Documentation: "All resources in the compartment of any Patient (R4; also Device.patient, Task.for and Task.focus), all Provenance, and what they refer to: " +
+				"Device, DeviceDefinition, Endpoint, HealthcareService, InsurancePlan, Location, Medication, MedicationKnowledge, Organization, OrganizationAffiliation, Practitioner, PractitionerRole and Substance. " + kickOffs,
+		})
+	}
+	return all
 }
 
 // exportable lists every type: whatever arrives on Kafka goes out. Patient
@@ -89,6 +106,7 @@ func exportable() []resource {
 		r := resource{Type: t.String()}
 		if r.Type == "Patient" {
 			r.SearchParam = []searchParam{{"_lastUpdated", "date", "Only as the parameters _since and _until of an export."}}
+			r.Operation = patientExport()
 		}
 		all = append(all, r)
 	}

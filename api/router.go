@@ -50,14 +50,15 @@ func (s *Server) routes(b *bulk.Handlers) http.Handler {
 	debug := func(route string, h handler) http.Handler { return s.seen.wrap(route, slog.LevelDebug, h) }
 	const (
 		metadata = base + "/metadata"
-		kickOff  = base + bulk.ExportPath
 		status   = base + "/export/{job}"
 		file     = base + "/export/{job}/{file}"
 	)
 	named := chi.NewRouter()
 	s.at(named, metadata, metadata, reading(info(metadata, s.metadata)))
-	start := info(kickOff, b.KickOff)
-	s.at(named, kickOff, kickOff, methods{http.MethodGet: start, http.MethodPost: start})
+	for _, k := range bulk.KickOffs {
+		start := info(base+k.Path, func(w http.ResponseWriter, r *http.Request) error { return b.Start(k, w, r) })
+		s.at(named, base+k.Path, base+k.Path, methods{http.MethodGet: start, http.MethodPost: start})
+	}
 	job := reading(info(status, b.Status))
 	job[http.MethodDelete] = info(status, b.Delete)
 	s.at(named, base+bulk.StatusPath, status, job)
@@ -96,7 +97,7 @@ func outermost(next http.Handler) http.Handler {
 
 func notFound(w http.ResponseWriter, _ *http.Request) error {
 	fail(w, oneFault(http.StatusNotFound, outcome.NotFound,
-		"nothing is here: this server has metadata, $export (system level) and the jobs and files that it leads to, under "+base))
+		"nothing is here: this server has metadata, $export, Patient/$export and the jobs and files that they lead to, under "+base))
 	return nil
 }
 

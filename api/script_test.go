@@ -26,7 +26,8 @@ import (
 // TestScripts holds conversations with the server against their golden text.
 //
 //	new              begins again: options as key=value
-//	rows             one change a line: put Type/id instant, delete Type/id instant, dead instant
+//	rows             one change a line: put Type/id instant, delete Type/id instant, dead instant;
+//	                 before the instant those in whose compartments it lies: of=a,b
 //	clock, watermark set the store's
 //	revoke           something that all jobs hold was erased
 //	forget           deletions up to an instant are no longer known
@@ -35,6 +36,7 @@ import (
 //	get, post        a kick-off for each line, a query or a Parameters resource;
 //	                 "lenient" as an argument asks for handling=lenient
 //	export           a kick-off for a query, then its manifest and all its files
+//	                 at=Patient/ before a kick-off: of another level than the system's
 //	http             a request: its line, headers, an empty line, a body
 func TestScripts(t *testing.T) {
 	datadriven.Walk(t, "testdata/scripts", func(t *testing.T, path string) {
@@ -122,11 +124,11 @@ func (e *script) run(t *testing.T, d *datadriven.TestData) string {
 	case "get", "post":
 		var out strings.Builder
 		for line := range strings.Lines(d.Input) {
-			fmt.Fprintln(&out, e.kickOff(t, d.Cmd, strings.TrimSuffix(line, "\n"), d.HasArg("lenient")))
+			fmt.Fprintln(&out, e.kickOff(t, d.Cmd, level(d), strings.TrimSuffix(line, "\n"), d.HasArg("lenient")))
 		}
 		return out.String()
 	case "export":
-		return e.export(t, strings.TrimSpace(d.Input))
+		return e.export(t, level(d), strings.TrimSpace(d.Input))
 	case "http":
 		return e.http(t, d.Input)
 	default:
@@ -135,15 +137,29 @@ func (e *script) run(t *testing.T, d *datadriven.TestData) string {
 	return ""
 }
 
+// level is what stands before the operation in a kick-off's path.
+func level(d *datadriven.TestData) string {
+	for _, a := range d.CmdArgs {
+		if a.Key == "at" {
+			return a.Vals[0]
+		}
+	}
+	return ""
+}
+
 func (e *script) rows(t *testing.T, input string) {
 	for line := range strings.Lines(input) {
 		f := strings.Fields(line)
 		at := instant(t, f[len(f)-1])
+		var patients []string
+		if of, ok := strings.CutPrefix(f[max(0, len(f)-2)], "of="); ok {
+			patients = strings.Split(of, ",")
+		}
 		switch f[0] {
 		case "put":
-			e.db.Put(key(t, f[1]), at)
+			e.db.Put(key(t, f[1]), at, patients...)
 		case "delete":
-			e.db.Delete(key(t, f[1]), at)
+			e.db.Delete(key(t, f[1]), at, patients...)
 		case "dead":
 			e.db.Dead(at)
 		default:
@@ -219,8 +235,8 @@ type manifest struct {
 }
 
 // kickOff tells in a line what became of a kick-off.
-func (e *script) kickOff(t *testing.T, method, what string, lenient bool) string {
-	target, body := "/fhir/$export", io.Reader(nil)
+func (e *script) kickOff(t *testing.T, method, at, what string, lenient bool) string {
+	target, body := "/fhir/"+at+"$export", io.Reader(nil)
 	if method == "post" {
 		body = strings.NewReader(what)
 	} else if what != "(none)" {
@@ -297,8 +313,8 @@ func (e *script) manifest(t *testing.T, kickOff *http.Response) (m manifest) {
 }
 
 // export shows what a client has after an export.
-func (e *script) export(t *testing.T, query string) string {
-	req, err := http.NewRequest(http.MethodGet, e.server.URL+"/fhir/$export"+query, nil)
+func (e *script) export(t *testing.T, at, query string) string {
+	req, err := http.NewRequest(http.MethodGet, e.server.URL+"/fhir/"+at+"$export"+query, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -41,6 +41,8 @@ type row struct {
 	key  fhir.Key
 	c, d fhir.Instant // change instant, and that of the successor
 	line string
+
+	patients []string // in whose compartments it lies
 }
 
 const forever fhir.Instant = 1<<63 - 1
@@ -50,20 +52,22 @@ func New(clock fhir.Instant) *Store {
 	return &Store{BlockRows: 2, clock: clock, watermark: clock, forgotten: fhir.None, epoch: 1, pins: map[string]*Snapshot{}}
 }
 
-// Put applies a version of a resource.
-func (s *Store) Put(key fhir.Key, c fhir.Instant) {
+// Put applies a version of a resource that lies in the compartments of patients.
+func (s *Store) Put(key fhir.Key, c fhir.Instant, patients ...string) {
 	typ, id := key.Type.String(), key.ID
 	s.add(row{
 		sec: store.Section{Kind: store.Live, Type: key.Type}, key: key, c: c,
-		line: fmt.Sprintf(`{"resourceType":%q,"id":%q,"meta":{"lastUpdated":%q}}`, typ, id, c),
+		line:     fmt.Sprintf(`{"resourceType":%q,"id":%q,"meta":{"lastUpdated":%q}}`, typ, id, c),
+		patients: patients,
 	})
 }
 
-// Delete applies a tombstone.
-func (s *Store) Delete(key fhir.Key, c fhir.Instant) {
+// Delete applies a tombstone of a resource that lay in the compartments of patients.
+func (s *Store) Delete(key fhir.Key, c fhir.Instant, patients ...string) {
 	s.add(row{
 		sec: store.Section{Kind: store.Deleted, Type: key.Type}, key: key, c: c,
-		line: fmt.Sprintf(`{"resourceType":"Bundle","type":"transaction","entry":[{"request":{"method":"DELETE","url":%q}}]}`, key),
+		line:     fmt.Sprintf(`{"resourceType":"Bundle","type":"transaction","entry":[{"request":{"method":"DELETE","url":%q}}]}`, key),
+		patients: patients,
 	})
 }
 
@@ -208,6 +212,12 @@ type Snapshot struct {
 	rows             []row
 	open             int
 	revoked          bool
+	choice           *store.Choice
+}
+
+// Choosing implements export.Snapshot, for rows of any Patient.
+func (p *Snapshot) Choosing(c store.Choice) export.Snapshot {
+	return &Snapshot{store: p.store, watermark: p.watermark, rows: p.rows, choice: &c}
 }
 
 // Watermark and the others implement export.Snapshot.
@@ -254,7 +264,7 @@ func (p *Snapshot) block(sec store.Section, n int, since, upto fhir.Instant) (in
 	}
 	all = all[from:min(from+p.store.BlockRows, len(all))]
 	for _, r := range all {
-		if r.c <= p.watermark && p.watermark < r.d && since < r.c && r.c <= upto {
+		if r.c <= p.watermark && p.watermark < r.d && since < r.c && r.c <= upto && (p.choice == nil || len(r.patients) > 0) {
 			in = append(in, r)
 		}
 	}

@@ -23,7 +23,6 @@ import (
 // Patterns of the routes under the base. What does not match them is not
 // found before anything is looked up.
 const (
-	ExportPath = "/$export"
 	StatusPath = "/export/{job:[0-9a-f]{32}}"
 	FilePath   = StatusPath + "/{file:[1-9][0-9]{0,5}}.ndjson"
 )
@@ -36,8 +35,24 @@ type Handlers struct {
 	Now     func() fhir.Instant
 }
 
-// KickOff starts an export: GET or POST [base]/$export (Bulk Data, "Bulk Data Kick-off Request").
-func (h *Handlers) KickOff(w http.ResponseWriter, r *http.Request) error {
+// A KickOff is where exports of a level are started: GET or POST
+// [base]/$export, [base]/Patient/$export (Bulk Data, "Bulk Data Kick-off
+// Request").
+type KickOff struct {
+	Path  string // under the base
+	Level export.Level
+}
+
+// KickOffs are all there are. The test suites look for an operation by either
+// name, so both work (decisions.md 2).
+var KickOffs = []KickOff{
+	{"/$export", export.System},
+	{"/Patient/$export", export.Patient},
+	{"/Patient/$patient-export", export.Patient},
+}
+
+// Start answers a kick-off.
+func (h *Handlers) Start(k KickOff, w http.ResponseWriter, r *http.Request) error {
 	if err := accepted(r.Header); err != nil {
 		return err
 	}
@@ -45,7 +60,7 @@ func (h *Handlers) KickOff(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	q, err := h.request(w, r, prefs)
+	q, err := h.request(k, w, r, prefs)
 	if err != nil {
 		return err
 	}
@@ -60,14 +75,14 @@ func (h *Handlers) KickOff(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-func (h *Handlers) request(w http.ResponseWriter, r *http.Request, prefs preferences) (export.Request, error) {
+func (h *Handlers) request(k KickOff, w http.ResponseWriter, r *http.Request, prefs preferences) (export.Request, error) {
 	post := r.Method == http.MethodPost
 	params, err := h.params(w, r, post)
 	if err != nil {
 		return export.Request{}, err
 	}
-	q, err := read(params, prefs.lenient, !post, h.Now())
-	q.URL = h.Base + ExportPath
+	q, err := read(params, k.Level, prefs.lenient, !post, h.Now())
+	q.URL = h.Base + k.Path
 	if r.URL.RawQuery != "" {
 		q.URL += "?" + printable(r.URL.RawQuery)
 	}

@@ -42,9 +42,10 @@ type bound struct {
 }
 
 // read understands the parameters of a kick-off (decisions.md 1 and 2).
-func read(params []param, lenient, fromURL bool, now fhir.Instant) (export.Request, error) {
+func read(params []param, level export.Level, lenient, fromURL bool, now fhir.Instant) (export.Request, error) {
 	none := bound{at: fhir.None}
 	r := &reading{lenient: lenient, fromURL: fromURL, now: now, since: none, until: none, seen: map[string]bool{}}
+	r.q.Level = level
 	for _, p := range params {
 		r.param(p)
 		r.seen[p.name] = true
@@ -79,7 +80,9 @@ func (r *reading) param(p param) {
 	case "patient":
 		// Neither the value is repeated nor the parameter ever left out: the
 		// one is a patient's id, the other would disclose everybody's data.
-		r.fault(outcome.NotSupported, "the parameter patient has no meaning in a system-level export and is never left out: remove it")
+		r.fault(outcome.NotSupported, "the parameter patient %s and is never left out: remove it", map[export.Level]string{
+			export.System: "has no meaning in a system-level export", export.Patient: "is not supported by this server",
+		}[r.q.Level])
 	case "_elements", "_typeFilter", "includeAssociatedData", "organizeOutputBy":
 		r.leaveOut(p, "is not supported by this server")
 	default:
@@ -140,6 +143,8 @@ func (r *reading) typ(p param) {
 		switch {
 		case !ok:
 			r.types = append(r.types, fault(outcome.Value, "_type: %s is not a resource type of FHIR R4 (4.0.1)%s", outcome.Quote(name), likely(name)))
+		case !r.q.Level.Holds(t):
+			r.types = append(r.types, fault(outcome.Value, "_type: %s is not exported at Patient level: it lies in no Patient's compartment, nor is it what clinical data refers to; ask for it at system level", outcome.Quote(name)))
 		case !slices.Contains(r.q.Types, t):
 			r.q.Types = append(r.q.Types, t)
 		}

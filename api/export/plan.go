@@ -20,7 +20,7 @@ type Limits struct {
 // plan decides which files a job has. It asks for counts only and reads no
 // body, so its cost does not depend on the size of the store.
 func plan(s Snapshot, q Request, l Limits) (rule, error) {
-	r := rule{Request: q.URL, Since: q.Since, Upto: upto(s.Watermark(), q.Upto)}
+	r := rule{Level: q.Level, Request: q.URL, Since: q.Since, Upto: upto(s.Watermark(), q.Upto)}
 	if err := r.add(s, Output, store.Live, q.Types, l); err != nil {
 		return rule{}, err
 	}
@@ -45,7 +45,7 @@ func (r *rule) add(s Snapshot, list List, kind store.Kind, types []fhir.Type, l 
 		return strings.Compare(a.Type.String(), b.Type.String())
 	})
 	for _, sec := range sections {
-		extents, err := r.extents(s, sec)
+		extents, err := r.extents(r.Level.of(s, sec.Type), sec)
 		if err != nil {
 			return err
 		}

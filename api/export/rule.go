@@ -10,8 +10,36 @@ import (
 	"tidemark/store/fhir"
 )
 
+// A Level is which resources an export is about.
+type Level string
+
+// The levels.
+const (
+	System  Level = ""        // all
+	Patient Level = "patient" // those in the compartment of any Patient, and what goes with them
+)
+
+// Holds tells whether an export of this level can hold resources of a type.
+func (l Level) Holds(t fhir.Type) bool {
+	return l == System || fhir.InPatientCompartment(t) || fhir.Referred(t)
+}
+
+// of is what of a snapshot an export of this level holds of a type. Whatever is
+// referred to goes as a whole: at this level everybody's data refers to it. So
+// does Provenance, whose targets tell more than its compartments (Bulk Data,
+// "Provenance": all that is available by default).
+func (l Level) of(s Snapshot, t fhir.Type) Snapshot {
+	if l == System || fhir.Referred(t) || t == provenanceType {
+		return s
+	}
+	return s.Choosing(store.Choice{})
+}
+
+var provenanceType, _ = fhir.ParseType("Provenance")
+
 // A Request is a kick-off that was understood and found right.
 type Request struct {
+	Level Level
 	URL   string          // what the manifest's request says
 	Types []fhir.Type     // empty: all
 	Since fhir.Instant    // exclusive; None: from the beginning
@@ -51,6 +79,7 @@ func (f OutputFile) section() store.Section {
 // A rule is all that is kept of a job. Together with the pinned snapshot it
 // gives the same files at every request and after every restart.
 type rule struct {
+	Level   Level
 	Request string
 	Since   fhir.Instant
 	Upto    fhir.Instant // inclusive, never after the watermark: the transactionTime
@@ -69,6 +98,7 @@ const ruleVersion = 1
 // nobody's numbers.
 type ruleForm struct {
 	Version int        `json:"v"`
+	Level   Level      `json:"level,omitempty"`
 	Request string     `json:"request"`
 	Since   *int64     `json:"since,omitempty"`
 	Upto    int64      `json:"upto"`
@@ -86,7 +116,7 @@ type fileForm struct {
 }
 
 func (r rule) encode() ([]byte, error) {
-	form := ruleForm{Version: ruleVersion, Request: r.Request, Upto: int64(r.Upto), Errors: r.Errors}
+	form := ruleForm{Version: ruleVersion, Level: r.Level, Request: r.Request, Upto: int64(r.Upto), Errors: r.Errors}
 	if r.Since != fhir.None {
 		form.Since = new(int64(r.Since))
 	}
@@ -108,7 +138,10 @@ func decodeRule(b []byte) (rule, error) {
 	if form.Version != ruleVersion {
 		return rule{}, fmt.Errorf("the rule has version %d, this program knows %d: was the store used by a newer one?", form.Version, ruleVersion)
 	}
-	r := rule{Request: form.Request, Since: fhir.None, Upto: fhir.Instant(form.Upto), Errors: form.Errors}
+	if form.Level != System && form.Level != Patient {
+		return rule{}, fmt.Errorf("the rule has the level %q: was the store used by a newer program?", form.Level)
+	}
+	r := rule{Level: form.Level, Request: form.Request, Since: fhir.None, Upto: fhir.Instant(form.Upto), Errors: form.Errors}
 	if form.Since != nil {
 		r.Since = fhir.Instant(*form.Since)
 	}

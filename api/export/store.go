@@ -32,6 +32,8 @@ type Snapshot interface {
 	Rule() []byte
 	Expires() time.Time
 	Sections(kind store.Kind) []store.Section
+	// Choosing is the snapshot for the rows of a choice only; it is closed with it.
+	Choosing(c store.Choice) Snapshot
 	Extents(sec store.Section, since, upto fhir.Instant) ([]store.Extent, error)
 	File(ctx context.Context, name string, sec store.Section, since, upto fhir.Instant, ext []store.Extent) (File, error)
 	Close() error
@@ -69,6 +71,8 @@ func (s stored) Snapshot(id string) (Snapshot, error) {
 }
 
 type snapshot struct{ *store.Snapshot }
+
+func (s snapshot) Choosing(c store.Choice) Snapshot { return snapshot{s.Snapshot.Choosing(c)} }
 
 func (s snapshot) File(ctx context.Context, name string, sec store.Section, since, upto fhir.Instant, ext []store.Extent) (File, error) {
 	f, err := s.Snapshot.File(ctx, name, sec, since, upto, ext)

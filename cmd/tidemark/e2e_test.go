@@ -13,6 +13,8 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"tidemark/store/fhir"
 )
 
 // canary stands in for what must not leave the data: it is in a record that
@@ -79,6 +81,7 @@ func TestEndToEnd(t *testing.T) {
 	r.live(50)
 	r.catchUp()
 	r.prove()
+	t.Run("Patient level", func(t *testing.T) { patientLevel(t, r) })
 	log, err := os.ReadFile(r.log)
 	if err != nil {
 		t.Fatal(err)
@@ -88,6 +91,82 @@ func TestEndToEnd(t *testing.T) {
 			t.Errorf("%s holds what a record held", name)
 		}
 	}
+}
+
+// patientLevel compares an export of all Patients with what of the whole system
+// lies in their compartments or is referred to there.
+func patientLevel(t *testing.T, r *rig) {
+	for _, body := range []string{
+		`{"resourceType":"ValueSet","id":"outside","status":"draft"}`,
+		`{"resourceType":"Observation","id":"outside","status":"final","subject":{"reference":"Location/well"}}`,
+	} {
+		if err := r.producer.ProduceSync(t.Context(), &kgo.Record{Topic: "fhir-changes", Value: []byte(body), Partition: 0}).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	outside := func(lines map[string]bool) (n int) {
+		for line := range lines {
+			if strings.Contains(line, `"id":"outside"`) {
+				n++
+			}
+		}
+		return n
+	}
+	all := r.linesOf(t, "$export")
+	for deadline := time.Now().Add(patience); outside(all) < 2; all = r.linesOf(t, "$export") {
+		if time.Now().After(deadline) {
+			t.Fatal("what was sent last does not arrive")
+		}
+	}
+	left := map[string]bool{}
+	provenance, _ := fhir.ParseType("Provenance")
+	var scan fhir.Scanner
+	for line := range all {
+		res, err := scan.Scan([]byte(line))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(res.Patients) > 0 || fhir.Referred(res.Key.Type) || res.Key.Type == provenance {
+			left[line] = true
+		}
+	}
+	got := r.linesOf(t, "Patient/$export")
+	for line := range left {
+		if !got[line] {
+			t.Errorf("missing: %.100s", line)
+		}
+	}
+	for line := range got {
+		if !left[line] {
+			t.Errorf("it does not belong there: %.100s", line)
+		}
+	}
+	if len(got) == 0 || outside(got) > 0 {
+		t.Errorf("%d of %d resources, %d of which lie outside", len(got), len(all), outside(got))
+	}
+}
+
+// linesOf are the resources of an export.
+func (r *rig) linesOf(t *testing.T, path string) map[string]bool {
+	t.Helper()
+	job, err := r.client.Start(t.Context(), path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := job.Wait(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := map[string]bool{}
+	for _, f := range m.Output {
+		if err := r.lines(t.Context(), f, func(line []byte) error { lines[string(line)] = true; return nil }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := job.Delete(t.Context()); err != nil {
+		t.Error(err)
+	}
+	return lines
 }
 
 // manualKnows: every metric that the manual names exists.

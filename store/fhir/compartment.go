@@ -79,10 +79,38 @@ var patientPaths = map[string]string{
 	"VisionPrescription":          "patient",
 }
 
+// extraPaths are compartments that the official table of R4 lacks and R5 has, or
+// that clients ask for: what is somebody's Device or Task goes with the rest.
+var extraPaths = map[string]string{
+	"Device": "patient",
+	"Task":   "for focus",
+}
+
+// referredTypes lie outside of the Patient compartment and are what its
+// resources refer to: without them clinical data cannot be read. Exports of
+// Patients and Groups hold them, too.
+var referredTypes = newSet(`Device DeviceDefinition Endpoint HealthcareService InsurancePlan Location Medication MedicationKnowledge
+	Organization OrganizationAffiliation Practitioner PractitionerRole Substance`)
+
+func newSet(names string) (set [256]bool) {
+	for name := range strings.FieldsSeq(names) {
+		set[typeNumbers[name]] = true
+	}
+	return set
+}
+
+// Referred says whether resources of the type go with those of the Patient
+// compartment that refer to them.
+func Referred(t Type) bool { return referredTypes[t] }
+
 // InPatientCompartment says whether resources of the type can lie in the
 // compartment of a Patient at all.
-func InPatientCompartment(t Type) bool { return inCompartment[t] }
+func InPatientCompartment(t Type) bool {
+	_, extra := extraPaths[t.String()]
+	return inCompartment[t] || extra
+}
 
+// inCompartment is the official table.
 var inCompartment = func() (in [256]bool) {
 	for name := range patientPaths {
 		in[typeNumbers[name]] = true
@@ -181,7 +209,8 @@ func newRoots() []*node {
 	all := make([]*node, len(typeNames))
 	for number := range all {
 		root := newHead()
-		for path := range strings.FieldsSeq(patientPaths[typeNames[number]]) {
+		name := typeNames[number]
+		for path := range strings.FieldsSeq(patientPaths[name] + " " + extraPaths[name]) {
 			at := root
 			for name := range strings.SplitSeq(path, ".") {
 				at = at.child(name, passage)

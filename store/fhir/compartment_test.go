@@ -22,8 +22,8 @@ func TestCompartmentTypes(t *testing.T) {
 			types[typ] = true
 		}
 	}
-	if len(types) != 66 {
-		t.Errorf("%d types, want the 66 of the official table", len(types))
+	if len(types) != 68 {
+		t.Errorf("%d types, want the 66 of the official table, Device and Task", len(types))
 	}
 	for _, typ := range AllTypes() {
 		if got := InPatientCompartment(typ); got != types[typ.String()] {

@@ -18,7 +18,7 @@ var compartments = map[string]string{
 		Goal ImagingStudy Invoice List MeasureReport Media MedicationAdministration MedicationDispense MedicationRequest
 		MedicationStatement Observation Procedure QuestionnaireResponse RequestGroup RiskAssessment ServiceRequest Specimen`,
 	"patient": `AllergyIntolerance BodyStructure Claim ClaimResponse Consent CoverageEligibilityRequest CoverageEligibilityResponse
-		DetectedIssue EpisodeOfCare ExplanationOfBenefit FamilyMemberHistory Immunization ImmunizationEvaluation
+		DetectedIssue Device EpisodeOfCare ExplanationOfBenefit FamilyMemberHistory Immunization ImmunizationEvaluation
 		ImmunizationRecommendation MolecularSequence NutritionOrder RelatedPerson SupplyDelivery VisionPrescription`,
 	"performer":                 "DeviceRequest Observation ServiceRequest",
 	"performer.actor":           "MedicationAdministration Procedure",
@@ -49,6 +49,8 @@ var compartments = map[string]string{
 	"target":                    "Provenance",
 	"individual":                "ResearchSubject",
 	"deliverTo":                 "SupplyRequest",
+	"for":                       "Task",
+	"focus":                     "Task",
 }
 
 // pathsOf turns compartments round.

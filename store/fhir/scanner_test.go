@@ -42,7 +42,7 @@ func TestScan(t *testing.T) {
 		}, {
 			"a version is kept as it is written, and a date is no instant",
 			`{"resourceType":"Device","id":"d","meta":{"versionId":"59f4-x","lastUpdated":"2026-01-02"},"patient":{"reference":"Patient/b"}}`,
-			Resource{Key: key("Device/d"), Version: "59f4-x", LastUpdated: None},
+			Resource{Key: key("Device/d"), Version: "59f4-x", LastUpdated: None, Patients: []string{"b"}},
 		}, {
 			"a part of a resource says so",
 			`{"resourceType":"Patient","id":"p","meta":{"tag":[{"code":"x"},{"code":"SUBSETTED","system":"http://terminology.hl7.org/CodeSystem/v3-ObservationValue","display":"y"}]}}`,
