@@ -132,13 +132,19 @@ func (j *Job) poll(ctx context.Context) (*Manifest, error) {
 // Delete ends the job and with it the files. The server must know nothing of
 // it afterwards.
 func (j *Job) Delete(ctx context.Context) error {
+	first := true
 	_, err := retry(ctx, j.client.patience(), func() (struct{}, error) {
+		again := !first
+		first = false
 		answer, err := j.client.do(ctx, http.MethodDelete, j.URL, http.Header{"Accept": {"application/fhir+json"}})
 		if err != nil {
 			return struct{}{}, err
 		}
 		defer answer.Body.Close()
-		if answer.StatusCode != http.StatusAccepted {
+		switch {
+		case answer.StatusCode == http.StatusAccepted:
+		case answer.StatusCode == http.StatusNotFound && again: // the answer to the first try was lost
+		default:
 			return struct{}{}, refusal(answer)
 		}
 		return struct{}{}, nil

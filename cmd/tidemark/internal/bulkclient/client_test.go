@@ -166,6 +166,18 @@ func TestDelete(t *testing.T) {
 	}
 }
 
+// A server that died before it answered has deleted the job or has not.
+func TestDeleteAgainAfterNoAnswer(t *testing.T) {
+	c := client(server{"GET /fhir/$export": {accepted}, "DELETE /fhir/job/1": {{503, nil, "{}"}, {404, nil, "{}"}}})
+	job, err := c.Start(t.Context(), "$export", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := job.Delete(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
 func zip(parts ...string) string {
 	var b bytes.Buffer
 	for _, part := range parts {
