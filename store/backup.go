@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -76,6 +78,13 @@ func (db *DB) backup(ctx context.Context, root string, b *Backup, copies bool) e
 	if _, err := db.fs.Stat(b.Path); err == nil {
 		return os.ErrExist
 	}
+	if within(db.fs, root, db.dir) {
+		return errors.New("it lies within the store's own directory, where an Open clears away what is not the store's: name another one")
+	}
+	// Known before anything lies there: an erasure names one that failed, too.
+	if err := db.whileOpen(func() error { return db.kv.Set(index.BackupKey(b.Path), nil, pebble.Sync) }); err != nil {
+		return err
+	}
 	if err := errors.Join(makeDir(db.fs, root), db.fs.MkdirAll(dir, 0o700)); err != nil {
 		return err
 	}
@@ -85,11 +94,9 @@ func (db *DB) backup(ctx context.Context, root string, b *Backup, copies bool) e
 		return errors.Join(err, db.fs.RemoveAll(frozen))
 	}
 	defer snap.Close()
-	c := copier{ctx: ctx, fs: db.fs, from: []string{db.segmentsDir()}, copies: copies}
-	if last, err := lastBackup(db.fs, root); err != nil {
-		return err
-	} else if last != "" {
-		c.from = []string{SegmentsDir(db.fs, last), db.segmentsDir()}
+	c := copier{ctx: ctx, fs: db.fs, from: db.segmentsDir(), copies: copies}
+	if last := lastBackup(db.fs, root); last != "" && !copies {
+		c.last, c.shared = SegmentsDir(db.fs, last), map[segment.ID]bool{}
 	}
 	for _, s := range snap.segs {
 		for _, name := range []string{s.id().DirectoryName(), s.id().BodyName()} {
@@ -107,10 +114,21 @@ func (db *DB) backup(ctx context.Context, root string, b *Backup, copies bool) e
 	if err := copyIfThere(db.fs, db.fs.PathJoin(db.dir, erasedFile), db.fs.PathJoin(b.Path, erasedFile)); err != nil {
 		return err
 	}
-	if err := errors.Join(segment.SyncDir(db.fs, dir), writeDurably(db.fs, b.Path, backupFile, mustJSON(b)), segment.SyncDir(db.fs, root)); err != nil {
-		return err
+	return errors.Join(segment.SyncDir(db.fs, dir), writeDurably(db.fs, b.Path, backupFile, mustJSON(b)), segment.SyncDir(db.fs, root))
+}
+
+// within tells whether a path leads into a folder.
+func within(fs vfs.FS, path, dir string) bool {
+	if fs == vfs.Default {
+		if p, err := filepath.Abs(path); err == nil {
+			path = p
+		}
+		if d, err := filepath.Abs(dir); err == nil {
+			dir = d
+		}
 	}
-	return db.whileOpen(func() error { return db.kv.Set(index.BackupKey(b.Path), nil, pebble.Sync) })
+	rel, err := filepath.Rel(dir, path)
+	return err == nil && rel != ".." && !strings.HasPrefix(rel, ".."+string(filepath.Separator))
 }
 
 // freeze takes the index and the segments that belong to it at one instant:
@@ -180,12 +198,13 @@ func readBackup(fs vfs.FS, path string) (Backup, error) {
 	return b, nil
 }
 
-func lastBackup(fs vfs.FS, root string) (string, error) {
+// lastBackup is the newest whole backup, "" if there is none to build upon.
+func lastBackup(fs vfs.FS, root string) string {
 	list, err := Backups(fs, root)
 	if err != nil || len(list) == 0 {
-		return "", err
+		return "" // one that cannot be read is no reason not to make a good one
 	}
-	return list[len(list)-1].Path, nil
+	return list[len(list)-1].Path
 }
 
 // Restore makes a store in dir, which must be empty, of a backup. erased, if
@@ -217,7 +236,7 @@ func restore(ctx context.Context, b *Backup, dir, erased string, o Options, out 
 	if err := errors.Join(makeDir(o.FS, dir), o.FS.MkdirAll(segments, 0o700)); err != nil {
 		return err
 	}
-	c := copier{ctx: ctx, fs: o.FS, from: []string{SegmentsDir(o.FS, b.Path)}}
+	c := copier{ctx: ctx, fs: o.FS, from: SegmentsDir(o.FS, b.Path)}
 	for _, f := range b.Segments {
 		size, err := c.file(segments, f.Name)
 		if err != nil {
@@ -238,23 +257,22 @@ func restore(ctx context.Context, b *Backup, dir, erased string, o Options, out 
 	if err := copyTree(ctx, o.FS, IndexDir(o.FS, b.Path), fresh); err != nil {
 		return err
 	}
-	promised, err := renew(fresh, o)
+	promised, err := renew(fresh, b.Path, o)
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(o.FS.Rename(fresh, IndexDir(o.FS, dir)), segment.SyncDir(o.FS, dir)); err != nil {
+	if err := errors.Join(toEnforce(o.FS, dir), o.FS.Rename(fresh, IndexDir(o.FS, dir)), segment.SyncDir(o.FS, dir)); err != nil {
 		return err
 	}
 	fmt.Fprintf(out, "restored %d segments as of %s; epoch %d, everything up to %v counts as promised\n",
 		len(b.Segments)/2, b.At.Format(time.RFC3339), b.Epoch+1, promised)
 	fmt.Fprintln(out, "lost: export jobs and their pins. What came since the backup is read from Kafka again, as far as its topics still hold it")
-	return enforceIn(ctx, dir, o, out)
+	return enforceIn(dir, o, out)
 }
 
-// takeErased puts the longer of two lists of what was erased into dir.
+// takeErased puts all that two lists of what was erased name into dir.
 func takeErased(fs vfs.FS, dir string, paths ...string) error {
-	var longest *erasedList
-	from := ""
+	all := &erasedList{list: map[erasedHash]struct{}{}}
 	for _, p := range paths {
 		if p == "" {
 			continue
@@ -263,17 +281,24 @@ func takeErased(fs vfs.FS, dir string, paths ...string) error {
 		if err != nil {
 			return err
 		}
-		if longest != nil && longest.key != nil && l.key != nil && string(longest.key) != string(l.key) {
+		if l.key == nil {
+			continue
+		}
+		if all.key != nil && string(all.key) != string(l.key) {
 			return fmt.Errorf("%s is the list of another store", p)
 		}
-		if longest == nil || len(l.list) > len(longest.list) {
-			longest, from = l, p
-		}
+		all.key = l.key
+		maps.Copy(all.list, l.list)
 	}
-	if longest == nil || longest.key == nil {
+	if all.key == nil {
 		return nil
 	}
-	return copyIfThere(fs, from, fs.PathJoin(dir, erasedFile))
+	lines := []erasedLine{{Key: all.key}}
+	for h := range all.list {
+		lines = append(lines, erasedLine{Hash: hex.EncodeToString(h[:])})
+	}
+	slices.SortFunc(lines[1:], func(a, b erasedLine) int { return strings.Compare(a.Hash, b.Hash) })
+	return appendErased(fs, dir, lines...)
 }
 
 // numbersApart is how far the numbers of rows and segments jump when a backup
@@ -283,16 +308,16 @@ const numbersApart = 1 << 32
 
 // renew makes a backup's index that of a store which begins anew: without jobs,
 // in a new epoch, with everything promised that may have been.
-func renew(dir string, o Options) (fhir.Instant, error) {
+func renew(dir, from string, o Options) (fhir.Instant, error) {
 	kv, err := index.Open(dir, index.Options{FS: o.FS, Cache: o.Cache, Logger: pebbleLog{o.Logger}})
 	if err != nil {
 		return fhir.None, err
 	}
-	promised, err := renewIndex(kv)
+	promised, err := renewIndex(kv, from)
 	return promised, errors.Join(err, kv.Close())
 }
 
-func renewIndex(kv *pebble.DB) (fhir.Instant, error) {
+func renewIndex(kv *pebble.DB, from string) (fhir.Instant, error) {
 	v, closer, err := kv.Get(index.MetaKey())
 	if err != nil {
 		return fhir.None, err
@@ -307,7 +332,7 @@ func renewIndex(kv *pebble.DB) (fhir.Instant, error) {
 	promised := max(m.Newest, fhir.FromTime(time.Now()))
 	drop := func(k, _ []byte) error { w.delete(slices.Clone(k)); return nil }
 	err = errors.Join(
-		index.Scan(kv, index.Pins(), drop), index.Scan(kv, index.Allotted(), drop), index.Scan(kv, index.Backups(), drop),
+		index.Scan(kv, index.Pins(), drop), index.Scan(kv, index.Allotted(), drop),
 		index.Scan(kv, index.Promises(), func(k, _ []byte) error {
 			p, err := index.ParsePromiseKey(k)
 			promised = max(promised, p)
@@ -327,23 +352,52 @@ func renewIndex(kv *pebble.DB) (fhir.Instant, error) {
 	m.NextSeq += numbersApart
 	w.set(index.MetaKey(), m.Encode())
 	w.set(index.PromiseKey(promised), nil)
+	w.set(index.BackupKey(from), nil) // it may hold what is to be erased later
 	return promised, errors.Join(err, w.err, b.Commit(pebble.Sync))
 }
 
-// enforceIn takes out what was erased since a store in dir was made.
-func enforceIn(ctx context.Context, dir string, o Options, out io.Writer) error {
-	list, err := readErased(o.FS, o.FS.PathJoin(dir, erasedFile))
+// unenforced is a file that says: segments came back from somewhere, and nobody
+// has looked yet whether they hold what was erased. Open does.
+const unenforced = "unenforced"
+
+// toEnforce leaves that file before a new index makes a store of a folder.
+func toEnforce(fs vfs.FS, dir string) error {
+	list, err := readErased(fs, fs.PathJoin(dir, erasedFile))
 	if err != nil || len(list.list) == 0 {
 		return err
+	}
+	return writeDurably(fs, dir, unenforced, nil)
+}
+
+// enforceDue enforces the list of what was erased if that is due.
+func (db *DB) enforceDue() error {
+	path := db.fs.PathJoin(db.dir, unenforced)
+	if _, err := db.fs.Stat(path); err != nil {
+		return nil //nolint:nilerr // none, mostly
+	}
+	var err error
+	if db.enforced, err = db.EnforceErasures(context.Background()); err != nil {
+		return err
+	}
+	return errors.Join(db.fs.Remove(path), segment.SyncDir(db.fs, db.dir))
+}
+
+// enforceIn takes out what was erased since the segments of a store in dir were
+// written.
+func enforceIn(dir string, o Options, out io.Writer) error {
+	if _, err := o.FS.Stat(o.FS.PathJoin(dir, unenforced)); err != nil {
+		return nil //nolint:nilerr // nothing was erased
 	}
 	o.MergeOff = true
 	db, err := Open(dir, o)
 	if err != nil {
 		return err
 	}
-	done, err := db.EnforceErasures(ctx)
-	if err == nil && done.Rows > 0 {
-		fmt.Fprintf(out, "%d rows of what was erased before had come back: they are out again\n", done.Rows)
+	if n := db.enforced.Rows; n > 0 {
+		fmt.Fprintf(out, "%d rows of what was erased before had come back: they are out again\n", n)
 	}
-	return errors.Join(err, db.Close())
+	for _, w := range db.enforced.Elsewhere {
+		fmt.Fprintln(out, "this may still hold what was erased, delete it: "+w)
+	}
+	return db.Close()
 }

@@ -11,15 +11,15 @@ import (
 )
 
 // A Choice is which rows an export is about: those in the compartments of some
-// Patients, or some resources by their keys. The same choice of the same
-// snapshot always picks the same rows.
+// Patients, and some resources by their keys; the zero value is those in the
+// compartment of any Patient. The same choice of the same snapshot always picks
+// the same rows.
 type Choice struct {
 	// Patients are those in whose compartments rows count, each with the change
 	// instant behind which they do: a window's `_since`, None for who has joined
-	// since then. Nil: those of any Patient.
+	// since then.
 	Patients map[string]fhir.Instant
-	// Keys, if not nil, are the resources that count, instead: whatever
-	// compartments they lie in.
+	// Keys are resources that count whatever compartments they lie in, likewise.
 	Keys map[fhir.Key]fhir.Instant
 
 	least  fhir.Instant // of all their instants
@@ -98,15 +98,12 @@ func (c *Choice) behind(d *segment.Directory, b int, sec segment.Section, since 
 		cells, err := d.Cells(b)
 		return cells, slices.Repeat([]fhir.Instant{since}, len(cells)), err
 	}
-	if c.Keys != nil {
-		return c.behindKeys(d, b, sec)
-	}
 	links, err := d.Links(b)
 	if err != nil {
 		return nil, nil, err
 	}
 	after := slices.Repeat([]fhir.Instant{since}, len(links.Patients.Names))
-	if c.Patients != nil {
+	if c.Patients != nil || c.Keys != nil {
 		for i, id := range links.Patients.Names {
 			after[i] = always
 			if a, ok := c.Patients[id]; ok {
@@ -121,35 +118,36 @@ func (c *Choice) behind(d *segment.Directory, b int, sec segment.Section, since 
 			behind[i] = min(behind[i], after[p])
 		}
 	}
-	return links.Cells, behind, nil
+	return links.Cells, behind, c.byKey(d, b, sec, behind)
 }
 
-func (c *Choice) behindKeys(d *segment.Directory, b int, sec segment.Section) ([]segment.Cell, []fhir.Instant, error) {
+// byKey lets the resources count that are chosen by their keys.
+func (c *Choice) byKey(d *segment.Directory, b int, sec segment.Section, behind []fhir.Instant) error {
+	if len(c.Keys) == 0 {
+		return nil
+	}
 	rows, err := d.Rows(nil, b)
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
-	cells, behind := make([]segment.Cell, len(rows)), make([]fhir.Instant, len(rows))
 	for i := range rows {
-		cells[i] = segment.Cell{Seq: rows[i].Seq, Instant: rows[i].Instant, Length: rows[i].Length}
-		behind[i] = always
 		if after, ok := c.Keys[fhir.Key{Type: sec.Type, ID: rows[i].Key.ID}]; ok {
-			behind[i] = after
+			behind[i] = min(behind[i], after)
 		}
 	}
-	return cells, behind, nil
+	return nil
 }
 
-// References calls fn for what the rows of a section that the choice of s picks
-// refer to of what lies in nobody's compartment: of all rows visible at the
-// watermark, whenever they changed. A key may come more than once.
-func (s *Snapshot) References(ctx context.Context, sec segment.Section, fn func(fhir.Key)) error {
-	v := s.span(fhir.None, s.pin.Watermark)
+// References calls fn for what the rows that Extents would list for the same
+// window refer to of what lies in nobody's compartment. A key may come more than
+// once.
+func (s *Snapshot) References(ctx context.Context, sec segment.Section, since, upto fhir.Instant, fn func(fhir.Key)) error {
+	v := s.span(since, upto)
 	for _, g := range s.segs {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if info := g.r.Section(sec); info.From < info.To && g.first <= v.upto {
+		if info := g.r.Section(sec); info.From < info.To && g.last > s.choice.since(since) && g.first <= v.upto {
 			if err := s.references(g, info, v.of(g), fn); err != nil {
 				return err
 			}
@@ -165,7 +163,7 @@ func (s *Snapshot) references(g *seg, info segment.SectionInfo, v span, fn func(
 	}
 	for b := info.From; b < info.To && err == nil; b++ {
 		k := &g.r.Blocks()[b]
-		if k.First <= v.upto && k.Last >= v.after.Instant && s.choice.look(g, b, info.To) != none {
+		if k.Last > s.choice.since(v.since) && k.First <= v.upto && k.Last >= v.after.Instant && s.choice.look(g, b, info.To) != none {
 			err = s.referencesOf(g, d, info.Section, b, v, fn)
 		}
 	}
@@ -177,16 +175,16 @@ func (s *Snapshot) referencesOf(g *seg, d *segment.Directory, sec segment.Sectio
 	if err != nil || len(links.References.Names) == 0 {
 		return err
 	}
-	_, behind, err := s.choice.behind(d, b, sec, fhir.None)
-	if err != nil {
-		return err
-	}
 	s.db.mu.Lock()
 	dead := g.dead[b].until(v.w)
 	s.db.mu.Unlock()
+	_, counts, err := s.counted(d, sec, b, dead, v)
+	if err != nil {
+		return err
+	}
 	seen := make([]bool, len(links.References.Names))
-	for i, counts := range counting(links.Cells, dead, v) {
-		if !counts || behind[i] == always {
+	for i, ok := range counts {
+		if !ok {
 			continue
 		}
 		for _, r := range links.References.Of(i) {

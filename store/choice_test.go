@@ -62,7 +62,7 @@ func TestChosen(t *testing.T) {
 				if d := cmp.Diff(want, got); d != "" {
 					t.Errorf("seed %d, since %v, choice %v (-histories +export):\n%s", seed, since, c, d)
 				}
-				if err := of.References(t.Context(), segment.Section{Kind: segment.Live, Type: observationType}, func(k fhir.Key) { gotRefs[k] = true }); err != nil {
+				if err := of.References(t.Context(), segment.Section{Kind: segment.Live, Type: observationType}, since, s.Watermark(), func(k fhir.Key) { gotRefs[k] = true }); err != nil {
 					t.Fatal(err)
 				}
 				if d := cmp.Diff(refs, gotRefs); d != "" {
@@ -116,21 +116,24 @@ func howMany(r *rand.Rand) int {
 }
 
 func randomChoice(r *rand.Rand, since fhir.Instant) Choice {
-	switch r.IntN(5) {
+	var keys map[fhir.Key]fhir.Instant
+	switch r.IntN(6) {
 	case 0:
 		return Choice{}
-	case 1:
-		keys := map[fhir.Key]fhir.Instant{}
+	case 1, 2:
+		keys = map[fhir.Key]fhir.Instant{}
 		for range r.IntN(20) {
 			keys[fhir.Key{Type: observationType, ID: fmt.Sprintf("o%d", r.IntN(chosenOf))}] = []fhir.Instant{since, fhir.None}[r.IntN(2)]
 		}
-		return Choice{Keys: keys}
+		if r.IntN(2) == 0 {
+			return Choice{Keys: keys}
+		}
 	}
 	patients := map[string]fhir.Instant{}
 	for range r.IntN(20) {
 		patients[fmt.Sprintf("p%d", r.IntN(44))] = []fhir.Instant{since, since, fhir.None}[r.IntN(3)]
 	}
-	return Choice{Patients: patients}
+	return Choice{Patients: patients, Keys: keys}
 }
 
 // A visible is what a history says is visible at a snapshot.
@@ -171,8 +174,6 @@ func chosen(told []visible, since fhir.Instant, c Choice) (rows map[string]bool,
 		in, after := picks(c, v.key, v.Patients, since)
 		if in && v.Instant > after {
 			rows[fmt.Sprintf("%s/%s", v.Section, v.key.ID)] = true
-		}
-		if in {
 			for _, k := range v.refs {
 				refs[k] = true
 			}
@@ -183,16 +184,17 @@ func chosen(told []visible, since fhir.Instant, c Choice) (rows map[string]bool,
 
 func picks(c Choice, key fhir.Key, patients []string, since fhir.Instant) (in bool, after fhir.Instant) {
 	switch {
-	case c.Keys != nil:
-		after, in = c.Keys[key]
-	case c.Patients == nil:
-		in, after = len(patients) > 0, since
+	case c.Patients == nil && c.Keys == nil:
+		return len(patients) > 0, since
 	default:
 		after = always
 		for _, p := range patients {
 			if a, ok := c.Patients[p]; ok {
 				in, after = true, min(after, a)
 			}
+		}
+		if a, ok := c.Keys[key]; ok {
+			in, after = true, min(after, a)
 		}
 	}
 	return in, after

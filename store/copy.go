@@ -1,9 +1,9 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 
@@ -12,39 +12,76 @@ import (
 	"tidemark/store/segment"
 )
 
-// A copier brings files that never change into a folder: by a link where it
-// can, else by a copy.
+// A copier brings the files of segments, which never change, into a folder: by a
+// link where it can, else by a copy.
 type copier struct {
 	ctx    context.Context
 	fs     vfs.FS
-	from   []string // folders, the first that has the file
-	copies bool     // never link
+	from   string // the folder that has them
+	copies bool   // never link
+
+	// last is a folder of the same disk as where they go that may have them, too.
+	// Numbers tell nothing: it may be of another store, or of another life of this
+	// one. A directory of the same bytes does, for it has the body's checksums.
+	last   string
+	shared map[segment.ID]bool // whose directories are the same there
 
 	linked, copied int64 // bytes
 }
 
-// file brings one file and returns its size.
+// file brings one file and returns its size. A segment's directory comes before
+// its body.
 func (c *copier) file(dir, name string) (int64, error) {
 	if err := c.ctx.Err(); err != nil {
 		return 0, err
 	}
-	for _, from := range c.from {
-		src, dst := c.fs.PathJoin(from, name), c.fs.PathJoin(dir, name)
-		st, err := c.fs.Stat(src)
-		if errors.Is(err, os.ErrNotExist) {
-			continue
-		}
-		if err != nil {
+	src, dst := c.fs.PathJoin(c.from, name), c.fs.PathJoin(dir, name)
+	st, err := c.fs.Stat(src)
+	if err != nil {
+		return 0, err
+	}
+	if !c.copies && c.fs.Link(src, dst) == nil {
+		c.linked += st.Size()
+		return st.Size(), nil
+	}
+	if c.last != "" {
+		if same, err := c.same(name, st.Size()); err != nil {
 			return 0, err
-		}
-		if !c.copies && c.fs.Link(src, dst) == nil {
+		} else if same && c.fs.Link(c.fs.PathJoin(c.last, name), dst) == nil {
 			c.linked += st.Size()
 			return st.Size(), nil
 		}
-		c.copied += st.Size()
-		return st.Size(), copyDurably(c.fs, src, dst)
 	}
-	return 0, fmt.Errorf("%s: %w", name, os.ErrNotExist)
+	c.copied += st.Size()
+	return st.Size(), copyDurably(c.fs, src, dst)
+}
+
+// same tells whether last has the same file.
+func (c *copier) same(name string, size int64) (bool, error) {
+	id, ok := segment.ParseName(name)
+	st, err := c.fs.Stat(c.fs.PathJoin(c.last, name))
+	if err != nil || !ok || st.Size() != size {
+		return false, nil //nolint:nilerr // then it is not there
+	}
+	if name == id.BodyName() {
+		return c.shared[id], nil
+	}
+	ours, err := readFile(c.fs, c.fs.PathJoin(c.from, name))
+	if err != nil {
+		return false, err
+	}
+	theirs, err := readFile(c.fs, c.fs.PathJoin(c.last, name))
+	c.shared[id] = err == nil && bytes.Equal(ours, theirs)
+	return c.shared[id], nil
+}
+
+func readFile(fs vfs.FS, path string) ([]byte, error) {
+	f, err := fs.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	data, err := io.ReadAll(f)
+	return data, errors.Join(err, f.Close())
 }
 
 // makeDir makes a folder that only its owner reads, with those above it, and makes

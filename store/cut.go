@@ -32,6 +32,9 @@ func (s *Snapshot) cut(ctx context.Context, f *File, name string, v span, ext []
 	lock := s.db.cutLock(s.of, name)
 	lock.Lock()
 	defer lock.Unlock()
+	if s.of.revoked.Load() {
+		return ErrRevoked
+	}
 	dir := s.db.fs.PathJoin(s.db.jobsDir(), s.of.id)
 	path := s.db.fs.PathJoin(dir, name+".cut")
 	parts, err := readCut(s.db.fs, path, len(which))
@@ -82,6 +85,9 @@ func (s *Snapshot) makeCut(ctx context.Context, dir, path string, v span, ext []
 	}
 	if err := fs.Rename(tmp, path); err != nil {
 		return nil, err
+	}
+	if s.of.revoked.Load() { // meanwhile: whoever removed the others may have been before us
+		return nil, errors.Join(ErrRevoked, fs.Remove(path))
 	}
 	s.want(ext, which)
 	return parts, errors.Join(segment.SyncDir(fs, dir), segment.SyncDir(fs, s.db.jobsDir()))

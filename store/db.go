@@ -163,6 +163,7 @@ type DB struct {
 	pinning  sync.RWMutex // held for reading while a snapshot is being made durable
 	merging  sync.Mutex   // one merge at a time; taken before commitMu
 	erased   erasedPointer
+	enforced Erased       // what Open found that had come back
 	open     sync.RWMutex // held for reading by those who use kv with neither; taken last but for mu
 	cutting  *semaphore.Weighted
 

@@ -120,7 +120,7 @@ func (c *commit) change(ch *Change, t *taken) error {
 	}
 	if c.erased.refusesChange(ch) {
 		c.counts.erased++
-		return nil
+		return c.refused(ch, t)
 	}
 	if ch.Dead != nil {
 		return c.deadLetter(ch, t)
@@ -149,6 +149,27 @@ func (c *commit) change(ch *Change, t *taken) error {
 		return nil
 	}
 	return c.apply(ch, t, r, hash)
+}
+
+// refused tells clients of a resource that an erasure takes from them, by a
+// deletion: one that lives here and has moved into an erased compartment, and
+// one that a lost store may have told them of and that has not come back.
+func (c *commit) refused(ch *Change, t *taken) error {
+	if ch.Dead != nil {
+		return nil
+	}
+	r := c.touched[ch.Key]
+	switch {
+	case r.cur == nil && c.doubtful(ch, t):
+	case r.cur == nil || r.cur.Kind != segment.Live:
+		return nil
+	default:
+		if v := judge(r.cur, ch, xxhash.Sum64(ch.Body), t.Partition); v == stale || v == same || v == gone {
+			return nil
+		}
+	}
+	gone := Change{Key: ch.Key, Delete: true, Version: NoVersion, LastUpdated: ch.LastUpdated, Time: ch.Time, Timestamp: ch.Timestamp, Offset: ch.Offset}
+	return c.apply(&gone, t, r, 0)
 }
 
 // doubtful tells whether a deletion must be told even of a resource that never

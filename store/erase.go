@@ -88,6 +88,7 @@ func (db *DB) enforce(ctx context.Context) (Erased, error) {
 		return done, err
 	}
 	doom, err := db.findErased(ctx)
+	defer func() { _ = db.release(doom.held) }()
 	if err != nil {
 		return done, fmt.Errorf("erase: %w", err)
 	}
@@ -98,20 +99,27 @@ func (db *DB) enforce(ctx context.Context) (Erased, error) {
 	if done.Jobs, err = db.revoke(segs); err != nil {
 		return done, fmt.Errorf("erase: %w", err)
 	}
+	// One segment that cannot be written anew keeps the others from nothing.
+	var failed error
 	for _, s := range segs {
 		rows := doom.rows[s]
 		if err := db.purge(ctx, s, rows); err != nil {
-			return done, fmt.Errorf("erase: %w", err)
+			failed = errors.Join(failed, err)
+			continue
 		}
 		done.Rows += len(rows)
 	}
 	more, err := db.revokeAll(segs)
-	if err != nil {
+	if err := errors.Join(failed, doom.unread, err); err != nil {
 		return done, fmt.Errorf("erase: %w", err)
 	}
 	done.Jobs = append(done.Jobs, more...)
 	done.Segments, done.DeadLetters, done.Groups = len(segs), doom.letters, doom.groups
-	if done.Elsewhere, err = db.elsewhere(); err != nil {
+	if err := db.release(doom.held); err != nil {
+		return done, fmt.Errorf("erase: %w", err)
+	}
+	doom.held = nil
+	if done.Elsewhere, err = db.elsewhere(segs); err != nil {
 		return done, fmt.Errorf("erase: %w", err)
 	}
 	return done, appendErased(db.fs, db.dir, erasedLine{Erased: &done})
@@ -119,7 +127,10 @@ func (db *DB) enforce(ctx context.Context) (Erased, error) {
 
 // doomed is what must go: rows by segment, and what of them lives.
 type doomed struct {
+	held    []*seg // that were searched
 	rows    map[*seg]map[uint64]struct{}
+	keys    map[fhir.Key]struct{} // of the rows
+	unread  error                 // segments that cannot be searched
 	living  []fhir.Key
 	groups  []string // that name a Patient of the list, and live
 	letters int
@@ -141,30 +152,42 @@ func (d *doomed) segments() []*seg {
 	return list
 }
 
-// findErased reads the directories of all live segments. Deletions stay: they
-// say Type/id and nothing more, and clients must be told.
+// findErased reads the directories of all segments, of those too that were merged
+// away and that only snapshots hold. Deletions stay: they say what was deleted
+// and in whose compartment it lay, and clients must be told.
 func (db *DB) findErased(ctx context.Context) (*doomed, error) {
-	snap := db.snapshotNow()
-	defer snap.Close()
-	d := &doomed{rows: map[*seg]map[uint64]struct{}{}}
+	d := &doomed{held: db.holdAll(), rows: map[*seg]map[uint64]struct{}{}, keys: map[fhir.Key]struct{}{}}
 	list := db.erased.Load()
-	for _, s := range snap.segs {
+	db.mu.Lock()
+	v := span{since: fhir.None, upto: always, w: always, after: db.view.closed}
+	db.mu.Unlock()
+	for _, s := range d.held {
 		if err := ctx.Err(); err != nil {
-			return nil, err
+			return d, err
 		}
 		dir, err := s.r.OpenDirectory()
 		if err != nil {
-			return nil, err
+			d.unread = errors.Join(d.unread, err)
+			continue
 		}
-		err = d.search(db, s, dir, list, snap.span(fhir.None, always).of(s))
-		if err := errors.Join(err, dir.Close()); err != nil {
-			return nil, err
-		}
-		if err := d.searchLetters(db, s, list); err != nil {
-			return nil, err
-		}
+		d.unread = errors.Join(d.unread, d.search(db, s, dir, list, v.of(s)), dir.Close())
+	}
+	for _, s := range d.held { // letters last: their keys may be those of rows
+		d.unread = errors.Join(d.unread, d.searchLetters(db, s, list))
 	}
 	return d, nil
+}
+
+// holdAll keeps all segments that there are, live ones and those of snapshots.
+func (db *DB) holdAll() []*seg {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	list := make([]*seg, 0, len(db.segs))
+	for _, s := range db.segs {
+		s.refs++
+		list = append(list, s)
+	}
+	return list
 }
 
 func (d *doomed) search(db *DB, s *seg, dir *segment.Directory, list *erasedList, v span) error {
@@ -181,11 +204,13 @@ func (d *doomed) search(db *DB, s *seg, dir *segment.Directory, list *erasedList
 			}
 			for i := range rows {
 				row := &rows[i]
-				lives := !departures && row.Bound().Compare(v.after) > 0 && db.deathOf(s, b, row.Seq) == fhir.None
+				lives := !departures && !s.dropped && row.Bound().Compare(v.after) > 0 && db.deathOf(s, b, row.Seq) == fhir.None
 				switch refused := list.refuses(row.Key, row.Patients); {
 				case refused && lives:
 					d.living = append(d.living, row.Key)
+					d.keys[row.Key] = struct{}{}
 				case refused:
+					d.keys[row.Key] = struct{}{}
 				case row.Key.Type != groupType || !list.names(row.Patients):
 					continue
 				case lives: // it is about its other members, too: the source must change it
@@ -203,7 +228,7 @@ func (d *doomed) searchLetters(db *DB, s *seg, list *erasedList) error {
 	info := s.r.Section(deadLetters)
 	for b := info.From; b < info.To; b++ {
 		err := s.deadLetters(db, b, span{after: segment.NoBound}, "", func(l DeadLetterRow) error {
-			if list.refusesLetter(&l.DeadLetter) {
+			if list.refusesLetter(&l.DeadLetter) || d.tells(l.Key) {
 				d.add(s, l.Seq)
 				d.letters++
 			}
@@ -214,6 +239,16 @@ func (d *doomed) searchLetters(db *DB, s *seg, list *erasedList) error {
 		}
 	}
 	return nil
+}
+
+// tells whether the key of a record is that of a resource that must go.
+func (d *doomed) tells(key []byte) bool {
+	k, err := fhir.ParseKey(string(key))
+	if err != nil {
+		return false
+	}
+	_, ok := d.keys[k]
+	return ok
 }
 
 // deleteErased commits a deletion for each resource.
@@ -279,6 +314,10 @@ func (db *DB) revokeAll(segs []*seg) ([]string, error) {
 // purge writes one segment anew without some rows. Called with merging held.
 func (db *DB) purge(ctx context.Context, s *seg, rows map[uint64]struct{}) error {
 	db.mu.Lock()
+	if s.dropped { // only snapshots hold it, and they were ended
+		db.mu.Unlock()
+		return nil
+	}
 	job := compaction.Job{Kind: compaction.Clean, Settled: s.window() != nil, Window: s.window()}
 	r := &rewrite{db: db, begun: time.Now(), meta: db.meta, job: job, inputs: []*seg{s}, closed: db.view.closed, horizon: db.horizon(), late: fhir.None}
 	s.refs++
@@ -288,8 +327,15 @@ func (db *DB) purge(ctx context.Context, s *seg, rows map[uint64]struct{}) error
 
 // elsewhere lists what this store knows of that may still hold what was erased:
 // backups, and what reindex put aside.
-func (db *DB) elsewhere() ([]string, error) {
+func (db *DB) elsewhere(segs []*seg) ([]string, error) {
 	var list []string
+	db.mu.Lock()
+	for _, s := range segs {
+		if s.refs > 0 && db.segs[s.id()] == s {
+			list = append(list, "segment "+s.r.ID().BodyName()+", which a download under way still has open: it goes when that ends")
+		}
+	}
+	db.mu.Unlock()
 	err := index.Scan(db.kv, index.Backups(), func(k, _ []byte) error {
 		list = append(list, "backup "+string(k[1:]))
 		return nil

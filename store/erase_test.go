@@ -133,8 +133,16 @@ func TestErase(t *testing.T) {
 			if _, err := db.Check(true); err != nil {
 				t.Errorf("%s: %v", when, err)
 			}
-			if got := bodies(t, db); strings.Count(got, "stays") != 3 {
-				t.Errorf("%s: of others %d rows are left, want 3", when, strings.Count(got, "stays"))
+			// One of them was the erased patient's once: sent again, it moves there
+			// and back.
+			others := map[string]bool{}
+			for line := range strings.Lines(bodies(t, db)) {
+				if strings.Contains(line, "stays") {
+					others[line] = true
+				}
+			}
+			if len(others) != 3 {
+				t.Errorf("%s: of others this is left: %v", when, others)
 			}
 			letters := 0
 			err := db.DeadLetters("", func(l DeadLetterRow) error { // their bytes are in base64

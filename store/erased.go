@@ -107,15 +107,16 @@ func (l *erasedList) refusesLetter(d *DeadLetter) bool {
 	if key, err := fhir.ParseKey(string(d.Key)); err == nil && l.refuses(key, nil) {
 		return true
 	}
-	types := saysType.FindAllSubmatch(d.Value, -1)
-	for _, id := range saysID.FindAllSubmatch(d.Value, -1) {
+	value := slashes.ReplaceAll(d.Value, []byte{'/'})
+	types := saysType.FindAllSubmatch(value, -1)
+	for _, id := range saysID.FindAllSubmatch(value, -1) {
 		for _, typ := range types {
 			if key, err := fhir.ParseKey(string(typ[1]) + "/" + string(id[1])); err == nil && l.refuses(key, nil) {
 				return true
 			}
 		}
 	}
-	for _, ref := range saysPatient.FindAllSubmatch(d.Value, -1) {
+	for _, ref := range saysPatient.FindAllSubmatch(value, -1) {
 		if l.has(l.hashOf(erasedCompartment, string(ref[1]))) {
 			return true
 		}
@@ -124,6 +125,7 @@ func (l *erasedList) refusesLetter(d *DeadLetter) bool {
 }
 
 var (
+	slashes     = regexp.MustCompile(`\\/|\\u002[fF]`) // ways to write one in JSON
 	saysType    = regexp.MustCompile(`"resourceType"\s*:\s*"([A-Za-z]+)"`)
 	saysID      = regexp.MustCompile(`"id"\s*:\s*"([A-Za-z0-9.-]{1,64})"`)
 	saysPatient = regexp.MustCompile(`Patient/([A-Za-z0-9.-]{1,64})`)

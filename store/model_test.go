@@ -428,14 +428,7 @@ func (m *model) commit() {
 // accept knows what is newer from the source's own order alone.
 func (m *model) accept(x sent, line, now fhir.Instant) {
 	key := x.ch.Key.String()
-	if slices.ContainsFunc(m.sources, func(s *source) bool { return s.key == x.ch.Key && s.erased }) {
-		return
-	}
 	cur := m.oracle.Newest(key)
-	if cur != nil && x.index <= m.newest[key] {
-		return
-	}
-	m.newest[key] = x.index
 	t := x.ch.LastUpdated
 	if t == fhir.None {
 		t = x.ch.Timestamp
@@ -444,6 +437,17 @@ func (m *model) accept(x sent, line, now fhir.Instant) {
 		t = fhir.None
 	}
 	doubtful := m.restored != fhir.None && t <= m.restored
+	if slices.ContainsFunc(m.sources, func(s *source) bool { return s.key == x.ch.Key && s.erased }) {
+		if cur == nil && doubtful { // the client may have what the lost store told
+			m.oracle.Apply(key, "", t, line, now)
+			m.oracle.Newest(key).Reported = true
+		}
+		return
+	}
+	if cur != nil && x.index <= m.newest[key] {
+		return
+	}
+	m.newest[key] = x.index
 	if x.ch.Delete && cur != nil && cur.Body == "" && !doubtful {
 		return
 	}

@@ -54,6 +54,9 @@ func Open(dir string, o Options) (*DB, error) {
 	if err := db.load(); err != nil {
 		return nil, errors.Join(fmt.Errorf("open store %s: %w", dir, err), db.kv.Close(), db.lock.Close())
 	}
+	if err := db.enforceDue(); err != nil {
+		return nil, errors.Join(fmt.Errorf("open store %s: %w", dir, err), db.Close())
+	}
 	return db, nil
 }
 

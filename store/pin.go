@@ -40,6 +40,8 @@ type pinned struct {
 	revoked atomic.Bool            // it held what was erased: nothing of it is sent any more
 	ended   bool                   // unpinned: the private files go with the last reader
 	cuts    map[string]*sync.Mutex // output files being cut
+
+	keeping sync.Mutex // what the index has of it is being written
 }
 
 // Pinned describes a durable snapshot without opening it.
@@ -150,6 +152,52 @@ func (db *DB) Snapshot(id string) (*Snapshot, error) {
 	return &Snapshot{db: db, pin: p.pin, segs: p.segs, of: p}, nil
 }
 
+// Amend replaces, durably, what is kept with a snapshot: its owner has found out
+// what the rule for it is.
+func (db *DB) Amend(id string, rule []byte) error {
+	if err := db.writable(); err != nil {
+		return err
+	}
+	db.pinning.RLock()
+	defer db.pinning.RUnlock()
+	return db.whileOpen(func() error {
+		db.mu.Lock()
+		p := db.pins[id]
+		db.mu.Unlock()
+		if p == nil {
+			return ErrNotFound
+		}
+		p.keeping.Lock()
+		defer p.keeping.Unlock()
+		db.mu.Lock()
+		pin, there := p.pin, db.pins[id] == p
+		db.mu.Unlock()
+		switch {
+		case !there:
+			return ErrNotFound
+		case pin.Revoked:
+			return ErrRevoked
+		}
+		pin.Rule = rule
+		if err := db.kv.Set(index.PinKey(id), pin.Encode(), pebble.Sync); err != nil {
+			return db.fail(fmt.Errorf("store a snapshot: %w", err))
+		}
+		db.mu.Lock()
+		defer db.mu.Unlock()
+		p.pin = pin
+		return nil
+	})
+}
+
+// Knows tells whether a resource has ever come, be it deleted since.
+func (s *Snapshot) Knows(key fhir.Key) (bool, error) {
+	_, err := s.db.newest(key)
+	if errors.Is(err, ErrUnknown) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
 // Pinned lists the durable snapshots.
 func (db *DB) Pinned() []Pinned {
 	db.mu.Lock()
@@ -186,28 +234,41 @@ func (db *DB) revoke(segs []*seg) ([]string, error) {
 	db.mu.Unlock()
 	var ids []string
 	for _, p := range hit {
-		gone := p.pin
-		gone.Revoked, gone.Segments = true, nil
-		err := db.whileOpen(func() error {
-			if err := db.kv.Set(index.PinKey(p.id), gone.Encode(), pebble.Sync); err != nil {
-				return db.fail(fmt.Errorf("end a snapshot: %w", err))
-			}
-			return nil
-		})
+		held, err := db.revokeOne(p)
 		if err != nil {
 			return ids, err
 		}
-		p.revoked.Store(true)
-		db.mu.Lock()
-		held := p.segs
-		p.pin, p.segs = gone, nil
-		db.mu.Unlock()
 		if err := errors.Join(db.release(held), db.fs.RemoveAll(db.fs.PathJoin(db.jobsDir(), p.id))); err != nil {
 			return ids, err
 		}
 		ids = append(ids, p.id)
 	}
 	return ids, nil
+}
+
+// revokeOne durably ends a snapshot and returns what it held.
+func (db *DB) revokeOne(p *pinned) (held []*seg, err error) {
+	err = db.whileOpen(func() error {
+		p.keeping.Lock()
+		defer p.keeping.Unlock()
+		db.mu.Lock()
+		gone, there := p.pin, db.pins[p.id] == p
+		db.mu.Unlock()
+		if !there || gone.Revoked {
+			return nil // its owner was first
+		}
+		gone.Revoked, gone.Segments = true, nil
+		if err := db.kv.Set(index.PinKey(p.id), gone.Encode(), pebble.Sync); err != nil {
+			return db.fail(fmt.Errorf("end a snapshot: %w", err))
+		}
+		p.revoked.Store(true)
+		db.mu.Lock()
+		defer db.mu.Unlock()
+		held = p.segs
+		p.pin, p.segs = gone, nil
+		return nil
+	})
+	return held, err
 }
 
 // end durably forgets a snapshot.
@@ -223,6 +284,8 @@ func (db *DB) end(id string) (p *pinned, err error) {
 		if p == nil {
 			return ErrNotFound
 		}
+		p.keeping.Lock()
+		defer p.keeping.Unlock()
 		if err := db.kv.Delete(index.PinKey(id), pebble.Sync); err != nil {
 			return db.fail(fmt.Errorf("end a snapshot: %w", err))
 		}

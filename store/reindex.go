@@ -44,7 +44,7 @@ func rebuild(ctx context.Context, dir string, o Options, out io.Writer, reset fh
 	if err := errors.Join(r.run(ctx), lock.Close()); err != nil {
 		return fmt.Errorf("rebuild the index of store %s: %w", dir, err)
 	}
-	return enforceIn(ctx, dir, o, out)
+	return enforceIn(dir, o, out)
 }
 
 type reindex struct {
@@ -86,7 +86,7 @@ func (r *reindex) run(ctx context.Context) error {
 	if err := errors.Join(r.build(), r.kv.Flush(), r.kv.Close()); err != nil {
 		return err
 	}
-	if err := r.setAside(SegmentsDir(r.fs, r.dir)); err != nil {
+	if err := errors.Join(r.setAside(SegmentsDir(r.fs, r.dir)), toEnforce(r.fs, r.dir)); err != nil {
 		return err
 	}
 	return r.replace(fresh)
@@ -288,6 +288,9 @@ func (r *reindex) setAside(dir string) error {
 
 // build writes the new index.
 func (r *reindex) build() error {
+	if err := r.inherit(); err != nil {
+		return err
+	}
 	if err := r.partitions(); err != nil {
 		return err
 	}
@@ -318,6 +321,42 @@ func (r *reindex) build() error {
 	fmt.Fprintf(r.out, "%d rows in %d segments; epoch %d; everything up to %v counts as promised\n", r.rows, len(r.list), r.meta.Epoch, promised)
 	fmt.Fprintln(r.out, "lost with the old index: export jobs and their pins, which partitions had joined, topic ids (a re-created topic is not noticed this once), held topics, decisions about gaps, dead letters that were resolved")
 	return nil
+}
+
+// inherit takes from the old index, if it can still be read, what no segment
+// says: numbers that were given to rows that are lost, and where backups are.
+func (r *reindex) inherit() error {
+	path := IndexDir(r.fs, r.dir)
+	if _, err := r.fs.Stat(path); err != nil {
+		return r.forgetsBackups()
+	}
+	old, err := index.Open(path, index.Options{FS: r.fs, Cache: r.o.Cache, ReadOnly: true, Logger: pebbleLog{r.o.Logger}})
+	if err != nil {
+		return r.forgetsBackups()
+	}
+	b := r.kv.NewBatch()
+	defer b.Close()
+	w := batchWriter{b: b}
+	v, closer, err := old.Get(index.MetaKey())
+	if err == nil {
+		var m index.Meta
+		if m, err = index.DecodeMeta(v); err == nil && m.Store == r.meta.Store {
+			r.meta.Epoch, r.meta.Commit = max(r.meta.Epoch, m.Epoch), max(r.meta.Commit, m.Commit)
+			r.meta.NextSeq, r.meta.NextSegment = max(r.meta.NextSeq, m.NextSeq), max(r.meta.NextSegment, m.NextSegment)
+			r.meta.NextMerge = max(r.meta.NextMerge, m.NextMerge)
+			err = index.Scan(old, index.Backups(), func(k, _ []byte) error { w.set(k, nil); return w.err })
+		}
+		err = errors.Join(err, closer.Close())
+	}
+	if err := errors.Join(err, old.Close()); err != nil {
+		return r.forgetsBackups()
+	}
+	return b.Commit(pebble.NoSync)
+}
+
+func (r *reindex) forgetsBackups() error {
+	_, err := fmt.Fprintln(r.out, "lost with the old index: where backups are; an erasure will not name them")
+	return err
 }
 
 // partitions takes offsets from the footer of the newest commit that knows them.

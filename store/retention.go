@@ -96,9 +96,6 @@ const maxExpired = 50_000
 // expire forgets a row for its age, if there is room to note it. It is asked of
 // a row more than once.
 func (r *rewrite) expire(row *segment.Row) bool {
-	if row.Section.Kind == segment.Internal && row.Section.Type != segment.Unseen {
-		return true // no entry of the index speaks of it
-	}
 	if _, again := r.expired[row.Seq]; !again {
 		if len(r.expired) == maxExpired {
 			return false
