@@ -94,6 +94,7 @@ func (db *DB) backup(ctx context.Context, root string, b *Backup, copies bool) e
 		return errors.Join(err, db.fs.RemoveAll(frozen))
 	}
 	defer snap.Close()
+	defer func() { _ = db.fs.RemoveAll(frozen) }() // after an error; else it is gone already
 	c := copier{ctx: ctx, fs: db.fs, from: db.segmentsDir(), copies: copies}
 	if last := lastBackup(db.fs, root); last != "" && !copies {
 		c.last, c.shared = SegmentsDir(db.fs, last), map[segment.ID]bool{}
@@ -369,7 +370,10 @@ func toEnforce(fs vfs.FS, dir string) error {
 	return writeDurably(fs, dir, unenforced, nil)
 }
 
-// enforceDue enforces the list of what was erased if that is due.
+// enforceDue enforces the list of what was erased if that is due: to the end,
+// for until then it is no store.
+//
+//nolint:contextcheck // so nobody's context may end it
 func (db *DB) enforceDue() error {
 	path := db.fs.PathJoin(db.dir, unenforced)
 	if _, err := db.fs.Stat(path); err != nil {

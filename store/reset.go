@@ -259,7 +259,7 @@ func (l *lowering) write(ctx context.Context) (outputs []*segment.Reader, err er
 // change gives a row of the future the instant of the reset, also in its line,
 // where that was ours to write: all instants have the same length.
 func (l *lowering) change(row *segment.Row, line []byte) {
-	if row.Instant > l.reset && (row.Section.Resource().Kind != segment.Live || row.Clock.LastUpdated == fhir.None) {
+	if row.Instant > l.reset && (row.Section.Resource().Kind != segment.Live || row.Clock.LastUpdated != row.Instant) { // what a change lacks the clock inherits, the line does not
 		old, now := fmt.Appendf(nil, `"lastUpdated":"%s"`, row.Instant), fmt.Appendf(nil, `"lastUpdated":"%s"`, l.reset)
 		if at := bytes.Index(line, old); at >= 0 && len(old) == len(now) && row.Section != deadLetters {
 			copy(line[at:], now)

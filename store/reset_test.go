@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -240,4 +242,40 @@ func TestResetPromiseCutShort(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestResetOfInheritedClock: the source said its lastUpdated once, and no more;
+// so that of the line was ours.
+func TestResetOfInheritedClock(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := Options{FS: vfs.NewMem(), SettleAfter: time.Minute, Allowance: time.Millisecond, smallFile: 1}
+		db := mustOpen(t, "store", o)
+		f := newFeed(t, db)
+		f.advance(time.Second)
+		bare := func(id, text string) Change {
+			t.Helper()
+			ch := patientChange(id, fhir.None, text)
+			var scan fhir.Scanner
+			r, err := scan.Scan(bytes.Clone(ch.Body))
+			if err != nil {
+				t.Fatal(err)
+			}
+			ch.Meta = r.Meta
+			return ch
+		}
+		f.commit(patientChange("a", db.Now(), "1"))
+		f.advance(time.Second)
+		db.ahead(3 * 365 * 24 * time.Hour)
+		f.advance(0)
+		f.commit(bare("a", "2"), bare("b", "1"))
+		f.advance(time.Second)
+		if err := errors.Join(db.Close(), ResetPromise(t.Context(), "store", o, io.Discard)); err != nil {
+			t.Fatal(err)
+		}
+		db = mustOpen(t, "store", o)
+		defer db.Close()
+		if got := bodies(t, db); strings.Contains(got, `"lastUpdated":"2002-`) {
+			t.Errorf("now is %v, and a line says %s", time.Now(), got)
+		}
+	})
 }
