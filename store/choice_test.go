@@ -22,7 +22,7 @@ import (
 )
 
 // TestChosen: exports of some patients, of all, and of some resources hold just
-// the rows that their histories say they hold, in fresh and settled segments,
+// the rows that one by one should be there, in fresh and settled segments,
 // among dead and shared rows and such as lie in no compartment.
 func TestChosen(t *testing.T) {
 	for seed := range uint64(2) {
@@ -49,7 +49,7 @@ func TestChosen(t *testing.T) {
 			s := pinNow(t, db, "job")
 			defer s.Close()
 			f.commit(randomChanges(r, 120)...) // later: nobody's business
-			told := histories(t, db, s)
+			told := visibles(t, db, s)
 			for i := range 30 {
 				since := append(marks, fhir.None)[r.IntN(len(marks)+1)]
 				c := randomChoice(r, since)
@@ -60,13 +60,13 @@ func TestChosen(t *testing.T) {
 					readChosen(t, of, segment.Section{Kind: kind, Type: observationType}, since, fmt.Sprint("f", i), got)
 				}
 				if d := cmp.Diff(want, got); d != "" {
-					t.Errorf("seed %d, since %v, choice %v (-histories +export):\n%s", seed, since, c, d)
+					t.Errorf("seed %d, since %v, choice %v (-rows +export):\n%s", seed, since, c, d)
 				}
 				if err := of.References(t.Context(), segment.Section{Kind: segment.Live, Type: observationType}, since, s.Watermark(), func(k fhir.Key) { gotRefs[k] = true }); err != nil {
 					t.Fatal(err)
 				}
 				if d := cmp.Diff(refs, gotRefs); d != "" {
-					t.Errorf("seed %d, choice %v: references (-histories +export):\n%s", seed, c, d)
+					t.Errorf("seed %d, choice %v: references (-rows +export):\n%s", seed, c, d)
 				}
 				if t.Failed() {
 					return
@@ -136,44 +136,59 @@ func randomChoice(r *rand.Rand, since fhir.Instant) Choice {
 	return Choice{Patients: patients, Keys: keys}
 }
 
-// A visible is what a history says is visible at a snapshot.
+// A visible is a row that is visible at a snapshot.
 type visible struct {
-	Version
-	key  fhir.Key
-	refs []fhir.Key
+	sec      segment.Section
+	key      fhir.Key
+	instant  fhir.Instant
+	patients []string
+	refs     []fhir.Key
 }
 
-func histories(t *testing.T, db *DB, s *Snapshot) (list []visible) {
+func visibles(t *testing.T, db *DB, s *Snapshot) (list []visible) {
 	t.Helper()
-	for i := range chosenOf {
-		key := fhir.Key{Type: observationType, ID: fmt.Sprintf("o%d", i)}
-		versions, err := db.History(key)
+	for _, g := range s.segs {
+		body, err := g.r.OpenBody()
 		if err != nil {
-			continue // it never came
+			t.Fatal(err)
 		}
-		for _, v := range versions {
-			shown := v.Instant <= s.Watermark() && (v.Death == fhir.None || v.Death > s.Watermark())
-			if !shown || v.Section.Kind > segment.Deleted {
-				continue
+		for _, kind := range []segment.Kind{segment.Live, segment.Deleted} {
+			sec := g.r.Section(segment.Section{Kind: kind, Type: observationType})
+			for b := sec.From; b < sec.To; b++ {
+				rows, err := g.r.Rows(b)
+				if err != nil {
+					t.Fatal(err)
+				}
+				text, err := g.r.Lines(nil, body, b)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, r := range rows {
+					line := text[:r.Length]
+					text = text[r.Length:]
+					death := db.deathOf(g, b, r.Seq)
+					if g.window() == nil && r.Bound().Compare(s.pin.Closed) <= 0 || r.Instant > s.Watermark() || death != fhir.None && death <= s.Watermark() {
+						continue
+					}
+					list = append(list, visible{sec.Section, r.Key, r.Instant, r.Patients, referencesIn(t, kind, line)})
+				}
 			}
-			one := visible{Version: v, key: key}
-			if v.Section.Kind == segment.Live {
-				one.refs = referencesIn(t, db, v)
-			}
-			list = append(list, one)
+		}
+		if err := body.Close(); err != nil {
+			t.Fatal(err)
 		}
 	}
 	return list
 }
 
-// chosen says from the histories which Observations are picked, and what the
+// chosen says of all rows that are visible which Observations are picked, and what the
 // picked ones that live refer to.
 func chosen(told []visible, since fhir.Instant, c Choice) (rows map[string]bool, refs map[fhir.Key]bool) {
 	rows, refs = map[string]bool{}, map[fhir.Key]bool{}
 	for _, v := range told {
-		in, after := picks(c, v.key, v.Patients, since)
-		if in && v.Instant > after {
-			rows[fmt.Sprintf("%s/%s", v.Section, v.key.ID)] = true
+		in, after := picks(c, v.key, v.patients, since)
+		if in && v.instant > after {
+			rows[fmt.Sprintf("%s/%s", v.sec, v.key.ID)] = true
 			for _, k := range v.refs {
 				refs[k] = true
 			}
@@ -200,14 +215,13 @@ func picks(c Choice, key fhir.Key, patients []string, since fhir.Instant) (in bo
 	return in, after
 }
 
-func referencesIn(t *testing.T, db *DB, v Version) []fhir.Key {
+func referencesIn(t *testing.T, kind segment.Kind, line []byte) []fhir.Key {
 	t.Helper()
-	body, err := db.Body(v)
-	if err != nil {
-		t.Fatal(err)
+	if kind != segment.Live {
+		return nil
 	}
 	var scan fhir.Scanner
-	res, err := scan.Scan(bytes.TrimSuffix(body, newline))
+	res, err := scan.Scan(bytes.TrimSuffix(line, newline))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,6 +4,9 @@ package store
 
 import "tidemark/store/check"
 
+// selfChecking: this build proves what it does as it goes, at a multiple of the cost.
+const selfChecking = true
+
 // selfCheck proves the store's invariants after each commit and swap. Called
 // with commitMu held.
 func (db *DB) selfCheck() error {
