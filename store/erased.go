@@ -108,20 +108,30 @@ func (l *erasedList) refusesLetter(d *DeadLetter) bool {
 		return true
 	}
 	value := slashes.ReplaceAll(d.Value, []byte{'/'})
-	types := saysType.FindAllSubmatch(value, -1)
-	for _, id := range saysID.FindAllSubmatch(value, -1) {
-		for _, typ := range types {
-			if key, err := fhir.ParseKey(string(typ[1]) + "/" + string(id[1])); err == nil && l.refuses(key, nil) {
+	types := distinct(saysType, value)
+	for id := range distinct(saysID, value) {
+		for typ := range types {
+			if key, err := fhir.ParseKey(typ + "/" + id); err == nil && l.refuses(key, nil) {
 				return true
 			}
 		}
 	}
-	for _, ref := range saysPatient.FindAllSubmatch(value, -1) {
-		if l.has(l.hashOf(erasedCompartment, string(ref[1]))) {
+	for id := range distinct(saysPatient, value) {
+		if l.has(l.hashOf(erasedCompartment, id)) {
 			return true
 		}
 	}
 	return false
+}
+
+// distinct is what the group of a pattern finds, each once: a record may repeat
+// itself ten thousand times.
+func distinct(pattern *regexp.Regexp, text []byte) map[string]struct{} {
+	found := map[string]struct{}{}
+	for _, m := range pattern.FindAllSubmatch(text, -1) {
+		found[string(m[1])] = struct{}{}
+	}
+	return found
 }
 
 var (
