@@ -1,13 +1,13 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -181,12 +181,8 @@ func Backups(fs vfs.FS, root string) ([]Backup, error) {
 }
 
 func readBackup(fs vfs.FS, path string) (Backup, error) {
-	f, err := fs.Open(fs.PathJoin(path, backupFile))
+	text, err := readFile(fs, fs.PathJoin(path, backupFile))
 	if err != nil {
-		return Backup{}, fmt.Errorf("read backup %s: %w", path, err)
-	}
-	text, err := io.ReadAll(f)
-	if err := errors.Join(err, f.Close()); err != nil {
 		return Backup{}, fmt.Errorf("read backup %s: %w", path, err)
 	}
 	b := Backup{Path: path}
@@ -271,9 +267,11 @@ func restore(ctx context.Context, b *Backup, dir, erased string, o Options, out 
 	return enforceIn(dir, o, out)
 }
 
-// takeErased puts all that two lists of what was erased name into dir.
+// takeErased puts all that two lists of what was erased say into dir, the records
+// of what was done, too.
 func takeErased(fs vfs.FS, dir string, paths ...string) error {
-	all := &erasedList{list: map[erasedHash]struct{}{}}
+	var key, text []byte
+	seen := map[string]bool{}
 	for _, p := range paths {
 		if p == "" {
 			continue
@@ -285,21 +283,25 @@ func takeErased(fs vfs.FS, dir string, paths ...string) error {
 		if l.key == nil {
 			continue
 		}
-		if all.key != nil && string(all.key) != string(l.key) {
+		if key != nil && !bytes.Equal(key, l.key) {
 			return fmt.Errorf("%s is the list of another store", p)
 		}
-		all.key = l.key
-		maps.Copy(all.list, l.list)
+		key = l.key
+		lines, err := readFile(fs, p)
+		if err != nil {
+			return err
+		}
+		for line := range bytes.Lines(lines) {
+			if bytes.HasSuffix(line, newline) && !seen[string(line)] {
+				seen[string(line)] = true
+				text = append(text, line...)
+			}
+		}
 	}
-	if all.key == nil {
+	if key == nil {
 		return nil
 	}
-	lines := []erasedLine{{Key: all.key}}
-	for h := range all.list {
-		lines = append(lines, erasedLine{Hash: hex.EncodeToString(h[:])})
-	}
-	slices.SortFunc(lines[1:], func(a, b erasedLine) int { return strings.Compare(a.Hash, b.Hash) })
-	return appendErased(fs, dir, lines...)
+	return writeDurably(fs, dir, erasedFile, text)
 }
 
 // numbersApart is how far the numbers of rows and segments jump when a backup

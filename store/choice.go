@@ -96,7 +96,7 @@ func (c *Choice) passes(s *seg, b, to int) bool {
 func (c *Choice) behind(d *segment.Directory, b int, sec segment.Section, since fhir.Instant) ([]segment.Cell, []fhir.Instant, error) {
 	if c == nil {
 		cells, err := d.Cells(b)
-		return cells, slices.Repeat([]fhir.Instant{since}, len(cells)), err
+		return cells, nil, err
 	}
 	links, err := d.Links(b)
 	if err != nil {

@@ -150,15 +150,10 @@ var patientResource, _ = fhir.ParseType("Patient")
 // not acknowledged.
 func readErased(fs vfs.FS, path string) (*erasedList, error) {
 	l := &erasedList{list: map[erasedHash]struct{}{}}
-	f, err := fs.Open(path)
+	text, err := readFile(fs, path)
 	if errors.Is(err, os.ErrNotExist) {
 		return l, nil
 	}
-	if err != nil {
-		return nil, fmt.Errorf("read the list of what was erased: %w", err)
-	}
-	defer f.Close()
-	text, err := io.ReadAll(f)
 	if err != nil {
 		return nil, fmt.Errorf("read the list of what was erased: %w", err)
 	}
@@ -190,15 +185,8 @@ func readErased(fs vfs.FS, path string) (*erasedList, error) {
 // its end must not stay before a good one.
 func appendErased(fs vfs.FS, dir string, lines ...erasedLine) error {
 	path := fs.PathJoin(dir, erasedFile)
-	var text []byte
-	f, err := fs.Open(path)
-	if err == nil {
-		text, err = io.ReadAll(f)
-		err = errors.Join(err, f.Close())
-	} else if errors.Is(err, os.ErrNotExist) {
-		err = nil
-	}
-	if err != nil {
+	text, err := readFile(fs, path)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("write the list of what was erased: %w", err)
 	}
 	text = text[:bytes.LastIndexByte(text, '\n')+1]

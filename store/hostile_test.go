@@ -387,6 +387,10 @@ func TestRestoreDivergedLists(t *testing.T) {
 		}
 		r = mustRestore(t, b.Path, "r2", "store/erased", o)
 		defer r.Close()
+		record, err := readFile(fs, "r2/erased")
+		if err != nil || strings.Count(string(record), `"hash"`) != 3 || strings.Count(string(record), `"erased"`) < 3 {
+			t.Errorf("the record of what was done is %s, %v", record, err)
+		}
 		newFeed(t, r).commit(observationOf("o4", "anna", "CANARY 6"))
 		for _, text := range []string{"CANARY 5", "CANARY 6"} {
 			if where := found(t, fs, "r2", text); len(where) > 0 {

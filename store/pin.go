@@ -189,15 +189,6 @@ func (db *DB) Amend(id string, rule []byte) error {
 	})
 }
 
-// Knows tells whether a resource has ever come, be it deleted since.
-func (s *Snapshot) Knows(key fhir.Key) (bool, error) {
-	_, err := s.db.newest(key)
-	if errors.Is(err, ErrUnknown) {
-		return false, nil
-	}
-	return err == nil, err
-}
-
 // Pinned lists the durable snapshots.
 func (db *DB) Pinned() []Pinned {
 	db.mu.Lock()

@@ -78,7 +78,7 @@ type rewrite struct {
 	closed  segment.Bound // of the view it was planned over
 	horizon horizon
 	dead    map[uint64]fate     // of rows that no watermark will ever show again
-	expired map[uint64]fhir.Key // newest rows of resources deleted so long ago that nobody is told any more
+	expired map[uint64]fhir.Key // rows that are forgotten for their age: deletions that nobody is told any more, old dead letters
 	late    fhir.Instant        // the newest of them
 	number  uint64
 	files   [][]segment.Section

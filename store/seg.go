@@ -242,8 +242,8 @@ func (s *Snapshot) counted(d *segment.Directory, sec segment.Section, b int, dea
 	}
 	v.since = s.choice.since(v.since)
 	counts := counting(cells, dead, v)
-	for i := range counts {
-		counts[i] = counts[i] && cells[i].Instant > behind[i]
+	for i, after := range behind {
+		counts[i] = counts[i] && cells[i].Instant > after
 	}
 	return cells, counts, nil
 }

@@ -80,9 +80,11 @@ func (r *reading) param(p param) {
 	case "patient":
 		// Neither the value is repeated nor the parameter ever left out: the
 		// one is a patient's id, the other would disclose everybody's data.
-		r.fault(outcome.NotSupported, "the parameter patient %s and is never left out: remove it", map[export.Level]string{
-			export.System: "has no meaning in a system-level export", export.Patient: "is not supported by this server",
-		}[r.q.Level])
+		why := "is not supported by this server"
+		if r.q.Level == export.System {
+			why = "has no meaning in a system-level export"
+		}
+		r.fault(outcome.NotSupported, "the parameter patient %s and is never left out: remove it", why)
 	case "_elements", "_typeFilter", "includeAssociatedData", "organizeOutputBy":
 		r.leaveOut(p, "is not supported by this server")
 	default:

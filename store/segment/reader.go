@@ -154,29 +154,21 @@ func (d *Directory) Rows(dst []Row, b int) ([]Row, error) {
 }
 
 // Cells reads of the rows of block b only what decides whether they count.
-func (d *Directory) Cells(b int) ([]Cell, error) {
-	chunk, err := d.chunk(b)
-	if err != nil {
-		return nil, fmt.Errorf("read rows of segment %d, block %d: %w", d.r.ID(), b, err)
-	}
-	cells, err := decodeCells(chunk, int(d.r.blocks[b].Rows))
-	if err != nil {
-		return nil, fmt.Errorf("read rows of segment %d, block %d: %w", d.r.ID(), b, err)
-	}
-	return cells, nil
-}
+func (d *Directory) Cells(b int) ([]Cell, error) { return readHead(d, b, decodeCells) }
 
 // Links reads of the rows of block b whether they count and what they belong to.
-func (d *Directory) Links(b int) (Links, error) {
+func (d *Directory) Links(b int) (Links, error) { return readHead(d, b, decodeLinks) }
+
+func readHead[H any](d *Directory, b int, decode func(chunk []byte, n int) (H, error)) (H, error) {
+	var head H
 	chunk, err := d.chunk(b)
-	if err != nil {
-		return Links{}, fmt.Errorf("read rows of segment %d, block %d: %w", d.r.ID(), b, err)
+	if err == nil {
+		head, err = decode(chunk, int(d.r.blocks[b].Rows))
 	}
-	links, err := decodeLinks(chunk, int(d.r.blocks[b].Rows))
 	if err != nil {
-		return Links{}, fmt.Errorf("read rows of segment %d, block %d: %w", d.r.ID(), b, err)
+		return head, fmt.Errorf("read rows of segment %d, block %d: %w", d.r.ID(), b, err)
 	}
-	return links, nil
+	return head, nil
 }
 
 func (d *Directory) chunk(b int) ([]byte, error) {
