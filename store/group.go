@@ -250,3 +250,49 @@ func (s *Snapshot) resource(key fhir.Key) ([]byte, error) {
 	line, err := segment.Inflate(nil, b)
 	return bytes.TrimSuffix(line, newline), err
 }
+
+// regrouping is a row that says how a Group's membership changed.
+type regrouping struct {
+	seq  uint64
+	id   string
+	at   fhir.Instant
+	line []byte
+}
+
+func regroupings(g *seg, b int, closed segment.Bound) (list []regrouping, err error) {
+	rows, err := g.r.Rows(b)
+	if err != nil {
+		return nil, err
+	}
+	body, err := g.r.OpenBody()
+	if err != nil {
+		return nil, err
+	}
+	defer body.Close()
+	text, err := g.r.Lines(nil, body, b)
+	if err != nil {
+		return nil, err
+	}
+	for i := range rows {
+		row := &rows[i]
+		if g.window() != nil || row.Bound().Compare(closed) > 0 {
+			list = append(list, regrouping{row.Seq, row.Key.ID, row.Instant, bytes.TrimSuffix(text[:row.Length], newline)})
+		}
+		text = text[row.Length:]
+	}
+	return list, nil
+}
+
+func regroupFrom(w *batchWriter, line []byte, id string, at fhir.Instant) error {
+	var change regrouped
+	if err := json.Unmarshal(line, &change); err != nil {
+		return fmt.Errorf("%w: a change of membership", ErrCorrupt)
+	}
+	m, err := readMembership(w.b, id)
+	if err != nil {
+		return err
+	}
+	m.apply(&change, at)
+	w.set(index.GroupKey(id), m.encode())
+	return nil
+}
