@@ -115,5 +115,5 @@ type PartitionState struct {
 	LeaderEpoch int32 // of the newest record batch read, -1 if unknown
 	TopicID     [16]byte
 	Joined      bool         // has once reached the end reported at its discovery
-	Seen        fhir.Instant // when we last stood at its end, None if never
+	Seen        fhir.Instant // everything from Next on was written after it; None if unknown
 }

@@ -210,8 +210,15 @@ func (c *commit) reached() map[Partition]index.PartitionState {
 	for _, o := range offsets {
 		p := c.db.parts[o.Partition]
 		st := p.durable
-		st.Next, st.LeaderEpoch, st.Seen = o.Next, o.LeaderEpoch, p.seen
+		st.Next, st.LeaderEpoch = o.Next, o.LeaderEpoch
 		m[o.Partition] = st
+	}
+	for i := range c.taken {
+		if t := &c.taken[i]; !t.erasure {
+			st := m[t.Partition]
+			st.Seen = max(st.Seen, t.seen)
+			m[t.Partition] = st
+		}
 	}
 	return m
 }

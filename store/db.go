@@ -227,6 +227,7 @@ type sealing struct {
 type taken struct {
 	Batch
 	at      fhir.Instant
+	seen    fhir.Instant // as PartitionState.Seen, once this is committed
 	bytes   int64
 	erasure bool // deletions of our own
 }

@@ -161,9 +161,8 @@ func (db *DB) take(p *partition, t taken) {
 	}
 	moved := t.Next > p.progress.Next() || t.Topic != nil
 	p.progress.Fetched(t.Next)
-	if t.Next >= t.End {
-		p.seen = max(p.seen, t.Asked)
-	}
+	p.seen = max(p.seen, p.progress.Reached())
+	t.seen = p.seen
 	if moved {
 		if len(db.gather.batches) == 0 {
 			db.gather.since = time.Now()

@@ -48,7 +48,7 @@ func (db *DB) heartbeat() error {
 	}
 	line := db.watermark()
 	for name, p := range db.parts {
-		if p.seen > p.durable.Seen {
+		if p.seen > p.durable.Seen && p.progress != nil && p.durable.Next == p.progress.Next() { // nothing waits for a commit
 			p.durable.Seen = p.seen
 			w.set(index.PartitionKey(name), p.durable.Encode())
 		}

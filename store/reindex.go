@@ -163,14 +163,23 @@ func (r *reindex) forgetsBackups() error {
 	return err
 }
 
-// partitions takes offsets from the footer of the newest commit that knows them.
+// partitions takes offsets from the footer of the newest commit that knows
+// them. What lies behind was written after that commit's promise, so whether
+// somebody comes too late for its deletions can still be told.
 func (r *reindex) partitions() error {
 	r.parts = map[segment.Partition]uint64{}
 	next := map[segment.Partition]segment.Progress{}
+	seen := map[segment.Partition]fhir.Instant{}
 	for _, s := range r.list {
-		for _, p := range s.Footer().Offsets {
-			if have, ok := next[p.Partition]; !ok || p.Next > have.Next {
-				next[p.Partition] = p
+		f := s.Footer()
+		line := min(f.Line, fhir.FromTime(time.Now())) // a clock may have promised too much
+		for _, p := range f.Offsets {
+			have, ok := next[p.Partition]
+			switch {
+			case !ok || p.Next > have.Next:
+				next[p.Partition], seen[p.Partition] = p, line
+			case p.Next == have.Next:
+				seen[p.Partition] = max(seen[p.Partition], line)
 			}
 		}
 	}
@@ -184,7 +193,7 @@ func (r *reindex) partitions() error {
 	w := batchWriter{b: b}
 	for i, p := range names {
 		r.parts[p], r.states[uint64(i)] = uint64(i), p
-		st := index.PartitionState{Number: uint64(i), Next: next[p].Next, LeaderEpoch: next[p].LeaderEpoch, Seen: fhir.None}
+		st := index.PartitionState{Number: uint64(i), Next: next[p].Next, LeaderEpoch: next[p].LeaderEpoch, Seen: seen[p]}
 		w.set(index.PartitionKey(p), st.Encode())
 	}
 	return errors.Join(w.err, b.Commit(pebble.NoSync))

@@ -5,10 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
+
 	"tidemark/store/fhir"
 	"tidemark/store/index"
 	"tidemark/store/segment"
-	"time"
 )
 
 // choose finds the segments that count: all that can be read, but for what a

@@ -47,11 +47,12 @@ type Portion struct {
 	Data      []byte // record batches; the last may be cut
 }
 
-// Parsed is what a portion held.
+// Parsed is what a portion held up to where its leader epoch changes: so the
+// epoch is that of any place in it.
 type Parsed struct {
 	Records     []Record
-	Next        int64 // behind the last whole batch, whatever it held
-	LeaderEpoch int32 // of the newest record batch read
+	Next        int64 // behind the last batch read, whatever it held
+	LeaderEpoch int32 // of the record batches read
 	Size        int   // bytes that the records keep alive
 }
 
@@ -107,8 +108,8 @@ type batch struct {
 //
 // Control batches and batches of aborted transactions yield no records but
 // move Next. After an error Parsed holds what lies before the batch at fault.
-// The error is a *Corrupt, or a *Gap when a batch is of an older leader epoch
-// than the ones before it.
+// The error is a *Corrupt, or a *Gap when a batch cannot continue what was
+// read: one of an older leader epoch, or one of a newer epoch that begins below.
 func (p *Parser) ParseBatches(in Portion) (Parsed, error) {
 	out := Parsed{Next: in.From, LeaderEpoch: in.Epoch}
 	aborted := newAborts(in.Aborted)
@@ -117,7 +118,11 @@ func (p *Parser) ParseBatches(in Portion) (Parsed, error) {
 		if !whole {
 			return out, nil
 		}
-		if err := p.parseBatch(in, data[:size:size], aborted, &out); err != nil {
+		err := p.parseBatch(in, data[:size:size], aborted, &out)
+		if errors.Is(err, errEpochEnds) {
+			return out, nil
+		}
+		if err != nil {
 			return out, err
 		}
 		data = data[size:]
@@ -148,11 +153,13 @@ func (p *Parser) parseBatch(in Portion, data []byte, aborted *aborts, out *Parse
 	if b.base < out.Next && out.Next > in.From {
 		return &Corrupt{in.Partition, b.base, "overlaps the batch before it"}
 	}
-	if b.epoch >= 0 && b.epoch < out.LeaderEpoch {
-		return &Gap{
-			Partition: in.Partition, Reason: Forked, Next: out.Next, Start: -1, End: -1,
-			Detail: fmt.Sprintf("the log continues with leader epoch %d after epoch %d was read", b.epoch, out.LeaderEpoch),
-		}
+	switch {
+	case b.epoch >= 0 && b.epoch < out.LeaderEpoch:
+		return forked(in.Partition, out.Next, "the log continues with leader epoch %d after epoch %d was read", b.epoch, out.LeaderEpoch)
+	case b.epoch > out.LeaderEpoch && out.LeaderEpoch >= 0 && b.base < out.Next:
+		return forked(in.Partition, out.Next, "leader epoch %d begins at offset %d, below what was read of epoch %d", b.epoch, b.base, out.LeaderEpoch)
+	case b.epoch > out.LeaderEpoch && out.Next > in.From:
+		return errEpochEnds
 	}
 	whole := len(out.Records)
 	if err := p.parseRecords(in, b, aborted, out); err != nil {
@@ -163,6 +170,9 @@ func (p *Parser) parseBatch(in Portion, data []byte, aborted *aborts, out *Parse
 	out.LeaderEpoch = max(out.LeaderEpoch, b.epoch)
 	return nil
 }
+
+// errEpochEnds says that a batch is of another epoch than those before it.
+var errEpochEnds = errors.New("the leader epoch ends")
 
 var (
 	errOldFormat = errors.New("message format before version 2; rewrite the topic with a current producer")

@@ -202,7 +202,7 @@ func TestParseBatches(t *testing.T) {
 	}{
 		{name: "nothing", in: Portion{From: 7}, next: 7},
 		{
-			name: "two batches", batches: []testBatch{{base: 0, records: values("a", "b")}, {base: 2, epoch: 3, records: values("c")}},
+			name: "two batches", batches: []testBatch{{base: 0, epoch: 3, records: values("a", "b")}, {base: 2, epoch: 3, records: values("c")}},
 			want: []got{{0, "a"}, {1, "b"}, {2, "c"}}, next: 3, epoch: 3,
 		},
 		{
@@ -458,10 +458,40 @@ func TestParseFindsForks(t *testing.T) {
 	if out.Next != 5 || out.LeaderEpoch != 5 {
 		t.Errorf("next %d, epoch %d, want 5 and 5", out.Next, out.LeaderEpoch)
 	}
+	// An unclean election cuts the log at 2, and the new leader goes on from there.
+	data = join(t, testBatch{base: 2, epoch: 6, records: values("a", "b", "c", "d")})
+	if _, err = NewParser(1 << 20).ParseBatches(Portion{From: 4, Epoch: 5, Data: data}); !errors.As(err, &gap) || gap.Reason != Forked || gap.Next != 4 {
+		t.Errorf("got %v, want a fork at offset 4", err)
+	}
+	// Somebody may have begun within a batch, and then within it be stopped.
+	for _, epoch := range []int32{-1, 6} {
+		if out, err = NewParser(1 << 20).ParseBatches(Portion{From: 4, Epoch: epoch, Data: data}); err != nil || len(out.Records) != 2 {
+			t.Errorf("begun within a batch, epoch %d: %v, %d records", epoch, err, len(out.Records))
+		}
+	}
 	// What an unknown epoch says proves nothing.
 	data = join(t, testBatch{base: 4, epoch: -1, records: values("a")})
 	if out, err = NewParser(1 << 20).ParseBatches(Portion{From: 4, Epoch: 5, Data: data}); err != nil || out.LeaderEpoch != 5 {
 		t.Errorf("unknown epoch: %v, epoch %d", err, out.LeaderEpoch)
+	}
+}
+
+// Whoever stops within a portion must know the epoch there, or it finds a fork
+// when it goes on.
+func TestParseEndsWithTheEpoch(t *testing.T) {
+	data := join(t, testBatch{base: 0, epoch: 4, records: values("a", "b")},
+		testBatch{base: 2, epoch: 4, records: values("c")}, testBatch{base: 3, epoch: 5, records: values("d")})
+	for _, want := range []Portion{{From: 0, Epoch: -1}, {From: 2, Epoch: 4}, {From: 3, Epoch: 4}} {
+		in := want
+		in.Data = data
+		out, err := NewParser(1 << 20).ParseBatches(in)
+		next, epoch := int64(3), int32(4)
+		if in.From == 3 {
+			next, epoch = 4, 5
+		}
+		if err != nil || out.Next != next || out.LeaderEpoch != epoch || len(out.Records) != int(next-in.From) {
+			t.Errorf("from %d: next %d, epoch %d, %d records, %v", in.From, out.Next, out.LeaderEpoch, len(out.Records), err)
+		}
 	}
 }
 

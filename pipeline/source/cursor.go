@@ -118,12 +118,16 @@ func (c *cursor) string() string        { return string(c.take(int(c.int16()))) 
 func (c *cursor) compactString() string { return string(c.take(max(0, int(c.uvarint())-1))) }
 
 // tags passes over the tagged fields that end each part of a flexible message.
-func (c *cursor) tags() {
+func (c *cursor) tags() { c.eachTag(func(uint32, cursor) {}) }
+
+// eachTag hands the tagged fields over.
+func (c *cursor) eachTag(fn func(tag uint32, field cursor)) {
 	for range c.uvarint() {
-		c.uvarint()
-		c.take(int(c.uvarint()))
+		tag := c.uvarint()
+		field := c.take(int(c.uvarint()))
 		if c.bad {
 			return
 		}
+		fn(tag, cursor{b: field})
 	}
 }

@@ -11,7 +11,6 @@ import (
 	"github.com/segmentio/kafka-go"
 
 	"tidemark/store"
-	"tidemark/store/fhir"
 )
 
 // watch keeps the picture of topics, partitions and leaders fresh until ctx
@@ -50,6 +49,7 @@ func (s *Source) refresh(ctx context.Context) (again bool, err error) {
 	v := s.view(topics)
 	s.renew(ctx, v)
 	s.locate(ctx)
+	s.reassure(ctx)
 	s.reconsider()
 	fresh := s.fresh(v)
 	taken, err := s.takeUp(ctx, fresh)
@@ -257,7 +257,7 @@ func (s *Source) reconsider() {
 	s.mu.Unlock()
 	for _, p := range barred {
 		state, _ := s.log.Partition(p.id)
-		if !p.decided(state) {
+		if !p.decided(state, s.away(state)) {
 			continue
 		}
 		s.mu.Lock()
@@ -270,10 +270,10 @@ func (s *Source) reconsider() {
 
 // decided says whether somebody has changed the stored state of a partition
 // with a gap, other than by committing what was read before the gap.
-func (p *partition) decided(state store.PartitionState) bool {
+func (p *partition) decided(state store.PartitionState, away time.Duration) bool {
 	committed := p.gapAt.Next <= state.Next && state.Next <= p.next
-	seen := p.gap.Reason == Away && state.Seen != p.gapAt.Seen
-	return state.TopicID != p.gapAt.TopicID || !committed || seen
+	back := p.gap.Reason == Away && away <= p.retention
+	return state.TopicID != p.gapAt.TopicID || !committed || back
 }
 
 // fresh lists the partitions of a view that are not yet taken up.
@@ -310,43 +310,16 @@ func (s *Source) takeUp(ctx context.Context, fresh map[store.Partition]seen) ([]
 			faults = append(faults, err)
 			continue
 		}
-		retention, err := s.retention(ctx, bounds)
-		if err != nil {
-			faults = append(faults, err)
-			continue
-		}
 		for id, b := range bounds {
-			taken = append(taken, s.resume(id, fresh[id], b[0], b[1], retention[id.Topic]))
+			taken = append(taken, s.resume(id, fresh[id], b[0], b[1]))
 		}
 	}
 	slices.SortFunc(taken, func(a, b *partition) int { return comparePartitions(a.id, b.id) })
 	return taken, errors.Join(faults...)
 }
 
-// retention asks how long deletions stay visible in those topics of which we
-// have missed something since we stood at their end.
-func (s *Source) retention(ctx context.Context, bounds map[store.Partition][2]int64) (map[string]time.Duration, error) {
-	var topics []string
-	for id, b := range bounds {
-		state, ok := s.log.Partition(id)
-		if ok && state.Seen != fhir.None && state.Next < b[1] && !slices.Contains(topics, id.Topic) {
-			topics = append(topics, id.Topic)
-		}
-	}
-	if len(topics) == 0 {
-		return nil, nil
-	}
-	retention, err := s.wire.deleteRetention(ctx, topics)
-	if errors.Is(err, kafka.TopicAuthorizationFailed) || errors.Is(err, kafka.ClusterAuthorizationFailed) {
-		s.cfg.Logger.WarnContext(ctx, "not allowed to describe topics: whether deletions were compacted away unseen is not checked",
-			"topics", topics, "error", err)
-		return nil, nil
-	}
-	return retention, err
-}
-
 // resume makes a partition that goes on where the store says, or has a gap.
-func (s *Source) resume(id store.Partition, m seen, start, end int64, retention time.Duration) *partition {
+func (s *Source) resume(id store.Partition, m seen, start, end int64) *partition {
 	p := s.newPartition(id)
 	p.topicID, p.leader, p.leaderEpoch = m.topicID, m.leader, m.epoch
 	p.next, p.epoch, p.end = start, -1, end
@@ -360,18 +333,11 @@ func (s *Source) resume(id store.Partition, m seen, start, end int64, retention 
 		return p
 	}
 	p.next, p.epoch = state.Next, state.LeaderEpoch
-	away := s.log.Now().Time().Sub(state.Seen.Time())
 	switch old := (&partition{topicID: state.TopicID}); {
 	case old.another(m.topicID):
 		p.gap = recreated(id, p.next, start, end)
 	case p.next < start:
 		p.gap = expired(id, p.next, start, end)
-	case retention > 0 && state.Seen != fhir.None && state.Next < end && away > retention:
-		p.gap = &Gap{
-			Partition: id, Reason: Away, Next: p.next, Start: start, End: end,
-			Detail: fmt.Sprintf("last read to its end %s ago, longer than the topic's delete.retention.ms (%s): deletions may have been compacted away unseen",
-				away.Round(time.Second), retention),
-		}
 	}
 	if p.gapAt = state; p.gap != nil {
 		// As it was stored, and with an end that is never reached: the gap must

@@ -13,7 +13,7 @@ type Reason string
 const (
 	Expired   Reason = "expired"   // the log starts behind the next offset
 	Truncated Reason = "truncated" // the log ends before the next offset
-	Forked    Reason = "forked"    // a record batch of an older leader epoch than one already read
+	Forked    Reason = "forked"    // the log was cut below what was read and has gone on otherwise
 	Recreated Reason = "recreated" // another topic has taken the name
 	Away      Reason = "away"      // deletions may have been compacted away unseen
 )

@@ -174,7 +174,7 @@ func (s *Source) exchange(ctx context.Context, l *leader, claimed []claim) (*fet
 	}
 	req := &rawFetch{Request: s.request(l, claimed), node: l.node, client: s.cfg.ClientID, limit: s.answerLimit()}
 	if l.ids {
-		req.ids = topicIDs(claimed)
+		req.ids, req.epochs = topicIDs(claimed), epochs(claimed)
 	}
 	res, err := s.wire.send(ctx, s.cfg.MaxWait, req)
 	if err != nil {
@@ -193,6 +193,15 @@ func topicIDs(claimed []claim) map[string]topicID {
 		ids[c.id.Topic] = c.topicID
 	}
 	return ids
+}
+
+// epochs collects the leader epochs that were read last.
+func epochs(claimed []claim) map[store.Partition]int32 {
+	m := make(map[store.Partition]int32, len(claimed))
+	for _, c := range claimed {
+		m[c.id] = c.epoch
+	}
+	return m
 }
 
 // answerLimit is the largest response we are ready to hold: a full one and one
@@ -249,6 +258,16 @@ func (s *Source) take(ctx context.Context, l *leader, c claim, f fetchedPartitio
 		s.bar(ctx, c.partition, expired(c.id, c.from, f.start, f.end))
 		return
 	}
+	if d := f.fork; d != nil {
+		gap := forked(c.id, c.from, "the log's leader epoch %d ends at offset %d, below what was read of epoch %d", d.epoch, d.end, c.epoch)
+		gap.Start, gap.End = f.start, f.end
+		s.bar(ctx, c.partition, gap)
+		return
+	}
+	if len(f.data) > 0 && s.doubt(c.partition) {
+		s.kick()
+		return
+	}
 	parsed, err := l.parser.ParseBatches(Portion{Partition: c.id, From: c.from, Epoch: c.epoch, Aborted: f.aborted, Data: f.data})
 	if err == nil && parsed.Next == c.from && len(f.data) > 0 && first {
 		// Only the first partition is sure of a whole batch.
@@ -300,6 +319,13 @@ func (s *Source) deliver(c claim, f fetchedPartition, parsed Parsed, asked fhir.
 
 // recordSize is what a Record takes besides its bytes.
 const recordSize = 104
+
+func forked(id store.Partition, next int64, how string, args ...any) *Gap {
+	return &Gap{
+		Partition: id, Reason: Forked, Next: next, Start: -1, End: -1,
+		Detail: fmt.Sprintf(how, args...) + ": the brokers have lost records that were read, and have given their offsets to others",
+	}
+}
 
 func expired(id store.Partition, next, start, end int64) *Gap {
 	return &Gap{

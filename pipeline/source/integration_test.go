@@ -620,6 +620,22 @@ func TestIntegrationGaps(t *testing.T) {
 			t.Errorf("gap %+v", g)
 		}
 	})
+	t.Run("the log has gone on from below", func(t *testing.T) {
+		r := newReal(t, 1)
+		id := at(r.topic, 0)
+		produce(t, r.client(), id, "a", "b")
+		before := r.log(id)[0].PartitionLeaderEpoch
+		r.restart() // the next epoch begins at offset 2
+		produce(t, r.client(), id, "c")
+		produce(t, r.client(), id, "d")
+		s, f := away(t, r, store.PartitionState{Next: 3, LeaderEpoch: before, Seen: fhir.None})
+		if g := barred(t, s, f, Forked); g.Next != 3 || g.End != 4 {
+			t.Errorf("gap %+v", g)
+		}
+		nothingOf(t, f, id)
+		_, f = away(t, r, store.PartitionState{Next: 2, LeaderEpoch: before, Seen: fhir.None})
+		f.waitRecords(t, id, got{2, "c"}, got{3, "d"})
+	})
 	t.Run("away longer than deletions stay", func(t *testing.T) {
 		r := newReal(t, 1, "cleanup.policy", "compact,delete", "delete.retention.ms", "60000")
 		id := at(r.topic, 0)

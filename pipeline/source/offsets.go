@@ -88,11 +88,17 @@ const (
 	retentionDefault      = 24 * time.Hour
 )
 
-// deleteRetention asks how long deletions stay visible in the topics that are
-// compacted; others are missing in the answer.
-func (w *wire) deleteRetention(ctx context.Context, topics []string) (map[string]time.Duration, error) {
+// A deleteRetention is how long a topic keeps deletions: 0 if it is not
+// compacted, so for ever.
+type deleteRetention struct {
+	retention time.Duration
+	err       error
+}
+
+// deleteRetention asks it of some topics.
+func (w *wire) deleteRetention(ctx context.Context, topics map[string]bool) (map[string]deleteRetention, error) {
 	req := &describeconfigs.Request{}
-	for _, name := range topics {
+	for name := range topics {
 		req.Resources = append(req.Resources, describeconfigs.RequestResource{
 			ResourceType: topicResource,
 			ResourceName: name, ConfigNames: []string{"cleanup.policy", "delete.retention.ms"},
@@ -102,10 +108,11 @@ func (w *wire) deleteRetention(ctx context.Context, topics []string) (map[string
 	if err != nil {
 		return nil, fmt.Errorf("describe topics: %w", err)
 	}
-	out := map[string]time.Duration{}
+	out := map[string]deleteRetention{}
 	for _, r := range res.(*describeconfigs.Response).Resources {
 		if r.ErrorCode != 0 {
-			return nil, fmt.Errorf("describe topic %s: %w", r.ResourceName, kafka.Error(r.ErrorCode))
+			out[r.ResourceName] = deleteRetention{err: fmt.Errorf("describe topic %s: %w", r.ResourceName, kafka.Error(r.ErrorCode))}
+			continue
 		}
 		config := map[string]string{}
 		for _, e := range r.ConfigEntries {
@@ -118,12 +125,17 @@ func (w *wire) deleteRetention(ctx context.Context, topics []string) (map[string
 	return out, nil
 }
 
-func parseRetention(ms string) time.Duration {
+var errKeepsNothing = errors.New("delete.retention.ms is 0")
+
+func parseRetention(ms string) deleteRetention {
 	n, err := strconv.ParseInt(ms, 10, 64)
-	if err != nil || n < 0 {
-		return retentionDefault
+	switch {
+	case err != nil || n < 0:
+		return deleteRetention{retention: retentionDefault}
+	case n == 0:
+		return deleteRetention{err: errKeepsNothing}
 	}
-	return time.Duration(min(n, int64(time.Duration(1<<63-1)/time.Millisecond))) * time.Millisecond
+	return deleteRetention{retention: time.Duration(min(n, int64(time.Duration(1<<63-1)/time.Millisecond))) * time.Millisecond}
 }
 
 // Commit stores offsets under a consumer group without joining it, for others

@@ -10,6 +10,7 @@ import (
 	"github.com/segmentio/kafka-go"
 
 	"tidemark/store"
+	"tidemark/store/fhir"
 )
 
 // A partition is the state of reading one. Source.mu guards it, but for the
@@ -28,9 +29,13 @@ type partition struct {
 	busy    bool // in a fetch that is under way
 	stale   bool // not fetched before the metadata were asked for again
 	lost    bool // the broker says that next lies outside its log
+	doubted bool // not fetched before it is known whether we were away for too long
 	stopped bool // by the handler
 	gap     *Gap
 	gapAt   store.PartitionState // the store's state when the gap was found
+
+	safe      fhir.Instant  // until then no deletion that was not read can have been compacted away
+	retention time.Duration // how long they stay at least
 
 	retry   *backoff.ExponentialBackOff
 	retryAt time.Time
@@ -60,7 +65,7 @@ func (p *partition) open() bool { return p.gap == nil && !p.stopped }
 
 // ready says whether the partition can be fetched now.
 func (p *partition) ready(now time.Time) bool {
-	return p.open() && !p.busy && !p.stale && !p.aside && !now.Before(p.retryAt) && len(p.queue) < cap(p.queue)
+	return p.open() && !p.busy && !p.stale && !p.doubted && !p.aside && !now.Before(p.retryAt) && len(p.queue) < cap(p.queue)
 }
 
 func (p *partition) status() PartitionStatus {

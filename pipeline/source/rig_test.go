@@ -241,6 +241,7 @@ type crafted struct {
 	start   int64
 	end     int64
 	code    int16
+	fork    func(epoch int32, offset int64) *divergence // may be nil
 }
 
 func (c *crafted) from(offset int64) []byte {
@@ -279,6 +280,12 @@ func serve(t testing.TB, c *kfake.Cluster, logs func(topic string, id int32) cra
 				for _, a := range l.aborted {
 					p.AbortedTransactions = append(p.AbortedTransactions,
 						kmsg.FetchResponseTopicPartitionAbortedTransaction{ProducerID: a.ProducerID, FirstOffset: a.FirstOffset})
+				}
+				if l.fork != nil {
+					if d := l.fork(rp.LastFetchedEpoch, rp.FetchOffset); d != nil {
+						p.DivergingEpoch.Epoch, p.DivergingEpoch.EndOffset = d.epoch, d.end
+						p.RecordBatches = nil
+					}
 				}
 				out.Partitions = append(out.Partitions, p)
 			}

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -19,6 +20,7 @@ import (
 	"github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/sasl/plain"
 	"github.com/segmentio/kafka-go/sasl/scram"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -364,6 +366,103 @@ func TestGaps(t *testing.T) {
 			}
 		})
 	}
+}
+
+// An unclean election has cut the log below what was read, and others have
+// taken the offsets. Where a batch begins just where we go on only the broker
+// can tell, for we say of which epoch we have read last.
+func TestForks(t *testing.T) {
+	id := at("t", 0)
+	old := testBatch{base: 0, epoch: 5, records: values("a", "b", "c", "d", "e", "f", "g", "h")}
+	broker := func(epoch int32, offset int64) *divergence {
+		if epoch == 5 && offset > 8 {
+			return &divergence{epoch: 5, end: 8}
+		}
+		return nil
+	}
+	for name, l := range map[string]crafted{
+		"a batch that begins below": {end: 12, log: join(t, old, testBatch{base: 8, epoch: 6, records: values("8", "9", "10", "11")})},
+		"told by the broker": {
+			end: 12, log: join(t, old, testBatch{base: 8, epoch: 6, records: values("8", "9")}, testBatch{base: 10, epoch: 6, records: values("10", "11")}),
+			fork: broker,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newCluster(t, kfake.SeedTopics(1, "t"))
+			serve(t, c, func(string, int32) crafted { return l })
+			f := newFakeStore()
+			f.states[id] = store.PartitionState{Next: 10, LeaderEpoch: 5, Joined: true, Seen: fhir.None}
+			s, _ := run(t, testConfig(c, "t"), f)
+			f.waitHeld(t, id)
+			waitStatus(t, s, func(p PartitionStatus) bool {
+				return p.Gap != nil && p.Gap.Reason == Forked && p.Gap.Next == 10 && p.Gap.End == 12
+			})
+			if n := len(f.records(id)); n > 0 {
+				t.Errorf("%d records were read behind the gap", n)
+			}
+		})
+	}
+	// Without an election the same log is read as it is, epoch by epoch.
+	c := newCluster(t, kfake.SeedTopics(1, "t"))
+	log := join(t, testBatch{base: 0, epoch: 5, records: values("a", "b")}, testBatch{base: 2, epoch: 6, records: values("c")})
+	serve(t, c, func(string, int32) crafted { return crafted{end: 3, log: log, fork: broker} })
+	f := newFakeStore()
+	run(t, testConfig(c, "t"), f)
+	f.waitRecords(t, id, got{0, "a"}, got{1, "b"}, got{2, "c"})
+}
+
+// The brokers cannot be reached for two days while the process runs. The topic
+// keeps deletions for one.
+func TestAwayWhileRunning(t *testing.T) {
+	c := newCluster(t, kfake.SeedTopics(2, "t"))
+	id, other := at("t", 0), at("t", 1)
+	cl := newProducer(t, c)
+	configure(t, cl, "t", "cleanup.policy", "compact")
+	configure(t, cl, "t", "delete.retention.ms", "86400000")
+	produce(t, cl, id, "a", "b", "c")
+	f := newFakeStore()
+	f.now = fhir.FromTime(time.Now())
+	seen := func(id store.Partition) {
+		st := f.states[id]
+		st.Seen = f.now
+		f.states[id] = st
+	}
+	s, _ := run(t, testConfig(c, "t"), f)
+	f.waitNext(t, id, 3)
+	f.update(func() { seen(id) })
+
+	var silent atomic.Bool
+	silent.Store(true)
+	asked := make(chan struct{}, 100)
+	c.ControlKey(int16(kmsg.Fetch), func(kreq kmsg.Request) (kmsg.Response, error, bool) {
+		c.KeepControl()
+		if !silent.Load() {
+			return nil, nil, false
+		}
+		select {
+		case asked <- struct{}{}:
+		default:
+		}
+		req := kreq.(*kmsg.FetchRequest)
+		res := req.ResponseKind().(*kmsg.FetchResponse)
+		res.Version, res.ErrorCode = req.Version, kerr.KafkaStorageError.Code
+		return res, nil, true
+	})
+	<-asked
+	<-asked // whatever was under way has been answered
+	f.update(func() {
+		f.now += 48 * 3600 * 1000
+		seen(other)
+	})
+	produce(t, cl, id, "d")
+	produce(t, cl, other, "x")
+	silent.Store(false)
+	f.waitHeld(t, id)
+	f.waitRecords(t, other, got{0, "x"})
+	waitStatus(t, s, func(p PartitionStatus) bool { return p.Gap != nil && p.Gap.Reason == Away && p.Gap.Next == 3 })
+	// Somebody decides that it may go on.
+	f.update(func() { seen(id) })
+	f.waitRecords(t, id, got{0, "a"}, got{1, "b"}, got{2, "c"}, got{3, "d"})
 }
 
 // What retention took before we came is gone for us: the log says so, once.
@@ -822,10 +921,13 @@ func sameFetch(t *testing.T, mine *fetchAnswer, version int16, body []byte) {
 			for _, a := range rp.AbortedTransactions {
 				p.aborted = append(p.aborted, Aborted{ProducerID: a.ProducerID, FirstOffset: a.FirstOffset})
 			}
+			if d := rp.DivergingEpoch; d.Epoch >= 0 {
+				p.fork = &divergence{epoch: d.Epoch, end: d.EndOffset}
+			}
 			want = append(want, p)
 		}
 	}
-	if d := cmp.Diff(want, mine.partitions, cmp.AllowUnexported(fetchedPartition{}), cmpopts.EquateEmpty()); d != "" {
+	if d := cmp.Diff(want, mine.partitions, cmp.AllowUnexported(fetchedPartition{}, divergence{}), cmpopts.EquateEmpty()); d != "" {
 		t.Fatalf("fetch answer of version %d (-franz-go +ours):\n%s", version, d)
 	}
 }

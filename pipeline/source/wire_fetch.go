@@ -10,6 +10,8 @@ import (
 	"github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/protocol"
 	"github.com/segmentio/kafka-go/protocol/fetch"
+
+	"tidemark/store"
 )
 
 // Fetch names topics by their ids where it can: asked by name, a broker answers
@@ -25,7 +27,8 @@ type topicID [16]byte
 // A rawFetch is a Fetch whose answer keeps the record batches as they came.
 type rawFetch struct {
 	fetch.Request
-	ids    map[string]topicID // of all topics; nil: by name
+	ids    map[string]topicID        // of all topics; nil: by name
+	epochs map[store.Partition]int32 // of what was read last, -1 if unknown; only by id
 	node   int32
 	client string
 	limit  int
@@ -88,7 +91,7 @@ func (f *rawFetch) byID() []byte {
 			b = binary.BigEndian.AppendUint32(b, uint32(p.Partition))
 			b = binary.BigEndian.AppendUint32(b, uint32(p.CurrentLeaderEpoch))
 			b = binary.BigEndian.AppendUint64(b, uint64(p.FetchOffset))
-			b = append(b, 0xff, 0xff, 0xff, 0xff) // last fetched epoch: forks we find ourselves
+			b = binary.BigEndian.AppendUint32(b, uint32(f.epochs[store.Partition{Topic: t.Topic, ID: p.Partition}]))
 			b = binary.BigEndian.AppendUint64(b, uint64(p.LogStartOffset))
 			b = binary.BigEndian.AppendUint32(b, uint32(p.PartitionMaxBytes))
 			b = append(b, 0)
@@ -118,6 +121,15 @@ type fetchedPartition struct {
 	start   int64 // log start offset
 	aborted []Aborted
 	data    []byte
+	fork    *divergence
+}
+
+// A divergence says that the leader's log does not continue what we have read:
+// its newest epoch up to ours ends below our offset (KIP-595). It comes without
+// record batches.
+type divergence struct {
+	epoch int32
+	end   int64
 }
 
 func parseFetch(body []byte) (*fetchAnswer, error) {
@@ -154,7 +166,7 @@ func parseFetchByID(body []byte) (*fetchAnswer, error) {
 			p.aborted = parseAborted(&c, c.compactCount(17), true)
 			c.int32() // preferred read replica
 			p.data = c.take(max(0, int(c.uvarint())-1))
-			c.tags()
+			p.fork = parseDivergence(&c)
 			a.partitions = append(a.partitions, p)
 		}
 		c.tags()
@@ -167,6 +179,20 @@ func parseFetchByID(body []byte) (*fetchAnswer, error) {
 func (p *fetchedPartition) parse(c *cursor) {
 	p.id, p.code = c.int32(), kafka.Error(c.int16())
 	p.high, p.end, p.start = c.int64(), c.int64(), c.int64()
+}
+
+// parseDivergence reads a partition's tagged fields, of which it is the first.
+func parseDivergence(c *cursor) (fork *divergence) {
+	c.eachTag(func(tag uint32, field cursor) {
+		if tag != 0 {
+			return
+		}
+		if d := (divergence{epoch: field.int32(), end: field.int64()}); d.epoch >= 0 { // -1 is none
+			fork = &d
+		}
+		c.bad = c.bad || field.bad
+	})
+	return fork
 }
 
 func parseAborted(c *cursor, n int, tagged bool) []Aborted {

@@ -72,13 +72,17 @@ func (p *Progress) Fetched(next int64) {
 	p.pairs = append(p.pairs[:0], p.pairs[n:]...)
 }
 
+// Reached is the newest instant whose end has been fetched, None if there is
+// none: whatever is fetched from now on was written after it.
+func (p *Progress) Reached() fhir.Instant { return p.reached }
+
 // Next is the offset up to which everything has been fetched.
 func (p *Progress) Next() int64 { return p.next }
 
 // Watermark is the newest instant whose end has been fetched, less allowance;
 // None if there is none.
 func (p *Progress) Watermark(allowance time.Duration) fhir.Instant {
-	return less(p.reached, allowance)
+	return less(p.Reached(), allowance)
 }
 
 // At is the watermark as it was known for a record at offset when it was
