@@ -344,14 +344,16 @@ func (c *commit) departed(r *segment.Row, old []string) {
 	}
 }
 
-// internal adds an internal row beside the change that caused it.
-func (c *commit) internal(kind fhir.Type, cause *segment.Row, patients []string, line any) {
+// internal adds an internal row beside the change that caused it, and returns
+// its sequence number.
+func (c *commit) internal(kind fhir.Type, cause *segment.Row, patients []string, line any) uint64 {
 	n := row{Row: *cause, death: fhir.None}
 	n.Section = segment.Section{Kind: segment.Internal, Type: kind}
 	n.Seq, n.Patients, n.References, n.Life, n.Placed, n.Hash = c.seq(), patients, nil, segment.NoLife, cause.Instant, 0
 	n.body = mustJSON(line)
 	n.Length = int32(len(n.body)) + 1
 	c.rows = append(c.rows, n)
+	return n.Seq
 }
 
 func mustJSON(v any) []byte {

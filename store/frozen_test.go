@@ -189,7 +189,7 @@ func thawStore(t *testing.T, file string) {
 	f.advance(48 * time.Hour)
 	rewriteAll(t, db)
 	later := describe(t, db)
-	for _, line := range []string{`"text":"fourth"`, `"url":"Patient/stated"`, `"joined":["Patient/anna"]}`, `"left":["Patient/ben"]}`} {
+	for _, line := range []string{`"text":"fourth"`, `"url":"Patient/stated"`, `"joined":["Patient/anna"]}`, `"left":["Patient/ben"]`} {
 		if !strings.Contains(later, line) {
 			t.Errorf("it does not go on: nothing says %s in\n%s", line, later)
 		}

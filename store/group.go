@@ -2,9 +2,11 @@ package store
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -14,11 +16,15 @@ import (
 	"tidemark/store/segment"
 )
 
-// A membership is who a Group lists and has not said to be inactive, and since
-// when: the change instant of the version that first does so after an absence
-// (decisions: joining).
-type membership map[string]member
+// A membership is who a Group lists and has not said to be inactive, as of the
+// internal row with the sequence number Seq.
+type membership struct {
+	Seq     uint64            `json:"seq"`
+	Members map[string]member `json:"members,omitempty"`
+}
 
+// A member is listed since the change instant of the version that first does so
+// after an absence (decisions: joining).
 type member struct {
 	Since fhir.Instant `json:"since"`
 	period
@@ -37,26 +43,39 @@ type regrouped struct {
 	Joined  []string          `json:"joined,omitempty"`
 	Left    []string          `json:"left,omitempty"`
 	Periods map[string]period `json:"periods,omitempty"` // of members that have one now, or had another
+	Was     map[string]member `json:"was,omitempty"`     // before, where it changed
 }
 
-// apply does to m what the row says that came at an instant.
-func (m membership) apply(r *regrouped, at fhir.Instant) {
-	for _, ref := range r.Left {
-		delete(m, ref)
+// apply does to m what the row says.
+func (m *membership) apply(r *regrouping) {
+	m.Seq = r.seq
+	for _, ref := range r.line.Left {
+		delete(m.Members, ref)
 	}
-	for _, ref := range r.Joined {
-		m[ref] = member{Since: at}
+	for _, ref := range r.line.Joined {
+		m.Members[ref] = member{Since: r.at}
 	}
-	for ref, p := range r.Periods {
-		if n, ok := m[ref]; ok {
+	for ref, p := range r.line.Periods {
+		if n, ok := m.Members[ref]; ok {
 			n.period = p
-			m[ref] = n
+			m.Members[ref] = n
 		}
 	}
 }
 
+// undo takes back what the row says.
+func (m *membership) undo(r *regrouping) {
+	for _, ref := range r.line.Joined {
+		delete(m.Members, ref)
+	}
+	maps.Copy(m.Members, r.line.Was)
+}
+
 // over tells whether the period has ended.
 func (p period) over(at fhir.Instant) bool { return p.End != 0 && p.End < at }
+
+// ahead tells whether the period has not begun.
+func (p period) ahead(at fhir.Instant) bool { return p.Start > at }
 
 func (m membership) encode() []byte { return mustJSON(m) }
 
@@ -66,51 +85,60 @@ func (c *commit) regroup(ch *Change, r *segment.Row) error {
 	if err != nil {
 		return err
 	}
-	next := membership{}
-	if !ch.Delete {
-		for _, m := range ch.Members {
-			p := period{orZero(m.Start), orZero(m.End)}
-			if m.Ref == "" || m.Inactive || p.over(r.Instant) {
-				continue // named by an identifier only, or no member any more
-			}
-			n := member{r.Instant, p}
-			if twice, ok := next[m.Ref]; ok {
-				n.period = twice.with(p)
-			}
-			if was, ok := old[m.Ref]; ok && !was.over(r.Instant) {
-				n.Since = was.Since
-			}
-			next[m.Ref] = n
-		}
-	}
-	c.groups[ch.Key.ID] = next
-	line := regrouped{Group: r.Key.String()}
-	for ref, n := range next {
-		was, ok := old[ref]
-		again := !ok || was.over(r.Instant)
-		if again {
+	next := membership{Seq: old.Seq, Members: members(ch, r.Instant)}
+	line := regrouped{Group: r.Key.String(), Periods: map[string]period{}, Was: map[string]member{}}
+	for ref, n := range next.Members {
+		was, listed := old.Members[ref]
+		switch {
+		case !listed:
 			line.Joined = append(line.Joined, ref)
-			was = member{}
+		case was.over(r.Instant), was.Start != n.Start && was.ahead(r.Instant): // it was none till now
+			line.Joined = append(line.Joined, ref)
+		case was.Start != n.Start && n.ahead(r.Instant): // it is none any more till then
+			line.Joined, line.Left = append(line.Joined, ref), append(line.Left, ref)
+		default:
+			n.Since = was.Since
+			next.Members[ref] = n
 		}
-		if n.period != was.period {
-			if line.Periods == nil {
-				line.Periods = map[string]period{}
-			}
+		if n.period != was.period || n.Since != was.Since && n.period != (period{}) {
 			line.Periods[ref] = n.period
 		}
-	}
-	for ref := range old {
-		if _, ok := next[ref]; !ok {
-			line.Left = append(line.Left, ref)
+		if listed && n != was {
+			line.Was[ref] = was
 		}
 	}
-	if len(line.Joined)+len(line.Left)+len(line.Periods) == 0 {
-		return nil
+	for ref, was := range old.Members {
+		if _, still := next.Members[ref]; !still {
+			line.Left = append(line.Left, ref)
+			line.Was[ref] = was
+		}
 	}
-	slices.Sort(line.Joined)
-	slices.Sort(line.Left)
-	c.internal(segment.Memberships, r, nil, line)
+	if len(line.Joined)+len(line.Left)+len(line.Periods) > 0 {
+		slices.Sort(line.Joined)
+		slices.Sort(line.Left)
+		next.Seq = c.internal(segment.Memberships, r, nil, line)
+	}
+	c.groups[ch.Key.ID] = next
 	return nil
+}
+
+// members is who a version of a Group lists.
+func members(ch *Change, at fhir.Instant) map[string]member {
+	list := map[string]member{}
+	if ch.Delete {
+		return list
+	}
+	for _, m := range ch.Members {
+		p := period{orZero(m.Start), orZero(m.End)}
+		if m.Ref == "" || m.Inactive || p.over(at) {
+			continue // named by an identifier only, or no member any more
+		}
+		if twice, ok := list[m.Ref]; ok {
+			p = twice.with(p)
+		}
+		list[m.Ref] = member{at, p}
+	}
+	return list
 }
 
 // with is the period of somebody who is listed twice: from the first start to
@@ -152,36 +180,57 @@ type Member struct {
 
 // Roster is a Group at the snapshot's watermark, with those who have left since.
 // ErrUnknown if there is no such Group.
-//
-// Membership is read as it was committed last; who joined after the watermark is
-// left out, who left after it is, too.
 func (s *Snapshot) Roster(id string, since fhir.Instant) (Roster, error) {
 	body, err := s.resource(fhir.Key{Type: groupType, ID: id})
 	if err != nil {
 		return Roster{}, err
 	}
-	m, err := s.db.membership(id)
+	m, changes, err := s.membership(id, since)
 	if err != nil {
 		return Roster{}, err
 	}
 	r, w := Roster{Body: body, Members: map[string]Member{}}, s.pin.Watermark
-	for ref, n := range m {
+	for ref, n := range m.Members {
 		one := Member{max(n.Since, n.Start), fhir.None}
 		if n.over(w) {
-			one.Left = n.End
+			one.Left = n.End + 1
 		}
 		if one.Joined <= w && (one.Left == fhir.None || one.Left > since) {
 			r.Members[ref] = one
 		}
 	}
-	err = s.regroupings(id, since, func(line *regrouped, at fhir.Instant) {
-		for _, ref := range line.Left {
+	for _, x := range changes {
+		for _, ref := range x.line.Left {
 			if _, is := r.Members[ref]; !is {
-				r.Members[ref] = Member{fhir.None, at}
+				r.Members[ref] = Member{fhir.None, x.at}
 			}
 		}
-	})
-	return r, err
+	}
+	return r, nil
+}
+
+// membership is a Group's at the snapshot's watermark, and how it changed
+// since. What is committed may be ahead of the watermark: that is taken back.
+func (s *Snapshot) membership(id string, since fhir.Instant) (m membership, until []regrouping, err error) {
+	if m, err = s.db.membership(id); err != nil {
+		return m, nil, err
+	}
+	now := s.db.snapshotNow() // not older than m, and so with all that m has applied
+	defer func() { err = errors.Join(err, now.Close()) }()
+	changes, err := now.regroupings(id, min(since, s.pin.Watermark))
+	if err != nil {
+		return m, nil, err
+	}
+	slices.SortFunc(changes, func(a, b regrouping) int { return cmp.Compare(a.seq, b.seq) })
+	for i := len(changes) - 1; i >= 0; i-- {
+		switch x := &changes[i]; {
+		case x.at <= s.pin.Watermark:
+			until = append(until, *x)
+		case x.seq <= m.Seq:
+			m.undo(x)
+		}
+	}
+	return m, until, nil
 }
 
 // membership is what the index has of a Group's.
@@ -194,44 +243,39 @@ func (db *DB) membership(id string) (m membership, err error) {
 }
 
 func readMembership(r pebble.Reader, id string) (membership, error) {
-	m := membership{}
+	m := membership{Members: map[string]member{}}
 	v, closer, err := r.Get(index.GroupKey(id))
 	if errors.Is(err, pebble.ErrNotFound) {
 		return m, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read the index: %w", err)
+		return m, fmt.Errorf("read the index: %w", err)
 	}
 	if err := errors.Join(json.Unmarshal(v, &m), closer.Close()); err != nil {
-		return nil, fmt.Errorf("%w: membership of a Group: %w", index.ErrCorrupt, err)
+		return m, fmt.Errorf("%w: membership of a Group: %w", index.ErrCorrupt, err)
 	}
 	return m, nil
 }
 
-// regroupings calls fn for the changes of a Group's membership in (since, W].
-func (s *Snapshot) regroupings(id string, since fhir.Instant, fn func(*regrouped, fhir.Instant)) error {
+// regroupings are the changes of a Group's membership since an instant.
+func (s *Snapshot) regroupings(id string, since fhir.Instant) (list []regrouping, err error) {
 	sec := segment.Section{Kind: segment.Internal, Type: segment.Memberships}
 	ext, err := s.Extents(sec, since, s.pin.Watermark)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for _, e := range ext {
-		list, err := regroupings(s.seg(segment.ID(e.Segment)), e.Block, s.pin.Closed)
+		of, err := regroupings(s.seg(segment.ID(e.Segment)), e.Block, s.pin.Closed)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		for _, x := range list {
-			if x.id != id || x.at <= since || x.at > s.pin.Watermark {
-				continue
+		for _, x := range of {
+			if x.id == id && x.at > since {
+				list = append(list, x)
 			}
-			var line regrouped
-			if err := json.Unmarshal(x.line, &line); err != nil {
-				return fmt.Errorf("%w: a change of membership", ErrCorrupt)
-			}
-			fn(&line, x.at)
 		}
 	}
-	return nil
+	return list, nil
 }
 
 // resource is the body of a resource as it is at the snapshot's watermark.
@@ -256,7 +300,7 @@ type regrouping struct {
 	seq  uint64
 	id   string
 	at   fhir.Instant
-	line []byte
+	line regrouped
 }
 
 func regroupings(g *seg, b int, closed segment.Bound) (list []regrouping, err error) {
@@ -276,23 +320,24 @@ func regroupings(g *seg, b int, closed segment.Bound) (list []regrouping, err er
 	for i := range rows {
 		row := &rows[i]
 		if g.window() != nil || row.Bound().Compare(closed) > 0 {
-			list = append(list, regrouping{row.Seq, row.Key.ID, row.Instant, bytes.TrimSuffix(text[:row.Length], newline)})
+			x := regrouping{seq: row.Seq, id: row.Key.ID, at: row.Instant}
+			if err := json.Unmarshal(text[:row.Length], &x.line); err != nil {
+				return nil, fmt.Errorf("%w: a change of membership", ErrCorrupt)
+			}
+			list = append(list, x)
 		}
 		text = text[row.Length:]
 	}
 	return list, nil
 }
 
-func regroupFrom(w *batchWriter, line []byte, id string, at fhir.Instant) error {
-	var change regrouped
-	if err := json.Unmarshal(line, &change); err != nil {
-		return fmt.Errorf("%w: a change of membership", ErrCorrupt)
-	}
-	m, err := readMembership(w.b, id)
+// replay applies a change of membership to what the index has.
+func (x *regrouping) replay(w *batchWriter) error {
+	m, err := readMembership(w.b, x.id)
 	if err != nil {
 		return err
 	}
-	m.apply(&change, at)
-	w.set(index.GroupKey(id), m.encode())
+	m.apply(x)
+	w.set(index.GroupKey(x.id), m.encode())
 	return nil
 }

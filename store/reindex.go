@@ -227,8 +227,8 @@ func (r *reindex) groups() error {
 	batch := r.kv.NewIndexedBatch()
 	defer batch.Close()
 	w := batchWriter{b: batch}
-	for _, c := range changes {
-		if err := regroupFrom(&w, c.line, c.id, c.at); err != nil {
+	for i := range changes {
+		if err := changes[i].replay(&w); err != nil {
 			return err
 		}
 	}

@@ -46,7 +46,7 @@ func (r rule) open(ctx context.Context, s Snapshot, n int) (*Download, error) {
 	if f.List == Errors {
 		return &Download{List: f.List, file: text(r.Errors)}, nil
 	}
-	s = r.Level.of(s, f.Type)
+	s = r.Level.of(s, f.List, f.Type)
 	extents, err := r.derive(s, f)
 	if err != nil {
 		return nil, err

@@ -39,13 +39,13 @@ func plan(s Snapshot, q Request, l Limits) (rule, error) {
 // order.
 func (r *rule) add(s Snapshot, list List, kind store.Kind, types []fhir.Type, l Limits) error {
 	sections := slices.DeleteFunc(slices.Clone(s.Sections(kind)), func(sec store.Section) bool {
-		return len(types) > 0 && !slices.Contains(types, sec.Type)
+		return !r.Level.Holds(sec.Type) || len(types) > 0 && !slices.Contains(types, sec.Type)
 	})
 	slices.SortFunc(sections, func(a, b store.Section) int {
 		return strings.Compare(a.Type.String(), b.Type.String())
 	})
 	for _, sec := range sections {
-		extents, err := r.extents(r.Level.of(s, sec.Type), sec)
+		extents, err := r.extents(r.Level.of(s, list, sec.Type), sec)
 		if err != nil {
 			return err
 		}

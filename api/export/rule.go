@@ -27,9 +27,11 @@ func (l Level) Holds(t fhir.Type) bool {
 // of is what of a snapshot an export of this level holds of a type. Whatever is
 // referred to goes as a whole: at this level everybody's data refers to it. So
 // does Provenance, whose targets tell more than its compartments (Bulk Data,
-// "Provenance": all that is available by default).
-func (l Level) of(s Snapshot, t fhir.Type) Snapshot {
-	if l == System || fhir.Referred(t) || t == provenanceType {
+// "Provenance": all that is available by default). So do deletions: a client
+// may have what had left every compartment before it was deleted, or what a
+// restored store never knew, and the deletion of what it has not does no harm.
+func (l Level) of(s Snapshot, list List, t fhir.Type) Snapshot {
+	if l == System || list == Deleted || fhir.Referred(t) || t == provenanceType {
 		return s
 	}
 	return s.Choosing(store.Choice{})

@@ -21,7 +21,7 @@ import (
 )
 
 // Format is the version of the key spaces; it stands in Meta.
-const Format = 2
+const Format = 3
 
 // pebbleFormat is pinned: raising it is one way, and a decision.
 const pebbleFormat = pebble.FormatMajorVersion(24)
