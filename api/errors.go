@@ -50,6 +50,19 @@ func (s *Server) faultOf(err error) fault {
 		f.after = e.After
 		return f
 	}
+	if e, ok := errors.AsType[*export.Refusal](err); ok {
+		if e.NotFound {
+			return fault{status: http.StatusNotFound, issues: e.Issues}
+		}
+		return fault{status: http.StatusUnprocessableEntity, issues: e.Issues}
+	}
+	if e, ok := errors.AsType[*export.FailedError](err); ok {
+		status := http.StatusUnprocessableEntity
+		if e.Issues[0].Severity == outcome.Fatal {
+			status = http.StatusInternalServerError
+		}
+		return fault{status: status, issues: e.Issues}
+	}
 	switch {
 	case errors.Is(err, export.ErrNotFound):
 		return oneFault(http.StatusNotFound, outcome.NotFound, "no such export job or file: it never existed, was deleted, or has expired")

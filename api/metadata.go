@@ -71,7 +71,7 @@ func newCapabilities(o Options, now time.Time) capabilityStatement {
 		Format:         []string{"application/fhir+json"},
 		Rest: []rest{{
 			Mode:          "server",
-			Documentation: "Exports of the system and of all Patients. Files hold one resource type each, as application/fhir+ndjson, with gzip, Range and strong ETags. No token is asked for.",
+			Documentation: "Exports of the system, of all or some Patients, and of the members of a Group. Files hold one resource type each, as application/fhir+ndjson, with gzip, Range and strong ETags. No token is asked for.",
 			Resource:      exportable(),
 			Operation: []operation{{
 				Name:          "export",
@@ -84,15 +84,23 @@ func newCapabilities(o Options, now time.Time) capabilityStatement {
 
 const kickOffs = "GET or POST. Parameters: _type, _since, _until, _outputFormat. Prefer: handling=lenient leaves out what is not supported."
 
-// patientExport goes by both names that clients look for.
-func patientExport() []operation {
+const (
+	referred = "Device, DeviceDefinition, Endpoint, HealthcareService, InsurancePlan, Location, Medication, MedicationKnowledge, Organization, OrganizationAffiliation, Practitioner, PractitionerRole and Substance"
+
+	patientExport = "All resources in the compartment of any Patient (R4; also Device.patient, Task.for and Task.focus), all Provenance, and what they refer to: " + referred + ". " +
+		"With the parameter patient (POST only) those of some Patients, and what these refer to, and what that refers to. " + kickOffs
+	groupExport = "All resources in the compartment of the Group's members and of those of Groups in it (active, in their period), and what these refer to, and what that refers to: " + referred + "; the Group itself, no other. " +
+		"Who has joined since _since comes whole. With the parameter patient (POST only) those of some members. " + kickOffs
+)
+
+// exports names an operation by both names that clients look for.
+func exports(at, documentation string) []operation {
 	var all []operation
-	for _, name := range []string{"export", "patient-export"} {
+	for _, name := range []string{"export", at + "-export"} {
 		all = append(all, operation{
-			Name:       name,
-			Definition: "http://hl7.org/fhir/uv/bulkdata/OperationDefinition/patient-export",
-			Documentation: "All resources in the compartment of any Patient (R4; also Device.patient, Task.for and Task.focus), all Provenance, and what they refer to: " +
-				"Device, DeviceDefinition, Endpoint, HealthcareService, InsurancePlan, Location, Medication, MedicationKnowledge, Organization, OrganizationAffiliation, Practitioner, PractitionerRole and Substance. " + kickOffs,
+			Name:          name,
+			Definition:    "http://hl7.org/fhir/uv/bulkdata/OperationDefinition/" + at + "-export",
+			Documentation: documentation,
 		})
 	}
 	return all
@@ -104,9 +112,12 @@ func exportable() []resource {
 	var all []resource
 	for _, t := range fhir.AllTypes() {
 		r := resource{Type: t.String()}
-		if r.Type == "Patient" {
+		switch r.Type {
+		case "Patient":
 			r.SearchParam = []searchParam{{"_lastUpdated", "date", "Only as the parameters _since and _until of an export."}}
-			r.Operation = patientExport()
+			r.Operation = exports("patient", patientExport)
+		case "Group":
+			r.Operation = exports("group", groupExport)
 		}
 		all = append(all, r)
 	}

@@ -57,7 +57,7 @@ func (s *Server) routes(b *bulk.Handlers) http.Handler {
 	s.at(named, metadata, metadata, reading(info(metadata, s.metadata)))
 	for _, k := range bulk.KickOffs {
 		start := info(base+k.Path, func(w http.ResponseWriter, r *http.Request) error { return b.Start(k, w, r) })
-		s.at(named, base+k.Path, base+k.Path, methods{http.MethodGet: start, http.MethodPost: start})
+		s.at(named, base+k.Pattern(), base+k.Path, methods{http.MethodGet: start, http.MethodPost: start})
 	}
 	job := reading(info(status, b.Status))
 	job[http.MethodDelete] = info(status, b.Delete)
@@ -97,7 +97,7 @@ func outermost(next http.Handler) http.Handler {
 
 func notFound(w http.ResponseWriter, _ *http.Request) error {
 	fail(w, oneFault(http.StatusNotFound, outcome.NotFound,
-		"nothing is here: this server has metadata, $export, Patient/$export and the jobs and files that they lead to, under "+base))
+		"nothing is here: this server has metadata, $export, Patient/$export, Group/[id]/$export and the jobs and files that they lead to, under "+base))
 	return nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"compress/gzip"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -14,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cockroachdb/datadriven"
 
@@ -27,7 +29,8 @@ import (
 //
 //	new              begins again: options as key=value
 //	rows             one change a line: put Type/id instant, delete Type/id instant, dead instant;
-//	                 before the instant those in whose compartments it lies: of=a,b
+//	                 before the instant those in whose compartments it lies: of=a,b; what it refers to: to=Type/id;
+//	                 of a Group its members=Patient/a,Group/b and more of its JSON, more="actual":false
 //	clock, watermark set the store's
 //	revoke           something that all jobs hold was erased
 //	forget           deletions up to an instant are no longer known
@@ -53,12 +56,14 @@ type script struct {
 	db     *apitest.Store
 	o      api.Options
 	server *httptest.Server
+	stop   func()
 	jobs   []string // ids in order of their kick-offs
 }
 
 func (e *script) close() {
 	if e.server != nil {
 		e.server.Close()
+		e.stop()
 	}
 }
 
@@ -79,6 +84,15 @@ func (e *script) serve(t *testing.T) {
 		t.Fatal(err)
 	}
 	e.server = httptest.NewServer(s.Handler())
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- s.Jobs().Run(ctx) }()
+	e.stop = func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
 }
 
 func (e *script) run(t *testing.T, d *datadriven.TestData) string {
@@ -151,15 +165,27 @@ func (e *script) rows(t *testing.T, input string) {
 	for line := range strings.Lines(input) {
 		f := strings.Fields(line)
 		at := instant(t, f[len(f)-1])
-		var patients []string
-		if of, ok := strings.CutPrefix(f[max(0, len(f)-2)], "of="); ok {
-			patients = strings.Split(of, ",")
+		var l apitest.Links
+		for _, field := range f[min(2, len(f)):] {
+			name, value, _ := strings.Cut(field, "=")
+			switch name {
+			case "of":
+				l.Patients = strings.Split(value, ",")
+			case "members":
+				l.Members = strings.Split(value, ",")
+			case "more":
+				l.More = "," + value
+			case "to":
+				for ref := range strings.SplitSeq(value, ",") {
+					l.Refers = append(l.Refers, key(t, ref))
+				}
+			}
 		}
 		switch f[0] {
 		case "put":
-			e.db.Put(key(t, f[1]), at, patients...)
+			e.db.Put(key(t, f[1]), at, l)
 		case "delete":
-			e.db.Delete(key(t, f[1]), at, patients...)
+			e.db.Delete(key(t, f[1]), at, l)
 		case "dead":
 			e.db.Dead(at)
 		default:
@@ -289,6 +315,20 @@ func (e *script) ask(t *testing.T, req *http.Request, lenient bool) (*http.Respo
 
 // get fetches a URL that the server gave.
 func (e *script) get(t *testing.T, url string) string {
+	for {
+		status, body := e.getOnce(t, url)
+		switch status {
+		case http.StatusOK:
+			return body
+		case http.StatusAccepted: // still being planned
+			time.Sleep(20 * time.Millisecond)
+		default:
+			t.Fatalf("GET %s: %d %s", url, status, body)
+		}
+	}
+}
+
+func (e *script) getOnce(t *testing.T, url string) (int, string) {
 	rest, ok := strings.CutPrefix(url, public)
 	if !ok {
 		t.Errorf("the URL %s does not begin with public_url", url)
@@ -299,10 +339,10 @@ func (e *script) get(t *testing.T, url string) string {
 	}
 	defer resp.Body.Close()
 	b, err := io.ReadAll(resp.Body)
-	if err != nil || resp.StatusCode != http.StatusOK {
-		t.Fatalf("GET %s: %s, %v", url, resp.Status, err)
+	if err != nil {
+		t.Fatal(err)
 	}
-	return string(b)
+	return resp.StatusCode, string(b)
 }
 
 func (e *script) manifest(t *testing.T, kickOff *http.Response) (m manifest) {

@@ -27,7 +27,7 @@ import (
 
 func newStore(t testing.TB) *apitest.Store {
 	db := apitest.New(instant(t, "2026-01-02T12:00:00.000Z"))
-	db.Put(key(t, "Patient/1"), instant(t, "2026-01-01T08:00:00.000Z"))
+	db.Put(key(t, "Patient/1"), instant(t, "2026-01-01T08:00:00.000Z"), apitest.Links{})
 	return db
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"sort"
+	"sync"
 
 	"tidemark/store/fhir"
 	"tidemark/store/segment"
@@ -21,14 +22,29 @@ type Choice struct {
 	Patients map[string]fhir.Instant
 	// Keys are resources that count whatever compartments they lie in, likewise.
 	Keys map[fhir.Key]fhir.Instant
+	// Outside: Keys count only where they lie in nobody's compartment.
+	Outside bool
+}
 
+// choosing is a Choice at work.
+type choosing struct {
+	Choice
 	least  fhir.Instant // of all their instants
 	hashes []uint32     // of Patients, sorted
+
+	located sync.Once
+	blocks  map[location]bool // where rows of Keys may lie; nil: anywhere
+}
+
+// A location is a block.
+type location struct {
+	segment segment.ID
+	block   int
 }
 
 // Choosing is s for the rows of a choice only. It is closed with s.
-func (s *Snapshot) Choosing(c Choice) *Snapshot {
-	c.least = always
+func (s *Snapshot) Choosing(of Choice) *Snapshot {
+	c := &choosing{Choice: of, least: always}
 	for id, after := range c.Patients {
 		c.least = min(c.least, after)
 		c.hashes = append(c.hashes, segment.PatientsHash([]string{id}))
@@ -38,7 +54,7 @@ func (s *Snapshot) Choosing(c Choice) *Snapshot {
 	}
 	slices.Sort(c.hashes)
 	chosen := *s
-	chosen.choice = &c
+	chosen.choice = c
 	return &chosen
 }
 
@@ -52,7 +68,7 @@ const (
 )
 
 // since is the change instant behind which rows count at the earliest.
-func (c *Choice) since(since fhir.Instant) fhir.Instant {
+func (c *choosing) since(since fhir.Instant) fhir.Instant {
 	if c == nil || c.Keys == nil && c.Patients == nil {
 		return since
 	}
@@ -60,14 +76,16 @@ func (c *Choice) since(since fhir.Instant) fhir.Instant {
 }
 
 // look decides about block b of a section that ends before block to.
-func (c *Choice) look(s *seg, b, to int) look {
+func (c *choosing) look(s *seg, b, to int) look {
 	if c == nil {
 		return all
 	}
 	k := &s.r.Blocks()[b]
 	switch {
-	case c.Keys != nil:
+	case c.Keys != nil && (c.blocks == nil || c.blocks[location{s.id(), b}]):
 		return apart
+	case c.Keys != nil && c.Patients == nil:
+		return none
 	case k.Loose == k.Rows:
 		return none
 	case c.Patients != nil && c.passes(s, b, to):
@@ -78,9 +96,51 @@ func (c *Choice) look(s *seg, b, to int) look {
 	return apart
 }
 
+// maxLocated is how many resources are looked for one by one: of more, every
+// block is likely to hold some.
+const maxLocated = 20_000
+
+// locate finds the blocks in which a choice's Keys lie, if the index knows: it
+// has a resource's newest row, which may be too new for s.
+func (s *Snapshot) locate() (err error) {
+	c := s.choice
+	if c == nil || c.Keys == nil || len(c.Keys) > maxLocated {
+		return nil
+	}
+	c.located.Do(func() {
+		err = s.db.whileOpen(func() error {
+			blocks, origin := map[location]bool{}, s.db.origins()
+			for key := range c.Keys {
+				st, err := readState(s.db.kv, key, origin)
+				if err != nil {
+					return err
+				}
+				if st == nil {
+					continue
+				}
+				if st.Instant > s.pin.Watermark {
+					return nil
+				}
+				sec, place := st.Section(key.Type), st.Place()
+				for _, g := range s.segs {
+					if g.first > place.Instant || place.Instant > g.last {
+						continue
+					}
+					if b := g.r.Find(sec, place); b >= 0 {
+						blocks[location{g.id(), b}] = true
+					}
+				}
+			}
+			c.blocks = blocks
+			return nil
+		})
+	})
+	return err
+}
+
 // passes tells whether the order of a settled segment leaves none of the
 // Patients in a block: rows of one Patient lie where the hash of its id says.
-func (c *Choice) passes(s *seg, b, to int) bool {
+func (c *choosing) passes(s *seg, b, to int) bool {
 	blocks := s.r.Blocks()
 	if s.window() == nil || blocks[b].Shared > 0 {
 		return false
@@ -93,7 +153,7 @@ func (c *Choice) passes(s *seg, b, to int) bool {
 // behind tells for each row of a block behind which instant it counts; for those
 // that are not meant, always. A row in several compartments goes by whichever
 // lets it (decisions: a row goes out by the right of any patient in the set).
-func (c *Choice) behind(d *segment.Directory, b int, sec segment.Section, since fhir.Instant) ([]segment.Cell, []fhir.Instant, error) {
+func (c *choosing) behind(d *segment.Directory, b int, sec segment.Section, since fhir.Instant) ([]segment.Cell, []fhir.Instant, error) {
 	if c == nil {
 		cells, err := d.Cells(b)
 		return cells, nil, err
@@ -118,11 +178,11 @@ func (c *Choice) behind(d *segment.Directory, b int, sec segment.Section, since 
 			behind[i] = min(behind[i], after[p])
 		}
 	}
-	return links.Cells, behind, c.byKey(d, b, sec, behind)
+	return links.Cells, behind, c.byKey(d, b, sec, links, behind)
 }
 
 // byKey lets the resources count that are chosen by their keys.
-func (c *Choice) byKey(d *segment.Directory, b int, sec segment.Section, behind []fhir.Instant) error {
+func (c *choosing) byKey(d *segment.Directory, b int, sec segment.Section, links segment.Links, behind []fhir.Instant) error {
 	if len(c.Keys) == 0 {
 		return nil
 	}
@@ -131,6 +191,9 @@ func (c *Choice) byKey(d *segment.Directory, b int, sec segment.Section, behind 
 		return err
 	}
 	for i := range rows {
+		if c.Outside && len(links.Patients.Of(i)) > 0 {
+			continue
+		}
 		if after, ok := c.Keys[fhir.Key{Type: sec.Type, ID: rows[i].Key.ID}]; ok {
 			behind[i] = min(behind[i], after)
 		}
@@ -142,6 +205,9 @@ func (c *Choice) byKey(d *segment.Directory, b int, sec segment.Section, behind 
 // window refer to of what lies in nobody's compartment. A key may come more than
 // once.
 func (s *Snapshot) References(ctx context.Context, sec segment.Section, since, upto fhir.Instant, fn func(fhir.Key)) error {
+	if err := s.locate(); err != nil {
+		return err
+	}
 	v := s.span(since, upto)
 	for _, g := range s.segs {
 		if err := ctx.Err(); err != nil {

@@ -181,7 +181,7 @@ type Member struct {
 // Roster is a Group at the snapshot's watermark, with those who have left since.
 // ErrUnknown if there is no such Group.
 func (s *Snapshot) Roster(id string, since fhir.Instant) (Roster, error) {
-	body, err := s.resource(fhir.Key{Type: groupType, ID: id})
+	body, err := s.Resource(fhir.Key{Type: groupType, ID: id})
 	if err != nil {
 		return Roster{}, err
 	}
@@ -278,9 +278,9 @@ func (s *Snapshot) regroupings(id string, since fhir.Instant) (list []regrouping
 	return list, nil
 }
 
-// resource is the body of a resource as it is at the snapshot's watermark.
+// Resource is the body of a resource as it is at the snapshot's watermark.
 // ErrUnknown if there is none.
-func (s *Snapshot) resource(key fhir.Key) ([]byte, error) {
+func (s *Snapshot) Resource(key fhir.Key) ([]byte, error) {
 	of := s.Choosing(Choice{Keys: map[fhir.Key]fhir.Instant{key: fhir.None}})
 	sec := segment.Section{Kind: segment.Live, Type: key.Type}
 	ext, err := of.Extents(sec, fhir.None, s.pin.Watermark)

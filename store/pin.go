@@ -27,7 +27,7 @@ type Snapshot struct {
 	segs []*seg
 	of   *pinned // the durable snapshot that it reads, nil if it is not durable
 
-	choice    *Choice // nil: all rows
+	choice    *choosing // nil: all rows
 	forgotten fhir.Instant
 }
 
@@ -337,6 +337,15 @@ func (s *Snapshot) Sections(kind segment.Kind) []segment.Section {
 	}
 	slices.SortFunc(list, segment.Section.Compare)
 	return list
+}
+
+// Blocks is how many blocks a section has.
+func (s *Snapshot) Blocks(sec segment.Section) (n int) {
+	for _, g := range s.segs {
+		info := g.r.Section(sec)
+		n += info.To - info.From
+	}
+	return n
 }
 
 // Close gives the snapshot's segments back, after its Files were closed; a

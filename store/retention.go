@@ -1,11 +1,7 @@
 package store
 
 import (
-	"errors"
-	"fmt"
 	"time"
-
-	"github.com/cockroachdb/pebble/v2"
 
 	"tidemark/store/fhir"
 	"tidemark/store/index"
@@ -116,20 +112,12 @@ func (r *rewrite) expire(row *segment.Row) bool {
 func (r *rewrite) forget(w *batchWriter) error {
 	origin := r.db.origins()
 	for seq, key := range r.expired {
-		k := index.RowKey(nil, key)
-		v, closer, err := r.db.kv.Get(k)
-		if errors.Is(err, pebble.ErrNotFound) {
-			continue
-		}
+		st, err := readState(r.db.kv, key, origin)
 		if err != nil {
-			return fmt.Errorf("read the index: %w", err)
+			return err
 		}
-		st, err := index.DecodeState(v, origin)
-		if err := errors.Join(err, closer.Close()); err != nil {
-			return fmt.Errorf("read the index: %w", err)
-		}
-		if st.Seq == seq {
-			w.delete(k)
+		if st != nil && st.Seq == seq {
+			w.delete(index.RowKey(nil, key))
 		}
 	}
 	return w.err

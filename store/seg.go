@@ -171,7 +171,7 @@ func (v span) of(s *seg) span {
 // extents lists the blocks of sec in s with rows that count. Blocks that the
 // window cuts through are left to the rows; all others are answered from
 // memory. Called with mu held; cut holds the deaths that the rows need.
-func (s *seg) extents(dst []Extent, sec segment.SectionInfo, v span, c *Choice) (out []Extent, cut map[int][]death) {
+func (s *seg) extents(dst []Extent, sec segment.SectionInfo, v span, c *choosing) (out []Extent, cut map[int][]death) {
 	blocks, since := s.r.Blocks(), c.since(v.since)
 	for b := sec.From; b < sec.To; b++ {
 		k := &blocks[b]
@@ -257,6 +257,9 @@ func (s *Snapshot) span(since, upto fhir.Instant) span {
 // upto, or of its own after < c <= upto. For the same snapshot and choice the
 // answer is always the same.
 func (s *Snapshot) Extents(sec segment.Section, since, upto fhir.Instant) ([]Extent, error) {
+	if err := s.locate(); err != nil {
+		return nil, err
+	}
 	span := s.span(since, upto)
 	var segs []*seg
 	blocks, least := 0, s.choice.since(since)

@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"slices"
 	"strings"
@@ -22,7 +23,8 @@ import (
 
 // A Store is a fake of store.DB.
 type Store struct {
-	BlockRows int // rows in a block, default 2
+	BlockRows int    // rows in a block, default 2
+	OnRead    func() // is called before References, unless nil
 
 	mu        sync.Mutex
 	clock     fhir.Instant
@@ -42,7 +44,15 @@ type row struct {
 	c, d fhir.Instant // change instant, and that of the successor
 	line string
 
-	patients []string // in whose compartments it lies
+	Links
+}
+
+// Links are what a resource has to do with others.
+type Links struct {
+	Patients []string   // in whose compartments it lies
+	Refers   []fhir.Key // outside of compartments
+	Members  []string   // of a Group: references
+	More     string     // of a Group: more of its JSON
 }
 
 const forever fhir.Instant = 1<<63 - 1
@@ -52,22 +62,20 @@ func New(clock fhir.Instant) *Store {
 	return &Store{BlockRows: 2, clock: clock, watermark: clock, forgotten: fhir.None, epoch: 1, pins: map[string]*Snapshot{}}
 }
 
-// Put applies a version of a resource that lies in the compartments of patients.
-func (s *Store) Put(key fhir.Key, c fhir.Instant, patients ...string) {
+// Put applies a version of a resource.
+func (s *Store) Put(key fhir.Key, c fhir.Instant, l Links) {
 	typ, id := key.Type.String(), key.ID
 	s.add(row{
-		sec: store.Section{Kind: store.Live, Type: key.Type}, key: key, c: c,
-		line:     fmt.Sprintf(`{"resourceType":%q,"id":%q,"meta":{"lastUpdated":%q}}`, typ, id, c),
-		patients: patients,
+		sec: store.Section{Kind: store.Live, Type: key.Type}, key: key, c: c, Links: l,
+		line: fmt.Sprintf(`{"resourceType":%q,"id":%q,"meta":{"lastUpdated":%q}%s}`, typ, id, c, l.More),
 	})
 }
 
-// Delete applies a tombstone of a resource that lay in the compartments of patients.
-func (s *Store) Delete(key fhir.Key, c fhir.Instant, patients ...string) {
+// Delete applies a tombstone of a resource that had these links.
+func (s *Store) Delete(key fhir.Key, c fhir.Instant, l Links) {
 	s.add(row{
-		sec: store.Section{Kind: store.Deleted, Type: key.Type}, key: key, c: c,
-		line:     fmt.Sprintf(`{"resourceType":"Bundle","type":"transaction","entry":[{"request":{"method":"DELETE","url":%q}}]}`, key),
-		patients: patients,
+		sec: store.Section{Kind: store.Deleted, Type: key.Type}, key: key, c: c, Links: l,
+		line: fmt.Sprintf(`{"resourceType":"Bundle","type":"transaction","entry":[{"request":{"method":"DELETE","url":%q}}]}`, key),
 	})
 }
 
@@ -119,7 +127,7 @@ func (s *Store) Writers() []io.Writer { s.mu.Lock(); defer s.mu.Unlock(); return
 func (s *Store) Restart() *Store {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	again := &Store{BlockRows: s.BlockRows, clock: s.clock, watermark: s.watermark, forgotten: s.forgotten, epoch: s.epoch, rows: s.rows, pins: map[string]*Snapshot{}}
+	again := &Store{BlockRows: s.BlockRows, OnRead: s.OnRead, clock: s.clock, watermark: s.watermark, forgotten: s.forgotten, epoch: s.epoch, rows: s.rows, pins: map[string]*Snapshot{}}
 	for id, p := range s.pins {
 		q := *p
 		q.store, q.open = again, 0
@@ -149,7 +157,7 @@ func (s *Store) Pin(_ context.Context, id string, expires time.Time, rule func(e
 	if s.fail != nil {
 		return nil, s.fail
 	}
-	p := &Snapshot{store: s, id: id, watermark: s.watermark, epoch: s.epoch, created: time.Now(), expires: expires, rows: slices.Clone(s.rows), open: 1}
+	p := &Snapshot{store: s, id: id, watermark: s.watermark, epoch: s.epoch, created: time.Now(), expires: expires, rows: slices.Clone(s.rows), open: 1, kept: map[string][]byte{}}
 	var err error
 	if p.rule, err = rule(p); err != nil {
 		return nil, err
@@ -174,6 +182,23 @@ func (s *Store) Snapshot(id string) (export.Snapshot, error) {
 	}
 	p.open++
 	return p, nil
+}
+
+// Amend implements export.Store.
+func (s *Store) Amend(id string, rule []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch p := s.pins[id]; {
+	case s.fail != nil:
+		return s.fail
+	case p == nil:
+		return store.ErrNotFound
+	case p.revoked:
+		return store.ErrRevoked
+	default:
+		p.rule = rule
+		return nil
+	}
 }
 
 // Pinned implements export.Store.
@@ -213,11 +238,129 @@ type Snapshot struct {
 	open             int
 	revoked          bool
 	choice           *store.Choice
+	kept             map[string][]byte
 }
 
-// Choosing implements export.Snapshot, for rows of any Patient.
+// Choosing implements export.Snapshot.
 func (p *Snapshot) Choosing(c store.Choice) export.Snapshot {
 	return &Snapshot{store: p.store, watermark: p.watermark, rows: p.rows, choice: &c}
+}
+
+// counts tells whether a row is one of the window's and of the choice.
+func (p *Snapshot) counts(r *row, since, upto fhir.Instant) bool {
+	if r.c > p.watermark || r.d <= p.watermark || r.c > upto {
+		return false
+	}
+	c := p.choice
+	switch {
+	case c == nil:
+		return r.c > since
+	case c.Patients == nil && c.Keys == nil:
+		return r.c > since && len(r.Patients) > 0
+	}
+	for _, id := range r.Patients {
+		if after, ok := c.Patients[id]; ok && r.c > after {
+			return true
+		}
+	}
+	after, ok := c.Keys[r.key]
+	return ok && r.c > after && (!c.Outside || len(r.Patients) == 0)
+}
+
+// Roster implements export.Snapshot: who a version of the Group lists is a
+// member from it to the next.
+func (p *Snapshot) Roster(id string, since fhir.Instant) (store.Roster, error) {
+	key := groupKey(id)
+	body, err := p.Resource(key)
+	r := store.Roster{Body: body, Members: map[string]store.Member{}}
+	for _, v := range p.rows {
+		if v.key != key || v.c > p.watermark {
+			continue
+		}
+		for ref, m := range r.Members {
+			if m.Left == fhir.None && !slices.Contains(v.Members, ref) {
+				r.Members[ref] = store.Member{Joined: m.Joined, Left: v.c}
+			}
+		}
+		for _, ref := range v.Members {
+			if m, ok := r.Members[ref]; !ok || m.Left != fhir.None {
+				r.Members[ref] = store.Member{Joined: v.c, Left: fhir.None}
+			}
+		}
+	}
+	for ref, m := range r.Members {
+		if m.Left != fhir.None && m.Left <= since {
+			delete(r.Members, ref)
+		}
+	}
+	return r, err
+}
+
+func groupKey(id string) fhir.Key {
+	t, _ := fhir.ParseType("Group")
+	return fhir.Key{Type: t, ID: id}
+}
+
+// Resource implements export.Snapshot.
+func (p *Snapshot) Resource(key fhir.Key) ([]byte, error) {
+	for _, r := range p.rows {
+		if r.key == key && r.sec.Kind == store.Live && r.c <= p.watermark && p.watermark < r.d {
+			return []byte(r.line), nil
+		}
+	}
+	return nil, store.ErrUnknown
+}
+
+// Lives implements export.Snapshot.
+func (p *Snapshot) Lives(key fhir.Key) (bool, error) {
+	_, err := p.Resource(key)
+	return err == nil, nil
+}
+
+// References implements export.Snapshot.
+func (p *Snapshot) References(ctx context.Context, sec store.Section, since, upto fhir.Instant, fn func(fhir.Key)) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if p.store.OnRead != nil {
+		p.store.OnRead()
+	}
+	for i := range p.rows {
+		if r := &p.rows[i]; r.sec == sec && p.counts(r, since, upto) {
+			for _, k := range r.Refers {
+				fn(k)
+			}
+		}
+	}
+	return nil
+}
+
+// Blocks implements export.Snapshot.
+func (p *Snapshot) Blocks(sec store.Section) (n int) {
+	for _, r := range p.rows {
+		if r.sec == sec {
+			n++
+		}
+	}
+	return (n + p.store.BlockRows - 1) / p.store.BlockRows
+}
+
+// Keep implements export.Snapshot.
+func (p *Snapshot) Keep(name string, data []byte) (uint32, error) {
+	p.store.mu.Lock()
+	defer p.store.mu.Unlock()
+	p.kept[name] = data
+	return crc32.ChecksumIEEE(data), p.store.fail
+}
+
+// Kept implements export.Snapshot.
+func (p *Snapshot) Kept(name string, sum uint32) ([]byte, error) {
+	p.store.mu.Lock()
+	defer p.store.mu.Unlock()
+	if crc32.ChecksumIEEE(p.kept[name]) != sum {
+		return nil, store.ErrCorrupt
+	}
+	return p.kept[name], nil
 }
 
 // Watermark and the others implement export.Snapshot.
@@ -264,7 +407,7 @@ func (p *Snapshot) block(sec store.Section, n int, since, upto fhir.Instant) (in
 	}
 	all = all[from:min(from+p.store.BlockRows, len(all))]
 	for _, r := range all {
-		if r.c <= p.watermark && p.watermark < r.d && since < r.c && r.c <= upto && (p.choice == nil || len(r.patients) > 0) {
+		if p.counts(&r, since, upto) {
 			in = append(in, r)
 		}
 	}

@@ -9,6 +9,8 @@ package bulk
 
 import (
 	"encoding/json"
+	"errors"
+	"fmt"
 	"net/http"
 	"strconv"
 	"strings"
@@ -36,11 +38,16 @@ type Handlers struct {
 }
 
 // A KickOff is where exports of a level are started: GET or POST
-// [base]/$export, [base]/Patient/$export (Bulk Data, "Bulk Data Kick-off
-// Request").
+// [base]/$export, [base]/Patient/$export, [base]/Group/[id]/$export (Bulk Data,
+// "Bulk Data Kick-off Request").
 type KickOff struct {
 	Path  string // under the base
 	Level export.Level
+}
+
+// Pattern is Path with what may stand for {group}: FHIR's id.
+func (k KickOff) Pattern() string {
+	return strings.Replace(k.Path, "{group}", "{group:[A-Za-z0-9.-]{1,64}}", 1)
 }
 
 // KickOffs are all there are. The test suites look for an operation by either
@@ -49,6 +56,8 @@ var KickOffs = []KickOff{
 	{"/$export", export.System},
 	{"/Patient/$export", export.Patient},
 	{"/Patient/$patient-export", export.Patient},
+	{"/Group/{group}/$export", export.Group},
+	{"/Group/{group}/$group-export", export.Group},
 }
 
 // Start answers a kick-off.
@@ -81,8 +90,9 @@ func (h *Handlers) request(k KickOff, w http.ResponseWriter, r *http.Request, pr
 	if err != nil {
 		return export.Request{}, err
 	}
-	q, err := read(params, k.Level, prefs.lenient, !post, h.Now())
-	q.URL = h.Base + k.Path
+	q, err := read(params, k.Level, h.Base, prefs.lenient, !post, h.Now())
+	q.Group = chi.URLParam(r, "group")
+	q.URL = h.Base + strings.Replace(k.Path, "{group}", q.Group, 1)
 	if r.URL.RawQuery != "" {
 		q.URL += "?" + printable(r.URL.RawQuery)
 	}
@@ -140,14 +150,21 @@ type extension struct {
 	Epoch uint64 `json:"tidemark-epoch"`
 }
 
-// Status answers a status request. A job is ready when it is started, so the
-// answer is its manifest.
+// Status answers a status request: with the manifest, or with how far the job
+// is.
 func (h *Handlers) Status(w http.ResponseWriter, r *http.Request) error {
 	id := chi.URLParam(r, "job")
 	if err := h.Jobs.Poll(id); err != nil {
 		return err
 	}
 	m, err := h.Jobs.Manifest(id)
+	if e, working := errors.AsType[*export.WorkingError](err); working {
+		w.Header().Set("X-Progress", fmt.Sprintf("%.0f %% of the rows looked through", 100*e.Progress))
+		w.Header().Set("Retry-After", RetryAfter(e.After))
+		w.Header().Set("Cache-Control", "no-store")
+		w.WriteHeader(http.StatusAccepted)
+		return nil
+	}
 	if err != nil {
 		return err
 	}

@@ -22,6 +22,7 @@ const known = "known are _type, _since, _until and _outputFormat"
 // A reading turns parameters into a request. It goes through all of them
 // before it answers, so that a client learns all its faults at once.
 type reading struct {
+	base    string // of absolute references
 	lenient bool
 	fromURL bool
 	now     fhir.Instant
@@ -42,15 +43,16 @@ type bound struct {
 }
 
 // read understands the parameters of a kick-off (decisions.md 1 and 2).
-func read(params []param, level export.Level, lenient, fromURL bool, now fhir.Instant) (export.Request, error) {
+func read(params []param, level export.Level, base string, lenient, fromURL bool, now fhir.Instant) (export.Request, error) {
 	none := bound{at: fhir.None}
-	r := &reading{lenient: lenient, fromURL: fromURL, now: now, since: none, until: none, seen: map[string]bool{}}
+	r := &reading{base: base, lenient: lenient, fromURL: fromURL, now: now, since: none, until: none, seen: map[string]bool{}}
 	r.q.Level = level
 	for _, p := range params {
 		r.param(p)
 		r.seen[p.name] = true
 	}
 	r.finishTypes()
+	r.finishPatients()
 	r.finishWindow()
 	if len(r.q.Notes) > maxNotes {
 		r.fault(outcome.TooCostly, "more than %d things in this request would have to be left out", maxNotes)
@@ -78,13 +80,7 @@ func (r *reading) param(p param) {
 	case "allowPartialManifests":
 		r.partial(p)
 	case "patient":
-		// Neither the value is repeated nor the parameter ever left out: the
-		// one is a patient's id, the other would disclose everybody's data.
-		why := "is not supported by this server"
-		if r.q.Level == export.System {
-			why = "has no meaning in a system-level export"
-		}
-		r.fault(outcome.NotSupported, "the parameter patient %s and is never left out: remove it", why)
+		r.patient(p)
 	case "_elements", "_typeFilter", "includeAssociatedData", "organizeOutputBy":
 		r.leaveOut(p, "is not supported by this server")
 	default:
@@ -146,9 +142,44 @@ func (r *reading) typ(p param) {
 		case !ok:
 			r.types = append(r.types, fault(outcome.Value, "_type: %s is not a resource type of FHIR R4 (4.0.1)%s", outcome.Quote(name), likely(name)))
 		case !r.q.Level.Holds(t):
-			r.types = append(r.types, fault(outcome.Value, "_type: %s is not exported at Patient level: it lies in no Patient's compartment, nor is it what clinical data refers to; ask for it at system level", outcome.Quote(name)))
+			r.types = append(r.types, fault(outcome.Value, "_type: %s is not exported at Patient and Group level: it lies in no Patient's compartment, nor is it what clinical data refers to; ask for it at system level", outcome.Quote(name)))
 		case !slices.Contains(r.q.Types, t):
 			r.q.Types = append(r.q.Types, t)
+		}
+	}
+}
+
+// patient takes the Patients that an export is about, one by one. No value is
+// ever repeated, for it is a patient's id, and none left out: that would disclose
+// everybody's data.
+func (r *reading) patient(p param) {
+	switch id, ok := r.patientID(p.value); {
+	case r.q.Level == export.System:
+		r.fault(outcome.NotSupported, "the parameter patient has no meaning in a system-level export and is never left out: remove it")
+	case r.fromURL:
+		r.fault(outcome.NotSupported, "the parameter patient is not taken from a URL, which others may see: send a POST with Parameters")
+	case p.kind != "valueReference" && p.kind != "valueString":
+		r.fault(outcome.Value, "a parameter patient came as %s: send it as valueReference", outcome.Quote(p.kind))
+	case !ok:
+		r.fault(outcome.Value, `a parameter patient does not refer to a Patient of this server: right is {"reference":"Patient/[id]"}`)
+	case !slices.Contains(r.q.Patients, id):
+		r.q.Patients = append(r.q.Patients, id)
+	}
+}
+
+func (r *reading) patientID(ref string) (string, bool) {
+	key, err := fhir.ParseKey(strings.TrimPrefix(ref, r.base+"/"))
+	return key.ID, err == nil && key.Type.String() == "Patient"
+}
+
+// finishPatients: a Group names all its members, so it does not go with some.
+func (r *reading) finishPatients() {
+	if len(r.q.Patients) == 0 {
+		return
+	}
+	for _, t := range r.q.Types {
+		if t.String() == "Group" {
+			r.fault(outcome.Value, "_type: Group is not exported together with the parameter patient: it names all its members")
 		}
 	}
 }

@@ -26,7 +26,7 @@ func (j *Jobs) Open(ctx context.Context, id string, n int) (*Download, error) {
 	if err != nil {
 		return nil, err
 	}
-	d, err := r.open(ctx, s, n)
+	d, err := j.file(ctx, id, s, r, n)
 	if err != nil {
 		release()
 		if errors.Is(err, ErrNotFound) {
@@ -38,7 +38,7 @@ func (j *Jobs) Open(ctx context.Context, id string, n int) (*Download, error) {
 	return d, nil
 }
 
-func (r rule) open(ctx context.Context, s Snapshot, n int) (*Download, error) {
+func (j *Jobs) file(ctx context.Context, id string, s Snapshot, r rule, n int) (*Download, error) {
 	if n < 1 || n > len(r.Files) {
 		return nil, ErrNotFound
 	}
@@ -46,10 +46,19 @@ func (r rule) open(ctx context.Context, s Snapshot, n int) (*Download, error) {
 	if f.List == Errors {
 		return &Download{List: f.List, file: text(r.Errors)}, nil
 	}
-	s = r.Level.of(s, f.List, f.Type)
-	extents, err := r.derive(s, f)
-	if err != nil {
-		return nil, err
+	var extents []store.Extent
+	if r.Selection != nil {
+		c, err := j.selection(id, s, r)
+		if err != nil {
+			return nil, err
+		}
+		s, extents = c.of(s, f.List, f.Type), c.extents[n-1]
+	} else {
+		s = r.Level.of(s, f.List, f.Type)
+		var err error
+		if extents, err = r.derive(s, f); err != nil {
+			return nil, err
+		}
 	}
 	name := "f" + strconv.Itoa(n)
 	file, err := s.File(ctx, name, f.section(), r.Since, r.Upto, extents)
@@ -57,6 +66,35 @@ func (r rule) open(ctx context.Context, s Snapshot, n int) (*Download, error) {
 		return nil, err
 	}
 	return &Download{Type: f.Type, List: f.List, file: file}, nil
+}
+
+// selection is what is kept of a job about some Patients. While the job is read
+// it stays in memory.
+func (j *Jobs) selection(id string, s Snapshot, r rule) (*selection, error) {
+	j.mu.Lock()
+	job := j.jobs[id]
+	if job != nil && job.selection != nil {
+		defer j.mu.Unlock()
+		return job.selection, nil
+	}
+	j.mu.Unlock()
+	data, err := s.Kept(selectionName, *r.Selection)
+	if err != nil {
+		return nil, err
+	}
+	c, err := decodeSelection(data)
+	if err != nil {
+		return nil, err
+	}
+	if len(c.extents) > len(r.Files) { // the one that is short, if any, is that of errors
+		return nil, fmt.Errorf("a job has %d files and %d selected: %w", len(r.Files), len(c.extents), store.ErrCorrupt)
+	}
+	if job != nil {
+		j.mu.Lock()
+		defer j.mu.Unlock()
+		job.selection = c
+	}
+	return c, nil
 }
 
 // derive finds a file's extents again. The store promises the same answer for

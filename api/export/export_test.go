@@ -37,7 +37,7 @@ func newStore(t testing.TB, patients int) *apitest.Store {
 		if err != nil {
 			t.Fatal(err)
 		}
-		db.Put(k, instant(t, "2026-01-01T12:00:00Z")+fhir.Instant(i))
+		db.Put(k, instant(t, "2026-01-01T12:00:00Z")+fhir.Instant(i), apitest.Links{})
 	}
 	return db
 }
@@ -92,7 +92,7 @@ func TestJobOutlivesRestart(t *testing.T) {
 	before := read(t, j, id, 3, false)
 
 	k, _ := fhir.ParseKey("Patient/4")
-	db.Put(k, instant(t, "2026-01-03T00:00:00Z"))
+	db.Put(k, instant(t, "2026-01-03T00:00:00Z"), apitest.Links{})
 	db.SetWatermark(instant(t, "2026-01-03T00:00:00Z"))
 	again := export.New(db.Restart(), export.Options{})
 	got, err := again.Manifest(id)

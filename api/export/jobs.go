@@ -2,9 +2,10 @@
 // manifest and every byte of every file follow, the same at each request and
 // after each restart.
 //
-// A job is ready when it is started: planning asks the store for counts, never
-// for data. The package knows snapshots, windows and files; it refuses to know
-// HTTP.
+// A job about whole types is ready when it is started: planning asks the store
+// for counts, never for data. One about some Patients is planned behind the
+// kick-off, from the directories. The package knows snapshots, windows and files;
+// it refuses to know HTTP.
 //
 // One mutex guards the table of jobs; nothing is called while it is held.
 package export
@@ -18,6 +19,8 @@ import (
 	"log/slog"
 	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"tidemark/store"
 	"tidemark/store/fhir"
@@ -74,6 +77,8 @@ type Jobs struct {
 	mu      sync.Mutex
 	jobs    map[string]*job // mirrors the store's pins: what is not here does not exist
 	pending int             // kick-offs under way, they count against MaxJobs
+	waiting []string        // jobs to be planned, first come first served
+	wake    chan struct{}   // there are some
 }
 
 // A job is what is known of a job beside its rule.
@@ -81,13 +86,21 @@ type job struct {
 	expires time.Time
 	readers int // downloads under way
 	polls   bucket
+
+	selection *selection         // while somebody reads
+	started   time.Time          // when this process began to plan it
+	progress  float64            // of planning, as a share of 1
+	cancel    context.CancelFunc // ends the planning
 }
 
 // New finds the jobs that outlived a restart.
 func New(db Store, o Options) *Jobs {
-	j := &Jobs{db: db, o: o.withDefaults(), jobs: map[string]*job{}}
+	j := &Jobs{db: db, o: o.withDefaults(), jobs: map[string]*job{}, wake: make(chan struct{}, 1)}
 	for _, p := range db.Pinned() {
 		j.jobs[p.ID] = j.newJob(p.Expires)
+		if r, err := decodeRule(p.Rule); err == nil && r.Pending != nil { // another's fault shows when it is asked for
+			j.queue(p.ID)
+		}
 	}
 	return j
 }
@@ -96,17 +109,19 @@ func (j *Jobs) newJob(expires time.Time) *job {
 	return &job{expires: expires, polls: newBucket(j.o.PollsPerMinute)}
 }
 
-// Start makes a job and returns its id. Its manifest is complete.
+// Start makes a job and returns its id. A *Refusal says that there can be none.
 func (j *Jobs) Start(ctx context.Context, q Request) (string, error) {
 	if err := j.reserve(ctx); err != nil {
 		return "", err
 	}
 	id := newID()
+	planned := true
 	s, err := j.db.Pin(ctx, id, time.Now().Add(j.o.Expires), func(s Snapshot) ([]byte, error) {
 		r, err := plan(s, q, j.o.Limits)
 		if err != nil {
 			return nil, err
 		}
+		planned = r.Pending == nil
 		return r.encode()
 	})
 	j.mu.Lock()
@@ -119,6 +134,9 @@ func (j *Jobs) Start(ctx context.Context, q Request) (string, error) {
 		return "", fmt.Errorf("start an export job: %w", err)
 	}
 	_ = s.Close() // the pin stays; nothing was written that a failure could lose
+	if !planned {
+		j.queue(id)
+	}
 	return id, nil
 }
 
@@ -196,13 +214,20 @@ type Manifest struct {
 	Files           []OutputFile
 }
 
-// Manifest tells what the job delivers.
+// Manifest tells what the job delivers. A *WorkingError says that it is not
+// known yet, a *FailedError that there will be nothing.
 func (j *Jobs) Manifest(id string) (Manifest, error) {
 	s, r, release, err := j.open(id)
 	if err != nil {
 		return Manifest{}, err
 	}
 	defer release()
+	switch {
+	case r.Failure != nil:
+		return Manifest{}, &FailedError{r.Failure}
+	case r.Pending != nil:
+		return Manifest{}, j.working(id)
+	}
 	return Manifest{r.Request, r.Upto, s.Epoch(), s.Expires(), r.Files}, nil
 }
 
@@ -248,7 +273,9 @@ func (j *Jobs) leave(id string) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if job, ok := j.jobs[id]; ok { // deleted meanwhile: nothing to count
-		job.readers--
+		if job.readers--; job.readers == 0 {
+			job.selection = nil
+		}
 	}
 }
 
@@ -263,6 +290,9 @@ func (j *Jobs) Delete(ctx context.Context, id string) error {
 		return fmt.Errorf("delete an export job: %w", err)
 	}
 	j.mu.Lock()
+	if job := j.jobs[id]; job != nil && job.cancel != nil {
+		job.cancel()
+	}
 	delete(j.jobs, id)
 	j.mu.Unlock()
 	if err != nil { // another DELETE was first
@@ -275,8 +305,17 @@ func (j *Jobs) Delete(ctx context.Context, id string) error {
 // every sensible export.expires, long against the cost of a look.
 const sweepEvery = time.Minute
 
-// Run removes expired jobs until ctx ends.
+// Run plans jobs and removes expired ones until ctx ends.
 func (j *Jobs) Run(ctx context.Context) error {
+	var g errgroup.Group
+	for range planners() {
+		g.Go(func() error { j.plan(ctx); return nil })
+	}
+	g.Go(func() error { return j.keepSweeping(ctx) })
+	return g.Wait()
+}
+
+func (j *Jobs) keepSweeping(ctx context.Context) error {
 	tick := time.NewTicker(sweepEvery)
 	defer tick.Stop()
 	for {

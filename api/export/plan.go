@@ -21,6 +21,10 @@ type Limits struct {
 // body, so its cost does not depend on the size of the store.
 func plan(s Snapshot, q Request, l Limits) (rule, error) {
 	r := rule{Level: q.Level, Request: q.URL, Since: q.Since, Upto: upto(s.Watermark(), q.Upto)}
+	if q.chosen() {
+		r.Pending = &q
+		return r, q.check(s)
+	}
 	if err := r.add(s, Output, store.Live, q.Types, l); err != nil {
 		return rule{}, err
 	}
@@ -38,13 +42,7 @@ func plan(s Snapshot, q Request, l Limits) (rule, error) {
 // add appends the files of one list, a type to a file, types in alphabetical
 // order.
 func (r *rule) add(s Snapshot, list List, kind store.Kind, types []fhir.Type, l Limits) error {
-	sections := slices.DeleteFunc(slices.Clone(s.Sections(kind)), func(sec store.Section) bool {
-		return !r.Level.Holds(sec.Type) || len(types) > 0 && !slices.Contains(types, sec.Type)
-	})
-	slices.SortFunc(sections, func(a, b store.Section) int {
-		return strings.Compare(a.Type.String(), b.Type.String())
-	})
-	for _, sec := range sections {
+	for _, sec := range r.sections(s, kind, types) {
 		extents, err := r.extents(r.Level.of(s, list, sec.Type), sec)
 		if err != nil {
 			return err
@@ -52,6 +50,18 @@ func (r *rule) add(s Snapshot, list List, kind store.Kind, types []fhir.Type, l 
 		r.Files = append(r.Files, split(list, sec.Type, extents, l)...)
 	}
 	return nil
+}
+
+// sections are those of the types that the job's level has and that are asked
+// for, in alphabetical order.
+func (r *rule) sections(s Snapshot, kind store.Kind, types []fhir.Type) []store.Section {
+	sections := slices.DeleteFunc(slices.Clone(s.Sections(kind)), func(sec store.Section) bool {
+		return !r.Level.Holds(sec.Type) || len(types) > 0 && !slices.Contains(types, sec.Type)
+	})
+	slices.SortFunc(sections, func(a, b store.Section) int {
+		return strings.Compare(a.Type.String(), b.Type.String())
+	})
+	return sections
 }
 
 // extents are those of a section's blocks that lie in the job's window.

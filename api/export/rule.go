@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
+	"slices"
 
 	"tidemark/api/outcome"
 	"tidemark/store"
@@ -17,6 +18,7 @@ type Level string
 const (
 	System  Level = ""        // all
 	Patient Level = "patient" // those in the compartment of any Patient, and what goes with them
+	Group   Level = "group"   // those of the members of a Group
 )
 
 // Holds tells whether an export of this level can hold resources of a type.
@@ -41,13 +43,19 @@ var provenanceType, _ = fhir.ParseType("Provenance")
 
 // A Request is a kick-off that was understood and found right.
 type Request struct {
-	Level Level
-	URL   string          // what the manifest's request says
-	Types []fhir.Type     // empty: all
-	Since fhir.Instant    // exclusive; None: from the beginning
-	Upto  fhir.Instant    // inclusive, from _until; None: up to the watermark
-	Notes []outcome.Issue // what was left out, one line each in the manifest's error
+	Level    Level
+	Group    string          // the id of one, at its level
+	Patients []string        // ids of those meant; none: all of the level
+	URL      string          // what the manifest's request says
+	Types    []fhir.Type     // empty: all
+	Since    fhir.Instant    // exclusive; None: from the beginning
+	Upto     fhir.Instant    // inclusive, from _until; None: up to the watermark
+	Notes    []outcome.Issue // what was left out, one line each in the manifest's error
 }
+
+// chosen tells whether the export is about some Patients only. Then planning it
+// means to read directories, which is done behind the kick-off.
+func (q *Request) chosen() bool { return q.Level == Group || len(q.Patients) > 0 }
 
 // A List is one of the three lists of files in a manifest.
 type List string
@@ -86,6 +94,13 @@ type rule struct {
 	Since   fhir.Instant
 	Upto    fhir.Instant // inclusive, never after the watermark: the transactionTime
 	Files   []OutputFile
+	// Pending is the request while the job is being planned.
+	Pending *Request
+	// Failure is why no export could be made.
+	Failure []outcome.Issue
+	// Selection is the checksum of what is kept beside the snapshot of a job
+	// about some Patients.
+	Selection *uint32
 	// Errors is the text of the one file of errors. It is kept rather than made
 	// again, so that a later version of this program, which may say the same
 	// in other words, still serves the bytes that were promised.
@@ -94,18 +109,29 @@ type rule struct {
 
 // ruleVersion is the form below. A job of an unknown form is an error, not a
 // guess.
-const ruleVersion = 1
+const ruleVersion = 2
 
 // Types stand by name and None as null, so that the stored form depends on
 // nobody's numbers.
 type ruleForm struct {
-	Version int        `json:"v"`
-	Level   Level      `json:"level,omitempty"`
-	Request string     `json:"request"`
-	Since   *int64     `json:"since,omitempty"`
-	Upto    int64      `json:"upto"`
-	Files   []fileForm `json:"files,omitempty"`
-	Errors  string     `json:"errors,omitempty"`
+	Version   int             `json:"v"`
+	Level     Level           `json:"level,omitempty"`
+	Request   string          `json:"request"`
+	Since     *int64          `json:"since,omitempty"`
+	Upto      int64           `json:"upto"`
+	Files     []fileForm      `json:"files,omitempty"`
+	Pending   *pendingForm    `json:"pending,omitempty"`
+	Failure   []outcome.Issue `json:"failure,omitempty"`
+	Selection *uint32         `json:"selection,omitempty"`
+	Errors    string          `json:"errors,omitempty"`
+}
+
+// pendingForm is what of a request the rule does not say anyhow.
+type pendingForm struct {
+	Group    string          `json:"group,omitempty"`
+	Patients []string        `json:"patients,omitempty"`
+	Types    []string        `json:"types,omitempty"`
+	Notes    []outcome.Issue `json:"notes,omitempty"`
 }
 
 type fileForm struct {
@@ -118,9 +144,15 @@ type fileForm struct {
 }
 
 func (r rule) encode() ([]byte, error) {
-	form := ruleForm{Version: ruleVersion, Level: r.Level, Request: r.Request, Upto: int64(r.Upto), Errors: r.Errors}
-	if r.Since != fhir.None {
-		form.Since = new(int64(r.Since))
+	form := ruleForm{
+		Version: ruleVersion, Level: r.Level, Request: r.Request, Since: instantForm(r.Since), Upto: int64(r.Upto),
+		Failure: r.Failure, Selection: r.Selection, Errors: r.Errors,
+	}
+	if q := r.Pending; q != nil {
+		form.Pending = &pendingForm{Group: q.Group, Patients: q.Patients, Notes: q.Notes}
+		for _, t := range q.Types {
+			form.Pending.Types = append(form.Pending.Types, t.String())
+		}
 	}
 	for _, f := range r.Files {
 		typ := ""
@@ -140,12 +172,22 @@ func decodeRule(b []byte) (rule, error) {
 	if form.Version != ruleVersion {
 		return rule{}, fmt.Errorf("the rule has version %d, this program knows %d: was the store used by a newer one?", form.Version, ruleVersion)
 	}
-	if form.Level != System && form.Level != Patient {
+	if !slices.Contains([]Level{System, Patient, Group}, form.Level) {
 		return rule{}, fmt.Errorf("the rule has the level %q: was the store used by a newer program?", form.Level)
 	}
-	r := rule{Level: form.Level, Request: form.Request, Since: fhir.None, Upto: fhir.Instant(form.Upto), Errors: form.Errors}
-	if form.Since != nil {
-		r.Since = fhir.Instant(*form.Since)
+	r := rule{
+		Level: form.Level, Request: form.Request, Since: instantOf(form.Since), Upto: fhir.Instant(form.Upto),
+		Failure: form.Failure, Selection: form.Selection, Errors: form.Errors,
+	}
+	if p := form.Pending; p != nil {
+		r.Pending = &Request{Level: r.Level, Group: p.Group, Patients: p.Patients, URL: r.Request, Since: r.Since, Upto: r.Upto, Notes: p.Notes}
+		for _, name := range p.Types {
+			t, known := fhir.ParseType(name)
+			if !known {
+				return rule{}, fmt.Errorf("the rule asks for the resource type %q", name)
+			}
+			r.Pending.Types = append(r.Pending.Types, t)
+		}
 	}
 	for _, f := range form.Files {
 		typ, known := fhir.ParseType(f.Type)

@@ -6,6 +6,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"tidemark/api/outcome"
 	"tidemark/store"
 	"tidemark/store/fhir"
 )
@@ -18,6 +19,12 @@ func TestRuleRoundTrip(t *testing.T) {
 			{Output, patient, 0, 3, 10, 20}, {Deleted, patient, 2, 3, 1, 2}, {List: Errors, Rows: 1, Bytes: 3},
 		}},
 		{Since: 0, Upto: 0},
+		{Level: Group, Request: "r", Since: fhir.None, Pending: &Request{
+			Level: Group, Group: "g", Patients: []string{"a"}, URL: "r", Types: []fhir.Type{patient}, Since: fhir.None,
+			Notes: []outcome.Issue{{Severity: outcome.Warning, Code: outcome.Value, Text: "n"}},
+		}},
+		{Level: Patient, Failure: []outcome.Issue{{Severity: outcome.Fatal, Code: outcome.Exception, Text: "f"}}},
+		{Level: Group, Selection: new(uint32(0))},
 	} {
 		b, err := want.encode()
 		if err != nil {
@@ -39,14 +46,37 @@ func TestRuleForm(t *testing.T) {
 	got, err := rule{Request: "r", Since: 1, Upto: 2, Errors: "e", Files: []OutputFile{
 		{Output, patient, 3, 4, 5, 6}, {List: Errors, Rows: 1, Bytes: 1},
 	}}.encode()
-	const want = `{"v":1,"request":"r","since":1,"upto":2,"files":[` +
+	const want = `{"v":2,"request":"r","since":1,"upto":2,"files":[` +
 		`{"list":"output","type":"Patient","from":3,"to":4,"rows":5,"bytes":6},{"list":"error","rows":1,"bytes":1}],"errors":"e"}`
 	if err != nil || string(got) != want {
 		t.Errorf("got  %s (%v)\nwant %s", got, err, want)
 	}
-	for _, bad := range []string{"", "[]", `{"v":2}`, `{"v":1,"files":[{"list":"output","type":"Nothing"}]}`, `{"v":1,"files":[{"list":"error","type":"Patient"}]}`} {
+	for _, bad := range []string{"", "[]", `{"v":1}`, `{"v":3}`, `{"v":2,"files":[{"list":"output","type":"Nothing"}]}`, `{"v":2,"files":[{"list":"error","type":"Patient"}]}`, `{"v":2,"pending":{"types":["Nothing"]}}`, `{"v":2,"level":"planet"}`} {
 		if _, err := decodeRule([]byte(bad)); err == nil {
 			t.Errorf("%s was read as a rule", bad)
+		}
+	}
+}
+
+// So is that of what is kept beside a job about some Patients.
+func TestSelectionForm(t *testing.T) {
+	dr, _ := fhir.ParseKey("Practitioner/dr")
+	c := &selection{
+		group: "g", live: map[string]fhir.Instant{"a": fhir.None, "b": 7}, deleted: map[string]fhir.Instant{"a": 3},
+		refs: map[fhir.Key]fhir.Instant{dr: fhir.None}, extents: [][]store.Extent{{{Segment: 1, Block: 2, Rows: 3, Bytes: 4, Whole: true}, {Segment: 5}}, {}},
+	}
+	const want = `{"group":"g","live":{"a":null,"b":7},"deleted":{"a":3},"refs":{"Practitioner/dr":null},"extents":[[[1,2,3,4,1],[5,0,0,0,0]],[]]}`
+	b, err := c.encode()
+	if err != nil || string(b) != want {
+		t.Fatalf("got  %s (%v)\nwant %s", b, err, want)
+	}
+	got, err := decodeSelection(b)
+	if diff := cmp.Diff(c, got, cmp.AllowUnexported(selection{})); err != nil || diff != "" {
+		t.Errorf("%v, -want +got:\n%s", err, diff)
+	}
+	for _, bad := range []string{"", "[]", `{"refs":{"nothing":1}}`} {
+		if _, err := decodeSelection([]byte(bad)); err == nil {
+			t.Errorf("%s was read as a selection", bad)
 		}
 	}
 }

@@ -19,6 +19,8 @@ type Store interface {
 	Snapshot(id string) (Snapshot, error)
 	// Pinned lists what is pinned.
 	Pinned() []store.Pinned
+	// Amend replaces the rule that is kept with a snapshot.
+	Amend(id string, rule []byte) error
 	// Unpin forgets a snapshot. Whoever reads from it may finish.
 	Unpin(ctx context.Context, id string) error
 }
@@ -35,6 +37,20 @@ type Snapshot interface {
 	// Choosing is the snapshot for the rows of a choice only; it is closed with it.
 	Choosing(c store.Choice) Snapshot
 	Extents(sec store.Section, since, upto fhir.Instant) ([]store.Extent, error)
+	// References calls fn for what the rows that Extents lists refer to of what
+	// lies in nobody's compartment.
+	References(ctx context.Context, sec store.Section, since, upto fhir.Instant, fn func(fhir.Key)) error
+	// Blocks is how much there is of a section.
+	Blocks(sec store.Section) int
+	// Roster is a Group at the watermark, with those who have left since.
+	Roster(id string, since fhir.Instant) (store.Roster, error)
+	// Resource is the body of one; ErrUnknown if there is none.
+	Resource(key fhir.Key) ([]byte, error)
+	// Lives tells whether there is such a resource.
+	Lives(key fhir.Key) (bool, error)
+	// Keep stores data beside a durable snapshot, Kept returns it.
+	Keep(name string, data []byte) (sum uint32, err error)
+	Kept(name string, sum uint32) ([]byte, error)
 	File(ctx context.Context, name string, sec store.Section, since, upto fhir.Instant, ext []store.Extent) (File, error)
 	Close() error
 }

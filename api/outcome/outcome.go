@@ -16,6 +16,7 @@ type Severity string
 
 // The severities that we use.
 const (
+	Fatal       Severity = "fatal"
 	Error       Severity = "error"
 	Warning     Severity = "warning"
 	Information Severity = "information"

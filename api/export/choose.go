@@ -1,0 +1,330 @@
+package export
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+
+	"tidemark/store"
+	"tidemark/store/fhir"
+)
+
+// A selection is which rows of each list and type a job holds that is about
+// some Patients only: whom it is about, what their data refers to, and where it
+// lies. It is kept beside the snapshot, since nothing of it follows from the
+// request alone once the store has gone on.
+type selection struct {
+	group   string
+	live    map[string]fhir.Instant
+	deleted map[string]fhir.Instant
+	refs    map[fhir.Key]fhir.Instant // what the rows refer to, each with the instant behind which it counts
+	extents [][]store.Extent          // of each file
+}
+
+// of is what of s is held of a type.
+func (c *selection) of(s Snapshot, list List, t fhir.Type) Snapshot {
+	keys := map[fhir.Key]fhir.Instant{}
+	switch {
+	case list == Deleted && fhir.Referred(t):
+		return s // whenever the type is asked for (decisions.md 4)
+	case list == Deleted:
+		return s.Choosing(store.Choice{Patients: c.deleted})
+	case t == groupType: // only the one that is asked for
+		if c.group != "" {
+			keys[fhir.Key{Type: groupType, ID: c.group}] = c.refs[fhir.Key{Type: groupType, ID: c.group}]
+		}
+		return s.Choosing(store.Choice{Keys: keys}) // no other
+	case !fhir.Referred(t):
+		return s.Choosing(store.Choice{Patients: c.live})
+	}
+	for key, after := range c.refs {
+		if key.Type == t {
+			keys[key] = after
+		}
+	}
+	if !fhir.InPatientCompartment(t) {
+		return s.Choosing(store.Choice{Keys: keys})
+	}
+	// Rows of others do not go because somebody refers to them.
+	return s.Choosing(store.Choice{Patients: c.live, Keys: keys, Outside: true})
+}
+
+var groupType, _ = fhir.ParseType("Group")
+
+// choose plans a job that is about some Patients: it reads the directories of
+// what may hold their rows. progress is told how far it is, as a share of 1.
+func choose(ctx context.Context, s Snapshot, r *rule, l Limits, progress func(float64)) (*selection, error) {
+	q := r.Pending
+	who, err := q.cohort(s)
+	if err != nil {
+		return nil, err
+	}
+	c := &selection{group: q.Group, live: who.live, deleted: who.deleted, refs: map[fhir.Key]fhir.Instant{}}
+	if len(q.Patients) > 0 {
+		c.group = "" // a Group names all its members
+	}
+	g := gathering{s: s, c: c, r: r, progress: progress}
+	g.measure(q.Types)
+	if err := g.references(ctx); err != nil {
+		return nil, err
+	}
+	if c.group != "" {
+		c.refs[fhir.Key{Type: groupType, ID: c.group}] = r.Since
+	}
+	r.Files = nil
+	if err := g.add(ctx, Output, store.Live, q.Types, l); err != nil {
+		return nil, err
+	}
+	if r.Since != fhir.None {
+		if err := g.add(ctx, Deleted, store.Deleted, q.Types, l); err != nil {
+			return nil, err
+		}
+	}
+	return c, r.addErrors(s, append(q.Notes, who.notes...))
+}
+
+// A gathering is a selection in the making.
+type gathering struct {
+	s        Snapshot
+	c        *selection
+	r        *rule
+	progress func(float64)
+
+	blocks, done int // that are looked at
+	referred     []store.Section
+}
+
+// measure finds out how much there is to do.
+func (g *gathering) measure(types []fhir.Type) {
+	for _, sec := range g.r.sections(g.s, store.Live, nil) {
+		if fhir.Referred(sec.Type) && g.asks(types, sec.Type) {
+			g.referred = append(g.referred, sec)
+		}
+	}
+	for _, sec := range g.r.sections(g.s, store.Live, nil) {
+		if fhir.InPatientCompartment(sec.Type) && len(g.referred) > 0 {
+			g.blocks += g.s.Blocks(sec)
+		}
+		if g.asks(types, sec.Type) {
+			g.blocks += g.s.Blocks(sec)
+		}
+	}
+}
+
+func (g *gathering) asks(types []fhir.Type, t fhir.Type) bool {
+	return len(types) == 0 || slices.Contains(types, t)
+}
+
+func (g *gathering) step(sec store.Section) {
+	g.done += g.s.Blocks(sec)
+	g.progress(float64(g.done) / float64(max(g.blocks, g.done, 1)))
+}
+
+// references finds what the Patients' rows refer to outside of compartments, and
+// what that refers to in turn. What a row refers to that is sent goes as a
+// whole; what only older rows refer to counts if it has changed (decisions.md 3).
+func (g *gathering) references(ctx context.Context) error {
+	if len(g.referred) == 0 {
+		return nil
+	}
+	found, err := g.referredBy(ctx, g.r.Since)
+	if err != nil {
+		return err
+	}
+	if err := g.close(ctx, found, fhir.None); err != nil || g.r.Since == fhir.None {
+		return err
+	}
+	if news, err := g.changed(); err != nil || !news {
+		return err
+	}
+	if found, err = g.referredBy(ctx, fhir.None); err != nil {
+		return err
+	}
+	return g.close(ctx, found, g.r.Since)
+}
+
+// changed tells whether anything of the types that are referred to has changed
+// in the window.
+func (g *gathering) changed() (bool, error) {
+	for _, sec := range g.referred {
+		ext, err := g.r.extents(g.s, sec)
+		if err != nil || len(ext) > 0 {
+			return len(ext) > 0, err
+		}
+	}
+	return false, nil
+}
+
+// referredBy lists what the Patients' rows behind an instant refer to.
+func (g *gathering) referredBy(ctx context.Context, after fhir.Instant) ([]fhir.Key, error) {
+	patients := make(map[string]fhir.Instant, len(g.c.live))
+	for id, own := range g.c.live {
+		patients[id] = min(own, after)
+	}
+	rows := g.s.Choosing(store.Choice{Patients: patients})
+	var found []fhir.Key
+	for _, sec := range g.r.sections(g.s, store.Live, nil) {
+		if !fhir.InPatientCompartment(sec.Type) {
+			continue
+		}
+		err := rows.References(ctx, sec, after, g.r.Upto, func(k fhir.Key) { found = append(found, k) })
+		if err != nil {
+			return nil, fmt.Errorf("find what %s refers to: %w", sec.Type, err)
+		}
+		g.step(sec)
+	}
+	return found, nil
+}
+
+// close adds resources that count behind an instant, and all that they refer to.
+func (g *gathering) close(ctx context.Context, found []fhir.Key, after fhir.Instant) error {
+	for len(found) > 0 {
+		fresh := map[fhir.Key]fhir.Instant{}
+		for _, k := range found {
+			if have, known := g.c.refs[k]; fhir.Referred(k.Type) && (!known || after < have) {
+				g.c.refs[k], fresh[k] = after, after
+			}
+		}
+		if len(fresh) == 0 {
+			return nil
+		}
+		// What one refers to that is itself sent goes as a whole.
+		sent, err := g.referredByKeys(ctx, fresh)
+		if err != nil {
+			return err
+		}
+		if found = sent; after == fhir.None {
+			continue
+		}
+		if err := g.close(ctx, sent, fhir.None); err != nil {
+			return err
+		}
+		for k := range fresh {
+			fresh[k] = fhir.None
+		}
+		if found, err = g.referredByKeys(ctx, fresh); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// referredByKeys lists what some resources refer to, each behind its instant.
+func (g *gathering) referredByKeys(ctx context.Context, keys map[fhir.Key]fhir.Instant) (found []fhir.Key, err error) {
+	rows := g.s.Choosing(store.Choice{Keys: keys})
+	for _, sec := range g.r.sections(g.s, store.Live, nil) {
+		if !fhir.Referred(sec.Type) {
+			continue
+		}
+		if err := rows.References(ctx, sec, g.r.Since, g.r.Upto, func(k fhir.Key) { found = append(found, k) }); err != nil {
+			return nil, fmt.Errorf("find what %s refers to: %w", sec.Type, err)
+		}
+	}
+	return found, nil
+}
+
+// add appends the files of one list.
+func (g *gathering) add(ctx context.Context, list List, kind store.Kind, types []fhir.Type, l Limits) error {
+	for _, sec := range g.r.sections(g.s, kind, types) {
+		if list == Deleted && sec.Type == groupType {
+			continue // the one that is asked for is there, others are nobody's business
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		extents, err := g.r.extents(g.c.of(g.s, list, sec.Type), sec)
+		if err != nil {
+			return err
+		}
+		for _, f := range split(list, sec.Type, extents, l) {
+			g.r.Files = append(g.r.Files, f)
+			g.c.extents = append(g.c.extents, extents[f.From:f.To])
+		}
+		if list == Output {
+			g.step(sec)
+		}
+	}
+	return nil
+}
+
+// selectionForm is how a selection is kept: None is null, so that it depends on
+// nobody's numbers.
+type selectionForm struct {
+	Group   string            `json:"group,omitempty"`
+	Live    map[string]*int64 `json:"live"`
+	Deleted map[string]*int64 `json:"deleted,omitempty"`
+	Refs    map[string]*int64 `json:"refs,omitempty"`
+	Extents [][][5]int64      `json:"extents"`
+}
+
+func (c *selection) encode() ([]byte, error) {
+	form := selectionForm{Group: c.group, Live: optional(c.live), Deleted: optional(c.deleted), Refs: map[string]*int64{}}
+	for key, after := range c.refs {
+		form.Refs[key.String()] = instantForm(after)
+	}
+	for _, file := range c.extents {
+		list := make([][5]int64, len(file))
+		for i, x := range file {
+			list[i] = [5]int64{int64(x.Segment), int64(x.Block), int64(x.Rows), x.Bytes, 0}
+			if x.Whole {
+				list[i][4] = 1
+			}
+		}
+		form.Extents = append(form.Extents, list)
+	}
+	return json.Marshal(form)
+}
+
+func decodeSelection(b []byte) (*selection, error) {
+	var form selectionForm
+	if err := json.Unmarshal(b, &form); err != nil {
+		return nil, fmt.Errorf("decode the selection of a job: %w", store.ErrCorrupt)
+	}
+	c := &selection{group: form.Group, live: instants(form.Live), deleted: instants(form.Deleted), refs: make(map[fhir.Key]fhir.Instant, len(form.Refs))}
+	for ref, after := range form.Refs {
+		key, err := fhir.ParseKey(ref)
+		if err != nil {
+			return nil, fmt.Errorf("decode the selection of a job: %w", store.ErrCorrupt)
+		}
+		c.refs[key] = instantOf(after)
+	}
+	for _, file := range form.Extents {
+		list := make([]store.Extent, len(file))
+		for i, x := range file {
+			list[i] = store.Extent{Segment: uint64(x[0]), Block: int(x[1]), Rows: int(x[2]), Bytes: x[3], Whole: x[4] == 1}
+		}
+		c.extents = append(c.extents, list)
+	}
+	return c, nil
+}
+
+func optional(m map[string]fhir.Instant) map[string]*int64 {
+	out := make(map[string]*int64, len(m))
+	for id, i := range m {
+		out[id] = instantForm(i)
+	}
+	return out
+}
+
+func instants(m map[string]*int64) map[string]fhir.Instant {
+	out := make(map[string]fhir.Instant, len(m))
+	for id, i := range m {
+		out[id] = instantOf(i)
+	}
+	return out
+}
+
+func instantForm(i fhir.Instant) *int64 {
+	if i == fhir.None {
+		return nil
+	}
+	return new(int64(i))
+}
+
+func instantOf(i *int64) fhir.Instant {
+	if i == nil {
+		return fhir.None
+	}
+	return fhir.Instant(*i)
+}

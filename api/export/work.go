@@ -1,0 +1,169 @@
+package export
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"time"
+
+	"tidemark/api/outcome"
+	"tidemark/store"
+)
+
+// A WorkingError says that a job is being planned.
+type WorkingError struct {
+	Progress float64       // as a share of 1
+	After    time.Duration // when to ask again
+}
+
+func (e *WorkingError) Error() string { return "the export is being planned" }
+
+// A FailedError says that a job cannot be done at all.
+type FailedError struct{ Issues []outcome.Issue }
+
+// Error tells no more than how much there is to say: issues may name resources.
+func (e *FailedError) Error() string {
+	return fmt.Sprintf("the export failed: %d issues", len(e.Issues))
+}
+
+// planners bounds how many jobs are planned at the same time: reading
+// directories is work for processors, and intake and downloads want theirs.
+func planners() int { return max(1, runtime.GOMAXPROCS(0)/2) }
+
+// queue has a job planned, after those that wait already.
+func (j *Jobs) queue(id string) {
+	j.mu.Lock()
+	j.waiting = append(j.waiting, id)
+	j.mu.Unlock()
+	j.signal()
+}
+
+func (j *Jobs) signal() {
+	select {
+	case j.wake <- struct{}{}:
+	default:
+	}
+}
+
+// next is a job to be planned, false if ctx ends before there is one.
+func (j *Jobs) next(ctx context.Context) (string, bool) {
+	for {
+		select {
+		case <-ctx.Done():
+			return "", false
+		case <-j.wake:
+		}
+		j.mu.Lock()
+		if len(j.waiting) == 0 {
+			j.mu.Unlock()
+			continue
+		}
+		id, more := j.waiting[0], len(j.waiting) > 1
+		j.waiting = j.waiting[1:]
+		j.mu.Unlock()
+		if more {
+			j.signal()
+		}
+		return id, true
+	}
+}
+
+// plan plans jobs until ctx ends. What is cut short then begins again with the
+// next process: nothing of a job is true before all of it is.
+func (j *Jobs) plan(ctx context.Context) {
+	for {
+		id, ok := j.next(ctx)
+		if !ok {
+			return
+		}
+		err := j.planJob(ctx, id)
+		switch {
+		case err == nil, ctx.Err() != nil, errors.Is(err, context.Canceled):
+		case errors.Is(err, ErrNotFound), errors.Is(err, store.ErrNotFound), errors.Is(err, store.ErrRevoked), errors.Is(err, store.ErrClosed):
+		default:
+			j.o.Logger.ErrorContext(ctx, "plan an export job; it is tried again", "err", err, "after", retryPlanning)
+			time.AfterFunc(retryPlanning, func() { j.queue(id) })
+		}
+	}
+}
+
+// retryPlanning is how long to wait when the disk does not take a plan.
+const retryPlanning = 10 * time.Second
+
+func (j *Jobs) planJob(ctx context.Context, id string) error {
+	s, r, release, err := j.open(id)
+	if err != nil {
+		return err
+	}
+	defer release()
+	if r.Pending == nil {
+		return nil
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	j.begin(id, cancel)
+	c, err := choose(ctx, s, &r, j.o.Limits, func(share float64) { j.report(id, share) })
+	switch refusal, is := errors.AsType[*Refusal](err); {
+	case is: // of something that the kick-off does not look at: a nested Group
+		r = rule{Level: r.Level, Request: r.Request, Since: r.Since, Upto: r.Upto, Failure: refusal.Issues}
+	case errors.Is(err, store.ErrCorrupt):
+		j.o.Logger.ErrorContext(ctx, "an export job cannot be planned", "err", err)
+		r = rule{Level: r.Level, Request: r.Request, Since: r.Since, Upto: r.Upto, Failure: []outcome.Issue{{
+			Severity: outcome.Fatal, Code: outcome.Exception, Text: "the server cannot read something that this export needs; its log tells what",
+		}}}
+	case err != nil:
+		return err
+	default:
+		data, err := c.encode()
+		if err != nil {
+			return err
+		}
+		sum, err := s.Keep(selectionName, data)
+		if err != nil {
+			return err
+		}
+		r.Pending, r.Selection = nil, &sum
+	}
+	b, err := r.encode()
+	if err != nil {
+		return err
+	}
+	return j.db.Amend(id, b)
+}
+
+// selectionName is what a selection is kept under beside its snapshot.
+const selectionName = "selection"
+
+func (j *Jobs) begin(id string, cancel context.CancelFunc) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if job := j.jobs[id]; job != nil {
+		job.started, job.progress, job.cancel = time.Now(), 0, cancel
+	} else {
+		cancel()
+	}
+}
+
+func (j *Jobs) report(id string, share float64) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if job := j.jobs[id]; job != nil {
+		job.progress = share
+	}
+}
+
+// maxPoll bounds what we tell a client to wait: whoever is told to come in a
+// minute comes in a minute, though the job may be ready in a second.
+const maxPoll = 10 * time.Second
+
+func (j *Jobs) working(id string) *WorkingError {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	e := &WorkingError{After: time.Second}
+	if job := j.jobs[id]; job != nil && !job.started.IsZero() {
+		e.Progress = job.progress
+		e.After = min(max(e.After, time.Since(job.started)/2), maxPoll)
+	}
+	return e
+}

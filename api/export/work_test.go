@@ -1,0 +1,183 @@
+package export_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"tidemark/api/apitest"
+	"tidemark/api/export"
+	"tidemark/api/outcome"
+	"tidemark/store/fhir"
+)
+
+// groupStore has a Group of one Patient, with an Observation that refers to a
+// Practitioner.
+func groupStore(t testing.TB) *apitest.Store {
+	t.Helper()
+	db := apitest.New(instant(t, "2026-01-02T12:00:00Z"))
+	at := instant(t, "2026-01-01T12:00:00Z")
+	for ref, l := range map[string]apitest.Links{
+		"Group/g":         {Patients: []string{"p"}, Members: []string{"Patient/p"}},
+		"Group/nests":     {Members: []string{"Group/defined"}},
+		"Group/defined":   {More: `,"actual":false`},
+		"Patient/p":       {Patients: []string{"p"}},
+		"Observation/o":   {Patients: []string{"p"}, Refers: []fhir.Key{key(t, "Practitioner/dr")}},
+		"Practitioner/dr": {},
+	} {
+		db.Put(key(t, ref), at, l)
+	}
+	return db
+}
+
+func key(t testing.TB, ref string) fhir.Key {
+	t.Helper()
+	k, err := fhir.ParseKey(ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+func ofGroup(id string) export.Request {
+	return export.Request{Level: export.Group, Group: id, URL: "http://tidemark.test/fhir/Group/" + id + "/$export", Since: fhir.None, Upto: fhir.None}
+}
+
+// runs plans and sweeps until it is called, and waits.
+func runs(t *testing.T, j *export.Jobs) func() {
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- j.Run(ctx) }()
+	return func() {
+		t.Helper()
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func working(t *testing.T, j *export.Jobs, id string) *export.WorkingError {
+	t.Helper()
+	_, err := j.Manifest(id)
+	w, ok := errors.AsType[*export.WorkingError](err)
+	if !ok {
+		t.Fatalf("got %v, want a job at work", err)
+	}
+	return w
+}
+
+// A job about some Patients is planned behind the kick-off. What a process does
+// not finish the next one begins again.
+func TestPlanning(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := groupStore(t)
+		enter, leave := make(chan struct{}), make(chan struct{})
+		db.OnRead = func() { enter <- struct{}{}; <-leave }
+		j := export.New(db, export.Options{})
+		id := start(t, j, ofGroup("g"))
+		if w := working(t, j, id); w.Progress != 0 || w.After != time.Second {
+			t.Errorf("before anybody plans: %+v", w)
+		}
+		stop := runs(t, j)
+		for range 2 {
+			<-enter
+			leave <- struct{}{}
+		}
+		<-enter
+		time.Sleep(8 * time.Second)
+		first := working(t, j, id)
+		if first.Progress <= 0 || first.Progress >= 1 || first.After != 4*time.Second {
+			t.Errorf("amid the work: %+v", first)
+		}
+		if _, err := j.Open(t.Context(), id, 1); !errors.Is(err, export.ErrNotFound) {
+			t.Errorf("a file of a job that is planned: %v", err)
+		}
+		db = db.Restart() // as it is on the disk now
+		db.OnRead = nil
+		close(leave)
+		go func() {
+			for range enter {
+			}
+		}()
+		stop()
+		close(enter)
+
+		j = export.New(db, export.Options{})
+		working(t, j, id)
+		stop = runs(t, j)
+		synctest.Wait()
+		m, err := j.Manifest(id)
+		if err != nil || len(m.Files) != 4 {
+			t.Fatalf("after a restart: %v, files %+v", err, m.Files)
+		}
+		want := read(t, j, id, 2, false)
+		stop()
+		if got := read(t, export.New(db.Restart(), export.Options{}), id, 2, false); got != want || got == "" {
+			t.Errorf("after another restart %q, before %q", got, want)
+		}
+	})
+}
+
+// DELETE ends the planning.
+func TestDeleteWhilePlanning(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := groupStore(t)
+		enter, leave := make(chan struct{}), make(chan struct{})
+		calls := 0
+		db.OnRead = func() { calls++; enter <- struct{}{}; <-leave }
+		j := export.New(db, export.Options{})
+		stop := runs(t, j)
+		id := start(t, j, ofGroup("g"))
+		<-enter
+		if err := j.Delete(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+		leave <- struct{}{}
+		synctest.Wait()
+		if calls != 1 || len(db.Pinned()) != 0 || j.Len() != 0 {
+			t.Errorf("%d sections were read, %d pins and %d jobs are left", calls, len(db.Pinned()), j.Len())
+		}
+		db.OnRead = nil
+		id = start(t, j, ofGroup("g")) // the planner is free again
+		synctest.Wait()
+		if _, err := j.Manifest(id); err != nil {
+			t.Error(err)
+		}
+		stop()
+	})
+}
+
+// What the disk does not take is tried again; what cannot be done is said.
+func TestPlanningFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := groupStore(t)
+		j := export.New(db, export.Options{})
+		id, nests := start(t, j, ofGroup("g")), start(t, j, ofGroup("nests"))
+		db.OnRead = func() { db.Fail(errors.New("disk full")) }
+		stop := runs(t, j)
+		synctest.Wait()
+		db.OnRead = nil
+		db.Fail(nil)
+		working(t, j, id)
+		time.Sleep(time.Minute)
+		if _, err := j.Manifest(id); err != nil {
+			t.Errorf("once there is room: %v", err)
+		}
+		_, err := j.Manifest(nests)
+		failed, ok := errors.AsType[*export.FailedError](err)
+		if !ok || len(failed.Issues) != 1 || failed.Issues[0].Code != outcome.NotSupported {
+			t.Errorf("a Group with a definition in it: %v", err)
+		}
+		stop()
+		var refusal *export.Refusal
+		if _, err := j.Start(t.Context(), ofGroup("defined")); !errors.As(err, &refusal) || refusal.NotFound {
+			t.Errorf("a definition: %v", err)
+		}
+		if len(db.Pinned()) != 2 {
+			t.Errorf("%d pins, want 2", len(db.Pinned()))
+		}
+	})
+}

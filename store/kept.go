@@ -1,0 +1,94 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"os"
+
+	"github.com/cockroachdb/pebble/v2"
+
+	"tidemark/store/fhir"
+	"tidemark/store/index"
+	"tidemark/store/segment"
+)
+
+// Keep stores data beside a durable snapshot, under a name of the owner's, for
+// as long as the snapshot is there. It is durable when Keep returns. The checksum
+// belongs into the rule: Kept wants it back.
+func (s *Snapshot) Keep(name string, data []byte) (sum uint32, err error) {
+	if err := s.db.writable(); err != nil {
+		return 0, err
+	}
+	fs := s.db.fs
+	dir := fs.PathJoin(s.db.jobsDir(), s.of.id)
+	if err := fs.MkdirAll(dir, 0o700); err != nil {
+		return 0, err
+	}
+	path := fs.PathJoin(dir, name)
+	file, err := fs.Create(path+".tmp", "segment")
+	if err != nil {
+		return 0, err
+	}
+	_, err = file.Write(data)
+	if err := errors.Join(err, file.Sync(), file.Close()); err != nil {
+		return 0, errors.Join(err, fs.Remove(path+".tmp"))
+	}
+	if err := fs.Rename(path+".tmp", path); err != nil {
+		return 0, err
+	}
+	if s.of.revoked.Load() { // meanwhile: whoever removed the others may have been before us
+		return 0, errors.Join(ErrRevoked, fs.Remove(path))
+	}
+	return crc32.ChecksumIEEE(data), errors.Join(segment.SyncDir(fs, dir), segment.SyncDir(fs, s.db.jobsDir()))
+}
+
+// Kept is what Keep stored.
+func (s *Snapshot) Kept(name string, sum uint32) ([]byte, error) {
+	if s.of.revoked.Load() {
+		return nil, ErrRevoked
+	}
+	file, err := s.db.fs.Open(s.db.fs.PathJoin(s.db.jobsDir(), s.of.id, name))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("%w: a snapshot's %s is gone", ErrCorrupt, name)
+	}
+	if err != nil {
+		return nil, err
+	}
+	data, err := io.ReadAll(file)
+	if err := errors.Join(err, file.Close()); err != nil {
+		return nil, err
+	}
+	if crc32.ChecksumIEEE(data) != sum {
+		return nil, fmt.Errorf("%w: a snapshot's %s: CRC-32", ErrCorrupt, name)
+	}
+	return data, nil
+}
+
+// Lives tells whether there is such a resource. It goes by the newest version,
+// which the watermark may not show yet.
+func (s *Snapshot) Lives(key fhir.Key) (lives bool, err error) {
+	err = s.db.whileOpen(func() error {
+		st, err := readState(s.db.kv, key, s.db.origins())
+		lives = st != nil && st.Kind == segment.Live
+		return err
+	})
+	return lives, err
+}
+
+// readState is what the index has of a resource, nil if nothing.
+func readState(r pebble.Reader, key fhir.Key, origin func(uint64) (Partition, bool)) (*index.State, error) {
+	v, closer, err := r.Get(index.RowKey(nil, key))
+	if errors.Is(err, pebble.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the index: %w", err)
+	}
+	st, err := index.DecodeState(v, origin)
+	if err := errors.Join(err, closer.Close()); err != nil {
+		return nil, fmt.Errorf("read the index: %w", err)
+	}
+	return &st, nil
+}
