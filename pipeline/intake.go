@@ -196,20 +196,24 @@ func (p intake) Handle(ctx context.Context, a *source.Answer) error {
 }
 
 // apply hands a batch to the store. When the topic's state changes the batch
-// carries it, and until the store has it no other batch of the topic may: the
-// state stored last must be the newest.
+// carries it, and until the store has it no other records of the topic are
+// counted: the state stored last must be the newest. An answer without records
+// has nothing to count and goes on: the watermark moves by it.
 func (p *Pipeline) apply(ctx context.Context, t *topic, b store.Batch, d decoded) error {
-	t.mu.Lock()
-	if t.held {
-		t.mu.Unlock()
+	if d.empty() {
+		return p.store.Apply(ctx, b)
+	}
+	t.order.Lock()
+	if t.isHeld() {
+		t.order.Unlock()
 		return source.ErrStop
 	}
 	state, stop := t.count(d)
 	if state == t.state {
-		t.mu.Unlock()
+		t.order.Unlock()
 		return p.store.Apply(ctx, b)
 	}
-	defer t.mu.Unlock()
+	defer t.order.Unlock()
 	if stop >= 0 {
 		b = cutAt(b, d.outcomes[stop])
 	}
@@ -217,6 +221,8 @@ func (p *Pipeline) apply(ctx context.Context, t *topic, b store.Batch, d decoded
 	if err := p.store.Apply(ctx, b); err != nil {
 		return err
 	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	t.state = state
 	if stop >= 0 {
 		p.hold(ctx, t)
@@ -231,6 +237,8 @@ type decoded struct {
 	good     bool      // some were decoded before the outcomes begin
 	outcomes []outcome // from the first dead letter on
 }
+
+func (d decoded) empty() bool { return !d.good && d.outcomes == nil }
 
 func (p *Pipeline) decode(ctx context.Context, t *topic, a *source.Answer) (decoded, error) {
 	if len(a.Records) == 0 {

@@ -11,8 +11,9 @@
 // answers in order: order is promised per partition and nowhere else, so this
 // is as parallel as it can be, and with a few partitions all cores decode.
 //
-// Lock order: topic.mu, then Pipeline.mu; the store is called with topic.mu
-// held only when a topic's state changes.
+// Lock order: topic.order, then topic.mu, then Pipeline.mu. The store is asked to
+// apply with topic.order held when a topic's state changes, never with topic.mu:
+// it may wait for room without bound.
 package pipeline
 
 import (

@@ -19,8 +19,11 @@ import (
 // Until all of it is done the stored state keeps the old format and counts what
 // is left, so that a crash begins again with just that.
 type retry struct {
-	waiting  map[store.Partition][]uint64 // sequence numbers, ascending
-	running  int                          // partitions at work
+	// topic.mu guards these,
+	waiting map[store.Partition][]uint64 // sequence numbers, ascending
+	running int                          // partitions at work
+
+	// and topic.order all that follows.
 	failed   []uint64
 	resolved uint64 // the greatest
 
@@ -73,7 +76,7 @@ func (t *topic) begin(id store.Partition) []uint64 {
 	return waiting
 }
 
-// observe counts what was read while a retry is under way. Called with t.mu
+// observe counts what was read while a retry is under way. Called with t.order
 // held.
 func (r *retry) observe(d decoded) (dead int) {
 	if d.good {
@@ -167,25 +170,15 @@ func (p *Pipeline) retryBatch(id store.Partition) store.Batch {
 // applyRetry applies what could be decoded, with the topic's state behind it.
 // last ends the partition's part, and the last part ends the retry.
 func (p *Pipeline) applyRetry(ctx context.Context, t *topic, b store.Batch, failed []uint64, last bool) error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	r, state := t.retry, t.state
-	r.failed = append(r.failed, failed...)
-	for _, l := range b.Resolved {
-		r.resolved = max(r.resolved, l.Seq)
-	}
-	if last {
-		r.running--
-	}
-	state.Run = max(0, state.Run-len(b.Resolved))
-	done := r.running == 0 && len(r.waiting) == 0
-	if done {
-		state = topicState{Format: t.cfg.Format, Run: r.left()}
-	}
+	t.order.Lock()
+	defer t.order.Unlock()
+	state, done := t.resolve(b.Resolved, failed, last)
 	b.Topic = state.encode()
 	if err := p.store.Apply(ctx, b); err != nil {
 		return err
 	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	t.state = state
 	if done {
 		t.retry = nil
@@ -197,4 +190,25 @@ func (p *Pipeline) applyRetry(ctx context.Context, t *topic, b store.Batch, fail
 		return source.ErrStop
 	}
 	return nil
+}
+
+// resolve counts what became of dead letters, and says whether that was the last
+// of them: nobody begins a part after it. Called with t.order held.
+func (t *topic) resolve(resolved []store.Bound, failed []uint64, last bool) (s topicState, done bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	r := t.retry
+	r.failed = append(r.failed, failed...)
+	for _, l := range resolved {
+		r.resolved = max(r.resolved, l.Seq)
+	}
+	if last {
+		r.running--
+	}
+	if r.running == 0 && len(r.waiting) == 0 {
+		return topicState{Format: t.cfg.Format, Run: r.left()}, true
+	}
+	s = t.state
+	s.Run = max(0, s.Run-len(resolved))
+	return s, false
 }

@@ -36,6 +36,12 @@ type topic struct {
 	cfg     Topic
 	decoder decode.Decoder
 
+	// order is held from the counting of a batch until the store has the state
+	// that comes of it. The store may wait without bound for room on its disk, so
+	// nobody takes order only to look or to hold the topic: mu is for that. state
+	// and retry are set with both held, and read with either.
+	order sync.Mutex
+
 	mu    sync.Mutex
 	state topicState
 	held  bool
@@ -79,7 +85,7 @@ type outcome struct {
 }
 
 // count follows the run of dead letters through a batch. stop is the outcome at
-// which the topic must be held, or -1. Called with t.mu held.
+// which the topic must be held, or -1. Called with t.order held.
 func (t *topic) count(d decoded) (s topicState, stop int) {
 	s = t.state
 	if t.retry != nil {
