@@ -70,6 +70,8 @@ func (s *Server) faultOf(err error) fault {
 		return oneFault(http.StatusGone, outcome.Deleted, "this export job was ended because something that it held was erased: start a new one")
 	case errors.Is(err, store.ErrNotReady):
 		return s.later("the server is still reading its topics for the first time and cannot yet say up to when it has everything: come again")
+	case errors.Is(err, store.ErrNoRoom):
+		return s.later("the server's disk takes no more at present, and this file needs some room before it can be sent: tell the server's operator, and come again; the export stays as it is")
 	case errors.Is(err, store.ErrReadOnly):
 		return s.later("the server's disk takes no writes at present: no export can be started or deleted, those that are there are served; tell its operator, and come again")
 	case errors.Is(err, store.ErrClosed), errors.Is(err, context.Canceled):

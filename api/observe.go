@@ -28,6 +28,7 @@ type handler func(w http.ResponseWriter, r *http.Request) error
 // An observer sees requests through: log, metrics, traces, panics. Of a
 // request it keeps the route, never the path or the query: these hold job ids,
 // which open files, and parameters, which may say something about patients.
+// Errors are written down as they are: the store keeps ids out of them.
 type observer struct {
 	log      *slog.Logger
 	faultOf  func(error) fault
@@ -131,7 +132,10 @@ func (o *observer) guard(w http.ResponseWriter, r *http.Request, route string, a
 		return
 	}
 	f := o.faultOf(err)
-	if f.status >= http.StatusInternalServerError && f.status != http.StatusServiceUnavailable {
+	switch {
+	case errors.Is(err, store.ErrNoRoom):
+		o.log.LogAttrs(r.Context(), slog.LevelWarn, "request put off", slog.String("route", route), slog.Any("err", err))
+	case f.status >= http.StatusInternalServerError && f.status != http.StatusServiceUnavailable:
 		o.log.LogAttrs(r.Context(), slog.LevelError, "request failed", slog.String("route", route), slog.Any("err", err))
 	}
 	fail(w, f)

@@ -7,9 +7,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -28,6 +32,25 @@ type machine struct {
 	client *http.Client
 	stop   func() error
 	offset int64
+	log    lockedBuffer
+}
+
+// A lockedBuffer holds a log that is being written.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }
 
 var partition = store.Partition{Topic: "fhir-changes"}
@@ -48,7 +71,8 @@ func (m *machine) must(err error) {
 
 func (m *machine) open() {
 	m.t.Helper()
-	db, err := store.Open(m.dir, store.Options{CommitInterval: time.Millisecond, Allowance: time.Millisecond})
+	log := slog.New(slog.NewTextHandler(&m.log, nil))
+	db, err := store.Open(m.dir, store.Options{CommitInterval: time.Millisecond, Allowance: time.Millisecond, Logger: log})
 	m.must(err)
 	m.db = db
 	ctx, cancel := context.WithCancel(context.Background())
@@ -56,7 +80,7 @@ func (m *machine) open() {
 	go func() { done <- db.Run(ctx) }()
 	m.must(db.Discover(store.Discovery{Complete: true, Partitions: []store.Discovered{{Partition: partition, End: m.offset}}}))
 	base, stop := running(m.t, api.Options{
-		Store: export.Of(db), Ready: func() bool { return db.Status().Ready }, FileMaxBytes: 1 << 20,
+		Store: export.Of(db), Ready: func() bool { return db.Status().Ready }, FileMaxBytes: 1 << 20, Logger: log,
 	})
 	m.base = base
 	m.stop = func() error {
@@ -297,4 +321,38 @@ func (m *machine) resume(path string) {
 		m.t.Errorf("%s: the halves are not the whole", path)
 	}
 	m.gunzip(got)
+}
+
+// A file that the disk has no room for now is asked for again, one that is
+// damaged is the operator's business, and the log says which without the job's
+// id: it opens all its files.
+func TestPrivateFilesInTheLog(t *testing.T) {
+	m := newMachine(t)
+	m.apply(resource(t, "Patient/a", 1, "x"), resource(t, "Patient/b", 1, "x"))
+	m.apply(resource(t, "Patient/a", 2, "x"))
+	job := start(t, m.client, m.base, "")
+	id := job[strings.LastIndex(job, "/")+1:]
+	cut := filepath.Join(m.dir, "jobs", id, "f1.cut")
+	m.must(os.MkdirAll(filepath.Join(cut+".tmp", "x"), 0o700)) // stands in the way, as a full disk does
+	resp, body := m.get(job + "/1.ndjson")
+	if resp.StatusCode != http.StatusServiceUnavailable || resp.Header.Get("Retry-After") == "" || !strings.Contains(string(body), `"transient"`) {
+		t.Errorf("without room: %s %v %s", resp.Status, resp.Header, body)
+	}
+	m.must(os.RemoveAll(cut + ".tmp"))
+	if resp, body := m.get(job + "/1.ndjson"); resp.StatusCode != http.StatusOK {
+		t.Errorf("with room: %s %s", resp.Status, body)
+	}
+	m.must(os.Truncate(cut, 3))
+	if resp, body := m.get(job + "/1.ndjson"); resp.StatusCode != http.StatusInternalServerError {
+		t.Errorf("damaged: %s %s", resp.Status, body)
+	}
+	m.close()
+	for _, want := range []string{"request put off", "f1.cut.tmp", "request failed", "f1.cut is too short"} {
+		if !strings.Contains(m.log.String(), want) {
+			t.Errorf("the log does not tell %q", want)
+		}
+	}
+	if strings.Contains(m.log.String(), id) {
+		t.Errorf("the log holds the id of the job:\n%s", m.log.String())
+	}
 }

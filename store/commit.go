@@ -58,7 +58,7 @@ func (db *DB) Flush() error {
 	start := time.Now()
 	_, span := db.o.Tracer.Start(context.Background(), "store.commit", trace.WithAttributes(attribute.Int64("commit", int64(c.meta.Commit))))
 	defer span.End()
-	if err := c.run(); errors.Is(err, errNoRoom) {
+	if err := c.run(); errors.Is(err, ErrNoRoom) {
 		span.SetStatus(codes.Error, "the disk takes nothing")
 		return c.putBack(err)
 	} else if err != nil {
@@ -69,9 +69,6 @@ func (db *DB) Flush() error {
 	db.m.committed(&c.counts, time.Since(start))
 	return nil
 }
-
-// errNoRoom: the disk took no more before anything of a commit was true.
-var errNoRoom = errors.New("the disk is full or takes no writes")
 
 // roomWait is how long a commit that found no room waits before it tries again.
 const roomWait = 5 * time.Second
@@ -138,10 +135,10 @@ func (c *commit) run() error {
 	s, err := c.seal()
 	if isReadOnly(err) {
 		c.db.sawReadOnly()
-		return fmt.Errorf("%w: %w", errNoRoom, err)
+		return fmt.Errorf("%w: %w", ErrNoRoom, err)
 	}
 	if vfs.IsNoSpaceError(err) {
-		return fmt.Errorf("%w: %w", errNoRoom, err)
+		return fmt.Errorf("%w: %w", ErrNoRoom, err)
 	}
 	if err != nil {
 		return err

@@ -35,7 +35,7 @@ func (s *Snapshot) cut(ctx context.Context, f *File, name string, v span, ext []
 	if s.of.revoked.Load() {
 		return ErrRevoked
 	}
-	dir := s.db.fs.PathJoin(s.db.jobsDir(), s.of.id)
+	dir := s.db.privateDir(s.of.id)
 	path := s.db.fs.PathJoin(dir, name+".cut")
 	parts, err := readCut(s.db.fs, path, len(which))
 	if errors.Is(err, os.ErrNotExist) {
@@ -43,7 +43,7 @@ func (s *Snapshot) cut(ctx context.Context, f *File, name string, v span, ext []
 		parts, err = s.makeCut(context.WithoutCancel(ctx), dir, path, v, ext, which)
 	}
 	if err != nil {
-		return fmt.Errorf("recompress blocks without hidden rows: %w", err)
+		return hide(fmt.Errorf("recompress blocks without hidden rows: %w", err), s.of.id)
 	}
 	for i, b := range which {
 		f.blocks[b] = parts[i]
@@ -72,25 +72,37 @@ func (s *Snapshot) makeCut(ctx context.Context, dir, path string, v span, ext []
 	defer span.End()
 	fs := s.db.fs
 	if err := fs.MkdirAll(dir, 0o700); err != nil {
-		return nil, err
+		return nil, s.db.unwritten(err)
 	}
 	tmp := path + ".tmp"
 	file, err := fs.Create(tmp, "segment")
 	if err != nil {
-		return nil, err
+		return nil, s.db.unwritten(err)
 	}
 	parts, err := s.writeCut(ctx, file, path, v, ext, which)
-	if err := errors.Join(err, file.Sync(), file.Close()); err != nil {
+	if err := errors.Join(err, s.db.unwritten(errors.Join(file.Sync(), file.Close()))); err != nil {
 		return nil, errors.Join(err, fs.Remove(tmp))
 	}
 	if err := fs.Rename(tmp, path); err != nil {
-		return nil, err
+		return nil, s.db.unwritten(err)
 	}
 	if s.of.revoked.Load() { // meanwhile: whoever removed the others may have been before us
 		return nil, errors.Join(ErrRevoked, fs.Remove(path))
 	}
 	s.want(ext, which)
-	return parts, errors.Join(segment.SyncDir(fs, dir), segment.SyncDir(fs, s.db.jobsDir()))
+	return parts, s.db.unwritten(errors.Join(segment.SyncDir(fs, dir), segment.SyncDir(fs, s.db.jobsDir())))
+}
+
+// unwritten says of an error that it came of writing. A cut is begun anew by
+// the next request, so whatever the disk refuses here passes with the reason.
+func (db *DB) unwritten(err error) error {
+	if err == nil {
+		return nil
+	}
+	if isReadOnly(err) {
+		db.sawReadOnly()
+	}
+	return fmt.Errorf("%w: %w", ErrNoRoom, err)
 }
 
 // want counts what was recompressed for the sake of rows that a merge would
@@ -125,7 +137,7 @@ func (s *Snapshot) writeCut(ctx context.Context, file io.Writer, path string, v 
 			at += b.stored
 		}
 	}
-	return parts, writeTable(file, parts)
+	return parts, s.db.unwritten(writeTable(file, parts))
 }
 
 // cutWave recompresses some blocks side by side and writes them in order.
@@ -153,7 +165,7 @@ func (s *Snapshot) cutWave(ctx context.Context, file io.Writer, v span, ext []Ex
 	for i, b := range blocks {
 		parts[i] = part{stored: int64(len(b.Data)), sum: b.Sum}
 		if _, err := file.Write(b.Data); err != nil {
-			return nil, err
+			return nil, s.db.unwritten(err)
 		}
 	}
 	return parts, nil

@@ -45,6 +45,9 @@ var (
 	ErrRevoked = errors.New("the snapshot was ended: something that it held was erased")
 	// ErrLocked: another process has the directory.
 	ErrLocked = errors.New("another process uses this store directory: stop it first, or give this one a store.path of its own")
+	// ErrNoRoom: what is asked needs something written, which the disk does not
+	// take now. Nothing is lost: it can be asked again.
+	ErrNoRoom = errors.New("the disk is full or takes no writes")
 	// ErrCorrupt: stored bytes are not what was written.
 	ErrCorrupt = segment.ErrCorrupt
 	// ErrReindex: the segments are there, but the index is not theirs.

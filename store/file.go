@@ -124,12 +124,21 @@ func (f *File) Close() error {
 		err = errors.Join(err, o.Close())
 	}
 	clear(f.open)
-	return err
+	return f.hide(err)
+}
+
+// hide keeps the snapshot's id out of what is told of its private file.
+func (f *File) hide(err error) error {
+	if f.of == nil {
+		return err
+	}
+	return hide(err, f.of.id)
 }
 
 // WriteGzip writes bytes [off, off+n) of the gzip member. Runs of neighbouring
 // blocks are handed to w's ReadFrom, which is sendfile on a plain connection.
-func (f *File) WriteGzip(w io.Writer, off, n int64) error {
+func (f *File) WriteGzip(w io.Writer, off, n int64) (err error) {
+	defer func() { err = f.hide(err) }()
 	end := off + n
 	if off < segment.HeaderSize {
 		h := segment.Header()[off:min(end, segment.HeaderSize)]
@@ -235,7 +244,8 @@ func (db *DB) openStored(path string) (stored, error) {
 }
 
 // WriteIdentity writes bytes [off, off+n) of the NDJSON.
-func (f *File) WriteIdentity(w io.Writer, off, n int64) error {
+func (f *File) WriteIdentity(w io.Writer, off, n int64) (err error) {
+	defer func() { err = f.hide(err) }()
 	end := off + n
 	var text []byte
 	for i := f.blockAt(f.plain, off); off < end && i < len(f.blocks); i++ {

@@ -205,7 +205,7 @@ func (db *DB) tidyJobs() error {
 	}
 	for _, j := range jobs {
 		if p := db.pins[j]; p == nil || p.revoked.Load() {
-			if err := db.fs.RemoveAll(db.fs.PathJoin(db.jobsDir(), j)); err != nil {
+			if err := db.removePrivate(j); err != nil {
 				return err
 			}
 		}

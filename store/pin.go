@@ -229,7 +229,7 @@ func (db *DB) revoke(segs []*seg) ([]string, error) {
 		if err != nil {
 			return ids, err
 		}
-		if err := errors.Join(db.release(held), db.fs.RemoveAll(db.fs.PathJoin(db.jobsDir(), p.id))); err != nil {
+		if err := errors.Join(db.release(held), db.removePrivate(p.id)); err != nil {
 			return ids, err
 		}
 		ids = append(ids, p.id)
@@ -298,7 +298,7 @@ func (db *DB) leave(p *pinned, readers int) error {
 	if !last {
 		return nil
 	}
-	return db.fs.RemoveAll(db.fs.PathJoin(db.jobsDir(), p.id))
+	return db.removePrivate(p.id)
 }
 
 // Watermark is the instant at which the snapshot was cut.

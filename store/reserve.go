@@ -65,7 +65,7 @@ func (r *reserve) take() error {
 		return nil
 	}
 	if usage, err := r.fs.GetDiskUsage(r.fs.PathDir(r.path)); err == nil && usage.AvailBytes < 2*uint64(r.size) {
-		return fmt.Errorf("%w: %s are free, twice %s must be", errNoRoom, humanize.IBytes(usage.AvailBytes), humanize.IBytes(uint64(r.size)))
+		return fmt.Errorf("%w: %s are free, twice %s must be", ErrNoRoom, humanize.IBytes(usage.AvailBytes), humanize.IBytes(uint64(r.size)))
 	}
 	if err := r.fill(); err != nil {
 		return errors.Join(err, r.fs.Remove(r.path))

@@ -1,0 +1,138 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+
+	"tidemark/store/fhir"
+	"tidemark/store/segment"
+)
+
+// secret stands for the id of a job, which opens its files.
+const secret = "5ec4e7"
+
+// A job is a durable snapshot with a block to cut.
+type job struct {
+	t    *testing.T
+	db   *DB
+	mem  *vfs.MemFS
+	fail atomic.Pointer[errorfs.OpKind] // such operations on its private files fail
+	s    *Snapshot
+	ext  []Extent
+}
+
+func newJob(t *testing.T) *job {
+	j := &job{t: t, mem: vfs.NewMem()}
+	j.open()
+	t.Cleanup(func() { _ = j.db.Close() })
+	f := newFeed(t, j.db)
+	f.commit(patientChange("a", j.db.Now()-9000, "old"), patientChange("b", j.db.Now()-9000, "x"))
+	f.commit(patientChange("a", j.db.Now()-8000, "new"))
+	for j.db.watermarkNow() < f.lastInstant() {
+		time.Sleep(time.Millisecond)
+		f.apply()
+	}
+	j.s = pinNow(t, j.db, secret)
+	var err error
+	if j.ext, err = j.s.Extents(patients, fhir.None, j.s.Watermark()); err != nil {
+		t.Fatal(err)
+	}
+	return j
+}
+
+func (j *job) open() {
+	disk := errorfs.Wrap(j.mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if k := j.fail.Load(); k != nil && op.Kind == *k && strings.Contains(op.Path, secret) {
+			return &fs.PathError{Op: "test", Path: op.Path, Err: syscall.ENOSPC}
+		}
+		return nil
+	}))
+	j.db = mustOpen(j.t, "store", Options{FS: disk, Allowance: time.Millisecond})
+}
+
+func (j *job) file(ctx context.Context) (*File, error) {
+	return j.s.File(ctx, "f", patients, fhir.None, j.s.Watermark(), j.ext)
+}
+
+// failing lets do fail and looks for the secret in what it says.
+func (j *job) failing(what string, kind errorfs.OpKind, do func() error) error {
+	j.t.Helper()
+	j.fail.Store(&kind)
+	defer j.fail.Store(nil)
+	err := do()
+	if err == nil || strings.Contains(fmt.Sprintf("%v %+v", err, err), secret) {
+		j.t.Errorf("%s: %v", what, err)
+	}
+	return err
+}
+
+// TestErrorsHoldNoIDs: whatever is wrong with the private files of a snapshot is
+// told without its id; what cannot be written now is asked for again.
+func TestErrorsHoldNoIDs(t *testing.T) {
+	j := newJob(t)
+	for _, kind := range []errorfs.OpKind{errorfs.OpMkdirAll, errorfs.OpCreate, errorfs.OpFileWrite, errorfs.OpFileSync, errorfs.OpRename} {
+		if err := j.failing("cut", kind, func() error { _, err := j.file(t.Context()); return err }); !errors.Is(err, ErrNoRoom) {
+			t.Errorf("operation %d: %v", kind, err)
+		}
+	}
+	file, err := j.file(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	write := map[string]func() error{
+		"gzip":     func() error { return file.WriteGzip(io.Discard, 0, file.GzipSize()) },
+		"identity": func() error { return file.WriteIdentity(io.Discard, 0, file.Size()) },
+	}
+	for what, do := range write {
+		_ = file.Close() // forgets what is open
+		_ = j.failing(what, errorfs.OpOpen, do)
+		_ = j.failing(what, errorfs.OpFileReadAt, do)
+		if err := do(); err != nil {
+			t.Errorf("%s, with nothing wrong: %v", what, err)
+		}
+	}
+	_ = file.Close()
+
+	path := j.mem.PathJoin(j.db.privateDir(secret), "f.cut")
+	damage(t, j.mem, path)
+	write["damaged"] = func() error { _, err := j.file(t.Context()); return err }
+	for what, do := range write {
+		_ = j.failing(what, errorfs.OpLock, do) // is never done to them: the damage is enough
+	}
+	if err := errors.Join(file.Close(), j.s.Close()); err != nil {
+		t.Error(err)
+	}
+	_ = j.failing("revoke", errorfs.OpRemoveAll, func() error { _, err := j.db.revoke(j.db.pins[secret].segs); return err })
+	if err := j.db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	_ = j.failing("open", errorfs.OpRemoveAll, func() error { _, err := Open("store", Options{FS: j.db.o.FS, still: true}); return err })
+	j.open()
+	_ = j.failing("unpin", errorfs.OpRemoveAll, func() error { return j.db.Unpin(t.Context(), secret) })
+}
+
+// damage leaves of a file its first bytes, and those wrong.
+func damage(t *testing.T, disk vfs.FS, path string) {
+	t.Helper()
+	f, err := disk.Create(path, "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.Write([]byte("damaged")); err != nil {
+		t.Fatal(err)
+	}
+	if err := segment.SyncClose(f); err != nil {
+		t.Fatal(err)
+	}
+}
