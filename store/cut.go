@@ -9,12 +9,12 @@ import (
 	"io"
 	"os"
 	"runtime"
-	"sync"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
 
 	"tidemark/store/segment"
 )
@@ -30,8 +30,10 @@ func (s *Snapshot) cut(ctx context.Context, f *File, name string, v span, ext []
 		return errors.New("output file of a snapshot: blocks can be cut for durable snapshots only")
 	}
 	lock := s.db.cutLock(s.of, name)
-	lock.Lock()
-	defer lock.Unlock()
+	if err := lock.Acquire(ctx, 1); err != nil {
+		return err // the client has gone; whoever else waits makes the file
+	}
+	defer lock.Release(1)
 	if s.of.revoked.Load() {
 		return ErrRevoked
 	}
@@ -39,8 +41,7 @@ func (s *Snapshot) cut(ctx context.Context, f *File, name string, v span, ext []
 	path := s.db.fs.PathJoin(dir, name+".cut")
 	parts, err := readCut(s.db.fs, path, len(which))
 	if errors.Is(err, os.ErrNotExist) {
-		// A client that gives up does not undo the work: its next request needs it.
-		parts, err = s.makeCut(context.WithoutCancel(ctx), dir, path, v, ext, which)
+		parts, err = s.makeCut(ctx, dir, path, v, ext, which)
 	}
 	if err != nil {
 		return hide(fmt.Errorf("recompress blocks without hidden rows: %w", err), s.of.id)
@@ -51,14 +52,16 @@ func (s *Snapshot) cut(ctx context.Context, f *File, name string, v span, ext []
 	return nil
 }
 
-func (db *DB) cutLock(p *pinned, name string) *sync.Mutex {
+// cutLock is held by the one who makes a private file. A mutex would not let go
+// of who waits for it.
+func (db *DB) cutLock(p *pinned, name string) *semaphore.Weighted {
 	db.mu.Lock()
 	defer db.mu.Unlock()
 	m := p.cuts[name]
 	if m == nil {
-		m = &sync.Mutex{}
+		m = semaphore.NewWeighted(1)
 		if p.cuts == nil {
-			p.cuts = map[string]*sync.Mutex{}
+			p.cuts = map[string]*semaphore.Weighted{}
 		}
 		p.cuts[name] = m
 	}
@@ -70,6 +73,9 @@ func (db *DB) cutLock(p *pinned, name string) *sync.Mutex {
 func (s *Snapshot) makeCut(ctx context.Context, dir, path string, v span, ext []Extent, which []int) ([]part, error) {
 	ctx, span := s.db.o.Tracer.Start(ctx, "store.cut", trace.WithAttributes(attribute.Int("blocks", len(which))))
 	defer span.End()
+	if err := s.db.roomToCut(); err != nil {
+		return nil, err
+	}
 	fs := s.db.fs
 	if err := fs.MkdirAll(dir, 0o700); err != nil {
 		return nil, s.db.unwritten(err)
@@ -91,6 +97,18 @@ func (s *Snapshot) makeCut(ctx context.Context, dir, path string, v span, ext []
 	}
 	s.want(ext, which)
 	return parts, s.db.unwritten(errors.Join(segment.SyncDir(fs, dir), segment.SyncDir(fs, s.db.jobsDir())))
+}
+
+// roomToCut: what the reserve has given up is for the index, for deletions of
+// jobs and for merges that clean, which make room; a cut would take it from them.
+func (db *DB) roomToCut() error {
+	if err := db.writable(); err != nil {
+		return fmt.Errorf("%w: %w", ErrNoRoom, err)
+	}
+	if db.reserve.tight() {
+		return fmt.Errorf("%w: the reserve was given up and is not back", ErrNoRoom)
+	}
+	return nil
 }
 
 // unwritten says of an error that it came of writing. A cut is begun anew by
@@ -132,6 +150,7 @@ func (s *Snapshot) writeCut(ctx context.Context, file io.Writer, path string, v 
 		if err != nil {
 			return nil, err
 		}
+		ctx = context.WithoutCancel(ctx)
 		for _, b := range blocks {
 			parts = append(parts, part{path, at, b.stored, b.sum})
 			at += b.stored
@@ -140,14 +159,16 @@ func (s *Snapshot) writeCut(ctx context.Context, file io.Writer, path string, v 
 	return parts, s.db.unwritten(writeTable(file, parts))
 }
 
-// cutWave recompresses some blocks side by side and writes them in order.
+// cutWave recompresses some blocks side by side and writes them in order. A
+// client that goes away while it waits for its turn loses nothing. Once the work
+// has begun it is ended without the client: its next request needs it.
 func (s *Snapshot) cutWave(ctx context.Context, file io.Writer, v span, ext []Extent, which []int, weight int64) ([]part, error) {
 	if err := s.db.cutting.Acquire(ctx, weight); err != nil {
 		return nil, err
 	}
 	defer s.db.cutting.Release(weight)
 	blocks := make([]segment.Block, len(which))
-	g, gctx := errgroup.WithContext(ctx)
+	g, gctx := errgroup.WithContext(context.WithoutCancel(ctx))
 	g.SetLimit(runtime.GOMAXPROCS(0))
 	for i, b := range which {
 		g.Go(func() (err error) {

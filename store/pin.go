@@ -13,6 +13,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"golang.org/x/sync/semaphore"
 
 	"tidemark/store/fhir"
 	"tidemark/store/index"
@@ -36,10 +37,10 @@ type pinned struct {
 	id      string
 	pin     index.Pin
 	segs    []*seg
-	readers int                    // Snapshots not closed yet
-	revoked atomic.Bool            // it held what was erased: nothing of it is sent any more
-	ended   bool                   // unpinned: the private files go with the last reader
-	cuts    map[string]*sync.Mutex // output files being cut
+	readers int                            // Snapshots not closed yet
+	revoked atomic.Bool                    // it held what was erased: nothing of it is sent any more
+	ended   bool                           // unpinned: the private files go with the last reader
+	cuts    map[string]*semaphore.Weighted // output files being cut
 
 	keeping sync.Mutex // what the index has of it is being written
 }

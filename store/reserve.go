@@ -19,7 +19,8 @@ import (
 // and the end of what is under way still find room. Intake waits until it is
 // back.
 //
-// The bodies of segments never use it: a commit without room waits long before.
+// The bodies of segments never use it: a commit without room waits long before,
+// and no private file of an export is begun while it is away.
 type reserve struct {
 	fs   vfs.FS
 	path string
