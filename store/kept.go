@@ -21,27 +21,29 @@ func (s *Snapshot) Keep(name string, data []byte) (sum uint32, err error) {
 	if err := s.db.writable(); err != nil {
 		return 0, err
 	}
-	fs := s.db.fs
-	dir := fs.PathJoin(s.db.jobsDir(), s.of.id)
-	if err := fs.MkdirAll(dir, 0o700); err != nil {
-		return 0, err
+	if err := s.db.writePrivate(s.db.privateDir(s.of.id), name, data); err != nil {
+		return 0, hide(s.db.unwritten(err), s.of.id)
 	}
-	path := fs.PathJoin(dir, name)
-	file, err := fs.Create(path+".tmp", "segment")
+	if s.of.revoked.Load() { // meanwhile: whoever removed the others may have been before us
+		return 0, errors.Join(ErrRevoked, s.db.removePrivate(s.of.id))
+	}
+	return crc32.ChecksumIEEE(data), nil
+}
+
+func (db *DB) writePrivate(dir, name string, data []byte) error {
+	if err := db.fs.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	path := db.fs.PathJoin(dir, name)
+	file, err := db.fs.Create(path+".tmp", "segment")
 	if err != nil {
-		return 0, err
+		return err
 	}
 	_, err = file.Write(data)
 	if err := errors.Join(err, file.Sync(), file.Close()); err != nil {
-		return 0, errors.Join(err, fs.Remove(path+".tmp"))
+		return errors.Join(err, db.fs.Remove(path+".tmp"))
 	}
-	if err := fs.Rename(path+".tmp", path); err != nil {
-		return 0, err
-	}
-	if s.of.revoked.Load() { // meanwhile: whoever removed the others may have been before us
-		return 0, errors.Join(ErrRevoked, fs.Remove(path))
-	}
-	return crc32.ChecksumIEEE(data), errors.Join(segment.SyncDir(fs, dir), segment.SyncDir(fs, s.db.jobsDir()))
+	return errors.Join(db.fs.Rename(path+".tmp", path), segment.SyncDir(db.fs, dir), segment.SyncDir(db.fs, db.jobsDir()))
 }
 
 // Kept is what Keep stored.
@@ -49,16 +51,16 @@ func (s *Snapshot) Kept(name string, sum uint32) ([]byte, error) {
 	if s.of.revoked.Load() {
 		return nil, ErrRevoked
 	}
-	file, err := s.db.fs.Open(s.db.fs.PathJoin(s.db.jobsDir(), s.of.id, name))
+	file, err := s.db.fs.Open(s.db.fs.PathJoin(s.db.privateDir(s.of.id), name))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("%w: a snapshot's %s is gone", ErrCorrupt, name)
 	}
 	if err != nil {
-		return nil, err
+		return nil, hide(err, s.of.id)
 	}
 	data, err := io.ReadAll(file)
 	if err := errors.Join(err, file.Close()); err != nil {
-		return nil, err
+		return nil, hide(err, s.of.id)
 	}
 	if crc32.ChecksumIEEE(data) != sum {
 		return nil, fmt.Errorf("%w: a snapshot's %s: CRC-32", ErrCorrupt, name)
