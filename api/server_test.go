@@ -248,9 +248,9 @@ func TestMetadata(t *testing.T) {
 	}
 	for _, r := range rest.Resource {
 		var want []operation
-		if r.Type == "Patient" { // by either name, for the test suites look for one of them
-			const definition = "http://hl7.org/fhir/uv/bulkdata/OperationDefinition/patient-export"
-			want = []operation{{"export", definition}, {"patient-export", definition}}
+		if at := strings.ToLower(r.Type); at == "patient" || at == "group" { // by either name, for the test suites look for one of them
+			definition := "http://hl7.org/fhir/uv/bulkdata/OperationDefinition/" + at + "-export"
+			want = []operation{{"export", definition}, {at + "-export", definition}}
 		}
 		if !slices.Equal(r.Operation, want) {
 			t.Errorf("%s advertises the operations %v", r.Type, r.Operation)
