@@ -428,7 +428,12 @@ func send(method, address string, header http.Header) (*http.Response, error) {
 // kickOff exports and returns the manifest and the job's URL. Other than a
 // client that obeys Retry-After it asks for the status at once, and again.
 func kickOff(base string, params url.Values) (*bulkclient.Manifest, string, error) {
-	answer, err := send(http.MethodGet, base+"/$export?"+params.Encode(),
+	return kickOffAt(base+"/$export", params)
+}
+
+// kickOffAt starts an export of another level than the system's.
+func kickOffAt(path string, params url.Values) (*bulkclient.Manifest, string, error) {
+	answer, err := send(http.MethodGet, path+"?"+params.Encode(),
 		http.Header{"Accept": {"application/fhir+json"}, "Prefer": {"respond-async"}})
 	if err != nil {
 		return nil, "", err
@@ -441,13 +446,14 @@ func kickOff(base string, params url.Values) (*bulkclient.Manifest, string, erro
 		return nil, "", fmt.Errorf("kick off: the server answered %d", answer.StatusCode)
 	}
 	job := answer.Header.Get("Content-Location")
-	for {
+	for wait := time.Millisecond; ; wait = min(wait*3/2, time.Second) {
 		status, page, err := ask(http.MethodGet, job, http.Header{"Accept": {"application/json"}})
 		if err != nil {
 			return nil, "", err
 		}
 		switch status {
 		case http.StatusAccepted:
+			time.Sleep(wait)
 		case http.StatusOK:
 			m := new(bulkclient.Manifest)
 			return m, job, json.Unmarshal(page, m)

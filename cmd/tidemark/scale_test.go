@@ -57,8 +57,9 @@ func TestScale(t *testing.T) {
 	}
 	s.remove(n / 100)
 	s.full("1 % deleted", 0)
+	s.groups()
 	s.disk()
-	t.Logf("\n%s\n%s\n%s", &s.growth, &s.dead, &s.summary)
+	t.Logf("\n%s\n%s\n%s\n%s", &s.growth, &s.dead, &s.chosen, &s.summary)
 }
 
 // small is a store whose every line is read.
@@ -80,7 +81,7 @@ type scale struct {
 	rows     float64 // committed by the process that runs
 	peak     int64   // of the memory of all processes so far
 
-	growth, dead, summary table
+	growth, dead, chosen, summary table
 }
 
 func newScale(t *testing.T, n int) *scale {
@@ -424,13 +425,18 @@ func (s *scale) bytesRead() int64 {
 type exported struct{ count, sent int64 }
 
 // export downloads everything as gzip.
-func (s *scale) export(params url.Values) (v exported) {
+func (s *scale) export(params url.Values) exported {
 	s.t.Helper()
 	m, job, err := kickOff(s.p.base, params)
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	defer endJob(s.t, job)
+	return s.download(m)
+}
+
+func (s *scale) download(m *bulkclient.Manifest) (v exported) {
+	s.t.Helper()
 	v.count = manifestCount(s.t, m.Output)
 	transport := &http.Transport{DisableCompression: true}
 	defer transport.CloseIdleConnections()
