@@ -24,6 +24,9 @@ type Choice struct {
 	Keys map[fhir.Key]fhir.Instant
 	// Outside: Keys count only where they lie in nobody's compartment.
 	Outside bool
+	// Refer tells of what rows refer to whether they count for that, and behind
+	// which change instant.
+	Refer func(fhir.Key) (after fhir.Instant, ok bool)
 }
 
 // choosing is a Choice at work.
@@ -52,6 +55,9 @@ func (s *Snapshot) Choosing(of Choice) *Snapshot {
 	for _, after := range c.Keys {
 		c.least = min(c.least, after)
 	}
+	if c.Refer != nil {
+		c.least = fhir.None
+	}
 	slices.Sort(c.hashes)
 	chosen := *s
 	chosen.choice = c
@@ -67,9 +73,12 @@ const (
 	apart             // each row is to be asked
 )
 
+// ofAll tells whether the choice is what lies in the compartment of any Patient.
+func (c *choosing) ofAll() bool { return c.Patients == nil && c.Keys == nil && c.Refer == nil }
+
 // since is the change instant behind which rows count at the earliest.
 func (c *choosing) since(since fhir.Instant) fhir.Instant {
-	if c == nil || c.Keys == nil && c.Patients == nil {
+	if c == nil || c.ofAll() {
 		return since
 	}
 	return min(since, c.least)
@@ -82,7 +91,7 @@ func (c *choosing) look(s *seg, b, to int) look {
 	}
 	k := &s.r.Blocks()[b]
 	switch {
-	case c.Keys != nil && (c.blocks == nil || c.blocks[location{s.id(), b}]):
+	case c.Refer != nil, c.Keys != nil && (c.blocks == nil || c.blocks[location{s.id(), b}]):
 		return apart
 	case c.Keys != nil && c.Patients == nil:
 		return none
@@ -163,7 +172,7 @@ func (c *choosing) behind(d *segment.Directory, b int, sec segment.Section, sinc
 		return nil, nil, err
 	}
 	after := slices.Repeat([]fhir.Instant{since}, len(links.Patients.Names))
-	if c.Patients != nil || c.Keys != nil {
+	if !c.ofAll() {
 		for i, id := range links.Patients.Names {
 			after[i] = always
 			if a, ok := c.Patients[id]; ok {
@@ -178,7 +187,27 @@ func (c *choosing) behind(d *segment.Directory, b int, sec segment.Section, sinc
 			behind[i] = min(behind[i], after[p])
 		}
 	}
+	c.byReference(links, behind)
 	return links.Cells, behind, c.byKey(d, b, sec, links, behind)
+}
+
+// byReference lets the rows count that refer to something chosen.
+func (c *choosing) byReference(links segment.Links, behind []fhir.Instant) {
+	if c.Refer == nil {
+		return
+	}
+	after := make([]fhir.Instant, len(links.References.Names))
+	for i, key := range links.References.Names {
+		after[i] = always
+		if a, ok := c.Refer(key); ok {
+			after[i] = a
+		}
+	}
+	for i := range behind {
+		for _, r := range links.References.Of(i) {
+			behind[i] = min(behind[i], after[r])
+		}
+	}
 }
 
 // byKey lets the resources count that are chosen by their keys.
@@ -202,9 +231,58 @@ func (c *choosing) byKey(d *segment.Directory, b int, sec segment.Section, links
 }
 
 // References calls fn for what the rows that Extents would list for the same
-// window refer to of what lies in nobody's compartment. A key may come more than
-// once.
+// window refer to of what lies in nobody's compartment, and for the targets of
+// Provenance. A key may come more than once.
 func (s *Snapshot) References(ctx context.Context, sec segment.Section, since, upto fhir.Instant, fn func(fhir.Key)) error {
+	return s.looked(ctx, sec, since, upto, func(d *segment.Directory, b int, counted func() ([]bool, error)) error {
+		links, err := d.Links(b)
+		if err != nil || len(links.References.Names) == 0 {
+			return err
+		}
+		counts, err := counted()
+		if err != nil {
+			return err
+		}
+		seen := make([]bool, len(links.References.Names))
+		for i, ok := range counts {
+			if !ok {
+				continue
+			}
+			for _, r := range links.References.Of(i) {
+				if !seen[r] {
+					seen[r] = true
+					fn(links.References.Names[r])
+				}
+			}
+		}
+		return nil
+	})
+}
+
+// Rows calls fn for the rows that Extents would list for the same window, with
+// the change instant since which their compartments are what they are.
+func (s *Snapshot) Rows(ctx context.Context, sec segment.Section, since, upto fhir.Instant, fn func(key fhir.Key, placed fhir.Instant)) error {
+	return s.looked(ctx, sec, since, upto, func(d *segment.Directory, b int, counted func() ([]bool, error)) error {
+		counts, err := counted()
+		if err != nil || !slices.Contains(counts, true) {
+			return err
+		}
+		rows, err := d.Rows(nil, b)
+		if err != nil {
+			return err
+		}
+		for i, ok := range counts {
+			if ok {
+				fn(rows[i].Key, rows[i].Placed)
+			}
+		}
+		return nil
+	})
+}
+
+// looked calls fn for the blocks in which rows may count, with what finds out
+// which do.
+func (s *Snapshot) looked(ctx context.Context, sec segment.Section, since, upto fhir.Instant, fn func(d *segment.Directory, b int, counted func() ([]bool, error)) error) error {
 	if err := s.locate(); err != nil {
 		return err
 	}
@@ -214,7 +292,7 @@ func (s *Snapshot) References(ctx context.Context, sec segment.Section, since, u
 			return err
 		}
 		if info := g.r.Section(sec); info.From < info.To && g.last > s.choice.since(since) && g.first <= v.upto {
-			if err := s.references(g, info, v.of(g), fn); err != nil {
+			if err := s.lookedIn(g, info, v.of(g), fn); err != nil {
 				return err
 			}
 		}
@@ -222,43 +300,23 @@ func (s *Snapshot) References(ctx context.Context, sec segment.Section, since, u
 	return nil
 }
 
-func (s *Snapshot) references(g *seg, info segment.SectionInfo, v span, fn func(fhir.Key)) error {
+func (s *Snapshot) lookedIn(g *seg, info segment.SectionInfo, v span, fn func(d *segment.Directory, b int, counted func() ([]bool, error)) error) error {
 	d, err := g.r.OpenDirectory()
 	if err != nil {
 		return err
 	}
 	for b := info.From; b < info.To && err == nil; b++ {
 		k := &g.r.Blocks()[b]
-		if k.Last > s.choice.since(v.since) && k.First <= v.upto && k.Last >= v.after.Instant && s.choice.look(g, b, info.To) != none {
-			err = s.referencesOf(g, d, info.Section, b, v, fn)
-		}
-	}
-	return errors.Join(err, d.Close())
-}
-
-func (s *Snapshot) referencesOf(g *seg, d *segment.Directory, sec segment.Section, b int, v span, fn func(fhir.Key)) error {
-	links, err := d.Links(b)
-	if err != nil || len(links.References.Names) == 0 {
-		return err
-	}
-	s.db.mu.Lock()
-	dead := g.dead[b].until(v.w)
-	s.db.mu.Unlock()
-	_, counts, err := s.counted(d, sec, b, dead, v)
-	if err != nil {
-		return err
-	}
-	seen := make([]bool, len(links.References.Names))
-	for i, ok := range counts {
-		if !ok {
+		if k.Last <= s.choice.since(v.since) || k.First > v.upto || k.Last < v.after.Instant || s.choice.look(g, b, info.To) == none {
 			continue
 		}
-		for _, r := range links.References.Of(i) {
-			if !seen[r] {
-				seen[r] = true
-				fn(links.References.Names[r])
-			}
-		}
+		err = fn(d, b, func() ([]bool, error) {
+			s.db.mu.Lock()
+			dead := g.dead[b].until(v.w)
+			s.db.mu.Unlock()
+			_, counts, err := s.counted(d, info.Section, b, dead, v)
+			return counts, err
+		})
 	}
-	return nil
+	return errors.Join(err, d.Close())
 }

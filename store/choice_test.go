@@ -65,6 +65,20 @@ func TestChosen(t *testing.T) {
 				if err := of.References(t.Context(), segment.Section{Kind: segment.Live, Type: observationType}, since, s.Watermark(), func(k fhir.Key) { gotRefs[k] = true }); err != nil {
 					t.Fatal(err)
 				}
+				rows := map[string]bool{}
+				live := segment.Section{Kind: segment.Live, Type: observationType}
+				if err := of.Rows(t.Context(), live, since, s.Watermark(), func(k fhir.Key, placed fhir.Instant) {
+					if placed == fhir.None {
+						t.Errorf("%v was placed at no time", k)
+					}
+					rows[fmt.Sprintf("%s/%s", live, k.ID)] = true
+				}); err != nil {
+					t.Fatal(err)
+				}
+				maps.DeleteFunc(want, func(name string, _ bool) bool { return !strings.HasPrefix(name, fmt.Sprint(live)) })
+				if d := cmp.Diff(want, rows); d != "" {
+					t.Errorf("seed %d, choice %v: rows one by one (-rows +export):\n%s", seed, c, d)
+				}
 				if d := cmp.Diff(refs, gotRefs); d != "" {
 					t.Errorf("seed %d, choice %v: references (-rows +export):\n%s", seed, c, d)
 				}
@@ -117,9 +131,20 @@ func howMany(r *rand.Rand) int {
 
 func randomChoice(r *rand.Rand, since fhir.Instant) Choice {
 	var keys map[fhir.Key]fhir.Instant
-	switch r.IntN(6) {
+	switch r.IntN(7) {
 	case 0:
 		return Choice{}
+	case 3:
+		refs := map[fhir.Key]fhir.Instant{}
+		practitioner, _ := fhir.ParseType("Practitioner")
+		for range r.IntN(4) {
+			refs[fhir.Key{Type: practitioner, ID: fmt.Sprintf("dr%d", r.IntN(9))}] = []fhir.Instant{since, fhir.None}[r.IntN(2)]
+		}
+		c := Choice{Refer: func(k fhir.Key) (fhir.Instant, bool) { after, ok := refs[k]; return after, ok }}
+		if r.IntN(2) == 0 {
+			c.Patients = map[string]fhir.Instant{"p1": since, "p2": fhir.None}
+		}
+		return c
 	case 1, 2:
 		keys = map[fhir.Key]fhir.Instant{}
 		for range r.IntN(20) {
@@ -133,7 +158,7 @@ func randomChoice(r *rand.Rand, since fhir.Instant) Choice {
 	for range r.IntN(20) {
 		patients[fmt.Sprintf("p%d", r.IntN(44))] = []fhir.Instant{since, since, fhir.None}[r.IntN(3)]
 	}
-	return Choice{Patients: patients, Keys: keys}
+	return Choice{Patients: patients, Keys: keys, Outside: r.IntN(2) == 0}
 }
 
 // A visible is a row that is visible at a snapshot.
@@ -186,7 +211,7 @@ func visibles(t *testing.T, db *DB, s *Snapshot) (list []visible) {
 func chosen(told []visible, since fhir.Instant, c Choice) (rows map[string]bool, refs map[fhir.Key]bool) {
 	rows, refs = map[string]bool{}, map[fhir.Key]bool{}
 	for _, v := range told {
-		in, after := picks(c, v.key, v.patients, since)
+		in, after := picks(c, v, since)
 		if in && v.instant > after {
 			rows[fmt.Sprintf("%s/%s", v.sec, v.key.ID)] = true
 			for _, k := range v.refs {
@@ -197,18 +222,26 @@ func chosen(told []visible, since fhir.Instant, c Choice) (rows map[string]bool,
 	return rows, refs
 }
 
-func picks(c Choice, key fhir.Key, patients []string, since fhir.Instant) (in bool, after fhir.Instant) {
+func picks(c Choice, v visible, since fhir.Instant) (in bool, after fhir.Instant) {
 	switch {
-	case c.Patients == nil && c.Keys == nil:
-		return len(patients) > 0, since
+	case c.Patients == nil && c.Keys == nil && c.Refer == nil:
+		return len(v.patients) > 0, since
 	default:
 		after = always
-		for _, p := range patients {
+		for _, ref := range v.refs {
+			if c.Refer == nil {
+				break
+			}
+			if a, ok := c.Refer(ref); ok {
+				in, after = true, min(after, a)
+			}
+		}
+		for _, p := range v.patients {
 			if a, ok := c.Patients[p]; ok {
 				in, after = true, min(after, a)
 			}
 		}
-		if a, ok := c.Keys[key]; ok {
+		if a, ok := c.Keys[v.key]; ok && (!c.Outside || len(v.patients) == 0) {
 			in, after = true, min(after, a)
 		}
 	}
@@ -358,6 +391,44 @@ func TestRoster(t *testing.T) {
 		defer s.Close()
 		if _, err := s.Roster("g", fhir.None); !errors.Is(err, ErrUnknown) {
 			t.Errorf("of a deleted Group: %v", err)
+		}
+	})
+}
+
+// TestPlacedAnew: what was deleted and comes back to the same compartment comes
+// anew.
+func TestPlacedAnew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := mustOpen(t, "store", Options{FS: vfs.NewMem(), Allowance: time.Millisecond})
+		defer db.Close()
+		f := newFeed(t, db)
+		f.advance(time.Second)
+		placed := func() (at fhir.Instant) {
+			s := pinNow(t, db, "job")
+			defer s.Close()
+			err := s.Rows(t.Context(), segment.Section{Kind: segment.Live, Type: observationType}, fhir.None, s.Watermark(), func(_ fhir.Key, p fhir.Instant) { at = p })
+			if err := errors.Join(err, db.Unpin(t.Context(), "job")); err != nil {
+				t.Fatal(err)
+			}
+			return at
+		}
+		f.commit(observationOf("o", "a", "1"))
+		f.advance(time.Minute)
+		first := placed()
+		f.commit(observationOf("o", "a", "2"))
+		f.advance(time.Minute)
+		if got := placed(); got != first {
+			t.Errorf("an update is placed at %v, want %v", got, first)
+		}
+		gone := deletionOf("o")
+		gone.Key.Type = observationType
+		f.commit(gone)
+		f.advance(time.Minute)
+		w := db.Promised()
+		f.commit(observationOf("o", "a", "3"))
+		f.advance(time.Minute)
+		if got := placed(); got <= w {
+			t.Errorf("what came back is placed at %v, but was dead at %v", got, w)
 		}
 	})
 }

@@ -200,16 +200,8 @@ func (s *Snapshot) inflated(e Extent) int64 {
 // visible recompresses one block without its hidden rows.
 func (s *Snapshot) visible(e Extent, v span) (segment.Block, error) {
 	g := s.seg(segment.ID(e.Segment))
-	v = v.of(g)
-	s.db.mu.Lock()
-	dead := g.dead[e.Block].until(v.w)
-	s.db.mu.Unlock()
-	d, err := g.r.OpenDirectory()
+	rows, counts, err := s.counts(g, e, v.of(g))
 	if err != nil {
-		return segment.Block{}, err
-	}
-	rows, counts, err := s.counted(d, g.r.SectionOf(e.Block), e.Block, dead, v)
-	if err := errors.Join(err, d.Close()); err != nil {
 		return segment.Block{}, err
 	}
 	body, err := g.r.OpenBody()
@@ -234,6 +226,30 @@ func (s *Snapshot) visible(e Extent, v span) (segment.Block, error) {
 	k := compressors.Get().(*segment.Compressor)
 	defer compressors.Put(k)
 	return k.Block(lines...), nil
+}
+
+// counts tells which rows of an extent count.
+func (s *Snapshot) counts(g *seg, e Extent, v span) ([]segment.Cell, []bool, error) {
+	if e.Picked != nil {
+		rows, err := g.cells(e.Block)
+		if err != nil {
+			return nil, nil, err
+		}
+		counts, ok := e.unpack(len(rows))
+		if !ok {
+			return nil, nil, fmt.Errorf("%w: segment %s, block %d: rows are picked for another block", ErrCorrupt, g.r.ID().BodyName(), e.Block)
+		}
+		return rows, counts, nil
+	}
+	s.db.mu.Lock()
+	dead := g.dead[e.Block].until(v.w)
+	s.db.mu.Unlock()
+	d, err := g.r.OpenDirectory()
+	if err != nil {
+		return nil, nil, err
+	}
+	rows, counts, err := s.counted(d, g.r.SectionOf(e.Block), e.Block, dead, v)
+	return rows, counts, errors.Join(err, d.Close())
 }
 
 // A cut file is its blocks, a table of them, the table's CRC-32C and length.

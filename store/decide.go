@@ -232,7 +232,7 @@ func (c *commit) apply(ch *Change, t *taken, r *resource, hash uint64) error {
 	} else if !c.db.o.KeepMeta {
 		n.inject = ch.Meta
 	}
-	if old != nil && (ch.Delete || !moved) {
+	if old != nil && (ch.Delete || !moved && old.Kind == segment.Live) { // who was dead comes anew
 		n.Placed = old.Placed
 	}
 	n.Length = int32(len(n.body)+n.inject.Len(strconv.FormatUint(n.Seq, 10))) + 1

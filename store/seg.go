@@ -148,6 +148,30 @@ type Extent struct {
 	Rows    int   // that count
 	Bytes   int64 // of their lines, uncompressed
 	Whole   bool  // every row counts: the stored block can be sent as it is
+	// Picked says of a choice's block which rows count, a bit for each from the
+	// lowest of the first byte on; nil if Whole. Who keeps it needs the choice no
+	// more.
+	Picked []byte
+}
+
+// picked packs which rows count.
+func picked(counts []bool) []byte {
+	bits := make([]byte, (len(counts)+7)/8)
+	for i, ok := range counts {
+		if ok {
+			bits[i/8] |= 1 << (i % 8)
+		}
+	}
+	return bits
+}
+
+// unpack tells which of n rows count, false if that cannot be of so many.
+func (e *Extent) unpack(n int) ([]bool, bool) {
+	counts := make([]bool, n)
+	for i := range counts {
+		counts[i] = i/8 < len(e.Picked) && e.Picked[i/8]>>(i%8)&1 == 1
+	}
+	return counts, len(e.Picked) == (n+7)/8
 }
 
 // A span is a window of change instants, (since, upto], as seen at watermark w.
@@ -311,7 +335,9 @@ func (s *Snapshot) recount(g *seg, sec segment.Section, list []Extent, cut map[i
 				e.Bytes += int64(rows[j].Length)
 			}
 		}
-		e.Whole = e.Rows == len(rows)
+		if e.Whole = e.Rows == len(rows); !e.Whole && s.choice != nil {
+			e.Picked = picked(counts)
+		}
 	}
 	return d.Close()
 }

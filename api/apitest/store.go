@@ -12,6 +12,7 @@ import (
 	"hash/crc32"
 	"io"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -33,6 +34,8 @@ type Store struct {
 	epoch     uint64
 	rows      []row
 	pins      map[string]*Snapshot
+	picking   sync.Mutex
+	picked    map[string][]row
 	fail      error // what Pin, Unpin and Snapshot return
 	writers   []io.Writer
 	short     int // bytes after which files break off, 0: never
@@ -59,7 +62,7 @@ const forever fhir.Instant = 1<<63 - 1
 
 // New makes an empty store that is ready and stands at clock.
 func New(clock fhir.Instant) *Store {
-	return &Store{BlockRows: 2, clock: clock, watermark: clock, forgotten: fhir.None, epoch: 1, pins: map[string]*Snapshot{}}
+	return &Store{BlockRows: 2, clock: clock, watermark: clock, forgotten: fhir.None, epoch: 1, pins: map[string]*Snapshot{}, picked: map[string][]row{}}
 }
 
 // Put applies a version of a resource.
@@ -127,7 +130,7 @@ func (s *Store) Writers() []io.Writer { s.mu.Lock(); defer s.mu.Unlock(); return
 func (s *Store) Restart() *Store {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	again := &Store{BlockRows: s.BlockRows, OnRead: s.OnRead, clock: s.clock, watermark: s.watermark, forgotten: s.forgotten, epoch: s.epoch, rows: s.rows, pins: map[string]*Snapshot{}}
+	again := &Store{BlockRows: s.BlockRows, OnRead: s.OnRead, clock: s.clock, watermark: s.watermark, forgotten: s.forgotten, epoch: s.epoch, rows: s.rows, pins: map[string]*Snapshot{}, picked: s.picked}
 	for id, p := range s.pins {
 		q := *p
 		q.store, q.open = again, 0
@@ -255,7 +258,7 @@ func (p *Snapshot) counts(r *row, since, upto fhir.Instant) bool {
 	switch {
 	case c == nil:
 		return r.c > since
-	case c.Patients == nil && c.Keys == nil:
+	case c.Patients == nil && c.Keys == nil && c.Refer == nil:
 		return r.c > since && len(r.Patients) > 0
 	}
 	for _, id := range r.Patients {
@@ -263,8 +266,13 @@ func (p *Snapshot) counts(r *row, since, upto fhir.Instant) bool {
 			return true
 		}
 	}
-	after, ok := c.Keys[r.key]
-	return ok && r.c > after && (!c.Outside || len(r.Patients) == 0)
+	if after, ok := c.Keys[r.key]; ok && r.c > after && (!c.Outside || len(r.Patients) == 0) {
+		return true
+	}
+	return c.Refer != nil && slices.ContainsFunc(r.Refers, func(k fhir.Key) bool {
+		after, ok := c.Refer(k)
+		return ok && r.c > after
+	})
 }
 
 // Roster implements export.Snapshot: who a version of the Group lists is a
@@ -330,6 +338,16 @@ func (p *Snapshot) References(ctx context.Context, sec store.Section, since, upt
 			for _, k := range r.Refers {
 				fn(k)
 			}
+		}
+	}
+	return nil
+}
+
+// Rows implements export.Snapshot: in the fake, rows never move.
+func (p *Snapshot) Rows(_ context.Context, sec store.Section, since, upto fhir.Instant, fn func(fhir.Key, fhir.Instant)) error {
+	for i := range p.rows {
+		if r := &p.rows[i]; r.sec == sec && p.counts(r, since, upto) {
+			fn(r.key, r.c)
 		}
 	}
 	return nil
@@ -426,6 +444,9 @@ func (p *Snapshot) Extents(sec store.Section, since, upto fhir.Instant) ([]store
 			continue
 		}
 		x := store.Extent{Segment: 1, Block: n, Rows: len(rows), Whole: whole}
+		if p.choice != nil {
+			x.Picked = p.store.pick(rows)
+		}
 		for _, r := range rows {
 			x.Bytes += int64(len(r.line)) + 1
 		}
@@ -433,11 +454,29 @@ func (p *Snapshot) Extents(sec store.Section, since, upto fhir.Instant) ([]store
 	}
 }
 
+// pick remembers rows under a name that is opaque to whoever keeps it.
+func (s *Store) pick(rows []row) []byte {
+	s.picking.Lock()
+	defer s.picking.Unlock()
+	name := strconv.Itoa(len(s.picked))
+	s.picked[name] = rows
+	return []byte(name)
+}
+
+func (s *Store) pickedRows(name []byte) []row {
+	s.picking.Lock()
+	defer s.picking.Unlock()
+	return s.picked[string(name)]
+}
+
 // File implements export.Snapshot.
 func (p *Snapshot) File(_ context.Context, _ string, sec store.Section, since, upto fhir.Instant, ext []store.Extent) (export.File, error) {
 	var lines strings.Builder
 	for _, x := range ext {
 		rows, _, _ := p.block(sec, x.Block, since, upto)
+		if x.Picked != nil {
+			rows = p.store.pickedRows(x.Picked)
+		}
 		for _, r := range rows {
 			lines.WriteString(r.line + "\n")
 		}

@@ -10,23 +10,25 @@ import (
 	"tidemark/store/fhir"
 )
 
-// A selection is which rows of each list and type a job holds that is about
-// some Patients only: whom it is about, what their data refers to, and where it
-// lies. It is kept beside the snapshot, since nothing of it follows from the
-// request alone once the store has gone on.
-type selection struct {
+// A selection is which rows the files of a job hold that is about some Patients
+// only. It is kept beside the snapshot, for it does not follow from the request
+// once the store has gone on.
+type selection [][]store.Extent // of each file
+
+// A choosing is whom an export is about, and what their data refers to.
+type choosing struct {
 	group   string
 	live    map[string]fhir.Instant
 	deleted map[string]fhir.Instant
 	refs    map[fhir.Key]fhir.Instant // what the rows refer to, each with the instant behind which it counts
-	extents [][]store.Extent          // of each file
+	targets targets                   // what a Provenance goes with
 }
 
 // of is what of s is held of a type.
-func (c *selection) of(s Snapshot, list List, t fhir.Type) Snapshot {
+func (c *choosing) of(s Snapshot, list List, t fhir.Type) Snapshot {
 	keys := map[fhir.Key]fhir.Instant{}
 	switch {
-	case list == Deleted && fhir.Referred(t):
+	case list == Deleted && (fhir.Referred(t) || t == provenanceType):
 		return s // whenever the type is asked for (decisions.md 4)
 	case list == Deleted:
 		return s.Choosing(store.Choice{Patients: c.deleted})
@@ -35,6 +37,8 @@ func (c *selection) of(s Snapshot, list List, t fhir.Type) Snapshot {
 			keys[fhir.Key{Type: groupType, ID: c.group}] = c.refs[fhir.Key{Type: groupType, ID: c.group}]
 		}
 		return s.Choosing(store.Choice{Keys: keys}) // no other
+	case t == provenanceType:
+		return s.Choosing(store.Choice{Patients: c.live, Refer: c.targets.refer})
 	case !fhir.Referred(t):
 		return s.Choosing(store.Choice{Patients: c.live})
 	}
@@ -54,19 +58,22 @@ var groupType, _ = fhir.ParseType("Group")
 
 // choose plans a job that is about some Patients: it reads the directories of
 // what may hold their rows. progress is told how far it is, as a share of 1.
-func choose(ctx context.Context, s Snapshot, r *rule, l Limits, progress func(float64)) (*selection, error) {
+func choose(ctx context.Context, s Snapshot, r *rule, l Limits, progress func(float64)) (selection, error) {
 	q := r.Pending
 	who, err := q.cohort(s)
 	if err != nil {
 		return nil, err
 	}
-	c := &selection{group: q.Group, live: who.live, deleted: who.deleted, refs: map[fhir.Key]fhir.Instant{}}
+	c := &choosing{group: q.Group, live: who.live, deleted: who.deleted, refs: map[fhir.Key]fhir.Instant{}}
 	if len(q.Patients) > 0 {
 		c.group = "" // a Group names all its members
 	}
 	g := gathering{s: s, c: c, r: r, progress: progress}
 	g.measure(q.Types)
 	if err := g.references(ctx); err != nil {
+		return nil, err
+	}
+	if err := g.provenance(ctx, q.Types); err != nil {
 		return nil, err
 	}
 	if c.group != "" {
@@ -81,18 +88,19 @@ func choose(ctx context.Context, s Snapshot, r *rule, l Limits, progress func(fl
 			return nil, err
 		}
 	}
-	return c, r.addErrors(s, append(q.Notes, who.notes...))
+	return g.files, r.addErrors(s, append(q.Notes, who.notes...))
 }
 
 // A gathering is a selection in the making.
 type gathering struct {
 	s        Snapshot
-	c        *selection
+	c        *choosing
 	r        *rule
 	progress func(float64)
 
 	blocks, done int // that are looked at
 	referred     []store.Section
+	files        selection
 }
 
 // measure finds out how much there is to do.
@@ -212,7 +220,7 @@ func (g *gathering) close(ctx context.Context, found []fhir.Key, after fhir.Inst
 
 // referredByKeys lists what some resources refer to, each behind its instant.
 func (g *gathering) referredByKeys(ctx context.Context, keys map[fhir.Key]fhir.Instant) (found []fhir.Key, err error) {
-	rows := g.s.Choosing(store.Choice{Keys: keys})
+	rows := g.s.Choosing(store.Choice{Keys: keys, Outside: true})
 	for _, sec := range g.r.sections(g.s, store.Live, nil) {
 		if !fhir.Referred(sec.Type) {
 			continue
@@ -239,7 +247,7 @@ func (g *gathering) add(ctx context.Context, list List, kind store.Kind, types [
 		}
 		for _, f := range split(list, sec.Type, extents, l) {
 			g.r.Files = append(g.r.Files, f)
-			g.c.extents = append(g.c.extents, extents[f.From:f.To])
+			g.files = append(g.files, extents[f.From:f.To])
 		}
 		if list == Output {
 			g.step(sec)
@@ -248,71 +256,38 @@ func (g *gathering) add(ctx context.Context, list List, kind store.Kind, types [
 	return nil
 }
 
-// selectionForm is how a selection is kept: None is null, so that it depends on
-// nobody's numbers.
-type selectionForm struct {
-	Group   string            `json:"group,omitempty"`
-	Live    map[string]*int64 `json:"live"`
-	Deleted map[string]*int64 `json:"deleted,omitempty"`
-	Refs    map[string]*int64 `json:"refs,omitempty"`
-	Extents [][][5]int64      `json:"extents"`
+// An extentForm is how an extent of a selection is kept.
+type extentForm struct {
+	Segment uint64 `json:"s"`
+	Block   int    `json:"b"`
+	Rows    int    `json:"n"`
+	Bytes   int64  `json:"l"`
+	Whole   bool   `json:"w,omitempty"`
+	Picked  []byte `json:"p,omitempty"`
 }
 
-func (c *selection) encode() ([]byte, error) {
-	form := selectionForm{Group: c.group, Live: optional(c.live), Deleted: optional(c.deleted), Refs: map[string]*int64{}}
-	for key, after := range c.refs {
-		form.Refs[key.String()] = instantForm(after)
-	}
-	for _, file := range c.extents {
-		list := make([][5]int64, len(file))
-		for i, x := range file {
-			list[i] = [5]int64{int64(x.Segment), int64(x.Block), int64(x.Rows), x.Bytes, 0}
-			if x.Whole {
-				list[i][4] = 1
-			}
+func (c selection) encode() ([]byte, error) {
+	form := make([][]extentForm, len(c))
+	for i, file := range c {
+		for _, x := range file {
+			form[i] = append(form[i], extentForm(x))
 		}
-		form.Extents = append(form.Extents, list)
 	}
 	return json.Marshal(form)
 }
 
-func decodeSelection(b []byte) (*selection, error) {
-	var form selectionForm
+func decodeSelection(b []byte) (selection, error) {
+	var form [][]extentForm
 	if err := json.Unmarshal(b, &form); err != nil {
 		return nil, fmt.Errorf("decode the selection of a job: %w", store.ErrCorrupt)
 	}
-	c := &selection{group: form.Group, live: instants(form.Live), deleted: instants(form.Deleted), refs: make(map[fhir.Key]fhir.Instant, len(form.Refs))}
-	for ref, after := range form.Refs {
-		key, err := fhir.ParseKey(ref)
-		if err != nil {
-			return nil, fmt.Errorf("decode the selection of a job: %w", store.ErrCorrupt)
+	c := make(selection, len(form))
+	for i, file := range form {
+		for _, x := range file {
+			c[i] = append(c[i], store.Extent(x))
 		}
-		c.refs[key] = instantOf(after)
-	}
-	for _, file := range form.Extents {
-		list := make([]store.Extent, len(file))
-		for i, x := range file {
-			list[i] = store.Extent{Segment: uint64(x[0]), Block: int(x[1]), Rows: int(x[2]), Bytes: x[3], Whole: x[4] == 1}
-		}
-		c.extents = append(c.extents, list)
 	}
 	return c, nil
-}
-
-func optional(m map[string]fhir.Instant) map[string]*int64 {
-	out := make(map[string]*int64, len(m))
-	for id, i := range m {
-		out[id] = instantForm(i)
-	}
-	return out
-}
-
-func instants(m map[string]*int64) map[string]fhir.Instant {
-	out := make(map[string]fhir.Instant, len(m))
-	for id, i := range m {
-		out[id] = instantOf(i)
-	}
-	return out
 }
 
 func instantForm(i fhir.Instant) *int64 {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 
 	"tidemark/store"
@@ -52,7 +53,7 @@ func (j *Jobs) file(ctx context.Context, id string, s Snapshot, r rule, n int) (
 		if err != nil {
 			return nil, err
 		}
-		s, extents = c.of(s, f.List, f.Type), c.extents[n-1]
+		extents = c[n-1]
 	} else {
 		s = r.Level.of(s, f.List, f.Type)
 		var err error
@@ -70,7 +71,7 @@ func (j *Jobs) file(ctx context.Context, id string, s Snapshot, r rule, n int) (
 
 // selection is what is kept of a job about some Patients. While the job is read
 // it stays in memory.
-func (j *Jobs) selection(id string, s Snapshot, r rule) (*selection, error) {
+func (j *Jobs) selection(id string, s Snapshot, r rule) (selection, error) {
 	j.mu.Lock()
 	job := j.jobs[id]
 	if job != nil && job.selection != nil {
@@ -86,8 +87,9 @@ func (j *Jobs) selection(id string, s Snapshot, r rule) (*selection, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(c.extents) > len(r.Files) { // the one that is short, if any, is that of errors
-		return nil, fmt.Errorf("a job has %d files and %d selected: %w", len(r.Files), len(c.extents), store.ErrCorrupt)
+	rows := slices.DeleteFunc(slices.Clone(r.Files), func(f OutputFile) bool { return f.List == Errors })
+	if len(c) != len(rows) {
+		return nil, fmt.Errorf("a job has %d files of rows and %d selected: %w", len(rows), len(c), store.ErrCorrupt)
 	}
 	if job != nil {
 		j.mu.Lock()

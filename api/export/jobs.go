@@ -87,7 +87,7 @@ type job struct {
 	readers int // downloads under way
 	polls   bucket
 
-	selection *selection         // while somebody reads
+	selection selection          // while somebody reads
 	started   time.Time          // when this process began to plan it
 	progress  float64            // of planning, as a share of 1
 	cancel    context.CancelFunc // ends the planning

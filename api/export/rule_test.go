@@ -60,21 +60,17 @@ func TestRuleForm(t *testing.T) {
 
 // So is that of what is kept beside a job about some Patients.
 func TestSelectionForm(t *testing.T) {
-	dr, _ := fhir.ParseKey("Practitioner/dr")
-	c := &selection{
-		group: "g", live: map[string]fhir.Instant{"a": fhir.None, "b": 7}, deleted: map[string]fhir.Instant{"a": 3},
-		refs: map[fhir.Key]fhir.Instant{dr: fhir.None}, extents: [][]store.Extent{{{Segment: 1, Block: 2, Rows: 3, Bytes: 4, Whole: true}, {Segment: 5}}, {}},
-	}
-	const want = `{"group":"g","live":{"a":null,"b":7},"deleted":{"a":3},"refs":{"Practitioner/dr":null},"extents":[[[1,2,3,4,1],[5,0,0,0,0]],[]]}`
+	c := selection{{{Segment: 1, Block: 2, Rows: 3, Bytes: 4, Whole: true}, {Segment: 5, Picked: []byte{1, 128}}}, nil}
+	const want = `[[{"s":1,"b":2,"n":3,"l":4,"w":true},{"s":5,"b":0,"n":0,"l":0,"p":"AYA="}],null]`
 	b, err := c.encode()
 	if err != nil || string(b) != want {
 		t.Fatalf("got  %s (%v)\nwant %s", b, err, want)
 	}
 	got, err := decodeSelection(b)
-	if diff := cmp.Diff(c, got, cmp.AllowUnexported(selection{})); err != nil || diff != "" {
+	if diff := cmp.Diff(c, got); err != nil || diff != "" {
 		t.Errorf("%v, -want +got:\n%s", err, diff)
 	}
-	for _, bad := range []string{"", "[]", `{"refs":{"nothing":1}}`} {
+	for _, bad := range []string{"", "{}", `[[{"s":-1}]]`} {
 		if _, err := decodeSelection([]byte(bad)); err == nil {
 			t.Errorf("%s was read as a selection", bad)
 		}

@@ -40,6 +40,9 @@ type Snapshot interface {
 	// References calls fn for what the rows that Extents lists refer to of what
 	// lies in nobody's compartment.
 	References(ctx context.Context, sec store.Section, since, upto fhir.Instant, fn func(fhir.Key)) error
+	// Rows calls fn for the rows that Extents lists, with the change instant since
+	// which their compartments are what they are.
+	Rows(ctx context.Context, sec store.Section, since, upto fhir.Instant, fn func(key fhir.Key, placed fhir.Instant)) error
 	// Blocks is how much there is of a section.
 	Blocks(sec store.Section) int
 	// Roster is a Group at the watermark, with those who have left since.

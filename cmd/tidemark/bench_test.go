@@ -80,6 +80,7 @@ type testbed struct {
 	broker   string
 	producer *kgo.Client
 	corpus   []sample
+	settings []string // of the programs to come, as --set has them
 }
 
 func newTestbed(b testing.TB) *testbed {
@@ -319,6 +320,9 @@ func (t *testbed) serve(topic, dir string) *process {
 	p.cmd = exec.Command(os.Args[0], "serve", "--set", "store.path="+filepath.Join(dir, "store"), "--set", "store.min_free=0B",
 		"--set", "kafka.brokers="+t.broker, "--set", "topics=[{name: "+topic+", format: resource}]", "--set", "http.listen="+address,
 		"--set", "admin.listen="+admin)
+	for _, setting := range t.settings {
+		p.cmd.Args = append(p.cmd.Args, "--set", setting)
+	}
 	p.cmd.Env = append(plainEnviron(), actAsProgram+"=1")
 	p.cmd.Stdout, p.cmd.Stderr = log, log
 	if err := p.cmd.Start(); err != nil {

@@ -103,6 +103,10 @@ func newSet(names string) (set [256]bool) {
 // compartment that refer to them.
 func Referred(t Type) bool { return referredTypes[t] }
 
+// OnlyTargeted says whether a reference to a resource of the type, where it
+// stands among Resource.References, is what a Provenance is about.
+func OnlyTargeted(t Type) bool { return inCompartment[t] }
+
 // InPatientCompartment says whether resources of the type can lie in the
 // compartment of a Patient at all.
 func InPatientCompartment(t Type) bool {
@@ -144,6 +148,7 @@ const (
 	tagCodeText
 	referenceText
 	memberReferenceText
+	targetText // of a Provenance
 	startText
 	endText
 	inactiveFlag
@@ -220,6 +225,7 @@ func newRoots() []*node {
 		all[number] = root
 	}
 	markMembers(all[typeNumbers["Group"]].child("member", memberObject))
+	all[typeNumbers["Provenance"]].child("target", passage).child("reference", targetText).is = targetText
 	return all
 }
 

@@ -132,6 +132,10 @@ func (s *Scanner) takeText(n *node, raw []byte, end int) (reason string) {
 	case referenceText:
 		s.takePatient(raw)
 		s.takeReference(raw)
+	case targetText:
+		s.takePatient(raw)
+		s.takeReference(raw)
+		s.takeTarget(raw)
 	case memberReferenceText:
 		s.takeMember(raw)
 		s.takeReference(raw)
@@ -199,6 +203,16 @@ func (s *Scanner) takeReference(ref []byte) {
 		}
 	}
 	s.found.references = append(known, reference{t, s.keep(id)})
+}
+
+// takeTarget notes what a Provenance is about if it lies in Patients'
+// compartments: the Provenance goes where that goes.
+func (s *Scanner) takeTarget(ref []byte) {
+	name, id, ok := referenceTarget(ref, s.OwnBases)
+	t := typeNumbers[string(name)]
+	if ok && t != 0 && inCompartment[t] && t != patientType { // in that one's compartment it is anyway
+		s.found.references = append(s.found.references, reference{t, s.keep(id)})
+	}
 }
 
 // takeMember notes the entity of a Group's member; one that is a Patient also

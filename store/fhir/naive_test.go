@@ -106,6 +106,13 @@ func naive(t *testing.T, doc []byte, ownBase string) Resource {
 			res.References = append(res.References, key)
 		}
 	}
+	for _, ref := range walk(root, []string{"target", "reference"}) {
+		s, _ := ref.(string)
+		key, err := ParseKey(literal(s, ownBase))
+		if _, in := patientPaths[key.Type.String()]; err == nil && in && typ == "Provenance" && key.Type != patientType {
+			res.References = append(res.References, key)
+		}
+	}
 	slices.SortFunc(res.References, Key.Compare)
 	res.References = slices.Compact(res.References)
 	if typ == "Group" {

@@ -10,7 +10,7 @@ type Resource struct {
 	LastUpdated Instant  // None if missing or not an instant
 	Meta        Meta     // where meta.versionId and meta.lastUpdated would be injected
 	Patients    []string // ids of the Patients in whose compartment it lies, sorted, unique
-	References  []Key    // what it refers to of types that lie in no Patient's compartment, sorted, unique
+	References  []Key    // what it refers to of types that lie in no Patient's compartment, and a Provenance's targets but for Patients; sorted, unique
 	Members     []Member // of a Group: member, in the order of the body
 	Subsetted   bool     // meta.tag says that this is not the whole resource
 }

@@ -36,6 +36,15 @@ func TestScan(t *testing.T) {
 				References: []Key{key("Location/l"), key("Medication/m"), key("Organization/o")},
 			},
 		}, {
+			"what a Provenance is about is noted wherever it lies, what else it refers to is not",
+			`{"target":[{"reference":"Observation/late"}],"resourceType":"Provenance","id":"p","target2":[{"reference":"Observation/no"}],` +
+				`"agent":[{"who":{"reference":"Practitioner/dr"}},{"who":{"reference":"Observation/no"}}],"entity":[{"what":{"reference":"Condition/no"}}]}`,
+			Resource{Key: key("Provenance/p"), LastUpdated: None, References: []Key{key("Observation/late"), key("Practitioner/dr")}},
+		}, {
+			"but for Patients, which it lies with",
+			`{"resourceType":"Provenance","id":"p","target":[{"reference":"Observation/o"},{"reference":"Patient/b"},{"reference":"Location/l"},{"reference":"Observation/o"}]}`,
+			Resource{Key: key("Provenance/p"), LastUpdated: None, Patients: []string{"b"}, References: []Key{key("Location/l"), key("Observation/o")}},
+		}, {
 			"the type may come last",
 			`{"subject":{"reference":"Patient/b"},"id":"o","resourceType":"Observation"}`,
 			Resource{Key: key("Observation/o"), LastUpdated: None, Patients: []string{"b"}},

@@ -1,0 +1,131 @@
+package export
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/cespare/xxhash/v2"
+
+	"tidemark/store"
+	"tidemark/store/fhir"
+)
+
+// A Provenance goes with what it is about (decisions.md 3): if it has changed in
+// the window, or if one of its targets has come into the export without a change
+// of the Provenance. The column of references tells its targets, but for those of
+// types that are noted there for whatever reason: who only made something must not
+// draw in what is about others.
+
+// targets are the resources of an export, as sorted hashes: there may be many
+// millions.
+type targets struct {
+	all   []uint64
+	fresh []uint64 // those that were not in an export before the window
+	since fhir.Instant
+}
+
+// refer tells behind which instant a Provenance counts that is about a resource.
+func (t *targets) refer(key fhir.Key) (after fhir.Instant, ok bool) {
+	if !fhir.OnlyTargeted(key.Type) {
+		return 0, false
+	}
+	h := hashKey(key)
+	if _, ok := slices.BinarySearch(t.fresh, h); ok {
+		return fhir.None, true
+	}
+	_, ok = slices.BinarySearch(t.all, h)
+	return t.since, ok
+}
+
+func hashKey(key fhir.Key) uint64 {
+	var b [80]byte
+	return xxhash.Sum64(append(append(b[:0], byte(key.Type)), key.ID...))
+}
+
+// provenance gathers the resources of the export, if any Provenance is asked for.
+func (g *gathering) provenance(ctx context.Context, types []fhir.Type) error {
+	if len(g.r.sections(g.s, store.Live, []fhir.Type{provenanceType})) == 0 || !g.asks(types, provenanceType) {
+		return nil
+	}
+	t := &g.c.targets
+	t.since = g.r.Since
+	joiners, stayers := map[string]fhir.Instant{}, map[string]fhir.Instant{}
+	for id, after := range g.c.live {
+		if after == fhir.None {
+			joiners[id] = fhir.None
+		} else {
+			stayers[id] = after
+		}
+	}
+	all := make(map[string]fhir.Instant, len(g.c.live))
+	for id := range g.c.live {
+		all[id] = fhir.None
+	}
+	err := g.gather(ctx, all, fhir.None, func(key fhir.Key, _ fhir.Instant) { t.all = append(t.all, hashKey(key)) })
+	if err != nil {
+		return err
+	}
+	if g.r.Since != fhir.None {
+		add := func(key fhir.Key, placed fhir.Instant) {
+			if placed > g.r.Since {
+				t.fresh = append(t.fresh, hashKey(key))
+			}
+		}
+		if err := g.gather(ctx, stayers, g.r.Since, add); err != nil {
+			return err
+		}
+		err := g.gather(ctx, joiners, fhir.None, func(key fhir.Key, _ fhir.Instant) { t.fresh = append(t.fresh, hashKey(key)) })
+		if err != nil {
+			return err
+		}
+	}
+	slices.Sort(t.all)
+	slices.Sort(t.fresh)
+	return g.agents(ctx)
+}
+
+// agents adds what the Provenance in the export refers to: who made something.
+func (g *gathering) agents(ctx context.Context) error {
+	if len(g.referred) == 0 {
+		return nil
+	}
+	sec := store.Section{Kind: store.Live, Type: provenanceType}
+	of := func(c store.Choice, since fhir.Instant) (found []fhir.Key, err error) {
+		err = g.s.Choosing(c).References(ctx, sec, since, g.r.Upto, func(k fhir.Key) { found = append(found, k) })
+		return found, err
+	}
+	sent, err := of(store.Choice{Refer: g.c.targets.refer}, g.r.Since)
+	if err != nil {
+		return err
+	}
+	if err := g.close(ctx, sent, fhir.None); err != nil {
+		return err
+	}
+	if news, err := g.changed(); err != nil || !news || g.r.Since == fhir.None {
+		return err
+	}
+	all := func(key fhir.Key) (fhir.Instant, bool) { _, ok := g.c.targets.refer(key); return fhir.None, ok }
+	found, err := of(store.Choice{Refer: all}, fhir.None)
+	if err != nil {
+		return err
+	}
+	return g.close(ctx, found, g.r.Since)
+}
+
+// gather hands over the rows in some Patients' compartments.
+func (g *gathering) gather(ctx context.Context, patients map[string]fhir.Instant, since fhir.Instant, fn func(fhir.Key, fhir.Instant)) error {
+	if len(patients) == 0 {
+		return nil
+	}
+	rows := g.s.Choosing(store.Choice{Patients: patients})
+	for _, sec := range g.r.sections(g.s, store.Live, nil) {
+		if !fhir.InPatientCompartment(sec.Type) || sec.Type == provenanceType {
+			continue
+		}
+		if err := rows.Rows(ctx, sec, since, g.r.Upto, fn); err != nil {
+			return fmt.Errorf("find the resources of an export: %w", err)
+		}
+	}
+	return nil
+}
