@@ -158,9 +158,8 @@ func (w *ward) change(t *testing.T) store.Change {
 	}
 }
 
-// belongs lists what an export of Group/0 must hold: an oracle that walks
-// through the resources as they are.
-func (w *ward) belongs() []string {
+// members are those of Group/0, and of the Groups in it.
+func (w *ward) members() map[string]bool {
 	members, groups := map[string]bool{}, map[string]bool{}
 	var walk func(ref string)
 	walk = func(ref string) {
@@ -179,6 +178,13 @@ func (w *ward) belongs() []string {
 		}
 	}
 	walk("Group/0")
+	return members
+}
+
+// belongs lists what an export of Group/0 must hold: an oracle that walks
+// through the resources as they are.
+func (w *ward) belongs() []string {
+	members := w.members()
 	refers := func(ref, field string) string {
 		to, _ := w.live[ref][field].(map[string]any)
 		s, _ := to["reference"].(string)
@@ -272,6 +278,56 @@ func TestGroupChain(t *testing.T) {
 				if t.Failed() {
 					return
 				}
+			}
+		})
+	}
+}
+
+// TestGroupChainDeletions: what a member had at the last export and has been
+// deleted since is told, whatever became of the membership.
+func TestGroupChainDeletions(t *testing.T) {
+	for seed := range uint64(4) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			m := newMachine(t)
+			w := &ward{r: rand.New(rand.NewPCG(seed, 17)), live: map[string]map[string]any{}}
+			for w.live["Group/0"] == nil {
+				m.apply(w.change(t))
+			}
+			client, since := map[string]string{}, ""
+			for round := range 25 {
+				was := w.members()
+				subject := map[string]string{}
+				for ref, b := range w.live {
+					if to, ok := b["subject"].(map[string]any); ok && strings.HasPrefix(ref, "Observation/") {
+						subject[ref] = to["reference"].(string)
+					}
+				}
+				changed := map[string]bool{}
+				var groups []string
+				for range w.r.IntN(14) {
+					ch := w.change(t)
+					if !ch.Delete {
+						changed[ch.Key.String()] = true
+					}
+					if ch.Key.Type.String() == "Group" {
+						groups = append(groups, fmt.Sprintf("%s %v", ch.Key, ch.Members))
+					}
+					m.apply(ch)
+				}
+				news := m.exportOf("/Group/0/", since)
+				for ref, p := range subject {
+					if since == "" || changed[ref] || w.live[ref] != nil || !was[p] || client[ref] == "" {
+						continue
+					}
+					if !slices.Contains(news.gone, ref) {
+						t.Fatalf("round %d: %s of %s, a member at the last export, was deleted and is not told; Groups: %v", round, ref, p, groups)
+					}
+				}
+				for _, ref := range news.gone {
+					delete(client, ref)
+				}
+				maps.Copy(client, news.rows)
+				since = "?_since=" + news.at
 			}
 		})
 	}

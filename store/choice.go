@@ -24,6 +24,8 @@ type Choice struct {
 	Keys map[fhir.Key]fhir.Instant
 	// Outside: Keys count only where they lie in nobody's compartment.
 	Outside bool
+	// Nobodys: rows in nobody's compartment count as well.
+	Nobodys bool
 	// Refer tells of what rows refer to whether they count for that, and behind
 	// which change instant.
 	Refer func(fhir.Key) (after fhir.Instant, ok bool)
@@ -95,6 +97,8 @@ func (c *choosing) look(s *seg, b, to int) look {
 		return apart
 	case c.Keys != nil && c.Patients == nil:
 		return none
+	case c.Nobodys && k.Loose > 0:
+		return apart
 	case k.Loose == k.Rows:
 		return none
 	case c.Patients != nil && c.passes(s, b, to):
@@ -183,6 +187,9 @@ func (c *choosing) behind(d *segment.Directory, b int, sec segment.Section, sinc
 	behind := make([]fhir.Instant, len(links.Cells))
 	for i := range behind {
 		behind[i] = always
+		if c.Nobodys && len(links.Patients.Of(i)) == 0 {
+			behind[i] = since
+		}
 		for _, p := range links.Patients.Of(i) {
 			behind[i] = min(behind[i], after[p])
 		}

@@ -158,7 +158,7 @@ func randomChoice(r *rand.Rand, since fhir.Instant) Choice {
 	for range r.IntN(20) {
 		patients[fmt.Sprintf("p%d", r.IntN(44))] = []fhir.Instant{since, since, fhir.None}[r.IntN(3)]
 	}
-	return Choice{Patients: patients, Keys: keys, Outside: r.IntN(2) == 0}
+	return Choice{Patients: patients, Keys: keys, Outside: r.IntN(2) == 0, Nobodys: r.IntN(4) == 0}
 }
 
 // A visible is a row that is visible at a snapshot.
@@ -240,6 +240,9 @@ func picks(c Choice, v visible, since fhir.Instant) (in bool, after fhir.Instant
 			if a, ok := c.Patients[p]; ok {
 				in, after = true, min(after, a)
 			}
+		}
+		if c.Nobodys && len(v.patients) == 0 {
+			in, after = true, min(after, since)
 		}
 		if a, ok := c.Keys[v.key]; ok && (!c.Outside || len(v.patients) == 0) {
 			in, after = true, min(after, a)
@@ -337,9 +340,9 @@ func TestRoster(t *testing.T) {
 		soon.Start, over.End = at(25), at(15)
 		names[at(25)], names[at(15)] = "25", "15"
 		version(10, member("a"), member("b"), soon, over, member("e"), fhir.Member{Start: fhir.None, End: fhir.None})
-		version(20, member("a"), inactive, soon, over)                                        // e goes, b pauses, d's time is over
-		version(30, member("b"), member("a"), soon, member("d"), fhir.Member{Ref: "Group/h"}) // b and d come back
-		version(40, member("b"), member("a"), soon, member("d"), fhir.Member{Ref: "Group/h"}) // the same
+		version(20, member("a"), inactive, soon, over)                                                                          // e goes, b pauses, d's time is over
+		version(30, member("b"), member("a"), soon, member("d"), fhir.Member{Ref: "Group/h", Start: fhir.None, End: fhir.None}) // b and d come back
+		version(40, member("b"), member("a"), soon, member("d"), fhir.Member{Ref: "Group/h", Start: fhir.None, End: fhir.None}) // the same
 		f.advance(time.Minute)
 		told := func(since int) string {
 			t.Helper()
@@ -349,14 +352,12 @@ func TestRoster(t *testing.T) {
 			if since > 0 {
 				from = at(since)
 			}
-			r, err := s.Roster("g", from)
-			if err != nil {
-				t.Fatal(err)
-			}
+			r := rosterOf(t, s, "g", from)
 			var list []string
 			for _, ref := range slices.Sorted(maps.Keys(r.Members)) {
-				m := r.Members[ref]
-				list = append(list, fmt.Sprintf("%s %s..%s", strings.TrimPrefix(ref, "Patient/"), names[m.Joined], names[m.Left]))
+				for _, m := range r.Members[ref] {
+					list = append(list, fmt.Sprintf("%s %s..%s", strings.TrimPrefix(ref, "Patient/"), names[m.Joined], names[m.Left]))
+				}
 			}
 			if err := db.Unpin(t.Context(), "job"); err != nil {
 				t.Fatal(err)
@@ -364,7 +365,8 @@ func TestRoster(t *testing.T) {
 			return fmt.Sprintf("%s: %s", r.Body, strings.Join(list, ", "))
 		}
 		want := map[int]string{
-			0:  `{"resourceType":"Group","id":"g","n":40}: Group/h 30..-, a 10..-, b 30..-, c 25..-, d 30..-, e -..20`,
+			0:  `{"resourceType":"Group","id":"g","n":40}: Group/h 30..-, a 10..-, b 30..-, c 25..-, d 30..-`,
+			17: `{"resourceType":"Group","id":"g","n":40}: Group/h 30..-, a 10..-, b 10..20, b 30..-, c 25..-, d 30..-, e 10..20`,
 			25: `{"resourceType":"Group","id":"g","n":40}: Group/h 30..-, a 10..-, b 30..-, c 25..-, d 30..-`,
 		}
 		check := func(when string) {
@@ -389,8 +391,11 @@ func TestRoster(t *testing.T) {
 		f.advance(time.Minute)
 		s := pinNow(t, db, "job")
 		defer s.Close()
-		if _, err := s.Roster("g", fhir.None); !errors.Is(err, ErrUnknown) {
-			t.Errorf("of a deleted Group: %v", err)
+		if r := rosterOf(t, s, "g", fhir.None); r.Body != nil || len(r.Members) > 0 {
+			t.Errorf("of a deleted Group: %+v", r)
+		}
+		if r := rosterOf(t, s, "g", at(41)); r.Body != nil || len(r.Members["Patient/a"]) != 1 || r.Members["Patient/a"][0].Left != f.lastInstant() {
+			t.Errorf("of a Group that was deleted since: %+v", r)
 		}
 	})
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -24,26 +25,36 @@ type membership struct {
 }
 
 // A member is listed since the change instant of the version that first does so
-// after an absence (decisions: joining).
+// after an absence (decisions: joining), and is one in its periods only.
 type member struct {
-	Since fhir.Instant `json:"since"`
-	period
+	Since   fhir.Instant `json:"since"`
+	Periods []period     `json:"periods,omitempty"` // none: always
 }
 
-// period is when a member is one; zero: open.
-type period struct {
-	Start fhir.Instant `json:"start,omitempty"`
-	End   fhir.Instant `json:"end,omitempty"`
+// A period is the first and the last instant of a time in which somebody is a
+// member; None and forever where it is open.
+type period [2]fhir.Instant
+
+const forever fhir.Instant = math.MaxInt64
+
+func (p period) holds(at fhir.Instant) bool { return p[0] <= at && at <= p[1] }
+
+func periodOf(m fhir.Member) period {
+	p := period{m.Start, m.End}
+	if m.End == fhir.None {
+		p[1] = forever
+	}
+	return p
 }
 
 // A regrouped is the line of an internal row that says how a version of a Group
 // changed its membership.
 type regrouped struct {
-	Group   string            `json:"group"`
-	Joined  []string          `json:"joined,omitempty"`
-	Left    []string          `json:"left,omitempty"`
-	Periods map[string]period `json:"periods,omitempty"` // of members that have one now, or had another
-	Was     map[string]member `json:"was,omitempty"`     // before, where it changed
+	Group   string              `json:"group"`
+	Joined  []string            `json:"joined,omitempty"`
+	Left    []string            `json:"left,omitempty"`
+	Periods map[string][]period `json:"periods,omitempty"` // of members that have some now, or had others
+	Was     map[string]member   `json:"was,omitempty"`     // before, where it changed
 }
 
 // apply does to m what the row says.
@@ -57,8 +68,7 @@ func (m *membership) apply(r *regrouping) {
 	}
 	for ref, p := range r.line.Periods {
 		if n, ok := m.Members[ref]; ok {
-			n.period = p
-			m.Members[ref] = n
+			m.Members[ref] = member{n.since(r.at), p}
 		}
 	}
 }
@@ -71,11 +81,60 @@ func (m *membership) undo(r *regrouping) {
 	maps.Copy(m.Members, r.line.Was)
 }
 
-// over tells whether the period has ended.
-func (p period) over(at fhir.Instant) bool { return p.End != 0 && p.End < at }
+// active tells whether n is a member at an instant.
+func (n member) active(at fhir.Instant) bool {
+	return len(n.Periods) == 0 || slices.ContainsFunc(n.Periods, func(p period) bool { return p.holds(at) })
+}
 
-// ahead tells whether the period has not begun.
-func (p period) ahead(at fhir.Instant) bool { return p.Start > at }
+// since is when the stay began in which n is at an instant.
+func (n member) since(at fhir.Instant) fhir.Instant {
+	for _, p := range n.Periods {
+		if p.holds(at) {
+			return max(n.Since, p[0])
+		}
+	}
+	return n.Since
+}
+
+// ahead is what the periods say of an instant and all later ones: that a stay
+// goes on says nothing of when it began.
+func (n member) ahead(at fhir.Instant) (list []period) {
+	for _, p := range n.Periods {
+		if p[1] < at {
+			continue
+		}
+		if p[0] <= at {
+			p[0] = fhir.None
+		}
+		list = append(list, p)
+	}
+	if len(n.Periods) > 0 && list == nil {
+		return []period{{forever, fhir.None}} // never again, and not always
+	}
+	if slices.Equal(list, []period{{fhir.None, forever}}) {
+		return nil
+	}
+	return list
+}
+
+// stays are the times in which n was a member up to an instant, exclusive; the
+// last is open if it was one then.
+func (n member) stays(until fhir.Instant) (list []Stay) {
+	periods := n.Periods
+	if len(periods) == 0 {
+		periods = []period{{fhir.None, forever}}
+	}
+	for _, p := range periods {
+		t := Stay{max(n.Since, p[0]), fhir.None}
+		if p[1] < until-1 {
+			t.Left = p[1] + 1
+		}
+		if t.Joined < until && (t.Left == fhir.None || t.Joined < t.Left) {
+			list = append(list, t)
+		}
+	}
+	return list
+}
 
 func (m membership) encode() []byte { return mustJSON(m) }
 
@@ -86,24 +145,23 @@ func (c *commit) regroup(ch *Change, r *segment.Row) error {
 		return err
 	}
 	next := membership{Seq: old.Seq, Members: members(ch, r.Instant)}
-	line := regrouped{Group: r.Key.String(), Periods: map[string]period{}, Was: map[string]member{}}
+	line := regrouped{Group: r.Key.String(), Periods: map[string][]period{}, Was: map[string]member{}}
 	for ref, n := range next.Members {
 		was, listed := old.Members[ref]
-		switch {
-		case !listed:
-			line.Joined = append(line.Joined, ref)
-		case was.over(r.Instant), was.Start != n.Start && was.ahead(r.Instant): // it was none till now
-			line.Joined = append(line.Joined, ref)
-		case was.Start != n.Start && n.ahead(r.Instant): // it is none any more till then
-			line.Joined, line.Left = append(line.Joined, ref), append(line.Left, ref)
-		default:
-			n.Since = was.Since
+		switch ahead := n.ahead(r.Instant); {
+		case listed && slices.Equal(ahead, was.ahead(r.Instant)):
+			next.Members[ref] = was
+			continue
+		case listed && was.active(r.Instant) && n.active(r.Instant):
+			n = member{was.since(r.Instant), ahead}
 			next.Members[ref] = n
+		default: // what it was, if anything, ends here
+			line.Joined = append(line.Joined, ref)
 		}
-		if n.period != was.period || n.Since != was.Since && n.period != (period{}) {
-			line.Periods[ref] = n.period
+		if len(n.Periods) > 0 || !slices.Equal(n.Periods, was.Periods) {
+			line.Periods[ref] = n.Periods
 		}
-		if listed && n != was {
+		if listed {
 			line.Was[ref] = was
 		}
 	}
@@ -122,40 +180,46 @@ func (c *commit) regroup(ch *Change, r *segment.Row) error {
 	return nil
 }
 
-// members is who a version of a Group lists.
+// members is who a version of a Group lists. Who is listed more than once is a
+// member in each of the periods.
 func members(ch *Change, at fhir.Instant) map[string]member {
 	list := map[string]member{}
 	if ch.Delete {
 		return list
 	}
+	always := map[string]bool{}
 	for _, m := range ch.Members {
-		p := period{orZero(m.Start), orZero(m.End)}
-		if m.Ref == "" || m.Inactive || p.over(at) {
+		p := periodOf(m)
+		switch {
+		case m.Ref == "" || m.Inactive || p[1] < at:
 			continue // named by an identifier only, or no member any more
+		case p == period{fhir.None, forever}:
+			always[m.Ref] = true
 		}
-		if twice, ok := list[m.Ref]; ok {
-			p = twice.with(p)
+		n := list[m.Ref]
+		list[m.Ref] = member{at, append(n.Periods, p)}
+	}
+	for ref, n := range list {
+		if n.Periods = merged(n.Periods); always[ref] {
+			n.Periods = nil
 		}
-		list[m.Ref] = member{at, p}
+		list[ref] = n
 	}
 	return list
 }
 
-// with is the period of somebody who is listed twice: from the first start to
-// the last end.
-func (p period) with(q period) period {
-	p.Start = min(p.Start, q.Start)
-	if p.End != 0 && (q.End == 0 || q.End > p.End) {
-		p.End = q.End
+// merged sorts periods and joins those that touch.
+func merged(list []period) []period {
+	slices.SortFunc(list, func(a, b period) int { return cmp.Compare(a[0], b[0]) })
+	out := list[:0]
+	for _, p := range list {
+		if n := len(out); n > 0 && (out[n-1][1] == forever || p[0] <= out[n-1][1]+1) {
+			out[n-1][1] = max(out[n-1][1], p[1])
+			continue
+		}
+		out = append(out, p)
 	}
-	return p
-}
-
-func orZero(i fhir.Instant) fhir.Instant {
-	if i == fhir.None {
-		return 0
-	}
-	return i
+	return out
 }
 
 // group is a Group's membership before the version being applied.
@@ -168,69 +232,101 @@ func (c *commit) group(id string) (membership, error) {
 
 // A Roster is who is, or was since some instant, a member of a Group.
 type Roster struct {
-	Body    []byte            // the Group itself
-	Members map[string]Member // by reference: Patient/…, Group/… and others
+	Body    []byte            // the Group itself; nil if there is none any more
+	Members map[string][]Stay // by reference: Patient/…, Group/… and others
 }
 
-// A Member of a Roster.
-type Member struct {
-	Joined fhir.Instant // a change instant, or the start of the period if that is later
-	Left   fhir.Instant // None while it is a member at the watermark
+// A Stay is a time in which somebody is a member: from a change instant, or the
+// start of a period if that is later, up to but without the other.
+type Stay struct {
+	Joined fhir.Instant
+	Left   fhir.Instant // None while it lasts
 }
 
-// Roster is a Group at the snapshot's watermark, with those who have left since.
-// ErrUnknown if there is no such Group.
-func (s *Snapshot) Roster(id string, since fhir.Instant) (Roster, error) {
-	body, err := s.Resource(fhir.Key{Type: groupType, ID: id})
+// Rosters tells who was a member of which Group, from an instant up to a
+// snapshot's watermark.
+type Rosters struct {
+	s       *Snapshot
+	since   fhir.Instant
+	changes map[string][]regrouping // since then, also behind the watermark, by Group
+	next    uint64                  // the sequence number behind them
+}
+
+// Rosters reads how all Groups have changed since an instant; None asks for
+// members at the watermark only.
+func (s *Snapshot) Rosters(since fhir.Instant) (*Rosters, error) {
+	r := &Rosters{s: s, since: since}
+	if since == fhir.None || since > s.pin.Watermark {
+		r.since = s.pin.Watermark
+	}
+	return r, r.read()
+}
+
+func (r *Rosters) read() error {
+	r.s.db.mu.Lock()
+	now := r.s.db.snapshot(always)
+	r.next = r.s.db.meta.NextSeq
+	r.s.db.mu.Unlock()
+	r.changes = map[string][]regrouping{}
+	err := now.regroupings(r.since, func(x regrouping) { r.changes[x.id] = append(r.changes[x.id], x) })
+	for _, list := range r.changes {
+		slices.SortFunc(list, func(a, b regrouping) int { return cmp.Compare(a.seq, b.seq) })
+	}
+	return errors.Join(err, now.Close())
+}
+
+// Of is the Roster of a Group. What is committed may be ahead of the watermark,
+// so its membership is followed back to the beginning, and forward from there.
+func (r *Rosters) Of(id string) (Roster, error) {
+	out := Roster{Members: map[string][]Stay{}}
+	body, err := r.s.Resource(fhir.Key{Type: groupType, ID: id})
+	if err != nil && !errors.Is(err, ErrUnknown) {
+		return out, err
+	}
+	out.Body = body
+	m, err := r.s.db.membership(id)
 	if err != nil {
-		return Roster{}, err
+		return out, err
 	}
-	m, changes, err := s.membership(id, since)
-	if err != nil {
-		return Roster{}, err
-	}
-	r, w := Roster{Body: body, Members: map[string]Member{}}, s.pin.Watermark
-	for ref, n := range m.Members {
-		one := Member{max(n.Since, n.Start), fhir.None}
-		if n.over(w) {
-			one.Left = n.End + 1
-		}
-		if one.Joined <= w && (one.Left == fhir.None || one.Left > since) {
-			r.Members[ref] = one
+	if m.Seq >= r.next { // it has changed since we read
+		if err := r.read(); err != nil {
+			return out, err
 		}
 	}
-	for _, x := range changes {
-		for _, ref := range x.line.Left {
-			if _, is := r.Members[ref]; !is {
-				r.Members[ref] = Member{fhir.None, x.at}
+	changes := slices.DeleteFunc(slices.Clone(r.changes[id]), func(x regrouping) bool { return x.seq > m.Seq })
+	for _, x := range slices.Backward(changes) {
+		m.undo(&x)
+	}
+	take := func(ref string, t Stay) {
+		if t.Left == fhir.None || t.Left > r.since {
+			out.Members[ref] = append(out.Members[ref], t)
+		}
+	}
+	for i := range changes {
+		x := &changes[i]
+		if x.at > r.s.pin.Watermark {
+			break
+		}
+		gone := x.ends()
+		for ref, was := range x.line.Was {
+			for _, t := range was.stays(x.at) {
+				if t.Left == fhir.None && !gone[ref] {
+					continue // it goes on
+				}
+				if t.Left == fhir.None {
+					t.Left = x.at
+				}
+				take(ref, t)
 			}
 		}
+		m.apply(x)
 	}
-	return r, nil
-}
-
-// membership is a Group's at the snapshot's watermark, and how it changed
-// since. What is committed may be ahead of the watermark: that is taken back.
-func (s *Snapshot) membership(id string, since fhir.Instant) (m membership, until []regrouping, err error) {
-	if m, err = s.db.membership(id); err != nil {
-		return m, nil, err
-	}
-	now := s.db.snapshotNow() // not older than m, and so with all that m has applied
-	defer func() { err = errors.Join(err, now.Close()) }()
-	changes, err := now.regroupings(id, min(since, s.pin.Watermark))
-	if err != nil {
-		return m, nil, err
-	}
-	slices.SortFunc(changes, func(a, b regrouping) int { return cmp.Compare(a.seq, b.seq) })
-	for i := len(changes) - 1; i >= 0; i-- {
-		switch x := &changes[i]; {
-		case x.at <= s.pin.Watermark:
-			until = append(until, *x)
-		case x.seq <= m.Seq:
-			m.undo(x)
+	for ref, n := range m.Members {
+		for _, t := range n.stays(r.s.pin.Watermark + 1) {
+			take(ref, t)
 		}
 	}
-	return m, until, nil
+	return out, nil
 }
 
 // membership is what the index has of a Group's.
@@ -257,25 +353,25 @@ func readMembership(r pebble.Reader, id string) (membership, error) {
 	return m, nil
 }
 
-// regroupings are the changes of a Group's membership since an instant.
-func (s *Snapshot) regroupings(id string, since fhir.Instant) (list []regrouping, err error) {
+// regroupings calls fn for the changes of Groups' memberships since an instant.
+func (s *Snapshot) regroupings(since fhir.Instant, fn func(regrouping)) error {
 	sec := segment.Section{Kind: segment.Internal, Type: segment.Memberships}
 	ext, err := s.Extents(sec, since, s.pin.Watermark)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	for _, e := range ext {
 		of, err := regroupings(s.seg(segment.ID(e.Segment)), e.Block, s.pin.Closed)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		for _, x := range of {
-			if x.id == id && x.at > since {
-				list = append(list, x)
+			if x.at > since {
+				fn(x)
 			}
 		}
 	}
-	return list, nil
+	return nil
 }
 
 // Resource is the body of a resource as it is at the snapshot's watermark.
@@ -301,6 +397,15 @@ type regrouping struct {
 	id   string
 	at   fhir.Instant
 	line regrouped
+}
+
+// ends tells whose membership the row ends, be it for another.
+func (x *regrouping) ends() map[string]bool {
+	gone := make(map[string]bool, len(x.line.Left)+len(x.line.Joined))
+	for _, ref := range slices.Concat(x.line.Left, x.line.Joined) {
+		gone[ref] = true
+	}
+	return gone
 }
 
 func regroupings(g *seg, b int, closed segment.Bound) (list []regrouping, err error) {

@@ -68,15 +68,15 @@ func (s *Snapshot) Kept(name string, sum uint32) ([]byte, error) {
 	return data, nil
 }
 
-// Lives tells whether there is such a resource. It goes by the newest version,
-// which the watermark may not show yet.
-func (s *Snapshot) Lives(key fhir.Key) (lives bool, err error) {
+// Known tells whether there is such a resource, or was and its deletion is still
+// known.
+func (s *Snapshot) Known(key fhir.Key) (known bool, err error) {
 	err = s.db.whileOpen(func() error {
 		st, err := readState(s.db.kv, key, s.db.origins())
-		lives = st != nil && st.Kind == segment.Live
+		known = st != nil && st.Kind != segment.Internal
 		return err
 	})
-	return lives, err
+	return known, err
 }
 
 // readState is what the index has of a resource, nil if nothing.

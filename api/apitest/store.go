@@ -260,6 +260,8 @@ func (p *Snapshot) counts(r *row, since, upto fhir.Instant) bool {
 		return r.c > since
 	case c.Patients == nil && c.Keys == nil && c.Refer == nil:
 		return r.c > since && len(r.Patients) > 0
+	case c.Nobodys && len(r.Patients) == 0 && r.c > since:
+		return true
 	}
 	for _, id := range r.Patients {
 		if after, ok := c.Patients[id]; ok && r.c > after {
@@ -275,33 +277,44 @@ func (p *Snapshot) counts(r *row, since, upto fhir.Instant) bool {
 	})
 }
 
-// Roster implements export.Snapshot: who a version of the Group lists is a
-// member from it to the next.
-func (p *Snapshot) Roster(id string, since fhir.Instant) (store.Roster, error) {
+// Rosters implements export.Snapshot.
+func (p *Snapshot) Rosters(since fhir.Instant) (export.Rosters, error) { return rosters{p, since}, nil }
+
+type rosters struct {
+	p     *Snapshot
+	since fhir.Instant
+}
+
+// Of implements export.Rosters: who a version of the Group lists is a member
+// from it to the next.
+func (r rosters) Of(id string) (store.Roster, error) {
 	key := groupKey(id)
-	body, err := p.Resource(key)
-	r := store.Roster{Body: body, Members: map[string]store.Member{}}
-	for _, v := range p.rows {
-		if v.key != key || v.c > p.watermark {
+	body, err := r.p.Resource(key)
+	if errors.Is(err, store.ErrUnknown) {
+		body, err = nil, nil
+	}
+	out := store.Roster{Body: body, Members: map[string][]store.Stay{}}
+	for _, v := range r.p.rows {
+		if v.key != key || v.c > r.p.watermark {
 			continue
 		}
-		for ref, m := range r.Members {
-			if m.Left == fhir.None && !slices.Contains(v.Members, ref) {
-				r.Members[ref] = store.Member{Joined: m.Joined, Left: v.c}
+		for ref, stays := range out.Members {
+			if last := &stays[len(stays)-1]; last.Left == fhir.None && !slices.Contains(v.Members, ref) {
+				last.Left = v.c
 			}
 		}
 		for _, ref := range v.Members {
-			if m, ok := r.Members[ref]; !ok || m.Left != fhir.None {
-				r.Members[ref] = store.Member{Joined: v.c, Left: fhir.None}
+			if stays := out.Members[ref]; len(stays) == 0 || stays[len(stays)-1].Left != fhir.None {
+				out.Members[ref] = append(stays, store.Stay{Joined: v.c, Left: fhir.None})
 			}
 		}
 	}
-	for ref, m := range r.Members {
-		if m.Left != fhir.None && m.Left <= since {
-			delete(r.Members, ref)
-		}
+	for ref, stays := range out.Members {
+		out.Members[ref] = slices.DeleteFunc(stays, func(t store.Stay) bool {
+			return t.Left != fhir.None && (t.Left <= r.since || r.since == fhir.None)
+		})
 	}
-	return r, err
+	return out, err
 }
 
 func groupKey(id string) fhir.Key {
@@ -319,10 +332,9 @@ func (p *Snapshot) Resource(key fhir.Key) ([]byte, error) {
 	return nil, store.ErrUnknown
 }
 
-// Lives implements export.Snapshot.
-func (p *Snapshot) Lives(key fhir.Key) (bool, error) {
-	_, err := p.Resource(key)
-	return err == nil, nil
+// Known implements export.Snapshot.
+func (p *Snapshot) Known(key fhir.Key) (bool, error) {
+	return slices.ContainsFunc(p.rows, func(r row) bool { return r.key == key }), nil
 }
 
 // References implements export.Snapshot.

@@ -28,6 +28,8 @@ type choosing struct {
 func (c *choosing) of(s Snapshot, list List, t fhir.Type) Snapshot {
 	keys := map[fhir.Key]fhir.Instant{}
 	switch {
+	case list == Deleted && fhir.Referred(t) && fhir.InPatientCompartment(t):
+		return s.Choosing(store.Choice{Patients: c.deleted, Nobodys: true})
 	case list == Deleted && (fhir.Referred(t) || t == provenanceType):
 		return s // whenever the type is asked for (decisions.md 4)
 	case list == Deleted:
@@ -60,7 +62,7 @@ var groupType, _ = fhir.ParseType("Group")
 // what may hold their rows. progress is told how far it is, as a share of 1.
 func choose(ctx context.Context, s Snapshot, r *rule, l Limits, progress func(float64)) (selection, error) {
 	q := r.Pending
-	who, err := q.cohort(s)
+	who, err := q.cohort(ctx, s)
 	if err != nil {
 		return nil, err
 	}
@@ -98,17 +100,21 @@ type gathering struct {
 	r        *rule
 	progress func(float64)
 
-	blocks, done int // that are looked at
-	referred     []store.Section
+	blocks, done int             // that are looked at
+	referred     []store.Section // of the types that go because something refers to them
 	files        selection
 }
 
 // measure finds out how much there is to do.
 func (g *gathering) measure(types []fhir.Type) {
+	wanted := false
 	for _, sec := range g.r.sections(g.s, store.Live, nil) {
-		if fhir.Referred(sec.Type) && g.asks(types, sec.Type) {
-			g.referred = append(g.referred, sec)
+		if fhir.Referred(sec.Type) {
+			g.referred, wanted = append(g.referred, sec), wanted || g.asks(types, sec.Type)
 		}
+	}
+	if !wanted {
+		g.referred = nil
 	}
 	for _, sec := range g.r.sections(g.s, store.Live, nil) {
 		if fhir.InPatientCompartment(sec.Type) && len(g.referred) > 0 {
@@ -164,33 +170,51 @@ func (g *gathering) changed() (bool, error) {
 	return false, nil
 }
 
-// referredBy lists what the Patients' rows behind an instant refer to.
-func (g *gathering) referredBy(ctx context.Context, after fhir.Instant) ([]fhir.Key, error) {
+// referredBy lists what the Patients' rows behind an instant refer to, and what
+// the Group itself does. Other Groups' references are nobody's business: they
+// name their members.
+func (g *gathering) referredBy(ctx context.Context, after fhir.Instant) (map[fhir.Key]bool, error) {
 	patients := make(map[string]fhir.Instant, len(g.c.live))
 	for id, own := range g.c.live {
 		patients[id] = min(own, after)
 	}
-	rows := g.s.Choosing(store.Choice{Patients: patients})
-	var found []fhir.Key
+	found := map[fhir.Key]bool{}
 	for _, sec := range g.r.sections(g.s, store.Live, nil) {
-		if !fhir.InPatientCompartment(sec.Type) {
+		c := store.Choice{Patients: patients}
+		switch {
+		case !fhir.InPatientCompartment(sec.Type):
 			continue
+		case sec.Type == groupType:
+			c = store.Choice{Keys: map[fhir.Key]fhir.Instant{{Type: groupType, ID: g.c.group}: after}}
 		}
-		err := rows.References(ctx, sec, after, g.r.Upto, func(k fhir.Key) { found = append(found, k) })
-		if err != nil {
-			return nil, fmt.Errorf("find what %s refers to: %w", sec.Type, err)
+		if err := g.refer(ctx, c, sec, after, found); err != nil {
+			return nil, err
 		}
 		g.step(sec)
 	}
 	return found, nil
 }
 
+// refer adds what chosen rows of a section refer to of the types that go for
+// that.
+func (g *gathering) refer(ctx context.Context, c store.Choice, sec store.Section, after fhir.Instant, found map[fhir.Key]bool) error {
+	err := g.s.Choosing(c).References(ctx, sec, after, g.r.Upto, func(k fhir.Key) {
+		if fhir.Referred(k.Type) {
+			found[k] = true
+		}
+	})
+	if err != nil {
+		return fmt.Errorf("find what %s refers to: %w", sec.Type, err)
+	}
+	return nil
+}
+
 // close adds resources that count behind an instant, and all that they refer to.
-func (g *gathering) close(ctx context.Context, found []fhir.Key, after fhir.Instant) error {
+func (g *gathering) close(ctx context.Context, found map[fhir.Key]bool, after fhir.Instant) error {
 	for len(found) > 0 {
 		fresh := map[fhir.Key]fhir.Instant{}
-		for _, k := range found {
-			if have, known := g.c.refs[k]; fhir.Referred(k.Type) && (!known || after < have) {
+		for k := range found {
+			if have, known := g.c.refs[k]; !known || after < have {
 				g.c.refs[k], fresh[k] = after, after
 			}
 		}
@@ -219,14 +243,12 @@ func (g *gathering) close(ctx context.Context, found []fhir.Key, after fhir.Inst
 }
 
 // referredByKeys lists what some resources refer to, each behind its instant.
-func (g *gathering) referredByKeys(ctx context.Context, keys map[fhir.Key]fhir.Instant) (found []fhir.Key, err error) {
-	rows := g.s.Choosing(store.Choice{Keys: keys, Outside: true})
-	for _, sec := range g.r.sections(g.s, store.Live, nil) {
-		if !fhir.Referred(sec.Type) {
-			continue
-		}
-		if err := rows.References(ctx, sec, g.r.Since, g.r.Upto, func(k fhir.Key) { found = append(found, k) }); err != nil {
-			return nil, fmt.Errorf("find what %s refers to: %w", sec.Type, err)
+func (g *gathering) referredByKeys(ctx context.Context, keys map[fhir.Key]fhir.Instant) (map[fhir.Key]bool, error) {
+	found := map[fhir.Key]bool{}
+	for _, sec := range g.referred {
+		// Rows of others are not sent, so nothing goes for what they refer to.
+		if err := g.refer(ctx, store.Choice{Keys: keys, Outside: true}, sec, g.r.Since, found); err != nil {
+			return nil, err
 		}
 	}
 	return found, nil

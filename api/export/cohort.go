@@ -1,6 +1,7 @@
 package export
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -37,22 +38,22 @@ type cohort struct {
 }
 
 // check refuses at the kick-off what cannot be exported.
-func (q *Request) check(s Snapshot) error {
-	if q.Level != Group {
-		for _, id := range q.Patients {
-			lives, err := s.Lives(fhir.Key{Type: patientType, ID: id})
-			if err != nil {
-				return err
-			}
-			if !lives {
-				return unknownPatient()
-			}
-		}
-		return nil
-	}
-	if len(q.Patients) > 0 {
-		_, err := q.cohort(s)
+func (q *Request) check(ctx context.Context, s Snapshot) error {
+	if q.Level == Group && len(q.Patients) > 0 {
+		_, err := q.cohort(ctx, s)
 		return err
+	}
+	for _, id := range q.Patients {
+		known, err := s.Known(fhir.Key{Type: patientType, ID: id})
+		if err != nil {
+			return err
+		}
+		if !known {
+			return unknownPatient()
+		}
+	}
+	if q.Level != Group {
+		return nil
 	}
 	body, err := s.Resource(fhir.Key{Type: groupType, ID: q.Group})
 	if errors.Is(err, store.ErrUnknown) {
@@ -61,7 +62,7 @@ func (q *Request) check(s Snapshot) error {
 	if err != nil {
 		return err
 	}
-	_, err = actualGroup(body)
+	_, err = actualGroup(body, nil)
 	return err
 }
 
@@ -70,11 +71,11 @@ var patientType, _ = fhir.ParseType("Patient")
 func unknownGroup() error { return refused(outcome.NotFound, "there is no such Group") }
 
 // cohort finds out whom a request is about.
-func (q *Request) cohort(s Snapshot) (*cohort, error) {
+func (q *Request) cohort(ctx context.Context, s Snapshot) (*cohort, error) {
 	c := &cohort{live: map[string]fhir.Instant{}, deleted: map[string]fhir.Instant{}}
 	if q.Level == Group {
 		var w walk
-		if err := w.through(s, q.Group, q.Since); err != nil {
+		if err := w.through(ctx, s, q.Group, q.Since); err != nil {
 			return nil, err
 		}
 		c.enrol(&w, q.Since)
@@ -84,15 +85,15 @@ func (q *Request) cohort(s Snapshot) (*cohort, error) {
 	}
 	named := &cohort{live: map[string]fhir.Instant{}, deleted: map[string]fhir.Instant{}, notes: c.notes}
 	for _, id := range q.Patients {
-		after, member := c.live[id]
-		switch {
-		case q.Level != Group:
+		if q.Level != Group {
 			named.live[id], named.deleted[id] = q.Since, q.Since
-		case !member:
-			return nil, unknownPatient()
-		default:
-			named.live[id], named.deleted[id] = after, c.deleted[id]
+			continue
 		}
+		after, member := c.live[id]
+		if !member {
+			return nil, unknownPatient()
+		}
+		named.live[id], named.deleted[id] = after, c.deleted[id]
 	}
 	return named, nil
 }
@@ -108,14 +109,14 @@ func unknownPatient() error {
 func (c *cohort) enrol(w *walk, since fhir.Instant) {
 	for id, stays := range w.patients {
 		for _, t := range stays {
-			if told, is := c.deleted[id]; !is || max(since, t.joined) < told {
-				c.deleted[id] = max(since, t.joined)
+			if told, is := c.deleted[id]; !is || max(since, t.Joined) < told {
+				c.deleted[id] = max(since, t.Joined)
 			}
-			if t.left != fhir.None {
+			if t.Left != fhir.None {
 				continue
 			}
 			after := fhir.None
-			if t.joined <= since {
+			if t.Joined <= since {
 				after = since
 			}
 			if have, is := c.live[id]; !is || after > have {
@@ -126,72 +127,73 @@ func (c *cohort) enrol(w *walk, since fhir.Instant) {
 	w.note(c)
 }
 
-// A stay is a time of membership, along a path of nested Groups.
-type stay struct {
-	joined fhir.Instant
-	left   fhir.Instant // None: it lasts
-}
-
-// within is the part of t that lies in u.
-func (t stay) within(u stay) stay {
-	t.joined = max(t.joined, u.joined)
-	if t.left == fhir.None || u.left != fhir.None && u.left < t.left {
-		t.left = u.left
+// within is the part of t that lies in u, false if none does.
+func within(t, u store.Stay) (store.Stay, bool) {
+	t.Joined = max(t.Joined, u.Joined)
+	if t.Left == fhir.None || u.Left != fhir.None && u.Left < t.Left {
+		t.Left = u.Left
 	}
-	return t
+	return t, t.Left == fhir.None || t.Joined < t.Left
 }
 
-func (t stay) covers(u stay) bool {
-	return t.joined <= u.joined && (t.left == fhir.None || u.left != fhir.None && t.left >= u.left)
+func covers(t, u store.Stay) bool {
+	return t.Joined <= u.Joined && (t.Left == fhir.None || u.Left != fhir.None && t.Left >= u.Left)
 }
 
 // A walk goes through a Group and those nested in it.
 type walk struct {
-	patients map[string][]stay
-	groups   map[string][]stay
-	rosters  map[string]store.Roster
-	others   int // members of other types
-	byName   int // members that are named by an identifier only
-	unknown  int // nested Groups
+	rosters  Rosters
+	known    map[string]store.Roster
+	patients map[string][]store.Stay // along all paths
+	groups   map[string][]store.Stay
+	looked   map[string]bool // Groups that belong to the export
+	others   map[string]bool // members of other types
+	unknown  map[string]bool // nested Groups
+	byName   int             // members that are named by an identifier only, or elsewhere
 }
 
 // through meets all members of a Group. A nested Group is gone through again
 // only for a time that it was not gone through for, so cycles end.
-func (w *walk) through(s Snapshot, id string, since fhir.Instant) error {
-	w.patients, w.groups, w.rosters = map[string][]stay{}, map[string][]stay{}, map[string]store.Roster{}
+func (w *walk) through(ctx context.Context, s Snapshot, id string, since fhir.Instant) (err error) {
+	if w.rosters, err = s.Rosters(since); err != nil {
+		return err
+	}
+	w.known, w.patients, w.groups = map[string]store.Roster{}, map[string][]store.Stay{}, map[string][]store.Stay{}
+	w.looked, w.others, w.unknown = map[string]bool{}, map[string]bool{}, map[string]bool{}
 	type step struct {
 		id   string
-		time stay
+		time store.Stay
 	}
-	for next := []step{{id, stay{fhir.None, fhir.None}}}; len(next) > 0; {
+	for next := []step{{id, store.Stay{Joined: fhir.None, Left: fhir.None}}}; len(next) > 0; {
 		at := next[len(next)-1]
 		next = next[:len(next)-1]
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		if !extend(w.groups, at.id, at.time) {
 			continue
 		}
-		roster, err := w.roster(s, at.id, since)
-		if errors.Is(err, store.ErrUnknown) {
-			if at.id == id {
-				return unknownGroup()
-			}
-			w.unknown++
-			continue
-		}
+		roster, err := w.roster(at.id, at.time.Left == fhir.None)
 		if err != nil {
 			return err
 		}
-		for ref, m := range roster.Members {
-			t := stay{m.Joined, m.Left}.within(at.time)
-			if t.left != fhir.None && (t.left <= since || t.left <= t.joined) {
-				continue
-			}
-			switch typ, member, _ := strings.Cut(ref, "/"); typ {
-			case "Patient":
-				extend(w.patients, member, t)
-			case "Group":
-				next = append(next, step{member, t})
-			default:
-				w.others++
+		if at.id == id && roster.Body == nil {
+			return unknownGroup()
+		}
+		for ref, stays := range roster.Members {
+			for _, t := range stays {
+				t, some := within(t, at.time)
+				if !some {
+					continue
+				}
+				switch typ, member, _ := strings.Cut(ref, "/"); {
+				case typ == "Patient":
+					extend(w.patients, member, t)
+				case typ == "Group":
+					next = append(next, step{member, t})
+				case t.Left == fhir.None:
+					w.others[ref] = true
+				}
 			}
 		}
 	}
@@ -199,30 +201,35 @@ func (w *walk) through(s Snapshot, id string, since fhir.Instant) error {
 }
 
 // extend adds a stay unless one covers it.
-func extend(m map[string][]stay, id string, t stay) bool {
-	if slices.ContainsFunc(m[id], func(have stay) bool { return have.covers(t) }) {
+func extend(m map[string][]store.Stay, id string, t store.Stay) bool {
+	if slices.ContainsFunc(m[id], func(have store.Stay) bool { return covers(have, t) }) {
 		return false
 	}
 	m[id] = append(m[id], t)
 	return true
 }
 
-func (w *walk) roster(s Snapshot, id string, since fhir.Instant) (store.Roster, error) {
-	if r, ok := w.rosters[id]; ok {
+// roster is that of a Group, which must be a list of members if it still belongs
+// to the export. Of one that is deleted or has left, whoever it had counts.
+func (w *walk) roster(id string, belongs bool) (store.Roster, error) {
+	r, met := w.known[id]
+	if !met {
+		var err error
+		if r, err = w.rosters.Of(id); err != nil {
+			return r, err
+		}
+		w.known[id] = r
+	}
+	if !belongs || w.looked[id] {
 		return r, nil
 	}
-	r, err := s.Roster(id, since)
-	if err != nil {
-		return r, err
+	if w.looked[id] = true; r.Body == nil {
+		w.unknown[id] = true
+		return r, nil
 	}
-	n, err := actualGroup(r.Body)
-	if err != nil {
-		return r, err
-	}
+	n, err := actualGroup(r.Body, r.Members)
 	w.byName += n
-	r.Body = nil
-	w.rosters[id] = r
-	return r, nil
+	return r, err
 }
 
 // note says what was met and is not in the export.
@@ -232,43 +239,61 @@ func (w *walk) note(c *cohort) {
 			c.notes = append(c.notes, outcome.Issue{Severity: outcome.Information, Code: outcome.Incomplete, Text: fmt.Sprintf("%s: %d", what, n)})
 		}
 	}
-	say(w.byName, "members that are named by an identifier only, and were not looked up")
-	say(w.unknown, "members that are Groups which are unknown here")
-	say(w.others, "members that are no Patients, whose own data is not exported")
+	say(w.byName, "members that are named by an identifier only, or elsewhere than here, and were not looked up")
+	say(len(w.unknown), "members that are Groups which are unknown here")
+	say(len(w.others), "members that are no Patients, whose own data is not exported")
 }
 
 // actualGroup refuses a Group that lists nobody but defines who belongs to it,
 // and one whose meaning is modified in a way that we do not know (decisions.md
-// 3). It counts the members that are named by an identifier only.
-func actualGroup(body []byte) (byName int, err error) {
+// 3). It counts the members that are none of the known ones.
+func actualGroup(body []byte, known map[string][]store.Stay) (unknown int, err error) {
 	var g struct {
-		Actual     *bool             `json:"actual"`
-		Membership string            `json:"membership"` // since R5
-		Modifiers  []json.RawMessage `json:"modifierExtension"`
-		Member     []struct {
-			Modifiers []json.RawMessage `json:"modifierExtension"`
-			Inactive  bool              `json:"inactive"`
-			Entity    struct {
-				Reference  string          `json:"reference"`
-				Identifier json.RawMessage `json:"identifier"`
-			} `json:"entity"`
-		} `json:"member"`
+		Actual     json.RawMessage   `json:"actual"`
+		Membership json.RawMessage   `json:"membership"` // since R5
+		Modifiers  json.RawMessage   `json:"modifierExtension"`
+		Member     []json.RawMessage `json:"member"`
 	}
 	if err := json.Unmarshal(body, &g); err != nil {
-		return 0, fmt.Errorf("read a Group: %w", store.ErrCorrupt)
+		return 0, refused(outcome.NotSupported, "the Group, or one in it, is no Group of FHIR R4: its member is no array")
 	}
-	if g.Actual != nil && !*g.Actual || g.Membership == "definitional" || g.Membership == "conceptual" {
+	if string(g.Actual) == "false" || string(g.Membership) == `"definitional"` || string(g.Membership) == `"conceptual"` {
 		return 0, refused(outcome.NotSupported, "the Group, or one in it, is no list of members (actual is false, or membership says so): only who is listed can be exported")
 	}
-	modified := len(g.Modifiers)
+	modified := len(g.Modifiers) > 0
 	for _, m := range g.Member {
-		modified += len(m.Modifiers)
-		if m.Entity.Reference == "" && len(m.Entity.Identifier) > 0 && !m.Inactive {
-			byName++
+		var member struct {
+			Modifiers json.RawMessage `json:"modifierExtension"`
+			Inactive  json.RawMessage `json:"inactive"`
+			Entity    struct {
+				Reference string `json:"reference"`
+			} `json:"entity"`
+		}
+		if err := json.Unmarshal(m, &member); err != nil {
+			unknown++ // what is no member in FHIR is none here
+			continue
+		}
+		modified = modified || len(member.Modifiers) > 0
+		if string(member.Inactive) != "true" && known != nil && !isKnown(member.Entity.Reference, known) {
+			unknown++
 		}
 	}
-	if modified > 0 {
+	if modified {
 		return 0, refused(outcome.NotSupported, "the Group, or one in it, has a modifierExtension that is not known here: who belongs to it cannot be told for sure")
 	}
-	return byName, nil
+	return unknown, nil
+}
+
+// isKnown tells whether a reference, whatever stands before it, leads to a
+// member that was or is one, or to one whose time has not come or is over.
+func isKnown(ref string, known map[string][]store.Stay) bool {
+	ref, _, _ = strings.Cut(ref, "/_history/")
+	parts := strings.Split(ref, "/")
+	if len(parts) < 2 {
+		return false
+	}
+	if _, is := known[strings.Join(parts[len(parts)-2:], "/")]; is {
+		return true
+	}
+	return len(parts) == 2 // of ours, but at another time
 }

@@ -133,6 +133,10 @@ func (j *Jobs) Start(ctx context.Context, q Request) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("start an export job: %w", err)
 	}
+	// Not while the snapshot is made: others wait for that.
+	if err := q.check(ctx, s); err != nil {
+		return "", errors.Join(fmt.Errorf("start an export job: %w", err), s.Close(), j.Delete(context.WithoutCancel(ctx), id))
+	}
 	_ = s.Close() // the pin stays; nothing was written that a failure could lose
 	if !planned {
 		j.queue(id)

@@ -23,7 +23,7 @@ func plan(s Snapshot, q Request, l Limits) (rule, error) {
 	r := rule{Level: q.Level, Request: q.URL, Since: q.Since, Upto: upto(s.Watermark(), q.Upto)}
 	if q.chosen() {
 		r.Pending = &q
-		return r, q.check(s)
+		return r, nil
 	}
 	if err := r.add(s, Output, store.Live, q.Types, l); err != nil {
 		return rule{}, err

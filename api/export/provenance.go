@@ -91,12 +91,8 @@ func (g *gathering) agents(ctx context.Context) error {
 		return nil
 	}
 	sec := store.Section{Kind: store.Live, Type: provenanceType}
-	of := func(c store.Choice, since fhir.Instant) (found []fhir.Key, err error) {
-		err = g.s.Choosing(c).References(ctx, sec, since, g.r.Upto, func(k fhir.Key) { found = append(found, k) })
-		return found, err
-	}
-	sent, err := of(store.Choice{Refer: g.c.targets.refer}, g.r.Since)
-	if err != nil {
+	sent := map[fhir.Key]bool{}
+	if err := g.refer(ctx, store.Choice{Refer: g.c.targets.refer}, sec, g.r.Since, sent); err != nil {
 		return err
 	}
 	if err := g.close(ctx, sent, fhir.None); err != nil {
@@ -105,9 +101,9 @@ func (g *gathering) agents(ctx context.Context) error {
 	if news, err := g.changed(); err != nil || !news || g.r.Since == fhir.None {
 		return err
 	}
+	found := map[fhir.Key]bool{}
 	all := func(key fhir.Key) (fhir.Instant, bool) { _, ok := g.c.targets.refer(key); return fhir.None, ok }
-	found, err := of(store.Choice{Refer: all}, fhir.None)
-	if err != nil {
+	if err := g.refer(ctx, store.Choice{Refer: all}, sec, fhir.None, found); err != nil {
 		return err
 	}
 	return g.close(ctx, found, g.r.Since)

@@ -45,17 +45,22 @@ type Snapshot interface {
 	Rows(ctx context.Context, sec store.Section, since, upto fhir.Instant, fn func(key fhir.Key, placed fhir.Instant)) error
 	// Blocks is how much there is of a section.
 	Blocks(sec store.Section) int
-	// Roster is a Group at the watermark, with those who have left since.
-	Roster(id string, since fhir.Instant) (store.Roster, error)
+	// Rosters tells who was a member of which Group since an instant.
+	Rosters(since fhir.Instant) (Rosters, error)
 	// Resource is the body of one; ErrUnknown if there is none.
 	Resource(key fhir.Key) ([]byte, error)
-	// Lives tells whether there is such a resource.
-	Lives(key fhir.Key) (bool, error)
+	// Known tells whether there is such a resource, or was and is deleted.
+	Known(key fhir.Key) (bool, error)
 	// Keep stores data beside a durable snapshot, Kept returns it.
 	Keep(name string, data []byte) (sum uint32, err error)
 	Kept(name string, sum uint32) ([]byte, error)
 	File(ctx context.Context, name string, sec store.Section, since, upto fhir.Instant, ext []store.Extent) (File, error)
 	Close() error
+}
+
+// Rosters are those of all Groups.
+type Rosters interface {
+	Of(id string) (store.Roster, error)
 }
 
 // A File is an output file whose bytes can no longer change.
@@ -92,6 +97,8 @@ func (s stored) Snapshot(id string) (Snapshot, error) {
 type snapshot struct{ *store.Snapshot }
 
 func (s snapshot) Choosing(c store.Choice) Snapshot { return snapshot{s.Snapshot.Choosing(c)} }
+
+func (s snapshot) Rosters(since fhir.Instant) (Rosters, error) { return s.Snapshot.Rosters(since) }
 
 func (s snapshot) File(ctx context.Context, name string, sec store.Section, since, upto fhir.Instant, ext []store.Extent) (File, error) {
 	f, err := s.Snapshot.File(ctx, name, sec, since, upto, ext)
