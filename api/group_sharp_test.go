@@ -375,3 +375,19 @@ func TestGroupEndPassedThenStart(t *testing.T) {
 		t.Errorf("the client keeps Observation/oa: %v", next.gone)
 	}
 }
+
+// TestGroupManyPatients: ten thousand can be named in a request.
+func TestGroupManyPatients(t *testing.T) {
+	m := newMachine(t)
+	m.apply(patient(t, "a"), obs(t, "o", "a", ""), group(t, "g", "", "Patient/a"))
+	named := func(n int) string {
+		one := `{"name":"patient","valueReference":{"reference":"Patient/a"}}`
+		return `{"resourceType":"Parameters","parameter":[` + strings.Repeat(one+",", n-1) + one + `]}`
+	}
+	if code, text, status, _ := m.kick("POST", "/Group/g/", "", named(10_000)); code != http.StatusAccepted || status != http.StatusOK {
+		t.Errorf("10,000: %d %s, then %d", code, text, status)
+	}
+	if code, _, _, _ := m.kick("POST", "/Group/g/", "", named(11_001)); code != http.StatusBadRequest {
+		t.Errorf("11,001: %d", code)
+	}
+}

@@ -43,6 +43,9 @@ func (s *Snapshot) cut(ctx context.Context, f *File, name string, v span, ext []
 	if errors.Is(err, os.ErrNotExist) {
 		parts, err = s.makeCut(ctx, dir, path, v, ext, which)
 	}
+	if err != nil && s.of.revoked.Load() { // an erasure has taken the directory away
+		return ErrRevoked
+	}
 	if err != nil {
 		return hide(fmt.Errorf("recompress blocks without hidden rows: %w", err), s.of.id)
 	}

@@ -67,10 +67,16 @@ func TestErasePinnedAndMerged(t *testing.T) {
 		if err := pinNow(t, db, "job").Close(); err != nil {
 			t.Fatal(err)
 		}
+		if err := db.Amend("job", []byte("an export of anna")); err != nil {
+			t.Fatal(err)
+		}
 		f.advance(time.Hour)
 		rewriteAll(t, db)
 		if done := mustErase(t, db, annaErased); len(done.Jobs) != 1 {
 			t.Errorf("%d jobs were ended", len(done.Jobs))
+		}
+		if rule := db.Pinned()[0].Rule; len(rule) > 0 {
+			t.Errorf("the rule of the job that was ended is still %q", rule)
 		}
 		if where := found(t, fs, "store", "CANARY"); len(where) > 0 {
 			t.Errorf("the canary is in %v", where)

@@ -18,10 +18,13 @@ import (
 // as long as the snapshot is there. It is durable when Keep returns. The checksum
 // belongs into the rule: Kept wants it back.
 func (s *Snapshot) Keep(name string, data []byte) (sum uint32, err error) {
-	if err := s.db.writable(); err != nil {
+	if err := s.db.roomToCut(); err != nil {
 		return 0, err
 	}
 	if err := s.db.writePrivate(s.db.privateDir(s.of.id), name, data); err != nil {
+		if s.of.revoked.Load() { // an erasure has taken the directory away
+			return 0, ErrRevoked
+		}
 		return 0, hide(s.db.unwritten(err), s.of.id)
 	}
 	if s.of.revoked.Load() { // meanwhile: whoever removed the others may have been before us
@@ -52,6 +55,9 @@ func (s *Snapshot) Kept(name string, sum uint32) ([]byte, error) {
 		return nil, ErrRevoked
 	}
 	file, err := s.db.fs.Open(s.db.fs.PathJoin(s.db.privateDir(s.of.id), name))
+	if errors.Is(err, os.ErrNotExist) && s.of.revoked.Load() {
+		return nil, ErrRevoked
+	}
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("%w: a snapshot's %s is gone", ErrCorrupt, name)
 	}

@@ -249,7 +249,7 @@ func (db *DB) revokeOne(p *pinned) (held []*seg, err error) {
 		if !there || gone.Revoked {
 			return nil // its owner was first
 		}
-		gone.Revoked, gone.Segments = true, nil
+		gone.Revoked, gone.Segments, gone.Rule = true, nil, nil // the rule may name Patients
 		if err := db.kv.Set(index.PinKey(p.id), gone.Encode(), pebble.Sync); err != nil {
 			return db.fail(fmt.Errorf("end a snapshot: %w", err))
 		}

@@ -299,3 +299,22 @@ func TestReadOnlyDisk(t *testing.T) {
 		})
 	}
 }
+
+// TestKeepWithoutRoom: what a job keeps beside its snapshot is no use of the
+// reserve.
+func TestKeepWithoutRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := mustOpen(t, "store", Options{FS: vfs.NewMem(), Allowance: time.Millisecond, Reserve: 1 << 20})
+		defer db.Close()
+		f := newFeed(t, db)
+		f.advance(time.Second)
+		f.commit(patientChange("a", fhir.None, "x"))
+		f.advance(time.Minute)
+		s := pinNow(t, db, "job")
+		defer s.Close()
+		db.reserve.give(func() {})()
+		if _, err := s.Keep("selection", []byte("x")); !errors.Is(err, ErrNoRoom) {
+			t.Errorf("kept while the reserve is away: %v", err)
+		}
+	})
+}

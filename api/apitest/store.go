@@ -37,6 +37,7 @@ type Store struct {
 	picking   sync.Mutex
 	picked    map[string][]row
 	fail      error // what Pin, Unpin and Snapshot return
+	broken    error // what References returns
 	writers   []io.Writer
 	short     int // bytes after which files break off, 0: never
 }
@@ -119,6 +120,9 @@ func (s *Store) Revoke() {
 
 // Fail makes the store fail with err, or work again with nil.
 func (s *Store) Fail(err error) { s.mu.Lock(); defer s.mu.Unlock(); s.fail = err }
+
+// Break makes References fail with err, or work again with nil.
+func (s *Store) Break(err error) { s.mu.Lock(); defer s.mu.Unlock(); s.broken = err }
 
 // CutShort makes files break off after n bytes.
 func (s *Store) CutShort(n int) { s.mu.Lock(); defer s.mu.Unlock(); s.short = n }
@@ -344,6 +348,12 @@ func (p *Snapshot) References(ctx context.Context, sec store.Section, since, upt
 	}
 	if p.store.OnRead != nil {
 		p.store.OnRead()
+	}
+	p.store.mu.Lock()
+	broken := p.store.broken
+	p.store.mu.Unlock()
+	if broken != nil {
+		return broken
 	}
 	for i := range p.rows {
 		if r := &p.rows[i]; r.sec == sec && p.counts(r, since, upto) {

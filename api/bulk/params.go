@@ -28,6 +28,10 @@ type param struct {
 // names each resource type in a parameter of its own.
 const maxParams = 1000
 
+// maxBodyParams bounds those of a body: 10,000 Patients can be named in it
+// (decisions.md 6), and all else.
+const maxBodyParams = 10_000 + maxParams
+
 // queryParams reads the parameters of a GET. It is stricter than url.ParseQuery
 // where that would drop something: what a client asked for and did not get may
 // turn a small request into a full one.
@@ -139,8 +143,8 @@ func parameters(body []byte) ([]param, error) {
 	if !ok {
 		return nil, refuse(Invalid, outcome.Structure, "Parameters.parameter is not an array")
 	}
-	if len(items) > maxParams {
-		return nil, refuse(Invalid, outcome.TooCostly, "more than %d parameters in one request", maxParams)
+	if len(items) > maxBodyParams {
+		return nil, refuse(Invalid, outcome.TooCostly, "more than %d parameters in one request", maxBodyParams)
 	}
 	var params []param
 	for i, item := range items {

@@ -18,7 +18,7 @@ const maxNotes = 100
 // is refused (decisions.md 1).
 const maxAhead = fhir.Instant(time.Minute / time.Millisecond)
 
-const known = "known are _type, _since, _until and _outputFormat"
+const known = "known are _type, _since, _until, _outputFormat and, but for the system, patient"
 
 // A reading turns parameters into a request. It goes through all of them
 // before it answers, so that a client learns all its faults at once.
@@ -28,13 +28,14 @@ type reading struct {
 	fromURL bool
 	now     fhir.Instant
 
-	q      export.Request
-	until  bound
-	since  bound
-	seen   map[string]bool
-	values int             // of _type
-	types  []outcome.Issue // faults in them
-	faults []outcome.Issue
+	q        export.Request
+	until    bound
+	since    bound
+	seen     map[string]bool
+	patients map[string]bool
+	values   int             // of _type
+	types    []outcome.Issue // faults in them
+	faults   []outcome.Issue
 }
 
 // A bound is an instant as it was given.
@@ -46,7 +47,7 @@ type bound struct {
 // read understands the parameters of a kick-off (decisions.md 1 and 2).
 func read(params []param, level export.Level, base string, lenient, fromURL bool, now fhir.Instant) (export.Request, error) {
 	none := bound{at: fhir.None}
-	r := &reading{base: base, lenient: lenient, fromURL: fromURL, now: now, since: none, until: none, seen: map[string]bool{}}
+	r := &reading{base: base, lenient: lenient, fromURL: fromURL, now: now, since: none, until: none, seen: map[string]bool{}, patients: map[string]bool{}}
 	r.q.Level = level
 	for _, p := range params {
 		r.param(p)
@@ -89,7 +90,7 @@ func (r *reading) param(p param) {
 			r.fault(outcome.NotSupported, "the parameter %s is not known here, and too like %s to be left out: write %s, or remove it", outcome.Quote(p.name), right, right)
 			return
 		}
-		r.leaveOut(p, "is not known here")
+		r.leaveOutUnknown(p)
 	}
 }
 
@@ -104,10 +105,15 @@ var names = []string{
 // for, and may well not see that it was left out (decisions.md 2). What such a
 // parameter says is not repeated either: it may be a patient's id.
 func meant(name string) string {
+	given := letters(name)
 	for _, right := range names {
-		if letters(name) == letters(right) {
+		if given == letters(right) {
 			return right
 		}
+	}
+	// Whatever says patient or subject means to narrow the answer to somebody.
+	if strings.Contains(given, "patient") || strings.Contains(given, "subject") {
+		return "patient"
 	}
 	return ""
 }
@@ -135,6 +141,16 @@ func (r *reading) leaveOut(p param, why string) {
 	}
 	r.fault(outcome.NotSupported, `the parameter %s with the value %s %s: %s ("Prefer: handling=lenient" leaves it out)`,
 		outcome.Quote(p.name), outcome.Quote(p.value), why, known)
+}
+
+// leaveOutUnknown does so with a parameter that nobody knows. What it says is
+// not repeated: it may be anything.
+func (r *reading) leaveOutUnknown(p param) {
+	if r.lenient {
+		r.note("the parameter %s is not known here and was left out", outcome.Quote(p.name))
+		return
+	}
+	r.fault(outcome.NotSupported, `the parameter %s is not known here: %s ("Prefer: handling=lenient" leaves it out)`, outcome.Quote(p.name), known)
 }
 
 func (r *reading) note(format string, args ...any) {
@@ -200,7 +216,8 @@ func (r *reading) patient(p param) {
 		r.fault(outcome.Value, "a parameter patient came as %s: send it as valueReference", outcome.Quote(p.kind))
 	case !ok:
 		r.fault(outcome.Value, `a parameter patient does not refer to a Patient of this server: right is {"reference":"Patient/[id]"}`)
-	case !slices.Contains(r.q.Patients, id):
+	case !r.patients[id]:
+		r.patients[id] = true
 		r.q.Patients = append(r.q.Patients, id)
 	}
 }

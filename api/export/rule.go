@@ -169,7 +169,7 @@ func decodeRule(b []byte) (rule, error) {
 	if err := json.Unmarshal(b, &form); err != nil {
 		return rule{}, fmt.Errorf("decode the rule: %w", err)
 	}
-	if form.Version != ruleVersion {
+	if form.Version != ruleVersion && form.Version != ruleVersion-1 { // the one before said less
 		return rule{}, fmt.Errorf("the rule has version %d, this program knows %d: was the store used by a newer one?", form.Version, ruleVersion)
 	}
 	if !slices.Contains([]Level{System, Patient, Group}, form.Level) {

@@ -51,10 +51,20 @@ func TestRuleForm(t *testing.T) {
 	if err != nil || string(got) != want {
 		t.Errorf("got  %s (%v)\nwant %s", got, err, want)
 	}
-	for _, bad := range []string{"", "[]", `{"v":1}`, `{"v":3}`, `{"v":2,"files":[{"list":"output","type":"Nothing"}]}`, `{"v":2,"files":[{"list":"error","type":"Patient"}]}`, `{"v":2,"pending":{"types":["Nothing"]}}`, `{"v":2,"level":"planet"}`} {
+	for _, bad := range []string{"", "[]", `{"v":0}`, `{"v":3}`, `{"v":2,"files":[{"list":"output","type":"Nothing"}]}`, `{"v":2,"files":[{"list":"error","type":"Patient"}]}`, `{"v":2,"pending":{"types":["Nothing"]}}`, `{"v":2,"level":"planet"}`} {
 		if _, err := decodeRule([]byte(bad)); err == nil {
 			t.Errorf("%s was read as a rule", bad)
 		}
+	}
+}
+
+// A job that the version before has begun is served to its end.
+func TestRuleOfTheVersionBefore(t *testing.T) {
+	patient, _ := fhir.ParseType("Patient")
+	got, err := decodeRule([]byte(`{"v":1,"request":"r","upto":2,"files":[{"list":"output","type":"Patient","to":1,"rows":5,"bytes":6}]}`))
+	want := rule{Request: "r", Since: fhir.None, Upto: 2, Files: []OutputFile{{Output, patient, 0, 1, 5, 6}}}
+	if diff := cmp.Diff(want, got); err != nil || diff != "" {
+		t.Errorf("%v, -want +got:\n%s", err, diff)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"runtime/debug"
 	"time"
 
 	"tidemark/api/outcome"
@@ -103,17 +104,17 @@ func (j *Jobs) planJob(ctx context.Context, id string) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	j.begin(id, cancel)
-	c, err := choose(ctx, s, &r, j.o.Limits, func(share float64) { j.report(id, share) })
+	c, err := j.choose(ctx, id, s, &r)
 	switch refusal, is := errors.AsType[*Refusal](err); {
 	case is: // of something that the kick-off does not look at: a nested Group
-		r = rule{Level: r.Level, Request: r.Request, Since: r.Since, Upto: r.Upto, Failure: refusal.Issues}
-	case errors.Is(err, store.ErrCorrupt):
-		j.o.Logger.ErrorContext(ctx, "an export job cannot be planned", "err", err)
-		r = rule{Level: r.Level, Request: r.Request, Since: r.Since, Upto: r.Upto, Failure: []outcome.Issue{{
-			Severity: outcome.Fatal, Code: outcome.Exception, Text: "the server cannot read something that this export needs; its log tells what",
-		}}}
-	case err != nil:
+		r = r.failed(refusal.Issues)
+	case ctx.Err() != nil, errors.Is(err, store.ErrRevoked), errors.Is(err, store.ErrClosed):
 		return err
+	case err != nil:
+		j.o.Logger.ErrorContext(ctx, "an export job cannot be planned", "err", err)
+		r = r.failed([]outcome.Issue{{
+			Severity: outcome.Fatal, Code: outcome.Exception, Text: "the server cannot do something that this export needs; its log tells what",
+		}})
 	default:
 		data, err := c.encode()
 		if err != nil {
@@ -130,6 +131,22 @@ func (j *Jobs) planJob(ctx context.Context, id string) error {
 		return err
 	}
 	return j.db.Amend(id, b)
+}
+
+// failed is the rule of a job that cannot be done.
+func (r rule) failed(why []outcome.Issue) rule {
+	return rule{Level: r.Level, Request: r.Request, Since: r.Since, Upto: r.Upto, Failure: why}
+}
+
+// choose plans one job. A panic is a fault of this job alone: without this it
+// would end the process, and the next one, which begins with the same job.
+func (j *Jobs) choose(ctx context.Context, id string, s Snapshot, r *rule) (c selection, err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = fmt.Errorf("panic: %v\n%s", v, debug.Stack())
+		}
+	}()
+	return choose(ctx, s, r, j.o.Limits, func(share float64) { j.report(id, share) })
 }
 
 // selectionName is what a selection is kept under beside its snapshot.

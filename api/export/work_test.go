@@ -150,6 +150,37 @@ func TestDeleteWhilePlanning(t *testing.T) {
 	})
 }
 
+// Whatever goes wrong while a job is planned is that job's end alone.
+func TestPlanningPanics(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for name, fault := range map[string]func(*apitest.Store){
+			"panic": func(*apitest.Store) { panic("a fault of ours") },
+			"error": func(db *apitest.Store) { db.Break(errors.New("what nobody has thought of")) },
+		} {
+			db := groupStore(t)
+			j := export.New(db, export.Options{})
+			stop := runs(t, j)
+			db.OnRead = func() { fault(db) }
+			id := start(t, j, ofGroup("g"))
+			synctest.Wait()
+			db.OnRead = nil
+			db.Break(nil)
+			failed, ok := errors.AsType[*export.FailedError](second(j.Manifest(id)))
+			if !ok || failed.Issues[0].Severity != outcome.Fatal {
+				t.Errorf("%s: no job that failed", name)
+			}
+			id = start(t, j, ofGroup("g"))
+			synctest.Wait()
+			if _, err := j.Manifest(id); err != nil {
+				t.Errorf("%s: the next job: %v", name, err)
+			}
+			stop()
+		}
+	})
+}
+
+func second(_ export.Manifest, err error) error { return err }
+
 // What the disk does not take is tried again; what cannot be done is said.
 func TestPlanningFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
