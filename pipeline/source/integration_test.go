@@ -458,6 +458,7 @@ func TestIntegrationBrokerRestart(t *testing.T) {
 	endTransaction(t, txn, kgo.TryCommit)
 	f.waitRecords(t, id, want...)
 	f.waitRecords(t, other, got{0, "open"})
+	f.waitNext(t, other, 2) // the marker is of the next epoch, and so in an answer of its own
 	if got := f.states[id].LeaderEpoch; got <= epoch {
 		t.Errorf("leader epoch %d after the restart, %d before: it does not rise?", got, epoch)
 	}
