@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -82,6 +83,7 @@ func TestEndToEnd(t *testing.T) {
 	r.catchUp()
 	r.prove()
 	t.Run("Patient level", func(t *testing.T) { patientLevel(t, r) })
+	t.Run("Group level", func(t *testing.T) { groupLevel(t, r) })
 	log, err := os.ReadFile(r.log)
 	if err != nil {
 		t.Fatal(err)
@@ -143,6 +145,59 @@ func patientLevel(t *testing.T, r *rig) {
 	}
 	if len(got) == 0 || outside(got) > 0 {
 		t.Errorf("%d of %d resources, %d of which lie outside", len(got), len(all), outside(got))
+	}
+}
+
+// groupLevel compares the export of a Group with what of the whole system lies
+// in its members' compartments, and looks that all else is referred to.
+func groupLevel(t *testing.T, r *rig) {
+	var scan fhir.Scanner
+	var group fhir.Resource
+	scanned := map[string]fhir.Resource{}
+	for line := range r.linesOf(t, "$export") {
+		res, err := scan.Scan([]byte(line))
+		if err != nil {
+			t.Fatal(err)
+		}
+		scanned[line] = res
+		if res.Key.Type.String() == "Group" && len(res.Members) > len(group.Members) {
+			group = res
+		}
+	}
+	members := map[string]bool{}
+	for _, m := range group.Members {
+		over := m.End != fhir.None && m.End < fhir.FromTime(time.Now())
+		if id, ok := strings.CutPrefix(m.Ref, "Patient/"); ok && !m.Inactive && !over {
+			members[id] = true
+		}
+	}
+	got := r.linesOf(t, group.Key.String()+"/$export")
+	refers := map[fhir.Key]bool{}
+	for line := range got {
+		for _, k := range scanned[line].References {
+			refers[k] = true
+		}
+	}
+	of := 0
+	for line, res := range scanned {
+		theirs := slices.ContainsFunc(res.Patients, func(id string) bool { return members[id] })
+		switch {
+		case res.Key.Type.String() == "Group":
+			theirs = res.Key == group.Key
+		case fhir.Referred(res.Key.Type):
+			theirs = theirs || refers[res.Key]
+		case res.Key.Type.String() == "Provenance" && !theirs:
+			theirs = got[line] // by its targets, which others look into
+		}
+		if theirs != got[line] {
+			t.Errorf("in the export of %s: %t, want %t: %.100s", group.Key, got[line], theirs, line)
+		}
+		if theirs {
+			of++
+		}
+	}
+	if len(members) == 0 || of != len(got) || of == len(scanned) {
+		t.Errorf("%d members, %d resources, %d of which are known, of %d", len(members), len(got), of, len(scanned))
 	}
 }
 
