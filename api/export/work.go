@@ -143,7 +143,7 @@ func (r rule) failed(why []outcome.Issue) rule {
 func (j *Jobs) choose(ctx context.Context, id string, s Snapshot, r *rule) (c selection, err error) {
 	defer func() {
 		if v := recover(); v != nil {
-			err = fmt.Errorf("panic: %v\n%s", v, debug.Stack())
+			err = fmt.Errorf("panic while planning\n%s", debug.Stack()) // not its value: it may hold anything
 		}
 	}()
 	return choose(ctx, s, r, j.o.Limits, func(share float64) { j.report(id, share) })
