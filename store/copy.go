@@ -165,7 +165,7 @@ func writeDurably(fs vfs.FS, dir, name string, data []byte) error {
 	}
 	_, err = out.Write(data)
 	if err := errors.Join(err, segment.SyncClose(out)); err != nil {
-		return err
+		return errors.Join(err, fs.Remove(path+".new"))
 	}
 	return errors.Join(fs.Rename(path+".new", path), segment.SyncDir(fs, dir))
 }

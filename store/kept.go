@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
-	"io"
 	"os"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -37,16 +36,7 @@ func (db *DB) writePrivate(dir, name string, data []byte) error {
 	if err := db.fs.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	path := db.fs.PathJoin(dir, name)
-	file, err := db.fs.Create(path+".tmp", "segment")
-	if err != nil {
-		return err
-	}
-	_, err = file.Write(data)
-	if err := errors.Join(err, file.Sync(), file.Close()); err != nil {
-		return errors.Join(err, db.fs.Remove(path+".tmp"))
-	}
-	return errors.Join(db.fs.Rename(path+".tmp", path), segment.SyncDir(db.fs, dir), segment.SyncDir(db.fs, db.jobsDir()))
+	return errors.Join(writeDurably(db.fs, dir, name, data), segment.SyncDir(db.fs, db.jobsDir()))
 }
 
 // Kept is what Keep stored.
@@ -54,18 +44,13 @@ func (s *Snapshot) Kept(name string, sum uint32) ([]byte, error) {
 	if s.of.revoked.Load() {
 		return nil, ErrRevoked
 	}
-	file, err := s.db.fs.Open(s.db.fs.PathJoin(s.db.privateDir(s.of.id), name))
-	if errors.Is(err, os.ErrNotExist) && s.of.revoked.Load() {
+	data, err := readFile(s.db.fs, s.db.fs.PathJoin(s.db.privateDir(s.of.id), name))
+	switch missing := errors.Is(err, os.ErrNotExist); {
+	case missing && s.of.revoked.Load():
 		return nil, ErrRevoked
-	}
-	if errors.Is(err, os.ErrNotExist) {
+	case missing:
 		return nil, fmt.Errorf("%w: a snapshot's %s is gone", ErrCorrupt, name)
-	}
-	if err != nil {
-		return nil, hide(err, s.of.id)
-	}
-	data, err := io.ReadAll(file)
-	if err := errors.Join(err, file.Close()); err != nil {
+	case err != nil:
 		return nil, hide(err, s.of.id)
 	}
 	if crc32.ChecksumIEEE(data) != sum {

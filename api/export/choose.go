@@ -311,17 +311,3 @@ func decodeSelection(b []byte) (selection, error) {
 	}
 	return c, nil
 }
-
-func instantForm(i fhir.Instant) *int64 {
-	if i == fhir.None {
-		return nil
-	}
-	return new(int64(i))
-}
-
-func instantOf(i *int64) fhir.Instant {
-	if i == nil {
-		return fhir.None
-	}
-	return fhir.Instant(*i)
-}

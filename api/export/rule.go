@@ -199,6 +199,21 @@ func decodeRule(b []byte) (rule, error) {
 	return r, nil
 }
 
+// instantForm and instantOf keep None as null.
+func instantForm(i fhir.Instant) *int64 {
+	if i == fhir.None {
+		return nil
+	}
+	return new(int64(i))
+}
+
+func instantOf(i *int64) fhir.Instant {
+	if i == nil {
+		return fhir.None
+	}
+	return fhir.Instant(*i)
+}
+
 // upto is where an export with this _until ends (decisions.md 1): what changed
 // later belongs to the next window, whatever compaction made of it meanwhile.
 func upto(watermark, until fhir.Instant) fhir.Instant {
