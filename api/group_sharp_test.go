@@ -82,6 +82,14 @@ func (m *machine) kick(method, path, query, body string) (int, string, int, stri
 	}
 }
 
+// passes waits until the watermark has passed an instant.
+func (m *machine) passes(at fhir.Instant) {
+	m.t.Helper()
+	for m.db.Status().Watermark <= at {
+		m.apply()
+	}
+}
+
 func (m *machine) errorsOf(manifestText string) (text string) {
 	var doc struct{ Error []struct{ URL string } }
 	m.must(json.Unmarshal([]byte(manifestText), &doc))
@@ -127,11 +135,10 @@ func TestGroupShortStay(t *testing.T) {
 // Whose period ended before the window, and who is taken off the list in it.
 func TestGroupPeriodEndedBefore(t *testing.T) {
 	m := newMachine(t)
-	end := time.Now().Add(300 * time.Millisecond).UTC().Format("2006-01-02T15:04:05.000Z")
+	end := m.db.Now() + 300
 	m.apply(patient(t, "a"), patient(t, "b"), obs(t, "ob", "b", ""),
-		group(t, "g", "", "Patient/a", fmt.Sprintf(`{"entity":{"reference":"Patient/b"},"period":{"end":%q}}`, end)))
-	time.Sleep(500 * time.Millisecond)
-	m.apply(patient(t, "c"))
+		group(t, "g", "", "Patient/a", fmt.Sprintf(`{"entity":{"reference":"Patient/b"},"period":{"end":%q}}`, end.String())))
+	m.passes(end)
 	first := m.exportOf("/Group/g/", "")
 	if first.rows["Observation/ob"] != "" {
 		t.Fatal("setup: b is a member still")
@@ -235,12 +242,11 @@ func TestGroupEndOfEpoch(t *testing.T) {
 // Listed twice, with a time between.
 func TestGroupTwicePeriods(t *testing.T) {
 	m := newMachine(t)
-	at := func(d time.Duration) string { return time.Now().Add(d).UTC().Format("2006-01-02T15:04:05.000Z") }
+	end := m.db.Now() + 300
 	m.apply(patient(t, "b"), obs(t, "ob", "b", ""), group(t, "g", "",
-		fmt.Sprintf(`{"entity":{"reference":"Patient/b"},"period":{"end":%q}}`, at(300*time.Millisecond)),
-		fmt.Sprintf(`{"entity":{"reference":"Patient/b"},"period":{"start":%q}}`, at(1000*time.Hour))))
-	time.Sleep(600 * time.Millisecond)
-	m.apply(patient(t, "c"))
+		fmt.Sprintf(`{"entity":{"reference":"Patient/b"},"period":{"end":%q}}`, end.String()),
+		fmt.Sprintf(`{"entity":{"reference":"Patient/b"},"period":{"start":%q}}`, (end+3600_000_000).String())))
+	m.passes(end)
 	if e := m.exportOf("/Group/g/", ""); e.rows["Observation/ob"] != "" {
 		t.Errorf("b is between two memberships, its data is sent")
 	}
