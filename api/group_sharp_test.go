@@ -349,13 +349,13 @@ func TestGroupSameBytes(t *testing.T) {
 // Store: TestGroupStartPassedThenRewritten, seen by a client.
 func TestGroupStartPassed(t *testing.T) {
 	m := newMachine(t)
-	at := time.Now().Add(400 * time.Millisecond).UTC().Format("2006-01-02T15:04:05.000Z")
-	m.apply(patient(t, "a"), obs(t, "oa", "a", ""), group(t, "g", "", fmt.Sprintf(`{"entity":{"reference":"Patient/a"},"period":{"start":%q}}`, at)))
+	start := m.db.Now() + 3000 // long enough for an export
+	m.apply(patient(t, "a"), obs(t, "oa", "a", ""), group(t, "g", "", fmt.Sprintf(`{"entity":{"reference":"Patient/a"},"period":{"start":%q}}`, start.String())))
 	first := m.exportOf("/Group/g/", "")
 	if first.rows["Observation/oa"] != "" {
 		t.Fatal("setup")
 	}
-	time.Sleep(700 * time.Millisecond)
+	m.passes(start)
 	m.apply(group(t, "g", "", "Patient/a"))
 	next, full := m.exportOf("/Group/g/", "?_since="+first.at), m.exportOf("/Group/g/", "")
 	if full.rows["Observation/oa"] != "" && next.rows["Observation/oa"] == "" {
@@ -367,15 +367,15 @@ func TestGroupStartPassed(t *testing.T) {
 // and who is then given a later start, has left nowhere.
 func TestGroupEndPassedThenStart(t *testing.T) {
 	m := newMachine(t)
-	at := func(d time.Duration) string { return time.Now().Add(d).UTC().Format("2006-01-02T15:04:05.000Z") }
-	m.apply(patient(t, "a"), obs(t, "oa", "a", ""), group(t, "g", "", fmt.Sprintf(`{"entity":{"reference":"Patient/a"},"period":{"end":%q}}`, at(800*time.Millisecond))))
+	end := m.db.Now() + 3000 // long enough for an export
+	m.apply(patient(t, "a"), obs(t, "oa", "a", ""), group(t, "g", "", fmt.Sprintf(`{"entity":{"reference":"Patient/a"},"period":{"end":%q}}`, end.String())))
 	first := m.exportOf("/Group/g/", "")
 	if first.rows["Observation/oa"] == "" {
 		t.Fatal("setup")
 	}
 	m.apply(deletion(t, "Observation/oa"))
-	time.Sleep(time.Second)
-	m.apply(group(t, "g", "", fmt.Sprintf(`{"entity":{"reference":"Patient/a"},"period":{"start":%q}}`, at(time.Hour))))
+	m.passes(end)
+	m.apply(group(t, "g", "", fmt.Sprintf(`{"entity":{"reference":"Patient/a"},"period":{"start":%q}}`, (end + 3600_000).String())))
 	next := m.exportOf("/Group/g/", "?_since="+first.at)
 	if !slices.Contains(next.gone, "Observation/oa") {
 		t.Errorf("the client keeps Observation/oa: %v", next.gone)
