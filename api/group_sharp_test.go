@@ -375,7 +375,7 @@ func TestGroupEndPassedThenStart(t *testing.T) {
 	}
 	m.apply(deletion(t, "Observation/oa"))
 	m.passes(end)
-	m.apply(group(t, "g", "", fmt.Sprintf(`{"entity":{"reference":"Patient/a"},"period":{"start":%q}}`, (end + 3600_000).String())))
+	m.apply(group(t, "g", "", fmt.Sprintf(`{"entity":{"reference":"Patient/a"},"period":{"start":%q}}`, (end+3600_000).String())))
 	next := m.exportOf("/Group/g/", "?_since="+first.at)
 	if !slices.Contains(next.gone, "Observation/oa") {
 		t.Errorf("the client keeps Observation/oa: %v", next.gone)
