@@ -164,7 +164,7 @@ func (s *Store) Pin(_ context.Context, id string, expires time.Time, rule func(e
 	if s.fail != nil {
 		return nil, s.fail
 	}
-	p := &Snapshot{store: s, id: id, watermark: s.watermark, epoch: s.epoch, created: time.Now(), expires: expires, rows: slices.Clone(s.rows), open: 1, kept: map[string][]byte{}}
+	p := &Snapshot{store: s, id: id, watermark: s.watermark, forgotten: s.forgotten, epoch: s.epoch, created: time.Now(), expires: expires, rows: slices.Clone(s.rows), open: 1, kept: map[string][]byte{}}
 	var err error
 	if p.rule, err = rule(p); err != nil {
 		return nil, err
@@ -238,6 +238,7 @@ type Snapshot struct {
 	store            *Store
 	id               string
 	watermark        fhir.Instant
+	forgotten        fhir.Instant
 	epoch            uint64
 	created, expires time.Time
 	rule             []byte
@@ -250,7 +251,7 @@ type Snapshot struct {
 
 // Choosing implements export.Snapshot.
 func (p *Snapshot) Choosing(c store.Choice) export.Snapshot {
-	return &Snapshot{store: p.store, watermark: p.watermark, rows: p.rows, choice: &c}
+	return &Snapshot{store: p.store, watermark: p.watermark, forgotten: p.forgotten, rows: p.rows, choice: &c}
 }
 
 // counts tells whether a row is one of the window's and of the choice.
@@ -406,14 +407,14 @@ func (p *Snapshot) Kept(name string, sum uint32) ([]byte, error) {
 // Watermark and the others implement export.Snapshot.
 func (p *Snapshot) Watermark() fhir.Instant { return p.watermark }
 
-// Forgotten is what Forget said last.
-func (p *Snapshot) Forgotten() fhir.Instant { return p.store.forgotten }
+// Forgotten is what Forget had said before.
+func (p *Snapshot) Forgotten() fhir.Instant { return p.forgotten }
 
 // Epoch is the store's.
 func (p *Snapshot) Epoch() uint64 { return p.epoch }
 
-// Rule is what was pinned.
-func (p *Snapshot) Rule() []byte { return p.rule }
+// Rule is what was pinned, or what it was amended to.
+func (p *Snapshot) Rule() []byte { p.store.mu.Lock(); defer p.store.mu.Unlock(); return p.rule }
 
 // Expires is when it may be unpinned.
 func (p *Snapshot) Expires() time.Time { return p.expires }
