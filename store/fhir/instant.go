@@ -99,6 +99,13 @@ type timespan struct {
 	cut        bool // a fraction finer than a millisecond was cut off
 }
 
+// ParseSpan reads a FHIR date, dateTime or instant of any precision: it covers
+// first to last, both included. A date without a zone is taken as UTC.
+func ParseSpan[T string | []byte](s T) (first, last Instant, ok bool) {
+	d, ok := parseDateTime(s)
+	return d.start, d.end, ok
+}
+
 // parseDateTime reads a FHIR dateTime of any precision. A date without a zone
 // is taken as UTC. A leap second is the first one of the next minute.
 func parseDateTime[T string | []byte](s T) (timespan, bool) {

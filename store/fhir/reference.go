@@ -20,6 +20,12 @@ func localPart(ref []byte, bases []string) []byte {
 	return nil
 }
 
+// ParseReference takes a literal reference apart, whatever its type is. An
+// absolute one leads to a resource of ours under one of our bases only.
+func ParseReference(ref []byte, bases []string) (typ, id []byte, ok bool) {
+	return referenceTarget(ref, bases)
+}
+
 // referenceTarget takes a literal reference apart: Type/id, with or without
 // /_history/version. Anything else (#contained, urn:uuid:…, Type?search) names
 // no resource that we could find, and so gives no edge.

@@ -1,0 +1,154 @@
+package search
+
+import (
+	"math"
+	"strconv"
+	"strings"
+)
+
+// A number compares as far as it was written: 5.4 is all from 5.35 to 5.45, but
+// for prefixes that say where it ends (FHIR R4, "number").
+type number struct {
+	prefix      string
+	want, about interval[float64]
+}
+
+func newNumber(prefix, text string) (number, bool) {
+	if strings.ContainsAny(text, "xXpP_iInN") { // numbers to Go, not to FHIR
+		return number{}, false
+	}
+	x, err := strconv.ParseFloat(text, 64)
+	if err != nil {
+		return number{}, false
+	}
+	digits, exponent, _ := strings.Cut(strings.ToLower(text), "e")
+	scale, _ := strconv.Atoi(exponent)
+	if _, fraction, ok := strings.Cut(digits, "."); ok {
+		scale -= len(fraction)
+	}
+	half := math.Pow(10, float64(scale)) / 2
+	n := number{prefix, interval[float64]{x, x}, interval[float64]{x - math.Abs(x)/10, x + math.Abs(x)/10}}
+	if prefix == "eq" || prefix == "ne" {
+		n.want = interval[float64]{bound(x - half), math.Nextafter(bound(x+half), math.Inf(-1))}
+	}
+	return n, true
+}
+
+// bound is the float64 nearest to the decimal that was meant: 5.4-0.05 would be
+// 5.3500000000000005.
+func bound(x float64) float64 {
+	y, err := strconv.ParseFloat(strconv.FormatFloat(x, 'g', 15, 64), 64)
+	if err != nil {
+		return x
+	}
+	return y
+}
+
+func (n number) holds(said interval[float64]) bool { return compare(n.prefix, said, n.want, n.about) }
+
+func float(raw []byte) (float64, bool) {
+	x, err := strconv.ParseFloat(string(raw), 64)
+	return x, err == nil
+}
+
+type numberTest struct{ number }
+
+func parseNumber(p *parameter, text string) (test, error) {
+	n, ok := newNumber(prefixed(unescape(text)))
+	if !ok {
+		return nil, wrong("%q is not a value of the search parameter %s: right is a number, after one of %v", shown(text), p.code, prefixes)
+	}
+	return numberTest{n}, nil
+}
+
+func (t numberTest) matches(v value) bool {
+	x, ok := float(v.raw)
+	return ok && t.holds(interval[float64]{x, x})
+}
+
+// A quantityTest compares numbers of one unit; none are converted.
+type quantityTest struct {
+	number
+	system, code string // "": any
+}
+
+func parseQuantity(p *parameter, text string) (test, error) {
+	parts := splitUnescaped(text, '|')
+	n, ok := newNumber(prefixed(unescape(parts[0])))
+	switch {
+	case !ok:
+		return nil, wrong("%q is not a value of the search parameter %s: right is number, number|system|code or number||code, after one of %v", shown(text), p.code, prefixes)
+	case len(parts) == 1:
+		return quantityTest{number: n}, nil
+	case len(parts) != 3:
+		return nil, wrong("a value of the search parameter %s has %d parts: right is number, number|system|code or number||code", p.code, len(parts))
+	}
+	return quantityTest{n, unescape(parts[1]), unescape(parts[2])}, nil
+}
+
+func (t quantityTest) matches(v value) bool {
+	if v.raw[0] != '{' {
+		return false
+	}
+	switch v.typ {
+	case "Money":
+		x, ok := numberOf(v.raw, "value")
+		return ok && t.isUnit("urn:iso:std:iso:4217", text(v.raw, "currency"), nil) && t.holds(interval[float64]{x, x})
+	case "Range":
+		return t.inRange(v.raw)
+	}
+	said, ok := quantityOf(v.raw)
+	return ok && t.unit(v.raw) && t.holds(said)
+}
+
+// quantityOf is the value of a Quantity, of one with a comparator all that it may
+// be.
+func quantityOf(raw []byte) (interval[float64], bool) {
+	x, ok := numberOf(raw, "value")
+	said := interval[float64]{x, x}
+	switch string(text(raw, "comparator")) {
+	case "<":
+		said = interval[float64]{math.Inf(-1), math.Nextafter(x, math.Inf(-1))}
+	case "<=":
+		said.first = math.Inf(-1)
+	case ">":
+		said = interval[float64]{math.Nextafter(x, math.Inf(1)), math.Inf(1)}
+	case ">=":
+		said.last = math.Inf(1)
+	}
+	return said, ok
+}
+
+// inRange compares a Range, whose ends may be open.
+func (t quantityTest) inRange(raw []byte) bool {
+	said, fits, some := interval[float64]{math.Inf(-1), math.Inf(1)}, true, false
+	end := func(name string, to *float64) {
+		member(raw, name, func(v []byte) {
+			if x, ok := numberOf(v, "value"); ok {
+				*to, some = x, true
+				fits = fits && t.unit(v)
+			}
+		})
+	}
+	end("low", &said.first)
+	end("high", &said.last)
+	return some && fits && t.holds(said)
+}
+
+func (t quantityTest) unit(raw []byte) bool {
+	return t.isUnit(string(text(raw, "system")), text(raw, "code"), text(raw, "unit"))
+}
+
+// isUnit compares a unit: its code in a system, or as it is shown if no system is
+// asked for.
+func (t quantityTest) isUnit(system string, code, unit []byte) bool {
+	if t.system != "" && t.system != system {
+		return false
+	}
+	return t.code == "" || string(code) == t.code || t.system == "" && string(unit) == t.code
+}
+
+func numberOf(raw []byte, name string) (x float64, ok bool) {
+	member(raw, name, func(v []byte) { x, ok = float(v) })
+	return x, ok
+}

@@ -1,0 +1,121 @@
+package search
+
+import (
+	"strings"
+	"testing"
+
+	"tidemark/store/fhir"
+)
+
+func match(t *testing.T, query, body string) bool {
+	t.Helper()
+	q, err := Parse(query, Env{Bases: []string{"http://here/fhir"}, Now: 1767225600000}) // 2026-01-01
+	if err != nil {
+		t.Fatalf("%s: %v", query, err)
+	}
+	var s fhir.Scanner
+	r, err := s.Scan([]byte(body))
+	if err != nil {
+		t.Fatalf("%s: %v", body, err)
+	}
+	return New(q).Matcher().Match(r.Body)
+}
+
+// TestMatch names what a search must find (+) and must not (-) in one resource.
+func TestMatch(t *testing.T) {
+	for _, c := range []struct{ name, body, queries string }{
+		{"token", `{"resourceType":"Observation","id":"a","status":"final","code":{"coding":[{"system":"http://loinc.org","code":"1-8"},{"system":"urn:x","code":"Y","display":"Blood gäs"}],"text":"Blood"},"category":[{"coding":[{"code":"none"}]}]}`, `
+			+code=1-8 +code=http://loinc.org|1-8 -code=|1-8 +code=http://loinc.org| -code=urn:other|1-8 +code=y +code=urn:x|y
+			-code=1 +code=9,1-8 -code=9&code=1-8 +code:not=9 -code:not=1-8 -code:not=9,1-8 +code:missing=false -code:missing=true
+			+method:missing=true -method:missing=false +method:not=a +category=none +category=|none -category=x|none +code:text=bLOOD +code:text=blood%20gas -code:text=lood
+			+status=final +status=http://hl7.org/fhir/observation-status|final -status=http://x|final -status=|final +status=FINAL
+			+_id=a -_id=A +_id=b,a +combo-code=1-8 -component-code=1-8`},
+		{"identifier and telecom", `{"resourceType":"Patient","id":"p","active":true,"deceasedBoolean":false,"gender":"male","identifier":[{"system":"urn:mrn","value":"7,8|9"},{"value":"plain","type":{"text":"Driver"}}],"telecom":[{"system":"phone","value":"555"},{"system":"email","value":"a@b"}],"generalPractitioner":[{"reference":"Practitioner/1"}]}`, `
+			+identifier=7\,8\|9 +identifier=urn:mrn|7\,8\|9 -identifier=7 -identifier=9 +identifier=|plain -identifier=|7\,8\|9 +identifier:text=driv
+			+phone=555 -email=555 +telecom=555 +telecom=phone|555 -telecom=email|555 +email=A@B +active=true -active=false -deceased=true +deceased:not=true
+			+gender=male +gender:not=female +general-practitioner=1 +general-practitioner=Practitioner/1 -general-practitioner=Organization/1
+			+general-practitioner:Practitioner=1 -general-practitioner:Organization=1 +general-practitioner=http://here/fhir/Practitioner/1 -general-practitioner=http://there/fhir/Practitioner/1`},
+		{"text", `{"resourceType":"Patient","id":"p","name":[{"family":"Müller-Lüdenscheidt","given":["Ann\u0061","Léa"],"text":"x"}],"address":[{"line":["1 Main St"],"city":"Ulm"}],"birthDate":"1970-05","deceasedDateTime":"2020-02-03T04:05:06+01:00"}`, `
+			+family=muller +family=MÜLLER -family=luden +family:contains=lude +family:exact=Müller-Lüdenscheidt -family:exact=müller-Lüdenscheidt +given=anna +given=lea +name=anna -name=bob +name=mull
+			+address=1%20main +address=ulm -address=main +address-city=u +deceased=true
+			+birthdate=1970 +birthdate=1970-05 -birthdate=1970-05-01 +birthdate=gt1970-05-01 +birthdate=lt1970-05-31 +birthdate=ge1970-05 -birthdate=sa1970-05-01 +birthdate=sa1970-04 +birthdate=eb1970-06 -birthdate=eb1970-05-30 +birthdate=ne1970-05-01 -birthdate=ne1970
+			+death-date=2020-02-03 +death-date=2020-02-03T03:05 +death-date=2020-02-03T04:05:06%2B01:00 -death-date=2020-02-03T04:05 +death-date=2020-02-03T03:05:06Z +death-date=ap2020-06-01 -death-date=ap2023-06-01`},
+		{"periods", `{"resourceType":"Encounter","id":"e","status":"finished","class":{"code":"AMB"},"period":{"start":"2025-03-01T10:00:00Z"},"subject":{"reference":"http://here/fhir/Patient/1/_history/2","identifier":{"system":"s","value":"v"}}}`, `
+			+date=gt2030 +date=ge2025 -date=lt2025-03-01 +date=lt2025-03-02 -date=2025 +date=ne2025 -date=eb2099 +date=sa2024 +class=amb
+			+patient=1 +subject=Patient/1 +subject:Patient=1 -subject:Group=1 +subject:identifier=s|v -subject:identifier=x|v +patient=Patient/1 -patient=2`},
+		{"numbers", `{"resourceType":"Observation","id":"a","status":"final","code":{},"valueQuantity":{"value":5.35,"unit":"mg","system":"http://unitsofmeasure.org","code":"mg/dL"},"effectiveTiming":{"event":["2026-01-05","2026-01-09"]},"component":[{"code":{},"valueQuantity":{"value":90,"comparator":"<"}}]}`, `
+			+value-quantity=5.4 -value-quantity=5.3 +value-quantity=5.35 -value-quantity=5.36 +value-quantity=gt5.3 -value-quantity=gt5.35 +value-quantity=ge5.35 +value-quantity=le5.35 -value-quantity=lt5.35 +value-quantity=ap5.5 -value-quantity=ap6
+			+value-quantity=5.35|http://unitsofmeasure.org|mg/dL -value-quantity=5.35|http://unitsofmeasure.org|mg -value-quantity=5.35|http://x|mg/dL +value-quantity=5.35||mg +value-quantity=5.35||mg/dL -value-quantity=5.35||kg -value-quantity=ne5.35 +value-quantity=5.35||
+			+component-value-quantity=lt90 -component-value-quantity=gt90 -component-value-quantity=90 +component-value-quantity=gt10
+			+date=2026-01 -date=2026-01-05 +date=gt2026-01-08 +date=sa2026-01-04 -date=sa2026-01-05`},
+		{"meta", `{"id":"a","meta":{"lastUpdated":"2026-01-01T00:00:00.5Z","tag":[{"system":"s","code":"t"}],"profile":["http://p|1.0"],"source":"urn:src#1"},"resourceType":"Basic","code":{"coding":[null,{"code":"\u0041"}]}}`, `
+			+_lastUpdated=2026 -_lastUpdated=gt2026-01-01T00:00:00Z +_lastUpdated=gt2026-01-01T00:00:00.500Z -_lastUpdated=gt2026-01-01T00:00:00.600Z +_lastUpdated=ge2026-01-01T00:00:00Z +_tag=s|t +_profile=http://p +_profile=http://p|1.0 -_profile=http://p|2 -_profile=http +_source=urn:src%231 -_source=urn:src +code=a`},
+		{"claims", `{"resourceType":"ExplanationOfBenefit","id":"x","billablePeriod":{"start":"2025-01-01","end":"2025-01-31"},"item":[{"servicedDate":"2025-06-01"},{"servicedPeriod":{"start":"2024-01-01","end":"2024-01-02"}}],"type":{"coding":[{"code":"pharmacy"}]}}`, `
+			+service-date=2025-01 +service-date=2025-06-01 +service-date=eb2024-02 -service-date=gt2025-06-01 +service-start-date=2024-01-01 -service-start-date=2024-01-02 +type=pharmacy +type=pharmacy&service-date=ge2025-06-01 +billable-period-start=2025-01-01`},
+	} {
+		typ := strings.Split(strings.Split(c.body, `"resourceType":"`)[1], `"`)[0]
+		for _, q := range strings.Fields(c.queries) {
+			want := q[0] == '+'
+			if got := match(t, typ+"?"+q[1:], c.body); got != want {
+				t.Errorf("%s: %s: got %t", c.name, q, got)
+			}
+		}
+	}
+}
+
+func TestSeveral(t *testing.T) {
+	env := Env{}
+	parse := func(s string) *Query {
+		q, err := Parse(s, env)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return q
+	}
+	m := New(parse("Patient?gender=male&active=true"), parse("Patient?gender:not=male")).Matcher()
+	for body, want := range map[string]bool{
+		`{"resourceType":"Patient","id":"1","gender":"male"}`:               false,
+		`{"resourceType":"Patient","id":"2","gender":"male","active":true}`: true,
+		`{"resourceType":"Patient","id":"3","gender":"female"}`:             true,
+		`{"resourceType":"Patient","id":"4"}`:                               true,
+	} {
+		if got := m.Match([]byte(body)); got != want {
+			t.Errorf("%s: %t", body, got)
+		}
+	}
+}
+
+func TestFaults(t *testing.T) {
+	for query, want := range map[string]string{
+		"Patient":                         "not of the form",
+		"Patients?a=b":                    "not a resource type",
+		"Patient?":                        "no parameter follows",
+		"Patient?nope=1":                  "not a search parameter of Patient",
+		"Patient?_sort=a":                 "cannot be part of a filter",
+		"Patient?_has:Observation:code=1": "_has is not supported",
+		"Patient?organization.name=x":     "chained",
+		"Patient?organization:Organization.name=x": "not supported",
+		"Patient?gender:in=x":                      ":in of the search parameter gender is not supported",
+		"Patient?gender:above=x":                   "not supported",
+		"Patient?birthdate=01/02/2020":             "right is a date",
+		"Patient?birthdate=gt2020-13":              "right is a date",
+		"Patient?gender=":                          "has no value",
+		"Patient?gender=male,":                     "an empty value",
+		"Patient?gender=a|b|c":                     "more than one |",
+		"Patient?gender=|":                         "alone",
+		"Patient?gender:missing=maybe":             "right is true or false",
+		"Patient?phonetic=a":                       "not supported",
+		"Patient?general-practitioner=a/b/c/d":     "not a reference",
+		"Observation?code-value-quantity=a$1":      "(composite) is not supported",
+		"Observation?value-quantity=abc":           "right is number",
+		"Observation?value-quantity=0x1p2":         "right is number",
+		"Observation?value-quantity=1|mg":          "has 2 parts",
+		"Patient?name=%zz":                         "broken percent-escape",
+		"Location?near=1":                          "(special) is not supported",
+	} {
+		_, err := Parse(query, Env{})
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: got %v, want %q", query, err, want)
+		}
+	}
+}

@@ -1,0 +1,102 @@
+package search
+
+// A tokenTest compares codes, literally but without regard to case (FHIR R4,
+// "token").
+type tokenTest struct {
+	system   string
+	anywhere bool   // whatever the system
+	code     string // "": any
+}
+
+// exists is the type of paths that only tell whether something is there.
+const exists = "exists"
+
+func parseToken(p *parameter, text string) (test, error) {
+	if p.paths[0].typ == exists {
+		return parseExists(p, text)
+	}
+	parts := splitUnescaped(text, '|')
+	switch {
+	case len(parts) == 1:
+		return tokenTest{anywhere: true, code: unescape(text)}, nil
+	case len(parts) > 2:
+		return nil, wrong("a value of the search parameter %s has more than one |: right is system|code; a | in either is written \\|", p.code)
+	case parts[0] == "" && parts[1] == "":
+		return nil, wrong("a value of the search parameter %s is | alone: right is system|code, |code, system| or code", p.code)
+	}
+	return tokenTest{system: unescape(parts[0]), code: unescape(parts[1])}, nil
+}
+
+func (t tokenTest) matches(v value) bool {
+	switch v.typ {
+	case "CodeableConcept":
+		return has(v.raw, "coding", func(c []byte) bool { return t.coded(text(c, "system"), text(c, "code")) })
+	case "Coding":
+		return t.coded(text(v.raw, "system"), text(v.raw, "code"))
+	case "Identifier":
+		return t.coded(text(v.raw, "system"), text(v.raw, "value"))
+	case "ContactPoint": // has no namespace; clients write phone|555
+		return t.code != "" && equalFold(text(v.raw, "value"), t.code) &&
+			(t.anywhere || t.system == "" || string(text(v.raw, "system")) == t.system)
+	case "boolean":
+		return t.code == string(v.raw) && (t.anywhere || t.system == "" || t.system == "http://hl7.org/fhir/special-values")
+	}
+	if v.raw[0] != '"' {
+		return false
+	}
+	said := plain(v.raw)
+	switch {
+	case v.typ == "id":
+		return (t.anywhere || t.system == "") && string(said) == t.code
+	case v.system == "": // of several value sets' systems nobody wrote which
+		return t.code != "" && equalFold(said, t.code)
+	}
+	return t.coded([]byte(v.system), said)
+}
+
+func (t tokenTest) coded(system, code []byte) bool {
+	return (t.anywhere || string(system) == t.system) && (t.code == "" || equalFold(code, t.code)) && len(code) > 0
+}
+
+// An existsTest wants something to be there, and not to be false.
+type existsTest struct{}
+
+func parseExists(p *parameter, text string) (test, error) {
+	switch text {
+	case "true":
+		return existsTest{}, nil
+	case "false":
+		return nil, unsupported("%s=false is not supported: write %s:not=true", p.code, p.code)
+	}
+	return nil, wrong("the value of the search parameter %s is not a boolean: right is true or false", p.code)
+}
+
+func (existsTest) matches(v value) bool { return string(v.raw) != "false" }
+
+// A displayTest compares what stands beside a code for people to read.
+type displayTest struct{ start string }
+
+func (t displayTest) matches(v value) bool {
+	starts := func(b []byte) bool { return b != nil && startsWith(b, t.start) }
+	switch v.typ {
+	case "CodeableConcept":
+		return starts(text(v.raw, "text")) || has(v.raw, "coding", func(c []byte) bool { return starts(text(c, "display")) })
+	case "Coding", "Reference":
+		return starts(text(v.raw, "display"))
+	case "Identifier":
+		return has(v.raw, "type", func(c []byte) bool { return starts(text(c, "text")) })
+	}
+	return false
+}
+
+// A uriTest compares letter by letter; a canonical without the version if none is
+// wanted.
+type uriTest string
+
+func (t uriTest) matches(v value) bool {
+	if v.raw[0] != '"' {
+		return false
+	}
+	said := plain(v.raw)
+	return string(said) == string(t) || v.typ == "canonical" && sameURL(said, string(t), '|')
+}
