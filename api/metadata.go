@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"tidemark/store/fhir"
+	"tidemark/store/search"
 )
 
 // capabilityStatement is what [base]/metadata says, and nothing that does not
@@ -47,9 +48,8 @@ type resource struct {
 }
 
 type searchParam struct {
-	Name          string `json:"name"`
-	Type          string `json:"type"`
-	Documentation string `json:"documentation"`
+	Name string `json:"name"`
+	Type string `json:"type"`
 }
 
 type operation struct {
@@ -82,7 +82,7 @@ func newCapabilities(o Options, now time.Time) capabilityStatement {
 	}
 }
 
-const kickOffs = "GET or POST. Parameters: _type, _since, _until, _outputFormat. Prefer: handling=lenient leaves out what is not supported."
+const kickOffs = "GET or POST. Parameters: _type, _typeFilter (the search parameters of its type, without chains, terminology and composites), _since, _until, _outputFormat. Prefer: handling=lenient leaves out what is not supported."
 
 const (
 	referred = "Device, DeviceDefinition, Endpoint, HealthcareService, InsurancePlan, Location, Medication, MedicationKnowledge, Organization, OrganizationAffiliation, Practitioner, PractitionerRole and Substance"
@@ -106,15 +106,18 @@ func exports(at, documentation string) []operation {
 	return all
 }
 
-// exportable lists every type: whatever arrives on Kafka goes out. Patient
-// names _lastUpdated because clients take it as the sign that _since works.
+// exportable lists every type, for whatever arrives on Kafka goes out, with what
+// _typeFilter can search for. Clients take _lastUpdated as the sign that _since
+// works.
 func exportable() []resource {
 	var all []resource
 	for _, t := range fhir.AllTypes() {
 		r := resource{Type: t.String()}
+		for _, p := range search.Parameters(t) {
+			r.SearchParam = append(r.SearchParam, searchParam{p.Code, p.Kind})
+		}
 		switch r.Type {
 		case "Patient":
-			r.SearchParam = []searchParam{{"_lastUpdated", "date", "Only as the parameters _since and _until of an export."}}
 			r.Operation = exports("patient", patientExport)
 		case "Group":
 			r.Operation = exports("group", groupExport)

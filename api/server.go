@@ -113,6 +113,7 @@ func New(o Options) (*Server, error) {
 			Limits:         export.Limits{Bytes: o.FileMaxBytes, Resources: o.FileMaxResources},
 			MaxJobs:        o.MaxJobs,
 			PollsPerMinute: o.PollsPerMinute,
+			Bases:          []string{o.PublicURL},
 			Logger:         o.Logger,
 		}),
 		hosts:        newHosts(o.Listen, public, o.Hosts),

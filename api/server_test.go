@@ -255,7 +255,8 @@ func TestMetadata(t *testing.T) {
 		if !slices.Equal(r.Operation, want) {
 			t.Errorf("%s advertises the operations %v", r.Type, r.Operation)
 		}
-		if want := r.Type == "Patient"; want != slices.Equal(r.SearchParam, []param{{"_lastUpdated", "date"}}) {
+		// What _typeFilter takes; clients take _lastUpdated as the sign that _since works.
+		if !slices.Contains(r.SearchParam, param{"_lastUpdated", "date"}) || r.Type == "Observation" != slices.Contains(r.SearchParam, param{"value-quantity", "quantity"}) {
 			t.Errorf("%s: %v", r.Type, r.SearchParam)
 		}
 	}

@@ -466,7 +466,7 @@ func (p *Snapshot) Extents(sec store.Section, since, upto fhir.Instant) ([]store
 		if len(rows) == 0 {
 			continue
 		}
-		x := store.Extent{Segment: 1, Block: n, Rows: len(rows), Whole: whole}
+		x := store.Extent{Segment: number(sec), Block: n, Rows: len(rows), Whole: whole}
 		if p.choice != nil {
 			x.Picked = p.store.pick(rows)
 		}
@@ -475,6 +475,42 @@ func (p *Snapshot) Extents(sec store.Section, since, upto fhir.Instant) ([]store
 		}
 		all = append(all, x)
 	}
+}
+
+// number is a section as the number of a segment.
+func number(sec store.Section) uint64 { return uint64(sec.Kind)<<32 | uint64(sec.Type) }
+
+// rowsOf are the rows of an extent that count.
+func (p *Snapshot) rowsOf(x store.Extent, since, upto fhir.Instant) []row {
+	if x.Picked != nil {
+		return p.store.pickedRows(x.Picked)
+	}
+	sec := store.Section{Kind: store.Kind(x.Segment >> 32), Type: fhir.Type(x.Segment & 0xffff)}
+	rows, _, _ := p.block(sec, x.Block, since, upto)
+	return rows
+}
+
+// Filter implements export.Snapshot.
+func (p *Snapshot) Filter(ctx context.Context, since, upto fhir.Instant, ext []store.Extent, match func([]byte) bool, step func()) (kept []store.Extent, lost int, err error) {
+	for _, x := range ext {
+		if err := ctx.Err(); err != nil {
+			return nil, 0, err
+		}
+		y := store.Extent{Segment: x.Segment, Block: x.Block}
+		var rows []row
+		for _, r := range p.rowsOf(x, since, upto) {
+			if match([]byte(r.line + "\n")) {
+				rows = append(rows, r)
+				y.Rows, y.Bytes = y.Rows+1, y.Bytes+int64(len(r.line))+1
+			}
+		}
+		if y.Rows > 0 {
+			y.Picked = p.store.pick(rows)
+			kept = append(kept, y)
+		}
+		step()
+	}
+	return kept, 0, nil
 }
 
 // pick remembers rows under a name that is opaque to whoever keeps it.
@@ -493,14 +529,10 @@ func (s *Store) pickedRows(name []byte) []row {
 }
 
 // File implements export.Snapshot.
-func (p *Snapshot) File(_ context.Context, _ string, sec store.Section, since, upto fhir.Instant, ext []store.Extent) (export.File, error) {
+func (p *Snapshot) File(_ context.Context, _ string, _ store.Section, since, upto fhir.Instant, ext []store.Extent) (export.File, error) {
 	var lines strings.Builder
 	for _, x := range ext {
-		rows, _, _ := p.block(sec, x.Block, since, upto)
-		if x.Picked != nil {
-			rows = p.store.pickedRows(x.Picked)
-		}
-		for _, r := range rows {
+		for _, r := range p.rowsOf(x, since, upto) {
 			lines.WriteString(r.line + "\n")
 		}
 	}

@@ -18,7 +18,7 @@ const maxNotes = 100
 // is refused (decisions.md 1).
 const maxAhead = fhir.Instant(time.Minute / time.Millisecond)
 
-const known = "known are _type, _since, _until, _outputFormat and, but for the system, patient"
+const known = "known are _type, _typeFilter, _since, _until, _outputFormat and, but for the system, patient"
 
 // A reading turns parameters into a request. It goes through all of them
 // before it answers, so that a client learns all its faults at once.
@@ -33,6 +33,7 @@ type reading struct {
 	since    bound
 	seen     map[string]bool
 	patients map[string]bool
+	filters  filters
 	values   int             // of _type
 	types    []outcome.Issue // faults in them
 	faults   []outcome.Issue
@@ -55,6 +56,7 @@ func read(params []param, level export.Level, base string, lenient, fromURL bool
 	}
 	r.finishTypes()
 	r.finishPatients()
+	r.finishFilters()
 	r.finishWindow()
 	if len(r.q.Notes) > maxNotes {
 		r.fault(outcome.TooCostly, "more than %d things in this request would have to be left out", maxNotes)
@@ -83,7 +85,9 @@ func (r *reading) param(p param) {
 		r.partial(p)
 	case "patient":
 		r.patient(p)
-	case "_elements", "_typeFilter", "includeAssociatedData", "organizeOutputBy":
+	case "_typeFilter":
+		r.typeFilter(p)
+	case "_elements", "includeAssociatedData", "organizeOutputBy":
 		r.leaveOut(p, "is not supported by this server")
 	default:
 		if right := meant(p.name); right != "" {

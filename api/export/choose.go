@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"slices"
 
+	"tidemark/api/outcome"
 	"tidemark/store"
 	"tidemark/store/fhir"
+	"tidemark/store/search"
 )
 
-// A selection is which rows the files of a job hold that is about some Patients
-// only. It is kept beside the snapshot, for it does not follow from the request
+// A selection is which rows the files of a job hold whose rows are chosen one by
+// one. It is kept beside the snapshot, for it does not follow from the request
 // once the store has gone on.
 type selection [][]store.Extent // of each file
 
@@ -58,58 +60,81 @@ func (c *choosing) of(s Snapshot, list List, t fhir.Type) Snapshot {
 
 var groupType, _ = fhir.ParseType("Group")
 
-// choose plans a job that is about some Patients: it reads the directories of
-// what may hold their rows. progress is told how far it is, as a share of 1.
-func choose(ctx context.Context, s Snapshot, r *rule, l Limits, progress func(float64)) (selection, error) {
+// choose plans a job whose rows are chosen one by one: it reads the directories of
+// what may hold them, and the bodies of what is filtered. progress is told how far
+// it is, as a share of 1.
+func choose(ctx context.Context, s Snapshot, r *rule, o Options, progress func(float64)) (selection, error) {
 	q := r.Pending
-	who, err := q.cohort(ctx, s)
+	filters, err := o.filters(q.Filters, r.Upto)
 	if err != nil {
 		return nil, err
 	}
+	g := gathering{s: s, r: r, of: r.Level.of, filters: filters, progress: progress}
+	notes := q.Notes
+	if q.aboutSome() {
+		who, err := q.cohort(ctx, s)
+		if err != nil {
+			return nil, err
+		}
+		notes = append(slices.Clip(notes), who.notes...)
+		if err := g.choose(ctx, q, who); err != nil {
+			return nil, err
+		}
+	} else {
+		g.measure(q.Types)
+	}
+	r.Files = nil
+	if err := g.add(ctx, Output, store.Live, q.Types, o.Limits); err != nil {
+		return nil, err
+	}
+	if r.Since != fhir.None {
+		if err := g.add(ctx, Deleted, store.Deleted, q.Types, o.Limits); err != nil {
+			return nil, err
+		}
+	}
+	return g.files, r.addErrors(s, append(slices.Clip(notes), g.notes...))
+}
+
+// choose finds out what goes with the Patients of a cohort.
+func (g *gathering) choose(ctx context.Context, q *Request, who *cohort) error {
 	c := &choosing{group: q.Group, live: who.live, deleted: who.deleted, refs: map[fhir.Key]fhir.Instant{}}
 	if len(q.Patients) > 0 {
 		c.group = "" // a Group names all its members
 	}
-	g := gathering{s: s, c: c, r: r, progress: progress}
+	g.c, g.of = c, c.of
 	g.measure(q.Types)
 	if err := g.references(ctx); err != nil {
-		return nil, err
+		return err
 	}
 	if err := g.provenance(ctx, q.Types); err != nil {
-		return nil, err
+		return err
 	}
 	if c.group != "" {
-		c.refs[fhir.Key{Type: groupType, ID: c.group}] = r.Since
+		c.refs[fhir.Key{Type: groupType, ID: c.group}] = g.r.Since
 	}
-	r.Files = nil
-	if err := g.add(ctx, Output, store.Live, q.Types, l); err != nil {
-		return nil, err
-	}
-	if r.Since != fhir.None {
-		if err := g.add(ctx, Deleted, store.Deleted, q.Types, l); err != nil {
-			return nil, err
-		}
-	}
-	return g.files, r.addErrors(s, append(q.Notes, who.notes...))
+	return nil
 }
 
 // A gathering is a selection in the making.
 type gathering struct {
 	s        Snapshot
-	c        *choosing
+	c        *choosing // nil: the export is about all Patients
 	r        *rule
+	of       func(s Snapshot, list List, t fhir.Type) Snapshot // what of s is held of a type
+	filters  map[fhir.Type]*search.Filter
 	progress func(float64)
 
 	blocks, done int             // that are looked at
 	referred     []store.Section // of the types that go because something refers to them
 	files        selection
+	notes        []outcome.Issue
 }
 
 // measure finds out how much there is to do.
 func (g *gathering) measure(types []fhir.Type) {
 	wanted := false
 	for _, sec := range g.r.sections(g.s, store.Live, nil) {
-		if fhir.Referred(sec.Type) {
+		if g.c != nil && fhir.Referred(sec.Type) {
 			g.referred, wanted = append(g.referred, sec), wanted || g.asks(types, sec.Type)
 		}
 	}
@@ -123,6 +148,9 @@ func (g *gathering) measure(types []fhir.Type) {
 		if g.asks(types, sec.Type) {
 			g.blocks += g.s.Blocks(sec)
 		}
+		if g.asks(types, sec.Type) && g.filters[sec.Type] != nil {
+			g.blocks += bodyCost * g.s.Blocks(sec)
+		}
 	}
 }
 
@@ -130,8 +158,10 @@ func (g *gathering) asks(types []fhir.Type, t fhir.Type) bool {
 	return len(types) == 0 || slices.Contains(types, t)
 }
 
-func (g *gathering) step(sec store.Section) {
-	g.done += g.s.Blocks(sec)
+func (g *gathering) step(sec store.Section) { g.did(g.s.Blocks(sec)) }
+
+func (g *gathering) did(blocks int) {
+	g.done += blocks
 	g.progress(float64(g.done) / float64(max(g.blocks, g.done, 1)))
 }
 
@@ -257,15 +287,21 @@ func (g *gathering) referredByKeys(ctx context.Context, keys map[fhir.Key]fhir.I
 // add appends the files of one list.
 func (g *gathering) add(ctx context.Context, list List, kind store.Kind, types []fhir.Type, l Limits) error {
 	for _, sec := range g.r.sections(g.s, kind, types) {
-		if list == Deleted && sec.Type == groupType {
+		if g.c != nil && list == Deleted && sec.Type == groupType {
 			continue // the one that is asked for is there, others are nobody's business
 		}
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		extents, err := g.r.extents(g.c.of(g.s, list, sec.Type), sec)
+		s := g.of(g.s, list, sec.Type)
+		extents, err := g.r.extents(s, sec)
 		if err != nil {
 			return err
+		}
+		if list == Output { // deletions are told whatever they were of (decisions.md 4)
+			if extents, err = g.filtered(ctx, s, sec, extents); err != nil {
+				return err
+			}
 		}
 		for _, f := range split(list, sec.Type, extents, l) {
 			g.r.Files = append(g.r.Files, f)

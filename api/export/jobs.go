@@ -47,6 +47,7 @@ type Options struct {
 	Limits         Limits        // when a file is full (default 256 MiB)
 	MaxJobs        int           // at the same time (default 100)
 	PollsPerMinute int           // status requests per job (default 120)
+	Bases          []string      // of absolute references to resources here
 	Logger         *slog.Logger
 }
 

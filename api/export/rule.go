@@ -50,12 +50,16 @@ type Request struct {
 	Types    []fhir.Type     // empty: all
 	Since    fhir.Instant    // exclusive; None: from the beginning
 	Upto     fhir.Instant    // inclusive, from _until; None: up to the watermark
+	Filters  []string        // searches, such as Observation?code=1, each of a type that is exported
 	Notes    []outcome.Issue // what was left out, one line each in the manifest's error
 }
 
-// chosen tells whether the export is about some Patients only. Then planning it
-// means to read directories, which is done behind the kick-off.
-func (q *Request) chosen() bool { return q.Level == Group || len(q.Patients) > 0 }
+// aboutSome tells whether the export is about some Patients only.
+func (q *Request) aboutSome() bool { return q.Level == Group || len(q.Patients) > 0 }
+
+// chosen tells whether rows are chosen one by one. Then planning it means to read
+// directories or bodies, which is done behind the kick-off.
+func (q *Request) chosen() bool { return q.aboutSome() || len(q.Filters) > 0 }
 
 // A List is one of the three lists of files in a manifest.
 type List string
@@ -99,7 +103,7 @@ type rule struct {
 	// Failure is why no export could be made.
 	Failure []outcome.Issue
 	// Selection is the checksum of what is kept beside the snapshot of a job
-	// about some Patients.
+	// whose rows were chosen one by one.
 	Selection *uint32
 	// Errors is the text of the one file of errors. It is kept rather than made
 	// again, so that a later version of this program, which may say the same
@@ -109,7 +113,9 @@ type rule struct {
 
 // ruleVersion is the form below. A job of an unknown form is an error, not a
 // guess.
-const ruleVersion = 2
+//
+// Since 3 there are filters: a program that did not know them would send all.
+const ruleVersion = 3
 
 // Types stand by name and None as null, so that the stored form depends on
 // nobody's numbers.
@@ -131,6 +137,7 @@ type pendingForm struct {
 	Group    string          `json:"group,omitempty"`
 	Patients []string        `json:"patients,omitempty"`
 	Types    []string        `json:"types,omitempty"`
+	Filters  []string        `json:"filters,omitempty"`
 	Notes    []outcome.Issue `json:"notes,omitempty"`
 }
 
@@ -149,7 +156,7 @@ func (r rule) encode() ([]byte, error) {
 		Failure: r.Failure, Selection: r.Selection, Errors: r.Errors,
 	}
 	if q := r.Pending; q != nil {
-		form.Pending = &pendingForm{Group: q.Group, Patients: q.Patients, Notes: q.Notes}
+		form.Pending = &pendingForm{Group: q.Group, Patients: q.Patients, Filters: q.Filters, Notes: q.Notes}
 		for _, t := range q.Types {
 			form.Pending.Types = append(form.Pending.Types, t.String())
 		}
@@ -169,7 +176,7 @@ func decodeRule(b []byte) (rule, error) {
 	if err := json.Unmarshal(b, &form); err != nil {
 		return rule{}, fmt.Errorf("decode the rule: %w", err)
 	}
-	if form.Version != ruleVersion && form.Version != ruleVersion-1 { // the one before said less
+	if form.Version != ruleVersion && form.Version != 1 && form.Version != 2 { // those before said less
 		return rule{}, fmt.Errorf("the rule has version %d, this program knows %d: was the store used by a newer one?", form.Version, ruleVersion)
 	}
 	if !slices.Contains([]Level{System, Patient, Group}, form.Level) {
@@ -180,7 +187,7 @@ func decodeRule(b []byte) (rule, error) {
 		Failure: form.Failure, Selection: form.Selection, Errors: form.Errors,
 	}
 	if p := form.Pending; p != nil {
-		r.Pending = &Request{Level: r.Level, Group: p.Group, Patients: p.Patients, URL: r.Request, Since: r.Since, Upto: r.Upto, Notes: p.Notes}
+		r.Pending = &Request{Level: r.Level, Group: p.Group, Patients: p.Patients, URL: r.Request, Since: r.Since, Upto: r.Upto, Filters: p.Filters, Notes: p.Notes}
 		for _, name := range p.Types {
 			t, known := fhir.ParseType(name)
 			if !known {

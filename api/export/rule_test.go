@@ -21,7 +21,8 @@ func TestRuleRoundTrip(t *testing.T) {
 		{Since: 0, Upto: 0},
 		{Level: Group, Request: "r", Since: fhir.None, Pending: &Request{
 			Level: Group, Group: "g", Patients: []string{"a"}, URL: "r", Types: []fhir.Type{patient}, Since: fhir.None,
-			Notes: []outcome.Issue{{Severity: outcome.Warning, Code: outcome.Value, Text: "n"}},
+			Filters: []string{"Patient?active=true"},
+			Notes:   []outcome.Issue{{Severity: outcome.Warning, Code: outcome.Value, Text: "n"}},
 		}},
 		{Level: Patient, Failure: []outcome.Issue{{Severity: outcome.Fatal, Code: outcome.Exception, Text: "f"}}},
 		{Level: Group, Selection: new(uint32(0))},
@@ -46,12 +47,12 @@ func TestRuleForm(t *testing.T) {
 	got, err := rule{Request: "r", Since: 1, Upto: 2, Errors: "e", Files: []OutputFile{
 		{Output, patient, 3, 4, 5, 6}, {List: Errors, Rows: 1, Bytes: 1},
 	}}.encode()
-	const want = `{"v":2,"request":"r","since":1,"upto":2,"files":[` +
+	const want = `{"v":3,"request":"r","since":1,"upto":2,"files":[` +
 		`{"list":"output","type":"Patient","from":3,"to":4,"rows":5,"bytes":6},{"list":"error","rows":1,"bytes":1}],"errors":"e"}`
 	if err != nil || string(got) != want {
 		t.Errorf("got  %s (%v)\nwant %s", got, err, want)
 	}
-	for _, bad := range []string{"", "[]", `{"v":0}`, `{"v":3}`, `{"v":2,"files":[{"list":"output","type":"Nothing"}]}`, `{"v":2,"files":[{"list":"error","type":"Patient"}]}`, `{"v":2,"pending":{"types":["Nothing"]}}`, `{"v":2,"level":"planet"}`} {
+	for _, bad := range []string{"", "[]", `{"v":0}`, `{"v":4}`, `{"v":2,"files":[{"list":"output","type":"Nothing"}]}`, `{"v":2,"files":[{"list":"error","type":"Patient"}]}`, `{"v":2,"pending":{"types":["Nothing"]}}`, `{"v":2,"level":"planet"}`} {
 		if _, err := decodeRule([]byte(bad)); err == nil {
 			t.Errorf("%s was read as a rule", bad)
 		}

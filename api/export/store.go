@@ -43,6 +43,9 @@ type Snapshot interface {
 	// Rows calls fn for the rows that Extents lists, with the change instant since
 	// which their compartments are what they are.
 	Rows(ctx context.Context, sec store.Section, since, upto fhir.Instant, fn func(key fhir.Key, placed fhir.Instant)) error
+	// Filter keeps of extents of the same window the rows whose lines match, and
+	// counts those that cannot be read.
+	Filter(ctx context.Context, since, upto fhir.Instant, ext []store.Extent, match func(line []byte) bool, step func()) (kept []store.Extent, lost int, err error)
 	// Blocks is how much there is of a section.
 	Blocks(sec store.Section) int
 	// Rosters tells who was a member of which Group since an instant.

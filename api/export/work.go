@@ -146,7 +146,7 @@ func (j *Jobs) choose(ctx context.Context, id string, s Snapshot, r *rule) (c se
 			err = fmt.Errorf("panic while planning\n%s", debug.Stack()) // not its value: it may hold anything
 		}
 	}()
-	return choose(ctx, s, r, j.o.Limits, func(share float64) { j.report(id, share) })
+	return choose(ctx, s, r, j.o, func(share float64) { j.report(id, share) })
 }
 
 // selectionName is what a selection is kept under beside its snapshot.

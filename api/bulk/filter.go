@@ -1,0 +1,114 @@
+package bulk
+
+import (
+	"errors"
+	"regexp"
+	"slices"
+
+	"tidemark/api/outcome"
+	"tidemark/store/fhir"
+	"tidemark/store/search"
+)
+
+// maxFilters and maxFilter bound what of a request is looked for in each resource
+// (decisions.md 6). Bytes.
+const (
+	maxFilters = 100
+	maxFilter  = 4 << 10
+)
+
+// filters are the searches of _typeFilter as they are read.
+type filters struct {
+	all     int
+	queries []*search.Query
+	texts   []string
+	left    map[fhir.Type]bool // types of which some search was left out
+}
+
+// another is where the next search of a comma list begins: the guide's first two
+// versions join searches by commas, which stand in their values, too.
+var another = regexp.MustCompile(`,[A-Z][A-Za-z]*\?`)
+
+// typeFilter takes searches one by one, whichever way they are joined. Nothing of
+// them is repeated but names of parameters, and malformed dates and numbers:
+// they may tell of a patient.
+func (r *reading) typeFilter(p param) {
+	if !r.form(p, texts...) {
+		return
+	}
+	if len(p.value) > maxFilters*maxFilter {
+		r.fault(outcome.TooCostly, "_typeFilter: longer than %d searches of %d bytes", maxFilters, maxFilter)
+		return
+	}
+	from := 0
+	for _, at := range append(another.FindAllStringIndex(p.value, -1), []int{len(p.value)}) {
+		r.filter(p.value[from:at[0]])
+		from = at[0] + 1
+	}
+}
+
+func (r *reading) filter(text string) {
+	switch r.filters.all++; {
+	case r.filters.all == maxFilters+1:
+		r.fault(outcome.TooCostly, "_typeFilter: more than %d searches", maxFilters)
+	case r.filters.all > maxFilters:
+	case len(text) > maxFilter:
+		r.fault(outcome.TooCostly, "_typeFilter: a search is longer than %d bytes", maxFilter)
+	default:
+		r.search(text)
+	}
+}
+
+func (r *reading) search(text string) {
+	q, err := search.Parse(text, search.Env{Bases: []string{r.base}, Now: r.now})
+	if f, is := errors.AsType[*search.Fault](err); is {
+		code := outcome.Value
+		if f.Unsupported {
+			code = outcome.NotSupported
+		}
+		r.refuseFilter(typeOf(text), code, "_typeFilter: %s", f.Reason)
+		return
+	}
+	if t := q.Type; !r.q.Level.Holds(t) {
+		r.refuseFilter(t, outcome.Value, "_typeFilter: %s is not exported at Patient and Group level", t)
+		return
+	}
+	r.filters.queries = append(r.filters.queries, q)
+	r.filters.texts = append(r.filters.texts, text)
+}
+
+// typeOf is which type a search is about, 0 if that is none.
+func typeOf(text string) fhir.Type {
+	t, _ := fhir.ParseType(typeName.FindString(text))
+	return t
+}
+
+var typeName = regexp.MustCompile(`^[A-Z][A-Za-z]*`)
+
+// refuseFilter leaves a search out if the client allowed it. Then its type is not
+// filtered at all: the others of it alone would leave out what this one asks for.
+func (r *reading) refuseFilter(t fhir.Type, code outcome.Code, format string, args ...any) {
+	if !r.lenient {
+		r.fault(code, format+` ("Prefer: handling=lenient" leaves all filters of that type out)`, args...)
+		return
+	}
+	if r.filters.left == nil {
+		r.filters.left = map[fhir.Type]bool{}
+	}
+	r.filters.left[t] = true
+	r.note(format+"; all filters of that type were left out", args...)
+}
+
+// finishFilters takes those filters whose types are asked for.
+func (r *reading) finishFilters() {
+	for _, q := range r.filters.queries {
+		if len(r.q.Types) > 0 && !slices.Contains(r.q.Types, q.Type) && !r.filters.left[q.Type] {
+			r.refuseFilter(q.Type, outcome.Value, "_typeFilter: %s is not among the types of _type", q.Type)
+		}
+	}
+	for i, q := range r.filters.queries {
+		if !r.filters.left[q.Type] {
+			r.q.Filters = append(r.q.Filters, r.filters.texts[i])
+		}
+	}
+}
