@@ -37,11 +37,10 @@ func (s *Snapshot) cut(ctx context.Context, f *File, name string, v span, ext []
 	if s.of.revoked.Load() {
 		return ErrRevoked
 	}
-	dir := s.db.privateDir(s.of.id)
-	path := s.db.fs.PathJoin(dir, name+".cut")
-	parts, err := readCut(s.db.fs, path, len(which))
+	name += ".cut"
+	parts, err := readCut(s.db.fs, s.db.fs.PathJoin(s.db.privateDir(s.of.id), name), len(which))
 	if errors.Is(err, os.ErrNotExist) {
-		parts, err = s.makeCut(ctx, dir, path, v, ext, which)
+		parts, err = s.makeCut(ctx, name, v, ext, which)
 	}
 	if err != nil && s.of.revoked.Load() { // an erasure has taken the directory away
 		return ErrRevoked
@@ -73,33 +72,22 @@ func (db *DB) cutLock(p *pinned, name string) *semaphore.Weighted {
 
 // makeCut recompresses the blocks on all cores, writes them in order, and makes
 // the file durable before its name exists.
-func (s *Snapshot) makeCut(ctx context.Context, dir, path string, v span, ext []Extent, which []int) ([]part, error) {
+func (s *Snapshot) makeCut(ctx context.Context, name string, v span, ext []Extent, which []int) ([]part, error) {
 	ctx, span := s.db.o.Tracer.Start(ctx, "store.cut", trace.WithAttributes(attribute.Int("blocks", len(which))))
 	defer span.End()
-	if err := s.db.roomToCut(); err != nil {
+	p, err := s.newPrivate(name)
+	if err != nil {
 		return nil, err
 	}
-	fs := s.db.fs
-	if err := fs.MkdirAll(dir, 0o700); err != nil {
-		return nil, s.db.unwritten(err)
-	}
-	tmp := path + ".tmp"
-	file, err := fs.Create(tmp, "segment")
+	parts, err := s.writeCut(ctx, p, v, ext, which)
 	if err != nil {
-		return nil, s.db.unwritten(err)
+		return nil, errors.Join(err, p.discard())
 	}
-	parts, err := s.writeCut(ctx, file, path, v, ext, which)
-	if err := errors.Join(err, s.db.unwritten(errors.Join(file.Sync(), file.Close()))); err != nil {
-		return nil, errors.Join(err, fs.Remove(tmp))
-	}
-	if err := fs.Rename(tmp, path); err != nil {
-		return nil, s.db.unwritten(err)
-	}
-	if s.of.revoked.Load() { // meanwhile: whoever removed the others may have been before us
-		return nil, errors.Join(ErrRevoked, fs.Remove(path))
+	if err := p.keep(); err != nil {
+		return nil, err
 	}
 	s.want(ext, which)
-	return parts, s.db.unwritten(errors.Join(segment.SyncDir(fs, dir), segment.SyncDir(fs, s.db.jobsDir())))
+	return parts, nil
 }
 
 // roomToCut: what the reserve has given up is for the index, for deletions of
@@ -140,7 +128,7 @@ func (s *Snapshot) want(ext []Extent, which []int) {
 	}
 }
 
-func (s *Snapshot) writeCut(ctx context.Context, file io.Writer, path string, v span, ext []Extent, which []int) ([]part, error) {
+func (s *Snapshot) writeCut(ctx context.Context, file *private, v span, ext []Extent, which []int) ([]part, error) {
 	parts := make([]part, 0, len(which))
 	at := int64(0)
 	for from, to := 0, 0; from < len(which); from = to {
@@ -155,11 +143,11 @@ func (s *Snapshot) writeCut(ctx context.Context, file io.Writer, path string, v 
 		}
 		ctx = context.WithoutCancel(ctx)
 		for _, b := range blocks {
-			parts = append(parts, part{path, at, b.stored, b.sum})
+			parts = append(parts, part{file.path, at, b.stored, b.sum})
 			at += b.stored
 		}
 	}
-	return parts, s.db.unwritten(writeTable(file, parts))
+	return parts, writeTable(file, parts)
 }
 
 // cutWave recompresses some blocks side by side and writes them in order. A
@@ -189,7 +177,7 @@ func (s *Snapshot) cutWave(ctx context.Context, file io.Writer, v span, ext []Ex
 	for i, b := range blocks {
 		parts[i] = part{stored: int64(len(b.Data)), sum: b.Sum}
 		if _, err := file.Write(b.Data); err != nil {
-			return nil, s.db.unwritten(err)
+			return nil, err
 		}
 	}
 	return parts, nil
@@ -255,13 +243,14 @@ func (s *Snapshot) counts(g *seg, e Extent, v span) ([]segment.Cell, []bool, err
 	return rows, counts, errors.Join(err, d.Close())
 }
 
-// A cut file is its blocks, a table of them, the table's CRC-32C and length.
+// A file of blocks is its blocks, a table of them, the table's CRC-32C and length.
 const (
 	cutEntry   = 4 + 8 + 4
 	cutTrailer = 4 + 4 + 8
 	cutMagic   = "TIDECUT1"
 )
 
+// readCut reads the table of a file that must have n blocks; n < 0: any number.
 func readCut(fs vfs.FS, path string, n int) ([]part, error) {
 	file, err := fs.Open(path)
 	if err != nil {
@@ -271,6 +260,11 @@ func readCut(fs vfs.FS, path string, n int) ([]part, error) {
 	st, err := file.Stat()
 	if err != nil {
 		return nil, err
+	}
+	if n < 0 {
+		if n, err = countCut(file, st.Size()); err != nil {
+			return nil, err
+		}
 	}
 	size := int64(n)*cutEntry + cutTrailer
 	t := make([]byte, size)
@@ -297,7 +291,17 @@ func readCut(fs vfs.FS, path string, n int) ([]part, error) {
 	return parts, nil
 }
 
-// writeTable ends a cut file.
+// countCut is how many blocks a file says it has.
+func countCut(file io.ReaderAt, size int64) (int, error) {
+	var tail [cutTrailer]byte
+	if size < cutTrailer {
+		return 0, nil // too short for any number
+	}
+	_, err := file.ReadAt(tail[:], size-cutTrailer)
+	return int(binary.LittleEndian.Uint32(tail[4:])), err
+}
+
+// writeTable ends a file of blocks.
 func writeTable(file io.Writer, parts []part) error {
 	var table []byte
 	for _, p := range parts {

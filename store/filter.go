@@ -17,82 +17,105 @@ import (
 // is left out, and how many rows of it count is added to lost. The window must be
 // that of the extents. match may not keep the line.
 func (s *Snapshot) Filter(ctx context.Context, since, upto fhir.Instant, ext []Extent, match func(line []byte) bool, step func()) (kept []Extent, lost int, err error) {
+	lost, err = s.blocks(ctx, since, upto, ext, step, func(x Extent, text []byte, counts []bool) error {
+		y, i := Extent{Segment: x.Segment, Block: x.Block}, 0
+		for line := range bytes.Lines(text) {
+			if counts[i] = counts[i] && match(line); counts[i] {
+				y.Rows++
+				y.Bytes += int64(len(line))
+			}
+			i++
+		}
+		switch y.Rows {
+		case 0:
+		case x.Rows: // as it was: perhaps a block that is sent as it lies
+			kept = append(kept, x)
+		default:
+			y.Picked = picked(counts)
+			kept = append(kept, y)
+		}
+		return nil
+	})
+	return kept, lost, err
+}
+
+// Lines calls fn for the lines of the rows that extents list, in order, and else
+// is as Filter.
+func (s *Snapshot) Lines(ctx context.Context, since, upto fhir.Instant, ext []Extent, fn func(line []byte) error, step func()) (lost int, err error) {
+	return s.blocks(ctx, since, upto, ext, step, func(_ Extent, text []byte, counts []bool) error {
+		i := 0
+		for line := range bytes.Lines(text) {
+			if counts[i] {
+				if err := fn(line); err != nil {
+					return err
+				}
+			}
+			i++
+		}
+		return nil
+	})
+}
+
+// blocks calls fn for each extent with the text of its block, and which of the
+// rows in it count.
+func (s *Snapshot) blocks(ctx context.Context, since, upto fhir.Instant, ext []Extent, step func(), fn func(x Extent, text []byte, counts []bool) error) (lost int, err error) {
 	v := s.span(since, upto)
-	f := filtering{match: match}
-	defer f.close()
+	var r reading
+	defer r.close()
 	for _, x := range ext {
 		if err := ctx.Err(); err != nil {
-			return nil, 0, err
+			return 0, err
 		}
 		if s.of != nil && s.of.revoked.Load() {
-			return nil, 0, ErrRevoked
+			return 0, ErrRevoked
 		}
-		y, err := f.block(s, x, v)
+		text, counts, err := r.block(s, x, v)
 		switch {
 		case errors.Is(err, ErrCorrupt):
 			lost += x.Rows
 		case err != nil:
-			return nil, 0, err
-		case y.Rows > 0:
-			kept = append(kept, y)
+			return 0, err
+		default:
+			if err := fn(x, text, counts); err != nil {
+				return 0, err
+			}
 		}
 		step()
 	}
-	return kept, lost, nil
+	return lost, nil
 }
 
-// filtering is a Filter at work. Extents of a segment stand together, so one body
-// is open at a time.
-type filtering struct {
-	match func(line []byte) bool
-	seg   *seg
-	body  vfs.File
-	text  []byte
+// A reading reads blocks one by one. Extents of a segment stand together, so one
+// body is open at a time.
+type reading struct {
+	seg  *seg
+	body vfs.File
+	text []byte
 }
 
-func (f *filtering) close() {
-	if f.seg != nil {
-		_ = f.body.Close() // was only read
+func (r *reading) close() {
+	if r.seg != nil {
+		_ = r.body.Close() // was only read
 	}
-	f.seg = nil
+	r.seg = nil
 }
 
-func (f *filtering) read(g *seg, b int) (err error) {
-	if f.seg != g {
-		f.close()
-		if f.body, err = g.r.OpenBody(); err != nil {
-			return err
-		}
-		f.seg = g
-	}
-	f.text, err = g.r.Lines(f.text[:0], f.body, b)
-	return err
-}
-
-// block is what is left of an extent.
-func (f *filtering) block(s *Snapshot, x Extent, v span) (Extent, error) {
+// block reads an extent's block, and which of the rows in it count.
+func (r *reading) block(s *Snapshot, x Extent, v span) (text []byte, counts []bool, err error) {
 	g := s.seg(segment.ID(x.Segment))
-	if err := f.read(g, x.Block); err != nil {
-		return x, err
-	}
-	counts := slices.Repeat([]bool{true}, int(g.r.Blocks()[x.Block].Rows))
-	if !x.Whole {
-		var err error
-		if _, counts, err = s.counts(g, x, v.of(g)); err != nil {
-			return x, err
+	if r.seg != g {
+		r.close()
+		if r.body, err = g.r.OpenBody(); err != nil {
+			return nil, nil, err
 		}
+		r.seg = g
 	}
-	y, i := Extent{Segment: x.Segment, Block: x.Block}, 0
-	for line := range bytes.Lines(f.text) {
-		if counts[i] = counts[i] && f.match(line); counts[i] {
-			y.Rows++
-			y.Bytes += int64(len(line))
-		}
-		i++
+	if r.text, err = g.r.Lines(r.text[:0], r.body, x.Block); err != nil {
+		return nil, nil, err
 	}
-	if y.Rows == x.Rows { // as it was: perhaps a block that is sent as it lies
-		return x, nil
+	if x.Whole {
+		return r.text, slices.Repeat([]bool{true}, int(g.r.Blocks()[x.Block].Rows)), nil
 	}
-	y.Picked = picked(counts)
-	return y, nil
+	_, counts, err = s.counts(g, x, v.of(g))
+	return r.text, counts, err
 }

@@ -4,7 +4,7 @@
 //
 //	mvn dependency:get -Dtransitive=false -Dartifact=ca.uhn.hapi.fhir:hapi-fhir-validation-resources-r4:8.8.0
 //	FHIR_R4_JAR=~/.m2/repository/ca/uhn/hapi/fhir/hapi-fhir-validation-resources-r4/8.8.0/hapi-fhir-validation-resources-r4-8.8.0.jar \
-//	    go generate ./store/fhir/elements
+//	    go generate ./store/elements
 //
 // Of an element it tells what cutting a resource needs: its name, whether there
 // must be one, whether it modifies what others mean, and the types of a choice.
@@ -54,7 +54,7 @@ func run(jar, out string) error {
 	return os.WriteFile(out, []byte(header+strings.Join(lines, "\n")+"\n"), 0o644)
 }
 
-const header = `# The root elements of the resource types of HL7 FHIR R4 (4.0.1), made by store/fhir/elements/gen from HL7's
+const header = `# The root elements of the resource types of HL7 FHIR R4 (4.0.1), made by store/elements/gen from HL7's
 # StructureDefinitions (CC0).
 # type	elements: * there must be at least one, ! it is a modifier element, [x]=A|B the types of a choice
 `

@@ -227,7 +227,7 @@ var valueLists = []string{
 }
 
 func TestDocuments(t *testing.T) {
-	f, err := os.Open(filepath.Join("..", "testdata", "documents.ndjson"))
+	f, err := os.Open(filepath.Join("..", "fhir", "testdata", "documents.ndjson"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -244,7 +244,7 @@ func TestSynthea(t *testing.T) {
 
 func syntheaFiles(tb testing.TB, name string) []string {
 	tb.Helper()
-	dir := cmp.Or(os.Getenv("TIDEMARK_SYNTHEA"), filepath.Join("..", "..", "..", "..", "shared", "data", "synthea"))
+	dir := cmp.Or(os.Getenv("TIDEMARK_SYNTHEA"), filepath.Join("..", "..", "..", "shared", "data", "synthea"))
 	files, err := filepath.Glob(filepath.Join(dir, name+".ndjson.gz"))
 	if err != nil || len(files) == 0 {
 		tb.Skipf("no synthetic patients in %s: set TIDEMARK_SYNTHEA", dir)
