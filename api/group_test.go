@@ -26,17 +26,7 @@ type held struct {
 // exportOf kicks off an export of some level, waits for it and reads it.
 func (m *machine) exportOf(path, query string) held {
 	m.t.Helper()
-	req, err := http.NewRequest(http.MethodGet, m.base+"/fhir"+path+"$export"+query, nil)
-	m.must(err)
-	req.Header.Set("Accept", "application/fhir+json")
-	req.Header.Set("Prefer", "respond-async")
-	resp, err := m.client.Do(req)
-	m.must(err)
-	m.must(resp.Body.Close())
-	if resp.StatusCode != http.StatusAccepted {
-		m.t.Fatalf("kick-off: %s", resp.Status)
-	}
-	status := "/fhir" + strings.TrimPrefix(resp.Header.Get("Content-Location"), public)
+	status := m.begin(path, query)
 	var doc manifest
 	for {
 		resp, body := m.get(status)
@@ -68,9 +58,25 @@ func (m *machine) exportOf(path, query string) held {
 			h.gone = append(h.gone, b.Entry[0].Request.URL)
 		}
 	}
-	_, err = m.client.Do(must(http.NewRequest(http.MethodDelete, m.base+status, nil)))
+	_, err := m.client.Do(must(http.NewRequest(http.MethodDelete, m.base+status, nil)))
 	m.must(err)
 	return h
+}
+
+// begin kicks off an export and returns the path of its status.
+func (m *machine) begin(path, query string) string {
+	m.t.Helper()
+	req, err := http.NewRequest(http.MethodGet, m.base+"/fhir"+path+"$export"+query, nil)
+	m.must(err)
+	req.Header.Set("Accept", "application/fhir+json")
+	req.Header.Set("Prefer", "respond-async")
+	resp, err := m.client.Do(req)
+	m.must(err)
+	m.must(resp.Body.Close())
+	if resp.StatusCode != http.StatusAccepted {
+		m.t.Fatalf("kick-off: %s", resp.Status)
+	}
+	return "/fhir" + strings.TrimPrefix(resp.Header.Get("Content-Location"), public)
 }
 
 func must(r *http.Request, err error) *http.Request {

@@ -39,6 +39,9 @@ type Options struct {
 	// PublicURL is the base that clients see (http.public_url): every URL that
 	// leaves us starts with it. The routes themselves lie under /fhir.
 	PublicURL string
+	// OwnBases are those under which absolute references lead to resources of the
+	// store (default: PublicURL).
+	OwnBases []string
 	// Hosts are further names under which requests may come, beside localhost,
 	// the listener's and that of PublicURL; all others are refused.
 	Hosts []string
@@ -72,6 +75,9 @@ func (o Options) withDefaults() Options {
 	o.MaxBody = cmp.Or(o.MaxBody, 1<<20)
 	o.Grace = cmp.Or(o.Grace, 10*time.Second)
 	o.PublicURL = strings.TrimRight(o.PublicURL, "/")
+	if o.OwnBases == nil {
+		o.OwnBases = []string{o.PublicURL}
+	}
 	if o.Ready == nil {
 		o.Ready = func() bool { return true }
 	}
@@ -113,7 +119,7 @@ func New(o Options) (*Server, error) {
 			Limits:         export.Limits{Bytes: o.FileMaxBytes, Resources: o.FileMaxResources},
 			MaxJobs:        o.MaxJobs,
 			PollsPerMinute: o.PollsPerMinute,
-			Bases:          []string{o.PublicURL},
+			Bases:          o.OwnBases,
 			Logger:         o.Logger,
 		}),
 		hosts:        newHosts(o.Listen, public, o.Hosts),
@@ -125,7 +131,7 @@ func New(o Options) (*Server, error) {
 	if err := s.countJobs(); err != nil {
 		return nil, err
 	}
-	s.handler = s.routes(&bulk.Handlers{Jobs: s.jobs, Base: o.PublicURL, MaxBody: o.MaxBody, Now: o.Store.Now})
+	s.handler = s.routes(&bulk.Handlers{Jobs: s.jobs, Base: o.PublicURL, Bases: o.OwnBases, MaxBody: o.MaxBody, Now: o.Store.Now})
 	return s, nil
 }
 

@@ -13,7 +13,6 @@ import (
 	"io"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -38,6 +37,7 @@ type Store struct {
 	picked    map[string][]row
 	fail      error // what Pin, Unpin and Snapshot return
 	broken    error // what References returns
+	full      bool  // there is no room for a Draft
 	writers   []io.Writer
 	short     int // bytes after which files break off, 0: never
 }
@@ -99,6 +99,9 @@ func (s *Store) add(r row) {
 	}
 	s.rows = append(s.rows, r)
 }
+
+// Fill leaves no room for a Draft, or some again.
+func (s *Store) Fill(full bool) { s.mu.Lock(); defer s.mu.Unlock(); s.full = full }
 
 // SetClock sets the clock.
 func (s *Store) SetClock(i fhir.Instant) { s.mu.Lock(); defer s.mu.Unlock(); s.clock = i }
@@ -513,6 +516,54 @@ func (p *Snapshot) Filter(ctx context.Context, since, upto fhir.Instant, ext []s
 	return kept, 0, nil
 }
 
+// Lines implements export.Snapshot.
+func (p *Snapshot) Lines(ctx context.Context, since, upto fhir.Instant, ext []store.Extent, fn func([]byte) error, step func()) (lost int, err error) {
+	for _, x := range ext {
+		if err := ctx.Err(); err != nil {
+			return 0, err
+		}
+		for _, r := range p.rowsOf(x, since, upto) {
+			if err := fn([]byte(r.line + "\n")); err != nil {
+				return 0, err
+			}
+		}
+		step()
+	}
+	return 0, nil
+}
+
+// Draft implements export.Snapshot.
+func (p *Snapshot) Draft(name string) (export.Draft, error) {
+	p.store.mu.Lock()
+	defer p.store.mu.Unlock()
+	if p.store.full {
+		return nil, store.ErrNoRoom
+	}
+	return &draft{p: p, name: name}, nil
+}
+
+type draft struct {
+	p    *Snapshot
+	name string
+	text []byte
+}
+
+// Add implements export.Draft.
+func (d *draft) Add(line []byte) error { d.text = append(d.text, line...); return nil }
+
+// Discard implements export.Draft.
+func (d *draft) Discard() error { return nil }
+
+// Keep implements export.Draft.
+func (d *draft) Keep() error { _, err := d.p.Keep(d.name, d.text); return err }
+
+// Made implements export.Snapshot.
+func (p *Snapshot) Made(name string) (export.File, error) {
+	p.store.mu.Lock()
+	defer p.store.mu.Unlock()
+	return newFile(p.store, p.kept[name]), nil
+}
+
 // pick remembers rows under a name that is opaque to whoever keeps it.
 func (s *Store) pick(rows []row) []byte {
 	s.picking.Lock()
@@ -530,17 +581,21 @@ func (s *Store) pickedRows(name []byte) []row {
 
 // File implements export.Snapshot.
 func (p *Snapshot) File(_ context.Context, _ string, _ store.Section, since, upto fhir.Instant, ext []store.Extent) (export.File, error) {
-	var lines strings.Builder
+	var lines []byte
 	for _, x := range ext {
 		for _, r := range p.rowsOf(x, since, upto) {
-			lines.WriteString(r.line + "\n")
+			lines = append(append(lines, r.line...), '\n')
 		}
 	}
+	return newFile(p.store, lines), nil
+}
+
+func newFile(s *Store, lines []byte) *File {
 	var packed bytes.Buffer
 	zw := gzip.NewWriter(&packed)
-	_, _ = io.WriteString(zw, lines.String())
+	_, _ = zw.Write(lines)
 	_ = zw.Close()
-	return &File{p.store, []byte(lines.String()), packed.Bytes()}, nil
+	return &File{s, lines, packed.Bytes()}
 }
 
 // A File is a fake of store.File.

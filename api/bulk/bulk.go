@@ -32,7 +32,8 @@ const (
 // Handlers answer the requests of Bulk Data Access.
 type Handlers struct {
 	Jobs    *export.Jobs
-	Base    string // the public base, without a slash at its end
+	Base    string   // the public base, without a slash at its end
+	Bases   []string // of absolute references to resources here
 	MaxBody int64
 	Now     func() fhir.Instant
 }
@@ -90,7 +91,7 @@ func (h *Handlers) request(k KickOff, w http.ResponseWriter, r *http.Request, pr
 	if err != nil {
 		return export.Request{}, err
 	}
-	q, err := read(params, k.Level, h.Base, prefs.lenient, !post, h.Now())
+	q, err := read(params, asking{k.Level, h.Base, h.Bases, prefs.lenient, !post, h.Now()})
 	q.Group = chi.URLParam(r, "group")
 	q.URL = h.Base + strings.Replace(k.Path, "{group}", q.Group, 1)
 	if r.URL.RawQuery != "" {

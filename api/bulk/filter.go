@@ -60,7 +60,7 @@ func (r *reading) filter(text string) {
 }
 
 func (r *reading) search(text string) {
-	q, err := search.Parse(text, search.Env{Bases: []string{r.base}, Now: r.now})
+	q, err := search.Parse(text, search.Env{Bases: r.bases, Now: r.now})
 	if f, is := errors.AsType[*search.Fault](err); is {
 		code := outcome.Value
 		if f.Unsupported {
@@ -103,7 +103,7 @@ func (r *reading) refuseFilter(t fhir.Type, code outcome.Code, format string, ar
 func (r *reading) finishFilters() {
 	for _, q := range r.filters.queries {
 		if len(r.q.Types) > 0 && !slices.Contains(r.q.Types, q.Type) && !r.filters.left[q.Type] {
-			r.refuseFilter(q.Type, outcome.Value, "_typeFilter: %s is not among the types of _type", q.Type)
+			r.refuseFilter(q.Type, outcome.Value, "_typeFilter: %s is not among the types that are asked for", q.Type)
 		}
 	}
 	for i, q := range r.filters.queries {

@@ -18,15 +18,22 @@ const maxNotes = 100
 // is refused (decisions.md 1).
 const maxAhead = fhir.Instant(time.Minute / time.Millisecond)
 
-const known = "known are _type, _typeFilter, _since, _until, _outputFormat and, but for the system, patient"
+const known = "known are _type, _typeFilter, _elements, includeAssociatedData, _since, _until, _outputFormat and, but for the system, patient"
+
+// An asking is what is known of a kick-off beside its parameters.
+type asking struct {
+	level   export.Level
+	base    string   // of absolute references to Patients
+	bases   []string // of those in searches
+	lenient bool
+	fromURL bool
+	now     fhir.Instant
+}
 
 // A reading turns parameters into a request. It goes through all of them
 // before it answers, so that a client learns all its faults at once.
 type reading struct {
-	base    string // of absolute references
-	lenient bool
-	fromURL bool
-	now     fhir.Instant
+	asking
 
 	q        export.Request
 	until    bound
@@ -34,6 +41,8 @@ type reading struct {
 	seen     map[string]bool
 	patients map[string]bool
 	filters  filters
+	entries  []string        // of _elements
+	presets  []string        // of includeAssociatedData
 	values   int             // of _type
 	types    []outcome.Issue // faults in them
 	faults   []outcome.Issue
@@ -46,17 +55,19 @@ type bound struct {
 }
 
 // read understands the parameters of a kick-off (decisions.md 1 and 2).
-func read(params []param, level export.Level, base string, lenient, fromURL bool, now fhir.Instant) (export.Request, error) {
+func read(params []param, a asking) (export.Request, error) {
 	none := bound{at: fhir.None}
-	r := &reading{base: base, lenient: lenient, fromURL: fromURL, now: now, since: none, until: none, seen: map[string]bool{}, patients: map[string]bool{}}
-	r.q.Level = level
+	r := &reading{asking: a, since: none, until: none, seen: map[string]bool{}, patients: map[string]bool{}}
+	r.q.Level = a.level
 	for _, p := range params {
 		r.param(p)
 		r.seen[p.name] = true
 	}
 	r.finishTypes()
+	r.finishPresets()
 	r.finishPatients()
 	r.finishFilters()
+	r.finishElements()
 	r.finishWindow()
 	if len(r.q.Notes) > maxNotes {
 		r.fault(outcome.TooCostly, "more than %d things in this request would have to be left out", maxNotes)
@@ -87,7 +98,11 @@ func (r *reading) param(p param) {
 		r.patient(p)
 	case "_typeFilter":
 		r.typeFilter(p)
-	case "_elements", "includeAssociatedData", "organizeOutputBy":
+	case "_elements":
+		r.elements(p)
+	case "includeAssociatedData":
+		r.associated(p)
+	case "organizeOutputBy":
 		r.leaveOut(p, "is not supported by this server")
 	default:
 		if right := meant(p.name); right != "" {

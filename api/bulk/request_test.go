@@ -8,9 +8,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"tidemark/api/export"
-	"tidemark/store/fhir"
 )
 
 // The most that one request may ask of us is refused within moments.
@@ -34,7 +31,7 @@ func TestLargeRequestsAreCheap(t *testing.T) {
 			began := time.Now()
 			params, err := bodyParams(httptest.NewRecorder(), r, 2*size)
 			if err == nil {
-				_, err = read(params, export.System, "http://base", lenient, false, fhir.Instant(0))
+				_, err = read(params, asking{base: "http://base", lenient: lenient})
 			}
 			if took := time.Since(began); took > 2*time.Second {
 				t.Errorf("%s took %s", name, took)

@@ -8,6 +8,7 @@ import (
 
 	"tidemark/api/outcome"
 	"tidemark/store"
+	"tidemark/store/elements"
 	"tidemark/store/fhir"
 	"tidemark/store/search"
 )
@@ -70,6 +71,11 @@ func choose(ctx context.Context, s Snapshot, r *rule, o Options, progress func(f
 		return nil, err
 	}
 	g := gathering{s: s, r: r, of: r.Level.of, filters: filters, progress: progress}
+	if len(q.Elements) > 0 {
+		if g.projection, err = projection(q.Elements); err != nil {
+			return nil, err
+		}
+	}
 	notes := q.Notes
 	if q.aboutSome() {
 		who, err := q.cohort(ctx, s)
@@ -117,12 +123,14 @@ func (g *gathering) choose(ctx context.Context, q *Request, who *cohort) error {
 
 // A gathering is a selection in the making.
 type gathering struct {
-	s        Snapshot
-	c        *choosing // nil: the export is about all Patients
-	r        *rule
-	of       func(s Snapshot, list List, t fhir.Type) Snapshot // what of s is held of a type
-	filters  map[fhir.Type]*search.Filter
-	progress func(float64)
+	s       Snapshot
+	c       *choosing // nil: the export is about all Patients
+	r       *rule
+	of      func(s Snapshot, list List, t fhir.Type) Snapshot // what of s is held of a type
+	filters map[fhir.Type]*search.Filter
+	// projection is what is left of each resource; nil: all.
+	projection *elements.Projection
+	progress   func(float64)
 
 	blocks, done int             // that are looked at
 	referred     []store.Section // of the types that go because something refers to them
@@ -148,7 +156,7 @@ func (g *gathering) measure(types []fhir.Type) {
 		if g.asks(types, sec.Type) {
 			g.blocks += g.s.Blocks(sec)
 		}
-		if g.asks(types, sec.Type) && g.filters[sec.Type] != nil {
+		if g.asks(types, sec.Type) && (g.projection != nil || g.filters[sec.Type] != nil) {
 			g.blocks += bodyCost * g.s.Blocks(sec)
 		}
 	}
@@ -297,6 +305,13 @@ func (g *gathering) add(ctx context.Context, list List, kind store.Kind, types [
 		extents, err := g.r.extents(s, sec)
 		if err != nil {
 			return err
+		}
+		if list == Output && g.projection != nil {
+			if err := g.make(ctx, s, sec, extents, l); err != nil {
+				return err
+			}
+			g.step(sec)
+			continue
 		}
 		if list == Output { // deletions are told whatever they were of (decisions.md 4)
 			if extents, err = g.filtered(ctx, s, sec, extents); err != nil {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"strconv"
 
 	"tidemark/store"
 	"tidemark/store/fhir"
@@ -47,6 +46,16 @@ func (j *Jobs) file(ctx context.Context, id string, s Snapshot, r rule, n int) (
 	if f.List == Errors {
 		return &Download{List: f.List, file: text(r.Errors)}, nil
 	}
+	if f.Made {
+		file, err := s.Made(fileName(n))
+		if err != nil {
+			return nil, err
+		}
+		if file.Size() != f.Bytes {
+			return nil, errors.Join(file.Close(), fmt.Errorf("a file has %d bytes, the manifest says %d: %w", file.Size(), f.Bytes, store.ErrCorrupt))
+		}
+		return &Download{Type: f.Type, List: f.List, file: file}, nil
+	}
 	var extents []store.Extent
 	if r.Selection != nil {
 		c, err := j.selection(id, s, r)
@@ -61,8 +70,7 @@ func (j *Jobs) file(ctx context.Context, id string, s Snapshot, r rule, n int) (
 			return nil, err
 		}
 	}
-	name := "f" + strconv.Itoa(n)
-	file, err := s.File(ctx, name, f.section(), r.Since, r.Upto, extents)
+	file, err := s.File(ctx, fileName(n), f.section(), r.Since, r.Upto, extents)
 	if err != nil {
 		return nil, err
 	}

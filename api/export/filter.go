@@ -47,11 +47,16 @@ func (g *gathering) filtered(ctx context.Context, s Snapshot, sec store.Section,
 		return nil, fmt.Errorf("filter %s: %w", sec.Type, err)
 	}
 	g.did(bodyCost * (g.s.Blocks(sec) - len(extents)))
-	if lost > 0 {
-		g.notes = append(g.notes, outcome.Issue{
-			Severity: outcome.Error, Code: outcome.Incomplete,
-			Text: fmt.Sprintf("%s: %d resources are damaged on the server's disk and could not be looked at, so they are missing here whether they match or not; its operator learns more with: tidemark check", sec.Type, lost),
-		})
-	}
+	g.noteLost(sec, lost)
 	return kept, nil
+}
+
+func (g *gathering) noteLost(sec store.Section, lost int) {
+	if lost == 0 {
+		return
+	}
+	g.notes = append(g.notes, outcome.Issue{
+		Severity: outcome.Error, Code: outcome.Incomplete,
+		Text: fmt.Sprintf("%s: %d resources are damaged on the server's disk and could not be read, so they are missing here; its operator learns more with: tidemark check", sec.Type, lost),
+	})
 }

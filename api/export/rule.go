@@ -51,6 +51,7 @@ type Request struct {
 	Since    fhir.Instant    // exclusive; None: from the beginning
 	Upto     fhir.Instant    // inclusive, from _until; None: up to the watermark
 	Filters  []string        // searches, such as Observation?code=1, each of a type that is exported
+	Elements []string        // what is left of resources, such as Patient.name; none: all
 	Notes    []outcome.Issue // what was left out, one line each in the manifest's error
 }
 
@@ -58,8 +59,9 @@ type Request struct {
 func (q *Request) aboutSome() bool { return q.Level == Group || len(q.Patients) > 0 }
 
 // chosen tells whether rows are chosen one by one. Then planning it means to read
-// directories or bodies, which is done behind the kick-off.
-func (q *Request) chosen() bool { return q.aboutSome() || len(q.Filters) > 0 }
+// directories or bodies, and to write files of what is not as it is stored, which
+// is done behind the kick-off.
+func (q *Request) chosen() bool { return q.aboutSome() || len(q.Filters)+len(q.Elements) > 0 }
 
 // A List is one of the three lists of files in a manifest.
 type List string
@@ -80,6 +82,7 @@ type OutputFile struct {
 	To    int
 	Rows  int64
 	Bytes int64 // uncompressed
+	Made  bool  // written for the job: its lines are not as they are stored
 }
 
 // section is where the file's rows lie.
@@ -114,7 +117,8 @@ type rule struct {
 // ruleVersion is the form below. A job of an unknown form is an error, not a
 // guess.
 //
-// Since 3 there are filters: a program that did not know them would send all.
+// Since 3 there are filters and elements: a program that did not know them would
+// send all.
 const ruleVersion = 3
 
 // Types stand by name and None as null, so that the stored form depends on
@@ -138,6 +142,7 @@ type pendingForm struct {
 	Patients []string        `json:"patients,omitempty"`
 	Types    []string        `json:"types,omitempty"`
 	Filters  []string        `json:"filters,omitempty"`
+	Elements []string        `json:"elements,omitempty"`
 	Notes    []outcome.Issue `json:"notes,omitempty"`
 }
 
@@ -148,6 +153,7 @@ type fileForm struct {
 	To    int    `json:"to,omitempty"`
 	Rows  int64  `json:"rows"`
 	Bytes int64  `json:"bytes"`
+	Made  bool   `json:"made,omitempty"`
 }
 
 func (r rule) encode() ([]byte, error) {
@@ -156,7 +162,7 @@ func (r rule) encode() ([]byte, error) {
 		Failure: r.Failure, Selection: r.Selection, Errors: r.Errors,
 	}
 	if q := r.Pending; q != nil {
-		form.Pending = &pendingForm{Group: q.Group, Patients: q.Patients, Filters: q.Filters, Notes: q.Notes}
+		form.Pending = &pendingForm{Group: q.Group, Patients: q.Patients, Filters: q.Filters, Elements: q.Elements, Notes: q.Notes}
 		for _, t := range q.Types {
 			form.Pending.Types = append(form.Pending.Types, t.String())
 		}
@@ -166,7 +172,7 @@ func (r rule) encode() ([]byte, error) {
 		if f.Type != 0 {
 			typ = f.Type.String()
 		}
-		form.Files = append(form.Files, fileForm{f.List, typ, f.From, f.To, f.Rows, f.Bytes})
+		form.Files = append(form.Files, fileForm{f.List, typ, f.From, f.To, f.Rows, f.Bytes, f.Made})
 	}
 	return json.Marshal(form)
 }
@@ -187,7 +193,7 @@ func decodeRule(b []byte) (rule, error) {
 		Failure: form.Failure, Selection: form.Selection, Errors: form.Errors,
 	}
 	if p := form.Pending; p != nil {
-		r.Pending = &Request{Level: r.Level, Group: p.Group, Patients: p.Patients, URL: r.Request, Since: r.Since, Upto: r.Upto, Filters: p.Filters, Notes: p.Notes}
+		r.Pending = &Request{Level: r.Level, Group: p.Group, Patients: p.Patients, URL: r.Request, Since: r.Since, Upto: r.Upto, Filters: p.Filters, Elements: p.Elements, Notes: p.Notes}
 		for _, name := range p.Types {
 			t, known := fhir.ParseType(name)
 			if !known {
@@ -201,7 +207,7 @@ func decodeRule(b []byte) (rule, error) {
 		if known == (f.List == Errors) {
 			return rule{}, fmt.Errorf("a file of the rule lists %q with resource type %q", f.List, f.Type)
 		}
-		r.Files = append(r.Files, OutputFile{f.List, typ, f.From, f.To, f.Rows, f.Bytes})
+		r.Files = append(r.Files, OutputFile{f.List, typ, f.From, f.To, f.Rows, f.Bytes, f.Made})
 	}
 	return r, nil
 }

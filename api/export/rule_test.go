@@ -16,13 +16,13 @@ func TestRuleRoundTrip(t *testing.T) {
 	for _, want := range []rule{
 		{Since: fhir.None, Upto: 5},
 		{Request: "http://x/$export?a=b&c", Since: -7, Upto: 5, Errors: "{}\n", Files: []OutputFile{
-			{Output, patient, 0, 3, 10, 20}, {Deleted, patient, 2, 3, 1, 2}, {List: Errors, Rows: 1, Bytes: 3},
+			{Output, patient, 0, 3, 10, 20, false}, {Deleted, patient, 2, 3, 1, 2, false}, {Output, patient, 0, 0, 1, 2, true}, {List: Errors, Rows: 1, Bytes: 3},
 		}},
 		{Since: 0, Upto: 0},
 		{Level: Group, Request: "r", Since: fhir.None, Pending: &Request{
 			Level: Group, Group: "g", Patients: []string{"a"}, URL: "r", Types: []fhir.Type{patient}, Since: fhir.None,
-			Filters: []string{"Patient?active=true"},
-			Notes:   []outcome.Issue{{Severity: outcome.Warning, Code: outcome.Value, Text: "n"}},
+			Filters: []string{"Patient?active=true"}, Elements: []string{"id"},
+			Notes: []outcome.Issue{{Severity: outcome.Warning, Code: outcome.Value, Text: "n"}},
 		}},
 		{Level: Patient, Failure: []outcome.Issue{{Severity: outcome.Fatal, Code: outcome.Exception, Text: "f"}}},
 		{Level: Group, Selection: new(uint32(0))},
@@ -45,7 +45,7 @@ func TestRuleRoundTrip(t *testing.T) {
 func TestRuleForm(t *testing.T) {
 	patient, _ := fhir.ParseType("Patient")
 	got, err := rule{Request: "r", Since: 1, Upto: 2, Errors: "e", Files: []OutputFile{
-		{Output, patient, 3, 4, 5, 6}, {List: Errors, Rows: 1, Bytes: 1},
+		{Output, patient, 3, 4, 5, 6, false}, {List: Errors, Rows: 1, Bytes: 1},
 	}}.encode()
 	const want = `{"v":3,"request":"r","since":1,"upto":2,"files":[` +
 		`{"list":"output","type":"Patient","from":3,"to":4,"rows":5,"bytes":6},{"list":"error","rows":1,"bytes":1}],"errors":"e"}`
@@ -63,7 +63,7 @@ func TestRuleForm(t *testing.T) {
 func TestRuleOfTheVersionBefore(t *testing.T) {
 	patient, _ := fhir.ParseType("Patient")
 	got, err := decodeRule([]byte(`{"v":1,"request":"r","upto":2,"files":[{"list":"output","type":"Patient","to":1,"rows":5,"bytes":6}]}`))
-	want := rule{Request: "r", Since: fhir.None, Upto: 2, Files: []OutputFile{{Output, patient, 0, 1, 5, 6}}}
+	want := rule{Request: "r", Since: fhir.None, Upto: 2, Files: []OutputFile{{Output, patient, 0, 1, 5, 6, false}}}
 	if diff := cmp.Diff(want, got); err != nil || diff != "" {
 		t.Errorf("%v, -want +got:\n%s", err, diff)
 	}

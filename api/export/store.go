@@ -46,6 +46,12 @@ type Snapshot interface {
 	// Filter keeps of extents of the same window the rows whose lines match, and
 	// counts those that cannot be read.
 	Filter(ctx context.Context, since, upto fhir.Instant, ext []store.Extent, match func(line []byte) bool, step func()) (kept []store.Extent, lost int, err error)
+	// Lines calls fn for the lines of the rows that extents list, and counts those
+	// that cannot be read.
+	Lines(ctx context.Context, since, upto fhir.Instant, ext []store.Extent, fn func(line []byte) error, step func()) (lost int, err error)
+	// Draft begins a file of lines that are not as they are stored, Made opens it.
+	Draft(name string) (Draft, error)
+	Made(name string) (File, error)
 	// Blocks is how much there is of a section.
 	Blocks(sec store.Section) int
 	// Rosters tells who was a member of which Group since an instant.
@@ -76,6 +82,13 @@ type File interface {
 	Close() error
 }
 
+// A Draft is an output file in the making.
+type Draft interface {
+	Add(line []byte) error
+	Keep() error    // durably
+	Discard() error // and remove what was written
+}
+
 // Of lets jobs work on a store.
 func Of(db *store.DB) Store { return stored{db} }
 
@@ -102,6 +115,22 @@ type snapshot struct{ *store.Snapshot }
 func (s snapshot) Choosing(c store.Choice) Snapshot { return snapshot{s.Snapshot.Choosing(c)} }
 
 func (s snapshot) Rosters(since fhir.Instant) (Rosters, error) { return s.Snapshot.Rosters(since) }
+
+func (s snapshot) Draft(name string) (Draft, error) {
+	d, err := s.Snapshot.Draft(name)
+	if err != nil {
+		return nil, err // not a nil *store.Draft
+	}
+	return d, nil
+}
+
+func (s snapshot) Made(name string) (File, error) {
+	f, err := s.Snapshot.Made(name)
+	if err != nil {
+		return nil, err // not a nil *store.File
+	}
+	return f, nil
+}
 
 func (s snapshot) File(ctx context.Context, name string, sec store.Section, since, upto fhir.Instant, ext []store.Extent) (File, error) {
 	f, err := s.Snapshot.File(ctx, name, sec, since, upto, ext)

@@ -108,8 +108,8 @@ func (j *Jobs) planJob(ctx context.Context, id string) error {
 	switch refusal, is := errors.AsType[*Refusal](err); {
 	case is: // of something that the kick-off does not look at: a nested Group
 		r = r.failed(refusal.Issues)
-	case ctx.Err() != nil, errors.Is(err, store.ErrRevoked), errors.Is(err, store.ErrClosed):
-		return err
+	case ctx.Err() != nil, errors.Is(err, store.ErrRevoked), errors.Is(err, store.ErrClosed), errors.Is(err, store.ErrNoRoom):
+		return err // with room it can be done
 	case err != nil:
 		j.o.Logger.ErrorContext(ctx, "an export job cannot be planned", "err", err)
 		r = r.failed([]outcome.Issue{{

@@ -21,7 +21,7 @@ func newIntake(c *config.Config, db *store.DB, tel *telemetry, log *slog.Logger)
 	if err != nil {
 		return nil, err
 	}
-	topics, err := intakeTopics(c.Topics)
+	topics, err := intakeTopics(c.Topics, ownBases(c))
 	if err != nil {
 		return nil, err
 	}
@@ -36,7 +36,12 @@ func newIntake(c *config.Config, db *store.DB, tel *telemetry, log *slog.Logger)
 	}, newSpaceGuard(db, c.Store.Path, int64(c.Store.MinFree), log))
 }
 
-func intakeTopics(list []config.Topic) ([]pipeline.Topic, error) {
+// ownBases are those under which references lead to resources here.
+func ownBases(c *config.Config) []string {
+	return append([]string{c.HTTP.PublicURL}, c.Resources.OwnBases...)
+}
+
+func intakeTopics(list []config.Topic, bases []string) ([]pipeline.Topic, error) {
 	topics := make([]pipeline.Topic, 0, len(list))
 	for i, t := range list {
 		pattern, err := wholeName(t.Pattern)
@@ -49,7 +54,7 @@ func intakeTopics(list []config.Topic) ([]pipeline.Topic, error) {
 		}
 		topics = append(topics, pipeline.Topic{
 			Name: t.Name, Pattern: pattern, Format: t.Format, StopAfter: stopAfter,
-			Decode: decode.Options{DropTypes: t.DropTypes},
+			Decode: decode.Options{DropTypes: t.DropTypes, OwnBases: bases},
 		})
 	}
 	return topics, nil

@@ -156,6 +156,7 @@ func newServer(c *config.Config, db *store.DB, tel *telemetry, log *slog.Logger)
 		Ready:            func() bool { return db.Status().Ready },
 		Listen:           c.HTTP.Listen,
 		PublicURL:        c.HTTP.PublicURL,
+		OwnBases:         ownBases(c),
 		Expires:          time.Duration(c.Export.Expires),
 		RetryAfter:       time.Duration(c.Export.RetryAfter),
 		FileMaxBytes:     int64(c.Export.File.MaxBytes),

@@ -180,6 +180,8 @@ type Topic struct {
 type Resources struct {
 	// Write meta.versionId and meta.lastUpdated where the source left them out. Nothing else of a resource is ever changed.
 	InjectMeta bool `yaml:"inject_meta"`
+	// The bases of the servers that the records come from, such as http://hapi:8080/fhir: absolute references under them, or under http.public_url, lead to resources here, all others elsewhere. What has come in before it is changed stays as it was understood.
+	OwnBases []string `yaml:"own_bases"`
 }
 
 // Export is what an export gives.
@@ -252,7 +254,7 @@ func Default() *Config {
 		HTTP:       HTTP{Listen: "127.0.0.1:8080", PublicURL: defaultBase},
 		Kafka:      Kafka{Brokers: []string{"127.0.0.1:9092"}, Group: "tidemark", MaxRecord: 128 << 20},
 		Topics:     []Topic{{Name: "fhir-changes", Format: "resource", StopAfter: new(defaultStopAfter)}},
-		Resources:  Resources{InjectMeta: true},
+		Resources:  Resources{InjectMeta: true, OwnBases: []string{}},
 		Export:     Export{Expires: day, File: ExportFile{MaxBytes: 256 << 20}, RetryAfter: second},
 		Auth:       Auth{Mode: "auto"},
 		Limits:     Limits{Jobs: 100, PollsPerMinute: 120, Body: 1 << 20},

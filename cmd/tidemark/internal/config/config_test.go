@@ -98,7 +98,7 @@ limit: {jobs: 3}
 commit: {}
 watermark: {allowance: -1s, max_clock_step: 1s, max_clock_step: 2s}
 telemetry: {sample: 2, otlp_endpoint: {a: b}}
-resources: {inject_meta: perhaps}
+resources: {inject_meta: perhaps, own_bases: [hapi/fhir]}
 `)
 	got := faults(t, Source{
 		File:    file,

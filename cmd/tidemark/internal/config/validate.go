@@ -48,6 +48,11 @@ func (l *loader) validate() {
 	l.validateHTTP()
 	l.validateKafka()
 	l.validateTopics()
+	for _, b := range l.Resources.OwnBases {
+		if !isHTTPURL(b) {
+			l.invalid("resources.own_bases", "%q is not a URL such as http://hapi:8080/fhir", b)
+		}
+	}
 	if e := l.Telemetry.OTLPEndpoint; e != "" && !isHTTPURL(e) {
 		l.invalid("telemetry.otlp_endpoint", "is not a URL such as http://127.0.0.1:4318")
 	}

@@ -1,0 +1,85 @@
+package export
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+
+	"tidemark/store"
+	"tidemark/store/search"
+)
+
+// A making writes the files of a section whose lines are changed. They are cut at
+// the sizes that they really have.
+type making struct {
+	g      *gathering
+	limits Limits
+	file   OutputFile // the one being written
+	draft  Draft      // nil: none
+	text   []byte
+}
+
+// fileName is what file n of a job is called beside its snapshot, counted from 1.
+func fileName(n int) string { return "f" + strconv.Itoa(n) }
+
+// make reads the rows of extents once, and writes of each that the type's filters
+// leave what was asked for.
+func (g *gathering) make(ctx context.Context, s Snapshot, sec store.Section, extents []store.Extent, l Limits) (err error) {
+	m := making{g: g, limits: l, file: OutputFile{List: Output, Type: sec.Type, Made: true}}
+	defer func() {
+		if err != nil && m.draft != nil {
+			err = errors.Join(err, m.draft.Discard())
+		}
+	}()
+	var matcher *search.Matcher
+	if f := g.filters[sec.Type]; f != nil {
+		matcher = f.Matcher()
+	}
+	lost, err := s.Lines(ctx, g.r.Since, g.r.Upto, extents, func(line []byte) error {
+		if matcher != nil && !matcher.Match(line) {
+			return nil
+		}
+		m.text = g.projection.Append(m.text[:0], line, sec.Type)
+		return m.add(m.text)
+	}, func() { g.did(bodyCost) })
+	if err != nil {
+		return fmt.Errorf("write the files of %s: %w", sec.Type, err)
+	}
+	g.did(bodyCost * (g.s.Blocks(sec) - len(extents)))
+	g.noteLost(sec, lost)
+	return m.flush()
+}
+
+func (m *making) add(line []byte) (err error) {
+	size := int64(len(line))
+	if m.file.Rows > 0 && (m.file.Bytes+size > noLimit(m.limits.Bytes) || m.file.Rows+1 > noLimit(m.limits.Resources)) {
+		if err := m.flush(); err != nil {
+			return err
+		}
+	}
+	if m.draft == nil {
+		if m.draft, err = m.g.s.Draft(fileName(len(m.g.r.Files) + 1)); err != nil {
+			return err
+		}
+	}
+	m.file.Rows++
+	m.file.Bytes += size
+	return m.draft.Add(line)
+}
+
+// flush ends a file, if one was begun.
+func (m *making) flush() error {
+	if m.draft == nil {
+		return nil
+	}
+	d := m.draft
+	m.draft = nil
+	if err := d.Keep(); err != nil {
+		return err
+	}
+	m.g.r.Files = append(m.g.r.Files, m.file)
+	m.g.files = append(m.g.files, nil)
+	m.file.Rows, m.file.Bytes = 0, 0
+	return nil
+}
