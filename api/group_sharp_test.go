@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -395,5 +396,70 @@ func TestGroupManyPatients(t *testing.T) {
 	}
 	if code, _, _, _ := m.kick("POST", "/Group/g/", "", named(11_001)); code != http.StatusBadRequest {
 		t.Errorf("11,001: %d", code)
+	}
+}
+
+// Who is named by an identifier is a member with all that is his, from when the
+// Group names him or he has the identifier, whichever is later; not one of several
+// who have it, nor one whom the Group does not mean.
+func TestGroupByIdentifier(t *testing.T) {
+	m := newMachine(t)
+	named := func(value string) string {
+		return fmt.Sprintf(`{"entity":{"identifier":{"system":"urn:mrn","value":%q}}}`, value)
+	}
+	person := func(id, more string, values ...string) store.Change {
+		var list []string
+		for _, v := range values {
+			list = append(list, fmt.Sprintf(`{"system":"urn:mrn","value":%q}`, v))
+		}
+		return scanned(t, `{"resourceType":"Patient","id":%q,"identifier":[%s]%s}`, id, strings.Join(list, ","), more)
+	}
+	m.apply(person("a", "", "1", "1"), obs(t, "of-a", "a", ""), person("b", "", "2"), obs(t, "of-b", "b", ""), person("c", "", "3"), obs(t, "of-c", "c", ""),
+		person("twin", "", "twins"), person("twin2", "", "twins"), obs(t, "of-twin", "twin", ""),
+		scanned(t, `{"resourceType":"Patient","id":"other","identifier":[{"system":"urn:other","value":"1"},{"value":"2"}]}`), obs(t, "of-other", "other", ""))
+	practitioner := `{"entity":{"type":"Practitioner","identifier":{"system":"urn:mrn","value":"3"}}}`
+	m.apply(group(t, "g", "", named("1"), named("twins"), named("nobody"), practitioner))
+	holds := func(query string, want ...string) held {
+		t.Helper()
+		h := m.exportOf("/Group/g/", query)
+		delete(h.rows, "Group/g")
+		if got := slices.Sorted(maps.Keys(h.rows)); !slices.Equal(got, want) {
+			t.Errorf("%s: %v, want %v", query, got, want)
+		}
+		return h
+	}
+	h := holds("", "Observation/of-a", "Patient/a")
+	_, _, _, text := m.kick("GET", "/Group/g/", "", "")
+	errs := m.errorsOf(text)
+	for _, want := range []string{"no Patient here has: 1", "several Patients here have: none of them is exported for that: 1", "leads to nobody: 1"} {
+		if !strings.Contains(errs, want) {
+			t.Errorf("errors: %s\nwant %s", errs, want)
+		}
+	}
+
+	since := "?_since=" + h.at
+	m.apply(group(t, "g", "", named("1"), named("2"))) // joins
+	h = holds(since, "Observation/of-b", "Patient/b")
+	since = "?_since=" + h.at
+	m.apply(person("c", "", "2", "3"), person("b", "")) // the identifier moves on
+	h = holds(since, "Observation/of-c", "Patient/c")
+	since = "?_since=" + h.at
+	m.apply(person("c", `,"active":true`, "2", "3")) // may be new: comes whole again
+	h = holds(since, "Observation/of-c", "Patient/c")
+	since = "?_since=" + h.at
+	m.apply(deletion(t, "Observation/of-c"))
+	m.restart()
+	m.apply()
+	if h = holds(since); !slices.Equal(h.gone, []string{"Observation/of-c"}) {
+		t.Errorf("deletions %v", h.gone)
+	}
+	body := func(id string) string {
+		return fmt.Sprintf(`{"resourceType":"Parameters","parameter":[{"name":"patient","valueReference":{"reference":"Patient/%s"}}]}`, id)
+	}
+	if code, _, status, _ := m.kick("POST", "/Group/g/", "", body("c")); code != 202 || status != 200 {
+		t.Errorf("patient who is named by an identifier: %d, %d", code, status)
+	}
+	if code, _, status, _ := m.kick("POST", "/Group/g/", "", body("other")); code != 202 || status < 400 {
+		t.Errorf("patient who is no member: %d, %d", code, status)
 	}
 }

@@ -78,7 +78,7 @@ func choose(ctx context.Context, s Snapshot, r *rule, o Options, progress func(f
 	}
 	notes := q.Notes
 	if q.aboutSome() {
-		who, err := q.cohort(ctx, s)
+		who, err := q.cohort(ctx, s, true)
 		if err != nil {
 			return nil, err
 		}

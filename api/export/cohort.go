@@ -40,7 +40,7 @@ type cohort struct {
 // check refuses at the kick-off what cannot be exported.
 func (q *Request) check(ctx context.Context, s Snapshot) error {
 	if q.Level == Group && len(q.Patients) > 0 {
-		_, err := q.cohort(ctx, s)
+		_, err := q.cohort(ctx, s, false)
 		return err
 	}
 	for _, id := range q.Patients {
@@ -70,15 +70,24 @@ var patientType, _ = fhir.ParseType("Patient")
 
 func unknownGroup() error { return refused(outcome.NotFound, "there is no such Group") }
 
-// cohort finds out whom a request is about.
-func (q *Request) cohort(ctx context.Context, s Snapshot) (*cohort, error) {
+// cohort finds out whom a request is about. To look for those whom only an
+// identifier names all Patients are read, which a kick-off does not do: then
+// whoever is not found may be one of them.
+func (q *Request) cohort(ctx context.Context, s Snapshot, identify bool) (*cohort, error) {
 	c := &cohort{live: map[string]fhir.Instant{}, deleted: map[string]fhir.Instant{}}
+	doubt := false
 	if q.Level == Group {
 		var w walk
 		if err := w.through(ctx, s, q.Group, q.Since); err != nil {
 			return nil, err
 		}
+		if identify {
+			if err := w.identify(ctx, s, q.Since); err != nil {
+				return nil, err
+			}
+		}
 		c.enrol(&w, q.Since)
+		doubt = !identify && len(w.named) > 0
 	}
 	if len(q.Patients) == 0 {
 		return c, nil
@@ -90,7 +99,7 @@ func (q *Request) cohort(ctx context.Context, s Snapshot) (*cohort, error) {
 			continue
 		}
 		after, member := c.live[id]
-		if !member {
+		if !member && !doubt {
 			return nil, unknownPatient()
 		}
 		named.live[id], named.deleted[id] = after, c.deleted[id]
@@ -145,11 +154,14 @@ type walk struct {
 	rosters  Rosters
 	known    map[string]store.Roster
 	patients map[string][]store.Stay // along all paths
+	named    map[string][]store.Stay // likewise, Patients of whom only an identifier is known
 	groups   map[string][]store.Stay
 	looked   map[string]bool // Groups that belong to the export
 	others   map[string]bool // members of other types
 	unknown  map[string]bool // nested Groups
-	byName   int             // members that are named by an identifier only, or elsewhere
+	byName   int             // members that are elsewhere, or nothing that can be found
+	nobody   int             // members whose identifier no Patient has
+	several  int             // members whose identifier several have
 }
 
 // through meets all members of a Group. A nested Group is gone through again
@@ -159,6 +171,7 @@ func (w *walk) through(ctx context.Context, s Snapshot, id string, since fhir.In
 		return err
 	}
 	w.known, w.patients, w.groups = map[string]store.Roster{}, map[string][]store.Stay{}, map[string][]store.Stay{}
+	w.named = map[string][]store.Stay{}
 	w.looked, w.others, w.unknown = map[string]bool{}, map[string]bool{}, map[string]bool{}
 	type step struct {
 		id   string
@@ -187,6 +200,8 @@ func (w *walk) through(ctx context.Context, s Snapshot, id string, since fhir.In
 					continue
 				}
 				switch typ, member, _ := strings.Cut(ref, "/"); {
+				case strings.HasPrefix(ref, fhir.IdentifierPrefix):
+					extend(w.named, ref, t)
 				case typ == "Patient":
 					extend(w.patients, member, t)
 				case typ == "Group":
@@ -239,7 +254,9 @@ func (w *walk) note(c *cohort) {
 			c.notes = append(c.notes, outcome.Issue{Severity: outcome.Information, Code: outcome.Incomplete, Text: fmt.Sprintf("%s: %d", what, n)})
 		}
 	}
-	say(w.byName, "members that are named by an identifier only, or elsewhere than here, and were not looked up")
+	say(w.byName, "members that are elsewhere than here, or named in a way that leads to nobody")
+	say(w.nobody, "members that are named by an identifier only, which no Patient here has")
+	say(w.several, "members that are named by an identifier only, which several Patients here have: none of them is exported for that")
 	say(len(w.unknown), "members that are Groups which are unknown here")
 	say(len(w.others), "members that are no Patients, whose own data is not exported")
 }
@@ -266,7 +283,11 @@ func actualGroup(body []byte, known map[string][]store.Stay) (unknown int, err e
 			Modifiers json.RawMessage `json:"modifierExtension"`
 			Inactive  json.RawMessage `json:"inactive"`
 			Entity    struct {
-				Reference string `json:"reference"`
+				Reference  string `json:"reference"`
+				Type       string `json:"type"`
+				Identifier struct {
+					Value string `json:"value"`
+				} `json:"identifier"`
 			} `json:"entity"`
 		}
 		if err := json.Unmarshal(m, &member); err != nil {
@@ -274,7 +295,8 @@ func actualGroup(body []byte, known map[string][]store.Stay) (unknown int, err e
 			continue
 		}
 		modified = modified || len(member.Modifiers) > 0
-		if string(member.Inactive) != "true" && known != nil && !isKnown(member.Entity.Reference, known) {
+		named := member.Entity.Identifier.Value != "" && (member.Entity.Type == "" || member.Entity.Type == "Patient") // is counted when he is looked for
+		if string(member.Inactive) != "true" && known != nil && !named && !isKnown(member.Entity.Reference, known) {
 			unknown++
 		}
 	}

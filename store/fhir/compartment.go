@@ -148,6 +148,9 @@ const (
 	tagCodeText
 	referenceText
 	memberReferenceText
+	memberTypeText
+	memberSystemText // of its identifier
+	memberValueText
 	targetText // of a Provenance
 	startText
 	endText
@@ -232,7 +235,12 @@ func newRoots() []*node {
 // markMembers makes of Group.member more than a way to references.
 func markMembers(member *node) {
 	member.is = memberObject
-	member.child("entity", passage).child("reference", memberReferenceText).is = memberReferenceText
+	entity := member.child("entity", passage)
+	entity.child("reference", memberReferenceText).is = memberReferenceText
+	entity.child("type", memberTypeText)
+	identifier := entity.child("identifier", passage)
+	identifier.child("system", memberSystemText)
+	identifier.child("value", memberValueText)
 	member.child("inactive", inactiveFlag)
 	period := member.child("period", passage)
 	period.child("start", startText)

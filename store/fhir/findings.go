@@ -27,7 +27,8 @@ type reference struct {
 // pending is a Member whose Ref is not a string yet.
 type pending struct {
 	Member
-	ref text
+	ref                text
+	typ, system, value text // what else its entity says
 }
 
 // keep copies b into the arena.
@@ -87,6 +88,7 @@ func (s *Scanner) leave(n *node, seen uint32, empty bool) {
 	case tagObject:
 		s.found.subsetted = s.found.subsetted || s.found.tagSystem && s.found.tagCode
 	case memberObject:
+		s.nameMember()
 		s.found.members = append(s.found.members, s.member)
 	case passage:
 		if n.name == "" {
@@ -139,6 +141,12 @@ func (s *Scanner) takeText(n *node, raw []byte, end int) (reason string) {
 	case memberReferenceText:
 		s.takeMember(raw)
 		s.takeReference(raw)
+	case memberTypeText:
+		s.member.typ = s.keep(raw)
+	case memberSystemText:
+		s.member.system = s.keep(raw)
+	case memberValueText:
+		s.member.value = s.keep(raw)
 	case startText, endText:
 		return s.takeDate(n, raw)
 	case inactiveFlag:
@@ -230,6 +238,17 @@ func (s *Scanner) takeMember(ref []byte) {
 	if t == patientType {
 		s.found.patients = append(s.found.patients, kept)
 	}
+}
+
+// nameMember gives a member that refers to no resource of ours the identifier of
+// its entity as its name, if it may be a Patient.
+func (s *Scanner) nameMember() {
+	m := &s.member
+	says := func(t text) []byte { return s.arena[t.from:t.to] }
+	if m.ref != (text{}) || len(says(m.value)) == 0 || len(says(m.typ)) > 0 && string(says(m.typ)) != "Patient" {
+		return
+	}
+	m.ref = s.keep(appendByIdentifier(nil, says(m.system), says(m.value)))
 }
 
 // takeDate notes an end of a member's period. What we cannot read must not

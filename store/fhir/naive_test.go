@@ -2,7 +2,9 @@ package fhir
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/json"
+	"fmt"
 	"regexp"
 	"slices"
 	"strings"
@@ -147,6 +149,14 @@ func naiveMembers(root map[string]any, ownBase string) []Member {
 			continue
 		}
 		member := Member{Start: None, End: None}
+		last := func(path ...string) (s string) {
+			for _, v := range walk(m, path) {
+				if text, ok := v.(string); ok {
+					s = text
+				}
+			}
+			return s
+		}
 		for _, s := range walk(m, []string{"entity", "reference"}) {
 			if s, ok := s.(string); ok {
 				if ref := literal(s, ownBase); ref != "" {
@@ -166,6 +176,10 @@ func naiveMembers(root map[string]any, ownBase string) []Member {
 			if s, ok := s.(string); ok {
 				_, member.End = naiveSpan(s)
 			}
+		}
+		value, kind := last("entity", "identifier", "value"), last("entity", "type")
+		if member.Ref == "" && value != "" && (kind == "" || kind == "Patient") {
+			member.Ref = fmt.Sprintf("Patient?identifier=%.16x", sha256.Sum256([]byte(last("entity", "identifier", "system")+"|"+value)))
 		}
 		members = append(members, member)
 	}

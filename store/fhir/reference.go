@@ -1,6 +1,10 @@
 package fhir
 
-import "bytes"
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+)
 
 // localPart returns what ref says relative to the own base, nil if it points
 // elsewhere. A reference to another server's Patient/1 is not our Patient/1:
@@ -45,4 +49,22 @@ func referenceTarget(ref []byte, bases []string) (name, id []byte, ok bool) {
 		}
 	}
 	return name, id, true
+}
+
+// ByIdentifier is a reference to the Patient that has an identifier. It does not
+// say which: identifiers outlive what they were read from in the places where
+// such references are kept.
+func ByIdentifier(system, value []byte) string {
+	return string(appendByIdentifier(nil, system, value))
+}
+
+// IdentifierPrefix begins what ByIdentifier returns, and no other reference.
+const IdentifierPrefix = "Patient?identifier="
+
+func appendByIdentifier(dst, system, value []byte) []byte {
+	h := sha256.New()
+	h.Write(system)
+	h.Write([]byte{'|'}) // which no URL has
+	h.Write(value)
+	return hex.AppendEncode(append(dst, IdentifierPrefix...), h.Sum(nil)[:16])
 }

@@ -17,8 +17,9 @@ type Resource struct {
 
 // A Member is an entry of Group.member.
 type Member struct {
-	// Ref is the entity as "Patient/1" or "Group/2", without base and version;
-	// "" if it names no resource of ours, as when there is only an identifier.
+	// Ref is the entity as "Patient/1" or "Group/2", without base and version; if
+	// it names no resource of ours but a Patient by an identifier, what
+	// ByIdentifier makes of that; "" else.
 	Ref      string
 	Inactive bool
 	// Start and End are the first and the last instant of the period, of one

@@ -83,13 +83,17 @@ func TestScan(t *testing.T) {
 				`{"entity":{"reference":"Patient/a/_history/1"},"inactive":true,"period":{"start":"2024","end":"2024-02"}},` +
 				`{"entity":{"identifier":{"system":"s","value":"v"}},"inactive":false},` +
 				`{"entity":{"reference":"http://foreign.example/Patient/c"}},` +
+				`{"entity":{"identifier":{"value":"\u0076","system":null},"reference":"#c","type":"Patient"}},` +
+				`{"entity":{"identifier":{"value":"v"},"type":"Practitioner"}},` +
 				`{"entity":{"reference":"Group/h"}}]}`,
 			Resource{
 				Key: key("Group/g"), LastUpdated: None, Patients: []string{"a", "b"},
 				Members: []Member{
 					{Ref: "Patient/b", Start: None, End: None},
 					{Ref: "Patient/a", Inactive: true, Start: instantOf("2024-01-01T00:00:00Z"), End: instantOf("2024-02-29T23:59:59.999Z")},
+					{Ref: ByIdentifier([]byte("s"), []byte("v")), Start: None, End: None},
 					{Start: None, End: None},
+					{Ref: ByIdentifier(nil, []byte("v")), Start: None, End: None},
 					{Start: None, End: None},
 					{Ref: "Group/h", Start: None, End: None},
 				},

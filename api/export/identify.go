@@ -1,0 +1,79 @@
+package export
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"tidemark/store"
+	"tidemark/store/fhir"
+	"tidemark/store/search"
+)
+
+// identify finds the members whom a Group names by an identifier only
+// (decisions.md 3): all Patients are read once. Whoever has changed in the window
+// may have got the identifier then, so he counts as one who has joined: his data
+// come whole.
+func (w *walk) identify(ctx context.Context, s Snapshot, since fhir.Instant) error {
+	if len(w.named) == 0 {
+		return nil
+	}
+	found := map[string][]identified{}
+	upto := s.Watermark()
+	windows := [][2]fhir.Instant{{fhir.None, upto}}
+	if since != fhir.None {
+		windows = [][2]fhir.Instant{{fhir.None, min(since, upto)}, {min(since, upto), upto}}
+	}
+	for i, window := range windows {
+		if err := w.look(ctx, s, window[0], window[1], i > 0, found); err != nil {
+			return fmt.Errorf("find members by their identifiers: %w", err)
+		}
+	}
+	for name, stays := range w.named {
+		who := found[name]
+		open := slices.ContainsFunc(stays, func(t store.Stay) bool { return t.Left == fhir.None })
+		switch {
+		case len(who) == 0 && open:
+			w.nobody++
+		case len(who) > 1 && open:
+			w.several++
+		case len(who) == 1:
+			for _, t := range stays {
+				if who[0].changed {
+					t.Joined = max(t.Joined, since+1)
+				}
+				if t.Left == fhir.None || t.Joined < t.Left {
+					extend(w.patients, who[0].id, t)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// An identified is a Patient with an identifier that was looked for.
+type identified struct {
+	id      string
+	changed bool // in the window
+}
+
+func (w *walk) look(ctx context.Context, s Snapshot, since, upto fhir.Instant, changed bool, found map[string][]identified) error {
+	ext, err := s.Extents(store.Section{Kind: store.Live, Type: patientType}, since, upto)
+	if err != nil {
+		return err
+	}
+	_, err = s.Lines(ctx, since, upto, ext, func(line []byte) error {
+		search.Identifiers(line, func(id, system, value []byte) {
+			name := fhir.ByIdentifier(system, value)
+			if w.named[name] == nil {
+				return
+			}
+			// One who has it twice is one.
+			if who := found[name]; len(who) == 0 || who[len(who)-1].id != string(id) {
+				found[name] = append(who, identified{string(id), changed})
+			}
+		})
+		return nil
+	}, func() {})
+	return err
+}
