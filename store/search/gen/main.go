@@ -114,9 +114,11 @@ func official(r io.Reader) ([]parameter, error) {
 }
 
 // profiled are parameters that implementation guides add and their clients use:
-// US Core 7 (asserted-date, discharge-disposition) and CARIN Blue Button 2 (the
-// ones of ExplanationOfBenefit).
+// US Core 7 (asserted-date, discharge-disposition, role) and CARIN Blue Button 2 (the
+// ones of ExplanationOfBenefit; outcome is one that CMS's bulk clients are told of).
 var profiled = []parameter{
+	{"role", "token", []string{"CareTeam"}, "CareTeam.participant.role"},
+	{"outcome", "token", []string{"ExplanationOfBenefit"}, "ExplanationOfBenefit.outcome"},
 	{"asserted-date", "date", []string{"Condition"}, "Condition.extension.where(url = 'http://hl7.org/fhir/StructureDefinition/condition-assertedDate').value.as(dateTime)"},
 	{"discharge-disposition", "token", []string{"Encounter"}, "Encounter.hospitalization.dischargeDisposition"},
 	{"description", "token", []string{"Goal"}, "Goal.description"},
