@@ -21,28 +21,45 @@ func newNumber(prefix, text string) (number, bool) {
 	if err != nil {
 		return number{}, false
 	}
-	digits, exponent, _ := strings.Cut(strings.ToLower(text), "e")
-	scale, _ := strconv.Atoi(exponent)
-	if _, fraction, ok := strings.Cut(digits, "."); ok {
-		scale -= len(fraction)
-	}
-	half := math.Pow(10, float64(scale)) / 2
 	n := number{prefix, interval[float64]{x, x}, interval[float64]{x - math.Abs(x)/10, x + math.Abs(x)/10}}
 	if prefix == "eq" || prefix == "ne" {
-		n.want = interval[float64]{bound(x - half), math.Nextafter(bound(x+half), math.Inf(-1))}
+		from, to := rounding(text)
+		n.want = interval[float64]{min(from, x), max(math.Nextafter(to, math.Inf(-1)), x)}
 	}
 	return n, true
 }
 
-// bound is the float64 nearest to the decimal that was meant: 5.4-0.05 would be
-// 5.3500000000000005.
-func bound(x float64) float64 {
-	y, err := strconv.ParseFloat(strconv.FormatFloat(x, 'g', 15, 64), 64)
-	if err != nil {
-		return x
+// rounding is between what a decimal may have been rounded from, half of its last
+// digit to either side. The ends are decimals, too, and written out before they
+// become numbers: 5.4-0.05 would be 5.3500000000000005, which is not what 5.35
+// stands for. 1e2 has one digit and is from 50 to 150, by the rule as it is worded;
+// the example beside it (95 to 105) counts two.
+func rounding(text string) (from, to float64) {
+	size, negative := strings.CutPrefix(strings.ToLower(text), "-")
+	size, exponent, _ := strings.Cut(strings.TrimPrefix(size, "+"), "e")
+	scale, _ := strconv.Atoi(exponent)
+	scale = max(-maxScale, min(scale, maxScale))
+	whole, fraction, _ := strings.Cut(size, ".")
+	digits := []byte("0" + whole + fraction)
+	at := "5e" + strconv.Itoa(scale-len(fraction)-1)
+	to, _ = strconv.ParseFloat(string(digits)+at, 64)
+	if zero := strings.Trim(string(digits), "0") == ""; zero {
+		return -to, to
 	}
-	return y
+	i := len(digits) - 1
+	for ; digits[i] == '0'; i-- {
+		digits[i] = '9'
+	}
+	digits[i]--
+	from, _ = strconv.ParseFloat(string(digits)+at, 64)
+	if negative {
+		return -to, -from
+	}
+	return from, to
 }
+
+// maxScale is far outside what a float64 can be.
+const maxScale = 1 << 14
 
 func (n number) holds(said interval[float64]) bool { return compare(n.prefix, said, n.want, n.about) }
 
@@ -93,7 +110,7 @@ func (t quantityTest) matches(v value) bool {
 	switch v.typ {
 	case "Money":
 		x, ok := numberOf(v.raw, "value")
-		return ok && t.isUnit("urn:iso:std:iso:4217", text(v.raw, "currency"), nil) && t.holds(interval[float64]{x, x})
+		return ok && t.isUnit([]byte("urn:iso:std:iso:4217"), text(v.raw, "currency"), nil) && t.holds(interval[float64]{x, x})
 	case "Range":
 		return t.inRange(v.raw)
 	}
@@ -136,13 +153,13 @@ func (t quantityTest) inRange(raw []byte) bool {
 }
 
 func (t quantityTest) unit(raw []byte) bool {
-	return t.isUnit(string(text(raw, "system")), text(raw, "code"), text(raw, "unit"))
+	return t.isUnit(text(raw, "system"), text(raw, "code"), text(raw, "unit"))
 }
 
 // isUnit compares a unit: its code in a system, or as it is shown if no system is
 // asked for.
-func (t quantityTest) isUnit(system string, code, unit []byte) bool {
-	if t.system != "" && t.system != system {
+func (t quantityTest) isUnit(system, code, unit []byte) bool {
+	if t.system != "" && string(system) != t.system {
 		return false
 	}
 	return t.code == "" || string(code) == t.code || t.system == "" && string(unit) == t.code

@@ -52,6 +52,17 @@ func TestMatch(t *testing.T) {
 			+_lastUpdated=2026 -_lastUpdated=gt2026-01-01T00:00:00Z +_lastUpdated=gt2026-01-01T00:00:00.500Z -_lastUpdated=gt2026-01-01T00:00:00.600Z +_lastUpdated=ge2026-01-01T00:00:00Z +_tag=s|t +_profile=http://p +_profile=http://p|1.0 -_profile=http://p|2 -_profile=http +_source=urn:src%231 -_source=urn:src +code=a`},
 		{"claims", `{"resourceType":"ExplanationOfBenefit","id":"x","billablePeriod":{"start":"2025-01-01","end":"2025-01-31"},"item":[{"servicedDate":"2025-06-01"},{"servicedPeriod":{"start":"2024-01-01","end":"2024-01-02"}}],"type":{"coding":[{"code":"pharmacy"}]}}`, `
 			+service-date=2025-01 +service-date=2025-06-01 +service-date=eb2024-02 -service-date=gt2025-06-01 +service-start-date=2024-01-01 -service-start-date=2024-01-02 +type=pharmacy +type=pharmacy&service-date=ge2025-06-01 +billable-period-start=2025-01-01`},
+		{"numbers that are long, round or below zero", `{"resourceType":"Observation","id":"a","status":"final","code":{},"valueQuantity":{"value":1234567890.123456789},"component":[{"code":{},"valueQuantity":{"value":-0.05}},{"code":{},"valueQuantity":{"value":100}},{"code":{},"valueQuantity":{"value":98765432109876543210}}]}`, `
+			+value-quantity=1234567890.123456789 +value-quantity=1234567890.1235 -value-quantity=1234567890.1236 +value-quantity=1234567890.12346 -value-quantity=ne1234567890.123456789 +value-quantity=1.234567890123456789e9 +value-quantity=1e9 -value-quantity=2e9
+			+component-value-quantity=-0.05 +component-value-quantity=-0.050 +component-value-quantity=-5e-2 -component-value-quantity=-0.04 -component-value-quantity=-0.1 -component-value-quantity=0.05 +component-value-quantity=lt-0.04 -component-value-quantity=lt-0.05 +component-value-quantity=ap-0.052
+			+component-value-quantity=100.00 +component-value-quantity=1e2 +component-value-quantity=1.0e2 +component-value-quantity=1E%2B2 -component-value-quantity=99 -component-value-quantity=101 -component-value-quantity=0.99e2
+			+component-value-quantity=98765432109876543210 +component-value-quantity=ne100 +component-value-quantity=0 +component-value-quantity=0.0 -component-value-quantity=0.00 -value-quantity=1e-99999999999999999999`},
+		{"edges of rounding", `{"resourceType":"RiskAssessment","id":"a","prediction":[{"probabilityDecimal":5.45}]}`, `
+			-probability=5.4 +probability=5.5 +probability=5.45 +probability=ne5.4 -probability=ne5.5 +probability=5 -probability=6 +probability=ge5.45 -probability=gt5.45 +probability=gt5.4499999 +probability=sa5.4 -probability=eb5.45`},
+		{"money", `{"resourceType":"Invoice","id":"a","totalNet":{"value":40.22,"currency":"EUR"}}`, `
+			+totalnet=40.22 +totalnet=40.22|urn:iso:std:iso:4217|EUR +totalnet=40.22||EUR -totalnet=40.22||USD -totalnet=40.22|http://unitsofmeasure.org|EUR +totalnet=gt40|urn:iso:std:iso:4217|`},
+		{"ranges", `{"resourceType":"Condition","id":"a","onsetRange":{"low":{"value":10,"unit":"a"},"high":{"value":12,"unit":"a"}},"abatementRange":{"low":{"value":3}}}`, `
+			-onset-age=11 +onset-age=gt11 +onset-age=lt11||a -onset-age=lt11||mo +onset-age=ap11 -onset-age=sa10 +onset-age=sa9 +onset-age=eb13 +abatement-age=gt99 -abatement-age=lt3 +onset-age=1e1 -onset-age=ne1e1`},
 	} {
 		typ := strings.Split(strings.Split(c.body, `"resourceType":"`)[1], `"`)[0]
 		for _, q := range strings.Fields(c.queries) {
@@ -111,6 +122,10 @@ func TestFaults(t *testing.T) {
 		"Observation?value-quantity=0x1p2":         "right is number",
 		"Observation?value-quantity=1|mg":          "has 2 parts",
 		"Patient?name=%zz":                         "broken percent-escape",
+		"RiskAssessment?probability=1e400":         "right is a number",
+		"RiskAssessment?probability=1_0":           "right is a number",
+		"RiskAssessment?probability=ne":            "right is a number",
+		"RiskAssessment?probability=inf":           "right is a number",
 		"Location?near=1":                          "(special) is not supported",
 	} {
 		_, err := Parse(query, Env{})
