@@ -152,15 +152,17 @@ func (n *node) passes(raw []byte) bool {
 // referredType is the type that a Reference says it leads to, without looking
 // there.
 func referredType(raw []byte) []byte {
-	ref, _, _ := bytes.Cut(text(raw, "reference"), []byte("/_history/"))
-	if at := bytes.LastIndexByte(ref, '/'); at >= 0 {
-		ref = ref[:at]
-		return ref[bytes.LastIndexByte(ref, '/')+1:]
+	ref, _, conditional := bytes.Cut(text(raw, "reference"), []byte("?"))
+	ref, _, _ = bytes.Cut(ref, []byte("/_history/"))
+	at := bytes.LastIndexByte(ref, '/')
+	switch {
+	case conditional: // Type?criteria
+		return ref[at+1:]
+	case at < 0:
+		return text(raw, "type")
 	}
-	if name, _, query := bytes.Cut(ref, []byte("?")); query { // a conditional reference
-		return name
-	}
-	return text(raw, "type")
+	ref = ref[:at]
+	return ref[bytes.LastIndexByte(ref, '/')+1:]
 }
 
 // has tells whether a member of an object, or one of a list, is what fn looks for.

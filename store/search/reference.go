@@ -10,7 +10,8 @@ import (
 // A referenceTest compares what references say; nothing is looked up.
 type referenceTest struct {
 	typ, id string // of a resource here; no typ: any
-	url     string // of one elsewhere, or of a canonical
+	url     string // of one elsewhere
+	literal string // of a canonical, whosever
 	bases   []string
 }
 
@@ -22,14 +23,14 @@ func parseReference(p *parameter, modifier, value string, bases []string) (test,
 		}
 		return identifierTest{t}, nil
 	}
-	t := referenceTest{bases: bases}
+	ref := unescape(value)
+	t := referenceTest{literal: ref, bases: bases}
 	if modifier != "" {
 		if _, known := fhir.ParseType(modifier); !known {
 			return nil, unsupported("the modifier :%s of the search parameter %s is not supported: it is not a resource type of FHIR R4 either", shown(modifier), p.code)
 		}
 		t.typ = modifier
 	}
-	ref := unescape(value)
 	if typ, id, ok := fhir.ParseReference([]byte(ref), bases); ok {
 		if _, known := fhir.ParseType(string(typ)); !known {
 			return nil, wrong("a value of the search parameter %s refers to a type that is not one of FHIR R4: right is an id, Type/id or a URL", p.code)
@@ -53,7 +54,7 @@ func parseReference(p *parameter, modifier, value string, bases []string) (test,
 
 func (t referenceTest) matches(v value) bool {
 	if v.typ != "Reference" { // a canonical or a uri
-		return t.url != "" && v.raw[0] == '"' && sameURL(plain(v.raw), t.url, '|')
+		return v.raw[0] == '"' && sameURL(plain(v.raw), t.literal, '|')
 	}
 	if v.raw[0] != '{' {
 		return false

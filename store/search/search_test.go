@@ -63,6 +63,11 @@ func TestMatch(t *testing.T) {
 			+totalnet=40.22 +totalnet=40.22|urn:iso:std:iso:4217|EUR +totalnet=40.22||EUR -totalnet=40.22||USD -totalnet=40.22|http://unitsofmeasure.org|EUR +totalnet=gt40|urn:iso:std:iso:4217|`},
 		{"ranges", `{"resourceType":"Condition","id":"a","onsetRange":{"low":{"value":10,"unit":"a"},"high":{"value":12,"unit":"a"}},"abatementRange":{"low":{"value":3}}}`, `
 			-onset-age=11 +onset-age=gt11 +onset-age=lt11||a -onset-age=lt11||mo +onset-age=ap11 -onset-age=sa10 +onset-age=sa9 +onset-age=eb13 +abatement-age=gt99 -abatement-age=lt3 +onset-age=1e1 -onset-age=ne1e1`},
+		{"references in other forms", `{"resourceType":"Observation","id":"a","contained":[{"resourceType":"Patient","id":"c","status":"final","subject":{"reference":"Patient/9"}}],"subject":{"reference":"Patient?identifier=http://sys/x|Device/1"},"specimen":{"reference":"#c"},"device":{"type":"Device","identifier":{"value":"5"}},"encounter":{"reference":"urn:uuid:0"},"focus":[{"reference":"http://there/fhir/Device/1/_history/1"},{"reference":"Device/7/_history/3"}]}`, `
+			+patient:missing=false -patient=9 -patient=1 +device:missing=false -device=5 +device:identifier=5 -specimen=c +encounter=urn:uuid:0 -encounter=0 -status:missing=false -status=final -_id=c
+			+focus=http://there/fhir/Device/1 -focus=Device/1 +focus:Device=http://there/fhir/Device/1 -focus:Group=http://there/fhir/Device/1 +focus=7 +focus=Device/7 -focus=Device/8`},
+		{"canonicals", `{"resourceType":"QuestionnaireResponse","id":"a","questionnaire":"http://here/fhir/Questionnaire/q|2","status":"completed"}`, `
+			+questionnaire=http://here/fhir/Questionnaire/q|2 +questionnaire=http://here/fhir/Questionnaire/q -questionnaire=http://here/fhir/Questionnaire/q|1 -questionnaire=http://here/fhir/Questionnaire -questionnaire=q`},
 	} {
 		typ := strings.Split(strings.Split(c.body, `"resourceType":"`)[1], `"`)[0]
 		for _, q := range strings.Fields(c.queries) {
