@@ -3,7 +3,6 @@ package search
 import (
 	"bytes"
 	"slices"
-	"strings"
 )
 
 // A Filter is some searches for resources of one type, of which one must match
@@ -170,5 +169,3 @@ func has(v []byte, name string, fn func(v []byte) bool) (found bool) {
 	member(v, name, func(v []byte) { found = found || fn(v) })
 	return found
 }
-
-func equalFold(b []byte, s string) bool { return strings.EqualFold(string(b), s) }

@@ -112,6 +112,9 @@ func parseCriterion(typ fhir.Type, pair string, env Env) (criterion, error) {
 	case modifier == "not" && p.kind == "token":
 		c.negate, modifier = true, ""
 	}
+	if p.paths[0].typ == exists && modifier == "" && text == "false" { // so is what is not there
+		c.negate, text = !c.negate, "true"
+	}
 	tests := anyOf{}
 	for _, v := range splitUnescaped(text, ',') {
 		t, err := p.parse(modifier, v, env)

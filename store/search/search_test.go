@@ -68,6 +68,12 @@ func TestMatch(t *testing.T) {
 			+focus=http://there/fhir/Device/1 -focus=Device/1 +focus:Device=http://there/fhir/Device/1 -focus:Group=http://there/fhir/Device/1 +focus=7 +focus=Device/7 -focus=Device/8`},
 		{"canonicals", `{"resourceType":"QuestionnaireResponse","id":"a","questionnaire":"http://here/fhir/Questionnaire/q|2","status":"completed"}`, `
 			+questionnaire=http://here/fhir/Questionnaire/q|2 +questionnaire=http://here/fhir/Questionnaire/q -questionnaire=http://here/fhir/Questionnaire/q|1 -questionnaire=http://here/fhir/Questionnaire -questionnaire=q`},
+		{"escapes", `{"resourceType":"Patient","id":"a","identifier":[{"system":"urn:a|b","value":"1$2\\3"},{"system":"urn:only"},{"value":"x&y,z+1%"}],"name":[{"family":"O'Neil, Jr"},null,{"family":null,"given":[null,"\u0041\ud83d\ude00"],"_given":[{"extension":[{"url":"u","valueString":"hidden"}]},null]}],"\u0067ender":"female","telecom":[{"system":"phone","value":"+49 30"}],"_birthDate":{"extension":[{"url":"u","valueDate":"2001-01-01"}]}}`, `
+			+identifier=urn:a\|b|1\$2\\3 +identifier=urn:a%5C%7Cb%7C1%5C$2%5C%5C3 -identifier=1\$2 +identifier=1$2\\3 +identifier=urn:only| +identifier=x%26y\,z+1%25 +identifier=x%26y%5C%2Cz%2B1%25 -identifier=x%26y%2Cz -identifier=x
+			+family=o'neil\,%20jr +family=O'Neil%2CJr +family:exact=O'Neil\,%20Jr +given=a +given=a%F0%9F%98%80 -given=hidden -name=hidden +gender=female +phone=%2B49%2030 +phone=+49%2030 -phone=%2049%2030 -birthdate=2001 +birthdate:missing=true -birthdate:missing=false -birthdate=ne2001`},
+		{"nobody is dead", `{"resourceType":"Patient","id":"a"}`, `+deceased=false -deceased=true -deceased:not=false +deceased:not=true +deceased:missing=true`},
+		{"somebody is", `{"resourceType":"Patient","id":"a","deceasedDateTime":"2020"}`, `-deceased=false +deceased=true +deceased:not=false +death-date=2020`},
+		{"twice", `{"resourceType":"Patient","id":"a","gender":"male","gender":"female","name":[{"family":"a","family":"b"}],"photo":[],"link":{}}`, `+gender=male +gender=female +family=a +family=b +link:missing=true`},
 	} {
 		typ := strings.Split(strings.Split(c.body, `"resourceType":"`)[1], `"`)[0]
 		for _, q := range strings.Fields(c.queries) {
@@ -127,6 +133,7 @@ func TestFaults(t *testing.T) {
 		"Observation?value-quantity=0x1p2":         "right is number",
 		"Observation?value-quantity=1|mg":          "has 2 parts",
 		"Patient?name=%zz":                         "broken percent-escape",
+		"Patient?deceased=true,false":              "false in a list",
 		"RiskAssessment?probability=1e400":         "right is a number",
 		"RiskAssessment?probability=1_0":           "right is a number",
 		"RiskAssessment?probability=ne":            "right is a number",

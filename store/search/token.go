@@ -1,11 +1,13 @@
 package search
 
+import "bytes"
+
 // A tokenTest compares codes, literally but without regard to case (FHIR R4,
 // "token").
 type tokenTest struct {
 	system   string
 	anywhere bool   // whatever the system
-	code     string // "": any
+	code     []byte // none: any
 }
 
 // exists is the type of paths that only tell whether something is there.
@@ -18,13 +20,13 @@ func parseToken(p *parameter, text string) (test, error) {
 	parts := splitUnescaped(text, '|')
 	switch {
 	case len(parts) == 1:
-		return tokenTest{anywhere: true, code: unescape(text)}, nil
+		return tokenTest{anywhere: true, code: []byte(unescape(text))}, nil
 	case len(parts) > 2:
 		return nil, wrong("a value of the search parameter %s has more than one |: right is system|code; a | in either is written \\|", p.code)
 	case parts[0] == "" && parts[1] == "":
 		return nil, wrong("a value of the search parameter %s is | alone: right is system|code, |code, system| or code", p.code)
 	}
-	return tokenTest{system: unescape(parts[0]), code: unescape(parts[1])}, nil
+	return tokenTest{system: unescape(parts[0]), code: []byte(unescape(parts[1]))}, nil
 }
 
 func (t tokenTest) matches(v value) bool {
@@ -36,10 +38,10 @@ func (t tokenTest) matches(v value) bool {
 	case "Identifier":
 		return t.coded(text(v.raw, "system"), text(v.raw, "value"))
 	case "ContactPoint": // has no namespace; clients write phone|555
-		return t.code != "" && equalFold(text(v.raw, "value"), t.code) &&
+		return len(t.code) > 0 && bytes.EqualFold(text(v.raw, "value"), t.code) &&
 			(t.anywhere || t.system == "" || string(text(v.raw, "system")) == t.system)
 	case "boolean":
-		return t.code == string(v.raw) && (t.anywhere || t.system == "" || t.system == "http://hl7.org/fhir/special-values")
+		return bytes.Equal(v.raw, t.code) && (t.anywhere || t.system == "" || t.system == "http://hl7.org/fhir/special-values")
 	}
 	if v.raw[0] != '"' {
 		return false
@@ -47,15 +49,15 @@ func (t tokenTest) matches(v value) bool {
 	said := plain(v.raw)
 	switch {
 	case v.typ == "id":
-		return (t.anywhere || t.system == "") && string(said) == t.code
+		return (t.anywhere || t.system == "") && bytes.Equal(said, t.code)
 	case v.system == "": // of several value sets' systems nobody wrote which
-		return t.code != "" && equalFold(said, t.code)
+		return len(t.code) > 0 && bytes.EqualFold(said, t.code)
 	}
 	return t.coded([]byte(v.system), said)
 }
 
 func (t tokenTest) coded(system, code []byte) bool {
-	return (t.anywhere || string(system) == t.system) && (t.code == "" || equalFold(code, t.code)) && len(code) > 0
+	return (t.anywhere || string(system) == t.system) && (len(t.code) == 0 || bytes.EqualFold(code, t.code))
 }
 
 // An existsTest wants something to be there, and not to be false.
@@ -66,7 +68,7 @@ func parseExists(p *parameter, text string) (test, error) {
 	case "true":
 		return existsTest{}, nil
 	case "false":
-		return nil, unsupported("%s=false is not supported: write %s:not=true", p.code, p.code)
+		return nil, unsupported("the search parameter %s with false in a list is not supported", p.code)
 	}
 	return nil, wrong("the value of the search parameter %s is not a boolean: right is true or false", p.code)
 }
