@@ -134,6 +134,9 @@ func (p *parameter) parse(modifier, text string, env Env) (test, error) {
 	if text == "" {
 		return nil, wrong("the search parameter %s has an empty value in its list", p.code)
 	}
+	if folds := p.kind == "string" && modifier != "exact" || modifier == "text"; folds && fold(unescape(text)) == "" {
+		return nil, wrong("a value of the search parameter %s is accents alone", p.code)
+	}
 	if modifier == "text" && (p.kind == "token" || p.kind == "reference") {
 		return displayTest{fold(unescape(text))}, nil
 	}

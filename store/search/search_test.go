@@ -71,6 +71,8 @@ func TestMatch(t *testing.T) {
 		{"escapes", `{"resourceType":"Patient","id":"a","identifier":[{"system":"urn:a|b","value":"1$2\\3"},{"system":"urn:only"},{"value":"x&y,z+1%"}],"name":[{"family":"O'Neil, Jr"},null,{"family":null,"given":[null,"\u0041\ud83d\ude00"],"_given":[{"extension":[{"url":"u","valueString":"hidden"}]},null]}],"\u0067ender":"female","telecom":[{"system":"phone","value":"+49 30"}],"_birthDate":{"extension":[{"url":"u","valueDate":"2001-01-01"}]}}`, `
 			+identifier=urn:a\|b|1\$2\\3 +identifier=urn:a%5C%7Cb%7C1%5C$2%5C%5C3 -identifier=1\$2 +identifier=1$2\\3 +identifier=urn:only| +identifier=x%26y\,z+1%25 +identifier=x%26y%5C%2Cz%2B1%25 -identifier=x%26y%2Cz -identifier=x
 			+family=o'neil\,%20jr +family=O'Neil%2CJr +family:exact=O'Neil\,%20Jr +given=a +given=a%F0%9F%98%80 -given=hidden -name=hidden +gender=female +phone=%2B49%2030 +phone=+49%2030 -phone=%2049%2030 -birthdate=2001 +birthdate:missing=true -birthdate:missing=false -birthdate=ne2001`},
+		{"folding", `{"resourceType":"Patient","id":"a","name":[{"family":"Großmann","given":["ΟΔΥΣΣΕΥΣ","İpek"],"suffix":["ﬁl"]}],"address":[{"city":"Ålesund","line":["Cafe\u0301 1"]}]}`, `
+			+family=grossmann +family=GROSSMANN +family=gros +family=großm +given=Οδυσσευς +given=ipek +name=fil +address-city=alesund +address=café +address=cafe%201 +address=CAFÉ%201 +address:contains=fe%201 -address:contains=cafe1 +family:contains=SSM -family:exact=Grossmann`},
 		{"nobody is dead", `{"resourceType":"Patient","id":"a"}`, `+deceased=false -deceased=true -deceased:not=false +deceased:not=true +deceased:missing=true`},
 		{"somebody is", `{"resourceType":"Patient","id":"a","deceasedDateTime":"2020"}`, `-deceased=false +deceased=true +deceased:not=false +death-date=2020`},
 		{"twice", `{"resourceType":"Patient","id":"a","gender":"male","gender":"female","name":[{"family":"a","family":"b"}],"photo":[],"link":{}}`, `+gender=male +gender=female +family=a +family=b +link:missing=true`},
@@ -133,6 +135,8 @@ func TestFaults(t *testing.T) {
 		"Observation?value-quantity=0x1p2":         "right is number",
 		"Observation?value-quantity=1|mg":          "has 2 parts",
 		"Patient?name=%zz":                         "broken percent-escape",
+		"Patient?name=%CC%81":                      "accents alone",
+		"Patient?gender:text=%CC%81":               "accents alone",
 		"Patient?deceased=true,false":              "false in a list",
 		"RiskAssessment?probability=1e400":         "right is a number",
 		"RiskAssessment?probability=1_0":           "right is a number",

@@ -1,7 +1,6 @@
 package search
 
 import (
-	"bytes"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -52,7 +51,7 @@ func (t stringTest) compare(raw []byte) bool {
 	case "exact":
 		return string(said) == t.want
 	case "contains":
-		return strings.Contains(fold(string(said)), t.want)
+		return contains(said, t.want)
 	}
 	return startsWith(said, t.want)
 }
@@ -60,15 +59,15 @@ func (t stringTest) compare(raw []byte) bool {
 // startsWith compares the beginning of a text with what is folded already. Plain
 // ASCII, nearly all there is, costs nothing beside.
 func startsWith(said []byte, folded string) bool {
-	if bytes.IndexFunc(said, func(c rune) bool { return c >= utf8.RuneSelf }) >= 0 {
-		return strings.HasPrefix(fold(string(said)), folded)
-	}
-	if len(said) < len(folded) {
-		return false
-	}
 	for i := range len(folded) {
+		if i == len(said) {
+			return false
+		}
 		c := said[i]
-		if 'A' <= c && c <= 'Z' {
+		switch {
+		case c >= utf8.RuneSelf:
+			return strings.HasPrefix(fold(string(said)), folded)
+		case 'A' <= c && c <= 'Z':
 			c |= 0x20
 		}
 		if c != folded[i] {
@@ -78,12 +77,29 @@ func startsWith(said []byte, folded string) bool {
 	return true
 }
 
-// fold takes case and accents away.
+// contains looks for what is folded already.
+func contains(said []byte, folded string) bool {
+	for _, c := range said {
+		if c >= utf8.RuneSelf {
+			return strings.Contains(fold(string(said)), folded)
+		}
+	}
+	for i := range said {
+		if startsWith(said[i:], folded) {
+			return true
+		}
+	}
+	return false
+}
+
+// fold takes case and accents away. Upper case comes first: it is one for both
+// forms of a small sigma.
 func fold(s string) string {
-	return strings.Map(func(c rune) rune {
+	s = strings.Map(func(c rune) rune {
 		if unicode.Is(unicode.Mn, c) {
 			return -1
 		}
-		return unicode.ToLower(c)
+		return unicode.ToLower(unicode.ToUpper(c))
 	}, norm.NFKD.String(s))
+	return strings.ReplaceAll(s, "ß", "ss")
 }
