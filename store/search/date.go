@@ -2,6 +2,7 @@ package search
 
 import (
 	"math"
+	"strings"
 
 	"tidemark/store/fhir"
 )
@@ -34,25 +35,16 @@ func searchedSpan(s string) (interval[int64], bool) {
 	const minute = "2026-01-31T08:00"
 	width := int64(0)
 	if len(s) >= len(minute) && s[10] == 'T' {
-		if len(s) == len(minute) || s[len(minute)] != ':' {
+		if rest := s[len(minute):]; rest == "" || strings.IndexByte("Z+-", rest[0]) >= 0 {
 			s = s[:len(minute)] + ":00" + s[len(minute):]
 			width = 59_000
 		}
-		if last := s[11:]; last[len(last)-1] != 'Z' && !hasOffset(last) {
+		if !strings.ContainsAny(s[len(minute):], "Z+-") {
 			s += "Z"
 		}
 	}
 	first, last, ok := fhir.ParseSpan(s)
 	return interval[int64]{int64(first), int64(last) + width}, ok
-}
-
-func hasOffset(clock string) bool {
-	for i := range len(clock) {
-		if clock[i] == '+' || clock[i] == '-' {
-			return true
-		}
-	}
-	return false
 }
 
 func (t dateTest) matches(v value) bool {
@@ -83,16 +75,16 @@ func spanOf(raw []byte, typ string) (interval[int64], bool) {
 func periodOf(raw []byte) (interval[int64], bool) {
 	span := interval[int64]{always, never}
 	start, end := text(raw, "start"), text(raw, "end")
-	if start == nil && end == nil {
-		return span, false
-	}
-	if first, _, ok := fhir.ParseSpan(start); ok {
+	first, _, starts := fhir.ParseSpan(start)
+	_, last, ends := fhir.ParseSpan(end)
+	if starts {
 		span.first = int64(first)
 	}
-	if _, last, ok := fhir.ParseSpan(end); ok {
+	if ends {
 		span.last = int64(last)
 	}
-	return span, true
+	wrong := start != nil && !starts || end != nil && !ends // which is not open
+	return span, (starts || ends) && !wrong
 }
 
 // timingOf is from the first to the last time of a schedule (FHIR R4, "date":

@@ -76,6 +76,11 @@ func TestMatch(t *testing.T) {
 		{"nobody is dead", `{"resourceType":"Patient","id":"a"}`, `+deceased=false -deceased=true -deceased:not=false +deceased:not=true +deceased:missing=true`},
 		{"somebody is", `{"resourceType":"Patient","id":"a","deceasedDateTime":"2020"}`, `-deceased=false +deceased=true +deceased:not=false +death-date=2020`},
 		{"twice", `{"resourceType":"Patient","id":"a","gender":"male","gender":"female","name":[{"family":"a","family":"b"}],"photo":[],"link":{}}`, `+gender=male +gender=female +family=a +family=b +link:missing=true`},
+		{"periods that are none", `{"resourceType":"Encounter","id":"e","period":{"start":"soon","end":"2020"},"location":[{"location":{"reference":"Location/1"},"period":{"end":"2020-06"}},{"period":{}}]}`, `
+			-date=lt2030 -date=gt1000 +location-period=lt1000 -location-period=gt2020-06 +location-period=le2020-06 -location-period=2020 +location-period=ne2020 +location-period=eb2020-07 -location-period=sa1000`},
+		{"times and zones", `{"resourceType":"Observation","id":"a","effectiveDateTime":"2020-01-01T23:59:59.9999-14:00","meta":{"lastUpdated":"2020-02-29T12:00:00.000Z"}}`, `
+			+date=2020-01-02 -date=2020-01-01 +date=2020-01-01T23:59-14:00 +date=2020-01-02T13:59:59.999Z -date=2020-01-02T14:00 +date=lt2020-01-02T14:00 +date=sa2020-01-01
+			+_lastUpdated=2020-02-29 +_lastUpdated=ge2020-02-29T12:00:00Z +_lastUpdated=le2020-02-29T12:00:00.000+00:00 -_lastUpdated=gt2020-02-29T12:00 +_lastUpdated=2020-02-29T12:00%2B00:00 +_lastUpdated=2020-02-29T13:00:00%2B01:00 -_lastUpdated=ne2020`},
 	} {
 		typ := strings.Split(strings.Split(c.body, `"resourceType":"`)[1], `"`)[0]
 		for _, q := range strings.Fields(c.queries) {
@@ -135,6 +140,9 @@ func TestFaults(t *testing.T) {
 		"Observation?value-quantity=0x1p2":         "right is number",
 		"Observation?value-quantity=1|mg":          "has 2 parts",
 		"Patient?name=%zz":                         "broken percent-escape",
+		"Observation?date=2026-01-31T08:00.5Z":     "right is a date",
+		"Observation?date=2026-01-31T08Z":          "right is a date",
+		"Observation?date=2026-02-30":              "right is a date",
 		"Patient?name=%CC%81":                      "accents alone",
 		"Patient?gender:text=%CC%81":               "accents alone",
 		"Patient?deceased=true,false":              "false in a list",
