@@ -18,7 +18,7 @@ func parseDate(p *parameter, text string, now fhir.Instant) (test, error) {
 	prefix, rest := prefixed(unescape(text))
 	want, ok := searchedSpan(rest)
 	if !ok {
-		return nil, wrong("%q is not a value of the search parameter %s: right is a date as in 2026-01-31, or a time with a zone, as in 2026-01-31T08:00:00Z, after one of %v", shown(text), p.code, prefixes)
+		return nil, wrong("%s is not a value of the search parameter %s: right is a date as in 2026-01-31, or a time with a zone, as in 2026-01-31T08:00:00Z, after one of %v", quoted(text), p.code, prefixes)
 	}
 	// A tenth of how long ago it is (FHIR R4, "Prefixes": ap).
 	far := int64(now) - want.first

@@ -73,7 +73,7 @@ type numberTest struct{ number }
 func parseNumber(p *parameter, text string) (test, error) {
 	n, ok := newNumber(prefixed(unescape(text)))
 	if !ok {
-		return nil, wrong("%q is not a value of the search parameter %s: right is a number, after one of %v", shown(text), p.code, prefixes)
+		return nil, wrong("%s is not a value of the search parameter %s: right is a number, after one of %v", quoted(text), p.code, prefixes)
 	}
 	return numberTest{n}, nil
 }
@@ -94,7 +94,7 @@ func parseQuantity(p *parameter, text string) (test, error) {
 	n, ok := newNumber(prefixed(unescape(parts[0])))
 	switch {
 	case !ok:
-		return nil, wrong("%q is not a value of the search parameter %s: right is number, number|system|code or number||code, after one of %v", shown(text), p.code, prefixes)
+		return nil, wrong("%s is not a value of the search parameter %s: right is number, number|system|code or number||code, after one of %v", quoted(parts[0]), p.code, prefixes)
 	case len(parts) == 1:
 		return quantityTest{number: n}, nil
 	case len(parts) != 3:

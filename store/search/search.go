@@ -9,6 +9,7 @@ package search
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 
 	"tidemark/store/fhir"
@@ -173,6 +174,15 @@ func shown(word string) string {
 		return -1
 	}, word)
 	return word[:min(len(word), 32)]
+}
+
+// quoted is a malformed date or number as a fault may show it: one that has other
+// characters may be somebody's name.
+func quoted(text string) string {
+	if _, rest := prefixed(text); strings.Trim(rest, "0123456789+-.,:/ TZeE") != "" {
+		return "what stands there"
+	}
+	return strconv.Quote(text[:min(len(text), 32)])
 }
 
 type anyOf []test

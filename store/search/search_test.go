@@ -150,6 +150,8 @@ func TestFaults(t *testing.T) {
 		"RiskAssessment?probability=1_0":           "right is a number",
 		"RiskAssessment?probability=ne":            "right is a number",
 		"RiskAssessment?probability=inf":           "right is a number",
+		"Patient?gender:missing=true,false":        "right is true or false",
+		"Patient?birthdate=1.3.1970":               `"1.3.1970" is not a value`,
 		"Location?near=1":                          "(special) is not supported",
 	} {
 		_, err := Parse(query, Env{})
