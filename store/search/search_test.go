@@ -82,8 +82,9 @@ func TestMatch(t *testing.T) {
 			+date=2020-01-02 -date=2020-01-01 +date=2020-01-01T23:59-14:00 +date=2020-01-02T13:59:59.999Z -date=2020-01-02T14:00 +date=lt2020-01-02T14:00 +date=sa2020-01-01
 			+_lastUpdated=2020-02-29 +_lastUpdated=ge2020-02-29T12:00:00Z +_lastUpdated=le2020-02-29T12:00:00.000+00:00 -_lastUpdated=gt2020-02-29T12:00 +_lastUpdated=2020-02-29T12:00%2B00:00 +_lastUpdated=2020-02-29T13:00:00%2B01:00 -_lastUpdated=ne2020`},
 	} {
-		typ := strings.Split(strings.Split(c.body, `"resourceType":"`)[1], `"`)[0]
-		for _, q := range strings.Fields(c.queries) {
+		_, rest, _ := strings.Cut(c.body, `"resourceType":"`)
+		typ, _, _ := strings.Cut(rest, `"`)
+		for q := range strings.FieldsSeq(c.queries) {
 			want := q[0] == '+'
 			if got := match(t, typ+"?"+q[1:], c.body); got != want {
 				t.Errorf("%s: %s: got %t", c.name, q, got)
