@@ -3,6 +3,7 @@ package search
 import (
 	"bytes"
 	"cmp"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -47,6 +48,21 @@ func BenchmarkMatch(b *testing.B) {
 				}
 				b.ReportMetric(float64(hits)/float64(len(lines)), "matched")
 			})
+		}
+	}
+}
+
+// BenchmarkList asks for one of 200 codes, a value set.
+func BenchmarkList(b *testing.B) {
+	list := "Observation?code=http://loinc.org|1-8"
+	for i := range 199 {
+		list += fmt.Sprintf(",http://loinc.org|%d-1", 10_000+i)
+	}
+	m, lines := matcher(b, []string{list}), resources(b, "Observation")
+	b.ReportAllocs()
+	for b.Loop() {
+		for _, line := range lines {
+			m.Match(line)
 		}
 	}
 }

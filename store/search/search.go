@@ -124,9 +124,7 @@ func parseCriterion(typ fhir.Type, pair string, env Env) (criterion, error) {
 		}
 		tests = append(tests, t)
 	}
-	if c.test = tests; len(tests) == 1 {
-		c.test = tests[0]
-	}
+	c.test = tests.joined()
 	return c, nil
 }
 
@@ -186,6 +184,23 @@ func quoted(text string) string {
 }
 
 type anyOf []test
+
+// joined is the same test with as few steps as there can be.
+func (t anyOf) joined() test {
+	if len(t) == 1 {
+		return t[0]
+	}
+	var tokens tokenTest
+	for _, t := range t {
+		if t, ok := t.(tokenTest); ok {
+			tokens = append(tokens, t...)
+		}
+	}
+	if len(tokens) == len(t) {
+		return tokens
+	}
+	return t
+}
 
 func (t anyOf) matches(v value) bool {
 	for _, t := range t {

@@ -1,10 +1,15 @@
 package search
 
-import "bytes"
+import (
+	"bytes"
+	"slices"
+)
 
 // A tokenTest compares codes, literally but without regard to case (FHIR R4,
-// "token").
-type tokenTest struct {
+// "token"). Lists may be as long as a value set, so a resource is read once for all.
+type tokenTest []token
+
+type token struct {
 	system   string
 	anywhere bool   // whatever the system
 	code     []byte // none: any
@@ -20,13 +25,13 @@ func parseToken(p *parameter, text string) (test, error) {
 	parts := splitUnescaped(text, '|')
 	switch {
 	case len(parts) == 1:
-		return tokenTest{anywhere: true, code: []byte(unescape(text))}, nil
+		return tokenTest{{anywhere: true, code: []byte(unescape(text))}}, nil
 	case len(parts) > 2:
 		return nil, wrong("a value of the search parameter %s has more than one |: right is system|code; a | in either is written \\|", p.code)
 	case parts[0] == "" && parts[1] == "":
 		return nil, wrong("a value of the search parameter %s is | alone: right is system|code, |code, system| or code", p.code)
 	}
-	return tokenTest{system: unescape(parts[0]), code: []byte(unescape(parts[1]))}, nil
+	return tokenTest{{system: unescape(parts[0]), code: []byte(unescape(parts[1]))}}, nil
 }
 
 func (t tokenTest) matches(v value) bool {
@@ -38,10 +43,12 @@ func (t tokenTest) matches(v value) bool {
 	case "Identifier":
 		return t.coded(text(v.raw, "system"), text(v.raw, "value"))
 	case "ContactPoint": // has no namespace; clients write phone|555
-		return len(t.code) > 0 && bytes.EqualFold(text(v.raw, "value"), t.code) &&
-			(t.anywhere || t.system == "" || string(text(v.raw, "system")) == t.system)
+		said, system := text(v.raw, "value"), text(v.raw, "system")
+		return slices.ContainsFunc(t, func(w token) bool { return (w.system == "" || string(system) == w.system) && w.says(said) })
 	case "boolean":
-		return bytes.Equal(v.raw, t.code) && (t.anywhere || t.system == "" || t.system == "http://hl7.org/fhir/special-values")
+		return slices.ContainsFunc(t, func(w token) bool {
+			return (w.system == "" || w.system == "http://hl7.org/fhir/special-values") && bytes.Equal(v.raw, w.code)
+		})
 	}
 	if v.raw[0] != '"' {
 		return false
@@ -49,16 +56,21 @@ func (t tokenTest) matches(v value) bool {
 	said := plain(v.raw)
 	switch {
 	case v.typ == "id":
-		return (t.anywhere || t.system == "") && bytes.Equal(said, t.code)
+		return slices.ContainsFunc(t, func(w token) bool { return w.system == "" && bytes.Equal(said, w.code) })
 	case v.system == "": // of several value sets' systems nobody wrote which
-		return len(t.code) > 0 && bytes.EqualFold(said, t.code)
+		return slices.ContainsFunc(t, func(w token) bool { return w.says(said) })
 	}
 	return t.coded([]byte(v.system), said)
 }
 
 func (t tokenTest) coded(system, code []byte) bool {
-	return (t.anywhere || string(system) == t.system) && (len(t.code) == 0 || bytes.EqualFold(code, t.code))
+	return slices.ContainsFunc(t, func(w token) bool {
+		return (w.anywhere || string(system) == w.system) && (len(w.code) == 0 || w.says(code))
+	})
 }
+
+// says compares what has a code.
+func (w token) says(said []byte) bool { return len(w.code) > 0 && bytes.EqualFold(said, w.code) }
 
 // An existsTest wants something to be there, and not to be false.
 type existsTest struct{}
