@@ -17,6 +17,9 @@ type dateTest struct {
 func parseDate(p *parameter, text string, now fhir.Instant) (test, error) {
 	prefix, rest := prefixed(unescape(text))
 	want, ok := searchedSpan(rest)
+	if _, lost := searchedSpan(strings.Replace(rest, " ", "+", 1)); !ok && lost {
+		return nil, wrong("%s is not a value of the search parameter %s: the + of an offset is written %%2B in a URL", quoted(text), p.code)
+	}
 	if !ok {
 		return nil, wrong("%s is not a value of the search parameter %s: right is a date as in 2026-01-31, or a time with a zone, as in 2026-01-31T08:00:00Z, after one of %v", quoted(text), p.code, prefixes)
 	}
