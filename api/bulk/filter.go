@@ -4,6 +4,7 @@ import (
 	"errors"
 	"regexp"
 	"slices"
+	"strings"
 
 	"tidemark/api/outcome"
 	"tidemark/store/fhir"
@@ -15,11 +16,13 @@ import (
 const (
 	maxFilters = 100
 	maxFilter  = 4 << 10
+	maxValues  = 5000 // of all searches; each may be compared with every resource
 )
 
 // filters are the searches of _typeFilter as they are read.
 type filters struct {
 	all     int
+	values  int
 	queries []*search.Query
 	texts   []string
 	left    map[fhir.Type]bool // types of which some search was left out
@@ -52,11 +55,20 @@ func (r *reading) filter(text string) {
 	case r.filters.all == maxFilters+1:
 		r.fault(outcome.TooCostly, "_typeFilter: more than %d searches", maxFilters)
 	case r.filters.all > maxFilters:
+	case r.filters.tooMany(text):
+		r.fault(outcome.TooCostly, "_typeFilter: more than %d values", maxValues)
 	case len(text) > maxFilter:
 		r.fault(outcome.TooCostly, "_typeFilter: a search is longer than %d bytes", maxFilter)
 	default:
 		r.search(text)
 	}
+}
+
+// tooMany tells whether there are more values than are compared; once.
+func (f *filters) tooMany(text string) bool {
+	before := f.values
+	f.values += strings.Count(text, "=") + strings.Count(text, ",") + strings.Count(strings.ToUpper(text), "%2C")
+	return f.values > maxValues && before <= maxValues
 }
 
 func (r *reading) search(text string) {

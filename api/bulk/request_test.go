@@ -21,6 +21,9 @@ func TestLargeRequestsAreCheap(t *testing.T) {
 		"values":     parameters(`{"name":"_type","valueString":"` + strings.Repeat(",", size-1000) + `"}`),
 		"parameters": parameters(`{"name":"a","valueString":""}`),
 		"types":      parameters(`{"name":"_type","valueString":"` + strings.Repeat("x,", 999) + `x"}`),
+		"searches":   parameters(`{"name":"_typeFilter","valueString":"Observation?value-quantity=1` + strings.Repeat(",1", 2000) + `"}`),
+		"search":     `{"resourceType":"Parameters","parameter":[{"name":"_typeFilter","valueString":"Observation?value-quantity=1` + strings.Repeat(strings.Repeat(",1", 2000)+",Observation?subject=1", 50) + `"}]}`,
+		"elements":   parameters(`{"name":"_elements","valueString":"x` + strings.Repeat(",x", 900) + `"}`),
 		"members":    `{` + manyMembers(size/16) + `}`,
 		"deep":       strings.Repeat(`{"a":[`, 16) + strings.Repeat("{},", size/3) + `{}`,
 	}
