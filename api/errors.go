@@ -33,6 +33,7 @@ var statusOf = map[bulk.Kind]int{
 	bulk.TooLarge:      http.StatusRequestEntityTooLarge,
 	bulk.Precondition:  http.StatusPreconditionFailed,
 	bulk.Range:         http.StatusRequestedRangeNotSatisfiable,
+	bulk.Missing:       http.StatusNotFound,
 }
 
 // faultOf decides what a client hears of an error. What is no fault of the

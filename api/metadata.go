@@ -43,8 +43,13 @@ type rest struct {
 
 type resource struct {
 	Type        string        `json:"type"`
+	Interaction []interaction `json:"interaction,omitempty"`
 	SearchParam []searchParam `json:"searchParam,omitempty"`
 	Operation   []operation   `json:"operation,omitempty"`
+}
+
+type interaction struct {
+	Code string `json:"code"`
 }
 
 type searchParam struct {
@@ -118,8 +123,10 @@ func exportable() []resource {
 		}
 		switch r.Type {
 		case "Patient":
+			r.Interaction = []interaction{{"read"}}
 			r.Operation = exports("patient", patientExport)
 		case "Group":
+			r.Interaction = []interaction{{"read"}, {"search-type"}}
 			r.Operation = exports("group", groupExport)
 		}
 		all = append(all, r)

@@ -14,6 +14,7 @@ import (
 
 	"tidemark/api/bulk"
 	"tidemark/api/outcome"
+	"tidemark/api/read"
 )
 
 // base is where the FHIR routes lie. What clients see of it is public_url.
@@ -45,7 +46,7 @@ func (s *Server) at(r chi.Router, pattern, route string, m methods) {
 	})
 }
 
-func (s *Server) routes(b *bulk.Handlers) http.Handler {
+func (s *Server) routes(b *bulk.Handlers, one *read.Handlers) http.Handler {
 	info := func(route string, h handler) http.Handler { return s.seen.wrap(route, slog.LevelInfo, h) }
 	debug := func(route string, h handler) http.Handler { return s.seen.wrap(route, slog.LevelDebug, h) }
 	const (
@@ -59,6 +60,11 @@ func (s *Server) routes(b *bulk.Handlers) http.Handler {
 		start := info(base+k.Path, func(w http.ResponseWriter, r *http.Request) error { return b.Start(k, w, r) })
 		s.at(named, base+k.Pattern(), base+k.Path, methods{http.MethodGet: start, http.MethodPost: start})
 	}
+	for _, name := range []string{"Patient", "Group"} {
+		route := base + "/" + name + "/{id}"
+		s.at(named, route, route, reading(info(route, one.Resource(name))))
+	}
+	s.at(named, base+"/Group", base+"/Group", reading(info(base+"/Group", one.Groups)))
 	job := reading(info(status, b.Status))
 	job[http.MethodDelete] = info(status, b.Delete)
 	s.at(named, base+bulk.StatusPath, status, job)
@@ -97,7 +103,7 @@ func outermost(next http.Handler) http.Handler {
 
 func notFound(w http.ResponseWriter, _ *http.Request) error {
 	fail(w, oneFault(http.StatusNotFound, outcome.NotFound,
-		"nothing is here: this server has metadata, $export, Patient/$export, Group/[id]/$export and the jobs and files that they lead to, under "+base))
+		"nothing is here: this server has metadata, $export, Patient/$export, Group/[id]/$export and the jobs and files that they lead to, Patient/[id], Group/[id] and Group?name=, under "+base))
 	return nil
 }
 

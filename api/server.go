@@ -26,6 +26,7 @@ import (
 
 	"tidemark/api/bulk"
 	"tidemark/api/export"
+	"tidemark/api/read"
 )
 
 // Options of a server. Store and PublicURL are needed, the rest has defaults.
@@ -131,7 +132,8 @@ func New(o Options) (*Server, error) {
 	if err := s.countJobs(); err != nil {
 		return nil, err
 	}
-	s.handler = s.routes(&bulk.Handlers{Jobs: s.jobs, Base: o.PublicURL, Bases: o.OwnBases, MaxBody: o.MaxBody, Now: o.Store.Now})
+	s.handler = s.routes(&bulk.Handlers{Jobs: s.jobs, Base: o.PublicURL, Bases: o.OwnBases, MaxBody: o.MaxBody, Now: o.Store.Now},
+		&read.Handlers{Store: o.Store, Base: o.PublicURL, Bases: o.OwnBases})
 	return s, nil
 }
 

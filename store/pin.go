@@ -97,6 +97,10 @@ func (db *DB) keep(id string, s *Snapshot) error {
 	return nil
 }
 
+// Present is a snapshot at the present watermark that is not durable: for who
+// reads at once and closes it. ErrNotReady before the bootstrap is over.
+func (db *DB) Present() (*Snapshot, error) { return db.snapshotReady() }
+
 // snapshotReady takes a snapshot at the watermark, and raises the promise in
 // memory at once: whatever is sealed from now on lies after it.
 func (db *DB) snapshotReady() (*Snapshot, error) {

@@ -176,6 +176,16 @@ func (s *Store) Pin(_ context.Context, id string, expires time.Time, rule func(e
 	return p, nil
 }
 
+// Present implements export.Store.
+func (s *Store) Present() (export.Snapshot, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.fail != nil {
+		return nil, s.fail
+	}
+	return &Snapshot{store: s, watermark: s.watermark, forgotten: s.forgotten, epoch: s.epoch, rows: slices.Clone(s.rows)}, nil
+}
+
 // Snapshot implements export.Store.
 func (s *Store) Snapshot(id string) (export.Snapshot, error) {
 	s.mu.Lock()

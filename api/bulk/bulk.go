@@ -95,7 +95,7 @@ func (h *Handlers) request(k KickOff, w http.ResponseWriter, r *http.Request, pr
 	q.Group = chi.URLParam(r, "group")
 	q.URL = h.Base + strings.Replace(k.Path, "{group}", q.Group, 1)
 	if r.URL.RawQuery != "" {
-		q.URL += "?" + printable(r.URL.RawQuery)
+		q.URL += "?" + Printable(r.URL.RawQuery)
 	}
 	return q, err
 }
@@ -107,9 +107,9 @@ func (h *Handlers) params(w http.ResponseWriter, r *http.Request, post bool) ([]
 	return queryParams(r.URL.RawQuery)
 }
 
-// printable escapes what a strict client would not have sent: the manifest
+// Printable escapes what a strict client would not have sent: the manifest
 // repeats the query as it was, but stays one URL.
-func printable(query string) string {
+func Printable(query string) string {
 	var b strings.Builder
 	for i := 0; i < len(query); i++ {
 		if c := query[i]; c <= ' ' || c >= 0x7f || strings.IndexByte(`"<>\^{|}`+"`", c) >= 0 {

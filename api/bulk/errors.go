@@ -18,6 +18,7 @@ const (
 	TooLarge                      // the request's body
 	Precondition                  // If-Match
 	Range                         // lies behind the end
+	Missing                       // there is no such thing
 )
 
 // An Error is a request that cannot be answered as it stands. It says
@@ -33,7 +34,11 @@ func (e *Error) Error() string {
 	return fmt.Sprintf("request refused: kind %d, %d issues", e.Kind, len(e.Issues))
 }
 
-// refuse makes an Error of one issue.
+// Refuse makes an Error of one issue.
+func Refuse(kind Kind, code outcome.Code, format string, args ...any) error {
+	return refuse(kind, code, format, args...)
+}
+
 func refuse(kind Kind, code outcome.Code, format string, args ...any) error {
 	return &Error{Kind: kind, Issues: []outcome.Issue{fault(code, format, args...)}}
 }

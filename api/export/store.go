@@ -15,6 +15,8 @@ type Store interface {
 	Now() fhir.Instant
 	// Pin takes a snapshot, has its rule made and keeps both in one synced batch.
 	Pin(ctx context.Context, id string, expires time.Time, rule func(Snapshot) ([]byte, error)) (Snapshot, error)
+	// Present is a snapshot that is not durable, to be read at once and closed.
+	Present() (Snapshot, error)
 	// Snapshot finds what was pinned, also after a restart; it must be closed.
 	Snapshot(id string) (Snapshot, error)
 	// Pinned lists what is pinned.
@@ -96,6 +98,14 @@ type stored struct{ *store.DB }
 
 func (s stored) Pin(ctx context.Context, id string, expires time.Time, rule func(Snapshot) ([]byte, error)) (Snapshot, error) {
 	snap, err := s.DB.Pin(ctx, id, expires, func(s *store.Snapshot) ([]byte, error) { return rule(snapshot{s}) })
+	if err != nil {
+		return nil, err
+	}
+	return snapshot{snap}, nil
+}
+
+func (s stored) Present() (Snapshot, error) {
+	snap, err := s.DB.Present()
 	if err != nil {
 		return nil, err
 	}

@@ -173,6 +173,20 @@ func (f *fakeStore) records(id store.Partition) []got {
 	return out
 }
 
+// sofar is records for callers without the lock: other answers may still come.
+func (f *fakeStore) sofar(id store.Partition) []got {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.records(id)
+}
+
+// told lists a partition's answers so far.
+func (f *fakeStore) told(id store.Partition) []*Answer {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.answers[id])
+}
+
 func (f *fakeStore) waitRecords(t testing.TB, id store.Partition, want ...got) {
 	t.Helper()
 	f.wait(t, fmt.Sprintf("records %v of %v", want, id), func() bool {

@@ -64,7 +64,7 @@ func TestTellsEndsOfIdlePartitions(t *testing.T) {
 	run(t, testConfig(c, "t"), f)
 	f.wait(t, "three answers without records", func() bool { return len(f.answers[at("t", 0)]) >= 3 })
 	last := fhir.None
-	for _, a := range f.answers[at("t", 0)] {
+	for _, a := range f.told(at("t", 0)) {
 		if a.Asked <= last || a.Next != 0 || a.End != 0 || len(a.Records) > 0 {
 			t.Errorf("answer %+v", a)
 		}
@@ -179,7 +179,7 @@ func TestCraftedLog(t *testing.T) {
 	run(t, testConfig(c, "t"), f)
 	f.waitRecords(t, id, got{1, "b"}, got{7, "h"}, got{8, "i"}, got{11, "yes"}, got{13, "<null>"}, got{14, ""})
 	f.waitNext(t, id, 20)
-	if ts := f.answers[id][0].Records[1].Timestamp; ts != 5000 {
+	if ts := f.told(id)[0].Records[1].Timestamp; ts != 5000 {
 		t.Errorf("log append time %d, want 5000", ts)
 	}
 }
@@ -360,7 +360,7 @@ func TestGaps(t *testing.T) {
 			if test.during == nil { // the other partition goes on
 				produce(t, newProducer(t, c), other, "x")
 				f.waitRecords(t, other, got{0, "x"})
-				if n := len(f.records(id)); n > 0 {
+				if n := len(f.sofar(id)); n > 0 {
 					t.Errorf("%d records were read behind the gap", n)
 				}
 			}
@@ -397,7 +397,7 @@ func TestForks(t *testing.T) {
 			waitStatus(t, s, func(p PartitionStatus) bool {
 				return p.Gap != nil && p.Gap.Reason == Forked && p.Gap.Next == 10 && p.Gap.End == 12
 			})
-			if n := len(f.records(id)); n > 0 {
+			if n := len(f.sofar(id)); n > 0 {
 				t.Errorf("%d records were read behind the gap", n)
 			}
 		})
@@ -516,7 +516,7 @@ func TestRecreatedBetweenFetches(t *testing.T) {
 	if g := s.Status().Partitions[0].Gap; g.Reason != Recreated || g.Next != 1 {
 		t.Errorf("gap %+v", g)
 	}
-	if d := cmp.Diff([]got{{0, "a"}}, f.records(id)); d != "" {
+	if d := cmp.Diff([]got{{0, "a"}}, f.sofar(id)); d != "" {
 		t.Errorf("records (-want +got):\n%s", d)
 	}
 }
@@ -574,7 +574,7 @@ func TestExpiresWhileReading(t *testing.T) {
 	close(leave)
 	waitStatus(t, s, func(p PartitionStatus) bool { return p.Stopped })
 	produce(t, cl, id, "b")
-	if n := len(f.records(id)); n > 0 {
+	if n := len(f.sofar(id)); n > 0 {
 		t.Errorf("%d records after the handler wanted no more", n)
 	}
 }

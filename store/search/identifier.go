@@ -11,3 +11,6 @@ func Identifiers(line []byte, fn func(id, system, value []byte)) {
 		fn(id, text(v, "system"), text(v, "value"))
 	})
 }
+
+// ID is a resource's.
+func ID(line []byte) string { return string(text(line, "id")) }

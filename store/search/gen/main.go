@@ -121,6 +121,7 @@ var profiled = []parameter{
 	{"outcome", "token", []string{"ExplanationOfBenefit"}, "ExplanationOfBenefit.outcome"},
 	{"asserted-date", "date", []string{"Condition"}, "Condition.extension.where(url = 'http://hl7.org/fhir/StructureDefinition/condition-assertedDate').value.as(dateTime)"},
 	{"discharge-disposition", "token", []string{"Encounter"}, "Encounter.hospitalization.dischargeDisposition"},
+	{"name", "string", []string{"Group"}, "Group.name"}, // what clients look for a Group by
 	{"description", "token", []string{"Goal"}, "Goal.description"},
 	{"type", "token", []string{"ExplanationOfBenefit"}, "ExplanationOfBenefit.type"},
 	{"service-date", "date", []string{"ExplanationOfBenefit"}, "ExplanationOfBenefit.billablePeriod | ExplanationOfBenefit.item.serviced"},

@@ -1,0 +1,223 @@
+// Package read answers for single resources: a Patient or a Group by its id, and
+// Groups by what they are called, which is how a client of Bulk Data finds the one
+// to export. It reads at the watermark, as an export would; it refuses to be a FHIR
+// server.
+package read
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/go-chi/chi/v5"
+
+	"tidemark/api/bulk"
+	"tidemark/api/export"
+	"tidemark/api/outcome"
+	"tidemark/store"
+	"tidemark/store/fhir"
+	"tidemark/store/search"
+)
+
+// Handlers answer for the resources of a store.
+type Handlers struct {
+	Store export.Store
+	Base  string   // the public base, without a slash at its end
+	Bases []string // of absolute references to resources here
+}
+
+// Resource answers with a resource as it is at the watermark (FHIR R4, "read").
+func (h *Handlers) Resource(name string) func(http.ResponseWriter, *http.Request) error {
+	typ, _ := fhir.ParseType(name)
+	return func(w http.ResponseWriter, r *http.Request) (err error) {
+		key, err := fhir.ParseKey(name + "/" + chi.URLParam(r, "id"))
+		if err != nil || key.Type != typ {
+			return bulk.Refuse(bulk.Missing, outcome.NotFound, "what stands behind %s/ is not a FHIR id", name)
+		}
+		s, err := h.Store.Present()
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, s.Close()) }()
+		body, err := s.Resource(key)
+		if errors.Is(err, store.ErrUnknown) {
+			return bulk.Refuse(bulk.Missing, outcome.NotFound, "there is no such %s, or no more", name)
+		}
+		if err != nil {
+			return err
+		}
+		answer(w, body)
+		return nil
+	}
+}
+
+func answer(w http.ResponseWriter, body []byte) {
+	w.Header().Set("Content-Type", "application/fhir+json")
+	w.Header().Set("Cache-Control", "no-store")
+	_, _ = w.Write(body) // only the connection can fail, and nobody is left to hear of it
+}
+
+// A page holds so many resources, unless _count says less.
+const (
+	defaultCount = 100
+	maxCount     = 1000
+)
+
+// after continues a search: the id of the last resource of the page before.
+const after = "_after"
+
+// Groups searches for Groups (FHIR R4, "search"): by any search parameter that
+// _typeFilter takes, in pages, in the order of their ids.
+func (h *Handlers) Groups(w http.ResponseWriter, r *http.Request) (err error) {
+	q, err := h.query(r.URL.RawQuery)
+	if err != nil {
+		return err
+	}
+	s, err := h.Store.Present()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
+	found, err := q.find(r, s)
+	if err != nil {
+		return err
+	}
+	slices.SortFunc(found, func(a, b group) int { return strings.Compare(a.id, b.id) })
+	var body bytes.Buffer
+	enc := json.NewEncoder(&body)
+	enc.SetEscapeHTML(false) // resources stay as they came
+	if err := enc.Encode(h.bundle(q, r.URL.RawQuery, found)); err != nil {
+		return err
+	}
+	answer(w, body.Bytes())
+	return nil
+}
+
+// A query is a search for Groups that was understood.
+type query struct {
+	filter  *search.Filter // nil: all
+	matches []string       // its parameters, as they came
+	count   int
+	after   string
+}
+
+func (h *Handlers) query(raw string) (query, error) {
+	q := query{count: defaultCount}
+	for pair := range strings.SplitSeq(raw, "&") {
+		name, value, _ := strings.Cut(pair, "=")
+		value, err := url.QueryUnescape(value)
+		if err != nil {
+			return q, bulk.Refuse(bulk.Invalid, outcome.Structure, "a parameter has a broken percent-escape: a %% itself is written %%25")
+		}
+		switch name {
+		case "", "_format", "_pretty", "_total": // there is one form of the answer
+		case "_count":
+			if q.count, err = strconv.Atoi(value); err != nil || q.count < 0 {
+				return q, bulk.Refuse(bulk.Invalid, outcome.Value, "_count: %s is not a number of resources", outcome.Quote(value))
+			}
+			q.count = min(q.count, maxCount)
+		case after:
+			q.after = value
+		default:
+			// In what search.Parse reads, a plus is one.
+			q.matches = append(q.matches, name+"="+strings.ReplaceAll(url.QueryEscape(value), "+", "%20"))
+		}
+	}
+	if len(q.matches) == 0 {
+		return q, nil
+	}
+	of, err := search.Parse("Group?"+strings.Join(q.matches, "&"), search.Env{Bases: h.Bases, Now: h.Store.Now()})
+	if err != nil {
+		return q, bulk.Refuse(bulk.Invalid, outcome.Value, "%v", err)
+	}
+	q.filter = search.New(of)
+	return q, nil
+}
+
+// A group is one that was found.
+type group struct {
+	id   string
+	body json.RawMessage
+}
+
+func (q *query) find(r *http.Request, s export.Snapshot) (found []group, err error) {
+	ext, err := s.Extents(store.Section{Kind: store.Live, Type: groupType}, fhir.None, s.Watermark())
+	if err != nil {
+		return nil, err
+	}
+	matches := func([]byte) bool { return true }
+	if q.filter != nil {
+		matches = q.filter.Matcher().Match
+	}
+	lost, err := s.Lines(r.Context(), fhir.None, s.Watermark(), ext, func(line []byte) error {
+		if matches(line) {
+			found = append(found, group{search.ID(line), bytes.Clone(line)})
+		}
+		return nil
+	}, func() {})
+	if err == nil && lost > 0 {
+		err = fmt.Errorf("search Groups: %d cannot be read: %w", lost, store.ErrCorrupt)
+	}
+	return found, err
+}
+
+var groupType, _ = fhir.ParseType("Group")
+
+// searchset is a Bundle of what a search has found.
+type searchset struct {
+	ResourceType string  `json:"resourceType"`
+	Type         string  `json:"type"`
+	Total        int     `json:"total"`
+	Link         []link  `json:"link"`
+	Entry        []entry `json:"entry,omitempty"`
+}
+
+type link struct {
+	Relation string `json:"relation"`
+	URL      string `json:"url"`
+}
+
+type entry struct {
+	FullURL  string          `json:"fullUrl"`
+	Resource json.RawMessage `json:"resource"`
+	Search   mode            `json:"search"`
+}
+
+type mode struct {
+	Mode string `json:"mode"`
+}
+
+func (h *Handlers) bundle(q query, raw string, found []group) searchset {
+	b := searchset{ResourceType: "Bundle", Type: "searchset", Total: len(found), Link: []link{{"self", h.Base + "/Group" + suffix(raw)}}}
+	rest := found[sortedAfter(found, q.after):]
+	for _, g := range rest[:min(q.count, len(rest))] {
+		b.Entry = append(b.Entry, entry{h.Base + "/Group/" + g.id, g.body, mode{"match"}})
+	}
+	if q.count > 0 && len(rest) > q.count {
+		next := slices.Concat(q.matches, []string{"_count=" + strconv.Itoa(q.count), after + "=" + rest[q.count-1].id})
+		b.Link = append(b.Link, link{"next", h.Base + "/Group?" + strings.Join(next, "&")})
+	}
+	return b
+}
+
+func suffix(raw string) string {
+	if raw == "" {
+		return ""
+	}
+	return "?" + bulk.Printable(raw)
+}
+
+// sortedAfter is where the ids behind one begin.
+func sortedAfter(found []group, id string) int {
+	i, is := slices.BinarySearchFunc(found, id, func(g group, id string) int { return strings.Compare(g.id, id) })
+	if is {
+		i++
+	}
+	return i
+}
