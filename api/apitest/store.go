@@ -25,6 +25,7 @@ import (
 type Store struct {
 	BlockRows int    // rows in a block, default 2
 	OnRead    func() // is called before References, unless nil
+	OnLines   func() // is called before Lines, unless nil
 
 	mu        sync.Mutex
 	clock     fhir.Instant
@@ -528,6 +529,9 @@ func (p *Snapshot) Filter(ctx context.Context, since, upto fhir.Instant, ext []s
 
 // Lines implements export.Snapshot.
 func (p *Snapshot) Lines(ctx context.Context, since, upto fhir.Instant, ext []store.Extent, fn func([]byte) error, step func()) (lost int, err error) {
+	if p.store.OnLines != nil {
+		p.store.OnLines()
+	}
 	for _, x := range ext {
 		if err := ctx.Err(); err != nil {
 			return 0, err

@@ -78,7 +78,8 @@ type Jobs struct {
 	mu      sync.Mutex
 	jobs    map[string]*job // mirrors the store's pins: what is not here does not exist
 	pending int             // kick-offs under way, they count against MaxJobs
-	waiting []string        // jobs to be planned, first come first served
+	waiting []queued        // jobs to be planned, first come first served
+	heavy   int             // of those that are being planned
 	wake    chan struct{}   // there are some
 }
 
@@ -100,7 +101,7 @@ func New(db Store, o Options) *Jobs {
 	for _, p := range db.Pinned() {
 		j.jobs[p.ID] = j.newJob(p.Expires)
 		if r, err := decodeRule(p.Rule); err == nil && r.Pending != nil { // another's fault shows when it is asked for
-			j.queue(p.ID)
+			j.queue(r.Pending.queued(p.ID))
 		}
 	}
 	return j
@@ -140,7 +141,7 @@ func (j *Jobs) Start(ctx context.Context, q Request) (string, error) {
 	}
 	_ = s.Close() // the pin stays; nothing was written that a failure could lose
 	if !planned {
-		j.queue(id)
+		j.queue(q.queued(id))
 	}
 	return id, nil
 }

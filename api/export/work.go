@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"time"
 
 	"tidemark/api/outcome"
@@ -28,14 +29,25 @@ func (e *FailedError) Error() string {
 	return fmt.Sprintf("the export failed: %d issues", len(e.Issues))
 }
 
-// planners bounds how many jobs are planned at the same time: reading
-// directories is work for processors, and intake and downloads want theirs.
-func planners() int { return max(1, runtime.GOMAXPROCS(0)/2) }
+// planners bounds how many jobs are planned at the same time: that is work for
+// processors, and intake and downloads want theirs. One of them is always for jobs
+// that read directories only: they take moments, others may take minutes.
+func planners() int { return max(2, runtime.GOMAXPROCS(0)/2) }
 
-// queue has a job planned, after those that wait already.
-func (j *Jobs) queue(id string) {
+// A queued is a job to be planned.
+type queued struct {
+	id    string
+	heavy bool // it reads bodies
+}
+
+func (q *Request) queued(id string) queued {
+	return queued{id, len(q.Filters)+len(q.Elements) > 0}
+}
+
+// queue has a job planned, after those of its kind that wait already.
+func (j *Jobs) queue(q queued) {
 	j.mu.Lock()
-	j.waiting = append(j.waiting, id)
+	j.waiting = append(j.waiting, q)
 	j.mu.Unlock()
 	j.signal()
 }
@@ -48,43 +60,65 @@ func (j *Jobs) signal() {
 }
 
 // next is a job to be planned, false if ctx ends before there is one.
-func (j *Jobs) next(ctx context.Context) (string, bool) {
+func (j *Jobs) next(ctx context.Context) (queued, bool) {
 	for {
 		select {
 		case <-ctx.Done():
-			return "", false
+			return queued{}, false
 		case <-j.wake:
 		}
-		j.mu.Lock()
-		if len(j.waiting) == 0 {
-			j.mu.Unlock()
-			continue
+		if q, more, ok := j.dequeue(); ok {
+			if more {
+				j.signal()
+			}
+			return q, true
 		}
-		id, more := j.waiting[0], len(j.waiting) > 1
-		j.waiting = j.waiting[1:]
-		j.mu.Unlock()
-		if more {
-			j.signal()
-		}
-		return id, true
 	}
+}
+
+// dequeue takes the first job that may be planned now.
+func (j *Jobs) dequeue() (q queued, more, ok bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	i := slices.IndexFunc(j.waiting, func(q queued) bool { return !q.heavy || j.heavy < planners()-1 })
+	if i < 0 {
+		return q, false, false
+	}
+	q = j.waiting[i]
+	j.waiting = slices.Delete(j.waiting, i, i+1)
+	if q.heavy {
+		j.heavy++
+	}
+	return q, len(j.waiting) > 0, true
+}
+
+// done lets the next heavy job begin.
+func (j *Jobs) done(q queued) {
+	if !q.heavy {
+		return
+	}
+	j.mu.Lock()
+	j.heavy--
+	j.mu.Unlock()
+	j.signal()
 }
 
 // plan plans jobs until ctx ends. What is cut short then begins again with the
 // next process: nothing of a job is true before all of it is.
 func (j *Jobs) plan(ctx context.Context) {
 	for {
-		id, ok := j.next(ctx)
+		q, ok := j.next(ctx)
 		if !ok {
 			return
 		}
-		err := j.planJob(ctx, id)
+		err := j.planJob(ctx, q.id)
+		j.done(q)
 		switch {
 		case err == nil, ctx.Err() != nil, errors.Is(err, context.Canceled):
 		case errors.Is(err, ErrNotFound), errors.Is(err, store.ErrNotFound), errors.Is(err, store.ErrRevoked), errors.Is(err, store.ErrClosed):
 		default:
 			j.o.Logger.ErrorContext(ctx, "plan an export job; it is tried again", "err", err, "after", retryPlanning)
-			time.AfterFunc(retryPlanning, func() { j.queue(id) })
+			time.AfterFunc(retryPlanning, func() { j.queue(q) })
 		}
 	}
 }

@@ -3,6 +3,7 @@ package export_test
 import (
 	"context"
 	"errors"
+	"runtime"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -230,6 +231,41 @@ func TestMakingWaitsForRoom(t *testing.T) {
 		m, err := j.Manifest(id)
 		if err != nil || len(m.Files) == 0 || !m.Files[0].Made {
 			t.Errorf("%v, %v", m.Files, err)
+		}
+		stop()
+	})
+}
+
+// Jobs that read bodies leave a planner to those that do not, and come one after
+// the other.
+func TestHeavyJobsMakeWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		old := runtime.GOMAXPROCS(2)
+		defer runtime.GOMAXPROCS(old)
+		db := groupStore(t)
+		enter, leave := make(chan struct{}, 10), make(chan struct{})
+		db.OnLines = func() { enter <- struct{}{}; <-leave }
+		j := export.New(db, export.Options{})
+		heavy := export.Request{Since: fhir.None, Upto: fhir.None, Elements: []string{"id"}, Types: []fhir.Type{key(t, "Patient/a").Type}}
+		first, second := start(t, j, heavy), start(t, j, heavy)
+		stop := runs(t, j)
+		synctest.Wait()
+		light := start(t, j, ofGroup("g"))
+		synctest.Wait()
+		if _, err := j.Manifest(light); err != nil {
+			t.Errorf("a job that reads directories only waits for others: %v", err)
+		}
+		working(t, j, first)
+		working(t, j, second)
+		if len(enter) != 1 {
+			t.Errorf("%d heavy jobs at once, want 1", len(enter))
+		}
+		close(leave)
+		synctest.Wait()
+		for _, id := range []string{first, second} {
+			if _, err := j.Manifest(id); err != nil {
+				t.Error(err)
+			}
 		}
 		stop()
 	})
