@@ -15,7 +15,8 @@ import (
 // Filter keeps, of the rows that extents list, those whose lines match. It reads
 // them all, one block at a time; step is told of each. A block that cannot be read
 // is left out, and how many rows of it count is added to lost. The window must be
-// that of the extents. match may not keep the line.
+// that of the extents; what is kept is Whole or Picked, so it is of any. match may
+// not keep the line.
 func (s *Snapshot) Filter(ctx context.Context, since, upto fhir.Instant, ext []Extent, match func(line []byte) bool, step func()) (kept []Extent, lost int, err error) {
 	lost, err = s.blocks(ctx, since, upto, ext, step, func(x Extent, text []byte, counts []bool) error {
 		y, i := Extent{Segment: x.Segment, Block: x.Block}, 0
@@ -26,9 +27,9 @@ func (s *Snapshot) Filter(ctx context.Context, since, upto fhir.Instant, ext []E
 			}
 			i++
 		}
-		switch y.Rows {
-		case 0:
-		case x.Rows: // as it was: perhaps a block that is sent as it lies
+		switch {
+		case y.Rows == 0:
+		case y.Rows == x.Rows && x.Whole: // a block that is sent as it lies
 			kept = append(kept, x)
 		default:
 			y.Picked = picked(counts)

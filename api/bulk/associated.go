@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"tidemark/api/export"
 	"tidemark/api/outcome"
 	"tidemark/store/fhir"
 )
@@ -60,10 +61,16 @@ func (r *reading) associated(p param) {
 		switch {
 		case presets[value] != nil:
 			r.presets = append(r.presets, value)
+		case value == "RelevantProvenanceResources":
+			r.q.Attach = export.Relevant
+		case value == "LatestProvenanceResources":
+			if r.q.Attach == export.ByDefault { // of both the larger counts
+				r.q.Attach = export.Latest
+			}
 		case r.lenient:
 			r.note("includeAssociatedData: %s is not supported and was left out", outcome.Quote(value))
 		default:
-			r.fault(outcome.NotSupported, `includeAssociatedData: %s is not supported: known are %s ("Prefer: handling=lenient" leaves it out)`,
+			r.fault(outcome.NotSupported, `includeAssociatedData: %s is not supported: known are LatestProvenanceResources, RelevantProvenanceResources, %s ("Prefer: handling=lenient" leaves it out)`,
 				outcome.Quote(value), strings.Join(slices.Sorted(maps.Keys(presets)), ", "))
 		}
 	}

@@ -71,6 +71,9 @@ func choose(ctx context.Context, s Snapshot, r *rule, o Options, progress func(f
 		return nil, err
 	}
 	g := gathering{s: s, r: r, of: r.Level.of, filters: filters, progress: progress}
+	if q.Attach != ByDefault {
+		g.sent = map[uint64]bool{}
+	}
 	if len(q.Elements) > 0 {
 		if g.projection, err = projection(q.Elements); err != nil {
 			return nil, err
@@ -93,6 +96,11 @@ func choose(ctx context.Context, s Snapshot, r *rule, o Options, progress func(f
 	if err := g.add(ctx, Output, store.Live, q.Types, o.Limits); err != nil {
 		return nil, err
 	}
+	if q.Attach != ByDefault {
+		if err := g.attach(ctx, q.Attach, o); err != nil {
+			return nil, err
+		}
+	}
 	if r.Since != fhir.None {
 		if err := g.add(ctx, Deleted, store.Deleted, q.Types, o.Limits); err != nil {
 			return nil, err
@@ -112,8 +120,10 @@ func (g *gathering) choose(ctx context.Context, q *Request, who *cohort) error {
 	if err := g.references(ctx); err != nil {
 		return err
 	}
-	if err := g.provenance(ctx, q.Types); err != nil {
-		return err
+	if q.Attach == ByDefault {
+		if err := g.provenance(ctx, q.Types); err != nil {
+			return err
+		}
 	}
 	if c.group != "" {
 		c.refs[fhir.Key{Type: groupType, ID: c.group}] = g.r.Since
@@ -130,6 +140,7 @@ type gathering struct {
 	filters map[fhir.Type]*search.Filter
 	// projection is what is left of each resource; nil: all.
 	projection *elements.Projection
+	sent       map[uint64]bool // what is, by its hash; nil: nobody asks
 	progress   func(float64)
 
 	blocks, done int             // that are looked at
@@ -306,27 +317,55 @@ func (g *gathering) add(ctx context.Context, list List, kind store.Kind, types [
 		if err != nil {
 			return err
 		}
-		if list == Output && g.projection != nil {
-			if err := g.make(ctx, s, sec, extents, l); err != nil {
+		if list == Output { // deletions are told whatever they were of (decisions.md 4)
+			if err := g.output(ctx, s, sec, extents, l); err != nil {
 				return err
 			}
-			g.step(sec)
 			continue
 		}
-		if list == Output { // deletions are told whatever they were of (decisions.md 4)
-			if extents, err = g.filtered(ctx, s, sec, extents); err != nil {
-				return err
-			}
-		}
-		for _, f := range split(list, sec.Type, extents, l) {
-			g.r.Files = append(g.r.Files, f)
-			g.files = append(g.files, extents[f.From:f.To])
-		}
-		if list == Output {
-			g.step(sec)
-		}
+		g.split(list, sec, extents, l)
 	}
 	return nil
+}
+
+// output appends the files of a section, as it lies on the disk where that can be.
+func (g *gathering) output(ctx context.Context, s Snapshot, sec store.Section, extents []store.Extent, l Limits) (err error) {
+	match := g.matcher(sec.Type)
+	switch {
+	case g.sent != nil && sec.Type == provenanceType:
+		return nil // goes with what is sent, when that is known
+	case g.sent != nil && match == nil:
+		if err := s.Rows(ctx, sec, g.r.Since, g.r.Upto, func(key fhir.Key, _ fhir.Instant) { g.sent[hashKey(key)] = true }); err != nil {
+			return err
+		}
+	}
+	if err := g.write(ctx, s, sec, extents, g.r.Since, match, l); err != nil {
+		return err
+	}
+	g.step(sec)
+	return nil
+}
+
+// write makes files of what matches of extents; match nil: all.
+func (g *gathering) write(ctx context.Context, s Snapshot, sec store.Section, extents []store.Extent, since fhir.Instant, match func(line []byte) bool, l Limits) (err error) {
+	if g.projection != nil {
+		return g.make(ctx, s, sec, extents, since, match, l)
+	}
+	if match != nil {
+		if extents, err = g.filtered(ctx, s, sec, extents, since, match); err != nil {
+			return err
+		}
+	}
+	g.split(Output, sec, extents, l)
+	return nil
+}
+
+// split appends the files of extents.
+func (g *gathering) split(list List, sec store.Section, extents []store.Extent, l Limits) {
+	for _, f := range split(list, sec.Type, extents, l) {
+		g.r.Files = append(g.r.Files, f)
+		g.files = append(g.files, extents[f.From:f.To])
+	}
 }
 
 // An extentForm is how an extent of a selection is kept.

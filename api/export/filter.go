@@ -36,13 +36,26 @@ func (o *Options) filters(texts []string, now fhir.Instant) (map[fhir.Type]*sear
 	return filters, nil
 }
 
-// filtered is what a type's filters leave of its extents.
-func (g *gathering) filtered(ctx context.Context, s Snapshot, sec store.Section, extents []store.Extent) ([]store.Extent, error) {
-	f := g.filters[sec.Type]
+// matcher tells which lines of a type are sent, and notes what is if Provenance
+// goes with it; nil: all.
+func (g *gathering) matcher(t fhir.Type) func(line []byte) bool {
+	f := g.filters[t]
 	if f == nil {
-		return extents, nil
+		return nil
 	}
-	kept, lost, err := s.Filter(ctx, g.r.Since, g.r.Upto, extents, f.Matcher().Match, func() { g.did(bodyCost) })
+	m := f.Matcher()
+	return func(line []byte) bool {
+		ok := m.Match(line)
+		if ok && g.sent != nil {
+			g.sent[hashKey(fhir.Key{Type: t, ID: search.ID(line)})] = true
+		}
+		return ok
+	}
+}
+
+// filtered is what of extents matches.
+func (g *gathering) filtered(ctx context.Context, s Snapshot, sec store.Section, extents []store.Extent, since fhir.Instant, match func(line []byte) bool) ([]store.Extent, error) {
+	kept, lost, err := s.Filter(ctx, since, g.r.Upto, extents, match, func() { g.did(bodyCost) })
 	if err != nil {
 		return nil, fmt.Errorf("filter %s: %w", sec.Type, err)
 	}

@@ -7,7 +7,7 @@ import (
 	"strconv"
 
 	"tidemark/store"
-	"tidemark/store/search"
+	"tidemark/store/fhir"
 )
 
 // A making writes the files of a section whose lines are changed. They are cut at
@@ -23,21 +23,17 @@ type making struct {
 // fileName is what file n of a job is called beside its snapshot, counted from 1.
 func fileName(n int) string { return "f" + strconv.Itoa(n) }
 
-// make reads the rows of extents once, and writes of each that the type's filters
-// leave what was asked for.
-func (g *gathering) make(ctx context.Context, s Snapshot, sec store.Section, extents []store.Extent, l Limits) (err error) {
+// make reads the rows of extents once, and writes of each that matches what was
+// asked for.
+func (g *gathering) make(ctx context.Context, s Snapshot, sec store.Section, extents []store.Extent, since fhir.Instant, match func(line []byte) bool, l Limits) (err error) {
 	m := making{g: g, limits: l, file: OutputFile{List: Output, Type: sec.Type, Made: true}}
 	defer func() {
 		if err != nil && m.draft != nil {
 			err = errors.Join(err, m.draft.Discard())
 		}
 	}()
-	var matcher *search.Matcher
-	if f := g.filters[sec.Type]; f != nil {
-		matcher = f.Matcher()
-	}
-	lost, err := s.Lines(ctx, g.r.Since, g.r.Upto, extents, func(line []byte) error {
-		if matcher != nil && !matcher.Match(line) {
+	lost, err := s.Lines(ctx, since, g.r.Upto, extents, func(line []byte) error {
+		if match != nil && !match(line) {
 			return nil
 		}
 		m.text = g.projection.Append(m.text[:0], line, sec.Type)

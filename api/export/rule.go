@@ -52,8 +52,20 @@ type Request struct {
 	Upto     fhir.Instant    // inclusive, from _until; None: up to the watermark
 	Filters  []string        // searches, such as Observation?code=1, each of a type that is exported
 	Elements []string        // what is left of resources, such as Patient.name; none: all
+	Attach   Attachment      // which Provenance goes with the rows that are sent
 	Notes    []outcome.Issue // what was left out, one line each in the manifest's error
 }
+
+// An Attachment is a choice of Provenance by what it is about, in place of what
+// goes by default (Bulk Data, "includeAssociatedData").
+type Attachment string
+
+// The attachments.
+const (
+	ByDefault Attachment = ""
+	Latest    Attachment = "latest"   // the newest about each resource that is sent
+	Relevant  Attachment = "relevant" // all about them
+)
 
 // aboutSome tells whether the export is about some Patients only.
 func (q *Request) aboutSome() bool { return q.Level == Group || len(q.Patients) > 0 }
@@ -61,7 +73,11 @@ func (q *Request) aboutSome() bool { return q.Level == Group || len(q.Patients) 
 // chosen tells whether rows are chosen one by one. Then planning it means to read
 // directories or bodies, and to write files of what is not as it is stored, which
 // is done behind the kick-off.
-func (q *Request) chosen() bool { return q.aboutSome() || len(q.Filters)+len(q.Elements) > 0 }
+func (q *Request) chosen() bool { return q.aboutSome() || q.readsBodies() }
+
+func (q *Request) readsBodies() bool {
+	return len(q.Filters)+len(q.Elements) > 0 || q.Attach != ByDefault
+}
 
 // A List is one of the three lists of files in a manifest.
 type List string
@@ -143,6 +159,7 @@ type pendingForm struct {
 	Types    []string        `json:"types,omitempty"`
 	Filters  []string        `json:"filters,omitempty"`
 	Elements []string        `json:"elements,omitempty"`
+	Attach   Attachment      `json:"attach,omitempty"`
 	Notes    []outcome.Issue `json:"notes,omitempty"`
 }
 
@@ -162,7 +179,7 @@ func (r rule) encode() ([]byte, error) {
 		Failure: r.Failure, Selection: r.Selection, Errors: r.Errors,
 	}
 	if q := r.Pending; q != nil {
-		form.Pending = &pendingForm{Group: q.Group, Patients: q.Patients, Filters: q.Filters, Elements: q.Elements, Notes: q.Notes}
+		form.Pending = &pendingForm{Group: q.Group, Patients: q.Patients, Filters: q.Filters, Elements: q.Elements, Attach: q.Attach, Notes: q.Notes}
 		for _, t := range q.Types {
 			form.Pending.Types = append(form.Pending.Types, t.String())
 		}
@@ -193,7 +210,7 @@ func decodeRule(b []byte) (rule, error) {
 		Failure: form.Failure, Selection: form.Selection, Errors: form.Errors,
 	}
 	if p := form.Pending; p != nil {
-		r.Pending = &Request{Level: r.Level, Group: p.Group, Patients: p.Patients, URL: r.Request, Since: r.Since, Upto: r.Upto, Filters: p.Filters, Elements: p.Elements, Notes: p.Notes}
+		r.Pending = &Request{Level: r.Level, Group: p.Group, Patients: p.Patients, URL: r.Request, Since: r.Since, Upto: r.Upto, Filters: p.Filters, Elements: p.Elements, Attach: p.Attach, Notes: p.Notes}
 		for _, name := range p.Types {
 			t, known := fhir.ParseType(name)
 			if !known {

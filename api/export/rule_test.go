@@ -21,7 +21,7 @@ func TestRuleRoundTrip(t *testing.T) {
 		{Since: 0, Upto: 0},
 		{Level: Group, Request: "r", Since: fhir.None, Pending: &Request{
 			Level: Group, Group: "g", Patients: []string{"a"}, URL: "r", Types: []fhir.Type{patient}, Since: fhir.None,
-			Filters: []string{"Patient?active=true"}, Elements: []string{"id"},
+			Filters: []string{"Patient?active=true"}, Elements: []string{"id"}, Attach: Latest,
 			Notes: []outcome.Issue{{Severity: outcome.Warning, Code: outcome.Value, Text: "n"}},
 		}},
 		{Level: Patient, Failure: []outcome.Issue{{Severity: outcome.Fatal, Code: outcome.Exception, Text: "f"}}},

@@ -41,7 +41,7 @@ type queued struct {
 }
 
 func (q *Request) queued(id string) queued {
-	return queued{id, len(q.Filters)+len(q.Elements) > 0}
+	return queued{id, q.readsBodies()}
 }
 
 // queue has a job planned, after those of its kind that wait already.

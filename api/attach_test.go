@@ -1,0 +1,82 @@
+package api_test
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+
+	"tidemark/store"
+)
+
+func provenance(t testing.TB, id, recorded string, targets ...string) store.Change {
+	list := ""
+	for i, target := range targets {
+		if i > 0 {
+			list += ","
+		}
+		list += fmt.Sprintf(`{"reference":%q}`, target)
+	}
+	return scanned(t, `{"resourceType":"Provenance","id":%q,"recorded":%q,"target":[%s],"agent":[{"who":{"reference":"Practitioner/dr"}}]}`, id, recorded, list)
+}
+
+// TestAttach: which Provenance goes with the rows that are sent: by default what is
+// about the Patients' data; the latest or all about what is sent, even if _type
+// does not name it and whatever _since; cut and filtered as all else is.
+func TestAttach(t *testing.T) {
+	m := newMachine(t)
+	m.apply(patient(t, "a"), patient(t, "b"), obs(t, "o", "a", `,"status":"final"`), obs(t, "draft", "a", `,"status":"preliminary"`), obs(t, "of-b", "b", ""), group(t, "g", "", "Patient/a"))
+	m.apply(
+		provenance(t, "old", "2025-01-01T00:00:00Z", "Observation/o", "Observation/draft"),
+		provenance(t, "new", "2025-01-01T01:00:00+00:30", "Observation/o"),
+		provenance(t, "newer-elsewhere", "2026-01-01T00:00:00Z", "Observation/of-b"),
+		provenance(t, "of-patient", "2025-02-01T00:00:00Z", "Patient/a/_history/1", "Device/none"),
+	)
+	var h held
+	holds := func(path, query string, want ...string) {
+		t.Helper()
+		h = m.exportOf(path, query)
+		var got []string
+		for _, ref := range slices.Sorted(maps.Keys(h.rows)) {
+			if id, is := strings.CutPrefix(ref, "Provenance/"); is {
+				got = append(got, id)
+			}
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("%s%s: %v, want %v", path, query, got, want)
+		}
+	}
+	const latest, relevant = "includeAssociatedData=LatestProvenanceResources", "includeAssociatedData=RelevantProvenanceResources"
+	holds("/Group/g/", "", "new", "of-patient", "old")
+	holds("/Group/g/", "?_type=Observation")
+	holds("/Group/g/", "?_type=Observation&"+relevant, "new", "old")
+	holds("/Group/g/", "?_type=Observation&"+latest, "new", "old") // old is the latest about the draft
+	holds("/Group/g/", "?_type=Observation&"+latest+"&_typeFilter=Observation?status=final", "new")
+	holds("/Group/g/", "?_type=Observation&"+latest+","+"RelevantProvenanceResources&_typeFilter=Observation?status=preliminary", "old")
+	holds("/Group/g/", "?_type=Patient&"+latest, "of-patient")
+	holds("/Patient/", "?_type=Observation&"+relevant+"&_elements=id", "new", "newer-elsewhere", "old")
+	if line := h.rows["Provenance/new"]; !strings.Contains(line, `"target"`) || !strings.Contains(line, `"SUBSETTED"`) {
+		t.Error(line)
+	}
+	holds("/", "?"+latest, "new", "newer-elsewhere", "of-patient", "old")
+
+	since := "_since=" + h.at
+	m.apply(obs(t, "o", "a", `,"status":"amended"`))
+	m.restart()
+	m.apply()
+	holds("/Group/g/", "?"+since)
+	holds("/Group/g/", "?"+since+"&"+latest, "new")
+	holds("/Group/g/", "?"+since+"&"+relevant, "new", "old")
+	holds("/", "?"+since+"&"+relevant, "new", "old")
+	m.apply(provenance(t, "new", "2025-01-01T01:00:00+00:30", "Observation/of-b")) // its block is dirty now
+	holds("/", "?"+since+"&"+relevant, "old")
+	holds("/", "?"+relevant, "new", "newer-elsewhere", "of-patient", "old")
+	m.apply(deletion(t, "Provenance/old"))
+	holds("/", "?"+since+"&"+relevant)
+	m.apply(obs(t, "of-b", "b", `,"status":"final"`), scanned(t, `{"resourceType":"Patient","id":"a","active":true}`)) // now all that is left of the block goes
+	holds("/", "?"+since+"&"+relevant, "new", "newer-elsewhere", "of-patient")
+	if !slices.Contains(h.gone, "Provenance/old") {
+		t.Errorf("deletions: %v", h.gone)
+	}
+}
