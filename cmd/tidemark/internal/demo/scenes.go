@@ -225,6 +225,7 @@ func (d *demo) stay(ctx context.Context) error {
 		"curl -s CONTENT-LOCATION                  # the manifest, from the header above",
 		"curl -s --compressed URL | head -1        # a file of the manifest",
 		"curl -s -D- -H 'Accept: application/fhir+json' -H 'Prefer: respond-async' '" + base + "/$export?_since=" + instant(d.us.since) + "'",
+		"curl -s -D- -H 'Accept: application/fhir+json' -H 'Prefer: respond-async' '" + base + "/Patient/$export?_type=Observation&_typeFilter=Observation%3Fcategory%3Dlaboratory&_elements=code,value'",
 	} {
 		d.screen.line("   %s", command)
 	}
