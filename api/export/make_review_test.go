@@ -1,0 +1,214 @@
+package export_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+
+	"tidemark/api/apitest"
+	"tidemark/api/export"
+	"tidemark/store"
+	"tidemark/store/fhir"
+)
+
+// reviewStore is a real store of some Patients on a disk that can be made faulty.
+func reviewStore(t *testing.T, fs vfs.FS) *store.DB {
+	t.Helper()
+	db, err := store.Open("store", store.Options{FS: fs, Allowance: time.Millisecond, CommitInterval: time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- db.Run(ctx) }()
+	t.Cleanup(func() { cancel(); <-done; _ = db.Close() })
+	part := store.Partition{Topic: "t"}
+	if err := db.Discover(store.Discovery{Complete: true, Partitions: []store.Discovered{{Partition: part}}}); err != nil {
+		t.Fatal(err)
+	}
+	var changes []store.Change
+	var s fhir.Scanner
+	asked := db.Now()
+	for i := range 8 {
+		kind := []string{"Encounter", "Patient"}[i%2]
+		res, err := s.Scan(fmt.Appendf(nil, `{"resourceType":%q,"id":"%d","active":true}`, kind, i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		changes = append(changes, store.Change{
+			Key: res.Key, Body: slices.Clone(res.Body), Meta: res.Meta, Patients: res.Patients, Offset: int64(i),
+			Version: store.NoVersion, LastUpdated: fhir.None, Time: fhir.None, Timestamp: asked,
+		})
+	}
+	if err := db.Apply(t.Context(), store.Batch{Partition: part, Changes: changes, Next: 8, End: 8, LeaderEpoch: -1, Asked: asked}); err != nil {
+		t.Fatal(err)
+	}
+	for db.Status().Watermark < asked || db.Status().Gathering > 0 {
+		if err := db.Apply(t.Context(), store.Batch{Partition: part, Next: 8, End: 8, LeaderEpoch: -1, Asked: db.Now()}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Millisecond)
+	}
+	return db
+}
+
+func reviewLeft(t *testing.T, fs vfs.FS, id string) []string {
+	t.Helper()
+	names, err := fs.List(fs.PathJoin("store", "jobs", id))
+	if err != nil && !strings.Contains(err.Error(), "not exist") {
+		t.Fatal(err)
+	}
+	return names
+}
+
+// What a job has made before it failed for good, or found no more room, does not
+// stay: the first is read by nobody, the second keeps the disk full.
+func TestReviewFilesOfWhatFailedStay(t *testing.T) {
+	for _, c := range []string{"no room", "failed"} {
+		t.Run(c, func(t *testing.T) {
+			var faulty atomic.Bool
+			var tried atomic.Int64
+			fs := errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
+				switch {
+				case !faulty.Load():
+				case c == "no room" && op.Kind == errorfs.OpCreate && strings.Contains(op.Path, "f3.made"):
+					tried.Add(1)
+					return syscall.ENOSPC
+				case c == "failed" && strings.Contains(op.Path, "segments") && op.Kind == errorfs.OpFileReadAt && tried.Load() > 0:
+					return syscall.EIO
+				case c == "failed" && op.Kind == errorfs.OpCreate && strings.Contains(op.Path, "f4.made"):
+					tried.Add(1) // the files of the first type are all there but for the last
+				}
+				return nil
+			}))
+			db := reviewStore(t, fs)
+			faulty.Store(true)
+			j := export.New(export.Of(db), export.Options{Limits: export.Limits{Bytes: 1 << 20, Resources: 1}})
+			q := export.Request{URL: "x", Since: fhir.None, Upto: fhir.None, Elements: []string{"id"}}
+			id := start(t, j, q)
+			stop := runs(t, j)
+			defer stop()
+			for range 500 {
+				time.Sleep(10 * time.Millisecond)
+				_, err := j.Manifest(id)
+				_, failed := errors.AsType[*export.FailedError](err)
+				if err == nil {
+					t.Fatal("the job is done")
+				}
+				if failed || c == "no room" && tried.Load() > 0 {
+					break
+				}
+			}
+			time.Sleep(100 * time.Millisecond)
+			if left := reviewLeft(t, fs, id); len(left) > 0 {
+				_, err := j.Manifest(id)
+				t.Errorf("%v; on the disk stay %v", err, left)
+			}
+		})
+	}
+}
+
+// panics is a store whose drafts panic, and count who is done with them.
+type panics struct {
+	export.Store
+	open *atomic.Int64
+}
+
+func (p panics) Snapshot(id string) (export.Snapshot, error) {
+	s, err := p.Store.Snapshot(id)
+	return panicking{s, p.open}, err
+}
+
+type panicking struct {
+	export.Snapshot
+	open *atomic.Int64
+}
+
+func (p panicking) Choosing(c store.Choice) export.Snapshot {
+	return panicking{p.Snapshot.Choosing(c), p.open}
+}
+
+func (p panicking) Draft(string) (export.Draft, error) { p.open.Add(1); return panicDraft{p.open}, nil }
+
+type panicDraft struct{ open *atomic.Int64 }
+
+func (d panicDraft) Add([]byte) error { panic("a fault of ours") }
+func (d panicDraft) Keep() error      { d.open.Add(-1); return nil }
+func (d panicDraft) Discard() error   { d.open.Add(-1); return nil }
+
+// A panic amid a file leaves no open descriptor and no half file.
+func TestReviewPanicLeavesDraftOpen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var open atomic.Int64
+		j := export.New(panics{groupStore(t), &open}, export.Options{})
+		q := ofGroup("g")
+		q.Elements = []string{"id"}
+		id := start(t, j, q)
+		stop := runs(t, j)
+		synctest.Wait()
+		if _, is := errors.AsType[*export.FailedError](second(j.Manifest(id))); !is {
+			t.Fatal("no job that failed")
+		}
+		if n := open.Load(); n != 0 {
+			t.Errorf("%d drafts are open", n)
+		}
+		stop()
+	})
+}
+
+// Progress never goes back, also when a job is tried again.
+func TestReviewProgressGoesBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := groupStore(t)
+		j := export.New(db, export.Options{})
+		q := ofGroup("g")
+		q.Elements = []string{"id"}
+		db.Fill(true)
+		id := start(t, j, q)
+		stop := runs(t, j)
+		synctest.Wait()
+		before := working(t, j, id).Progress
+		db.OnRead = func() { time.Sleep(time.Minute) }
+		time.Sleep(11 * time.Second)
+		if after := working(t, j, id).Progress; after < before {
+			t.Errorf("%v, then %v", before, after)
+		}
+		db.OnRead = nil
+		stop()
+	})
+}
+
+// One job that takes long does not keep all others from beginning.
+func TestReviewOneJobStarvesOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := groupStore(t)
+		reads := 0
+		db.OnRead = func() {
+			if reads++; reads == 1 { // the first job has a lot to read
+				time.Sleep(12 * time.Hour)
+			}
+		}
+		j := export.New(db, export.Options{})
+		start(t, j, ofGroup("g"))
+		small := start(t, j, ofGroup("g"))
+		stop := runs(t, j)
+		time.Sleep(time.Hour)
+		if _, err := j.Manifest(small); err != nil {
+			t.Errorf("after an hour: %v", err)
+		}
+		time.Sleep(12 * time.Hour)
+		stop()
+	})
+}
+
+var _ = apitest.New
