@@ -267,10 +267,10 @@ func readCut(fs vfs.FS, path string, n int) ([]part, error) {
 		}
 	}
 	size := int64(n)*cutEntry + cutTrailer
-	t := make([]byte, size)
-	if st.Size() < size {
+	if st.Size() < size { // before memory is asked for: n may be what a damaged file says
 		return nil, fmt.Errorf("%w: %s is too short", ErrCorrupt, path)
 	}
+	t := make([]byte, size)
 	if _, err := file.ReadAt(t, st.Size()-size); err != nil {
 		return nil, err
 	}
