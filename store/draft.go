@@ -51,7 +51,7 @@ func (p *private) keep() error {
 		return errors.Join(err, fs.Remove(p.tmp))
 	}
 	if err := fs.Rename(p.tmp, p.path); err != nil {
-		return db.unwritten(err)
+		return errors.Join(db.unwritten(err), fs.Remove(p.tmp))
 	}
 	if p.s.of.revoked.Load() { // meanwhile: whoever removed the others may have been before us
 		return errors.Join(ErrRevoked, fs.Remove(p.path))
