@@ -27,8 +27,8 @@ func fileName(n int) string { return "f" + strconv.Itoa(n) }
 // asked for.
 func (g *gathering) make(ctx context.Context, s Snapshot, sec store.Section, extents []store.Extent, since fhir.Instant, match func(line []byte) bool, l Limits) (err error) {
 	m := making{g: g, limits: l, file: OutputFile{List: Output, Type: sec.Type, Made: true}}
-	defer func() {
-		if err != nil && m.draft != nil {
+	defer func() { // also after a panic, which ends this job alone
+		if m.draft != nil {
 			err = errors.Join(err, m.draft.Discard())
 		}
 	}()
