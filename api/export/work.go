@@ -190,7 +190,7 @@ func (j *Jobs) begin(id string, cancel context.CancelFunc) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if job := j.jobs[id]; job != nil {
-		job.started, job.progress, job.cancel = time.Now(), 0, cancel
+		job.started, job.cancel = time.Now(), cancel
 	} else {
 		cancel()
 	}
@@ -200,7 +200,7 @@ func (j *Jobs) report(id string, share float64) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if job := j.jobs[id]; job != nil {
-		job.progress = share
+		job.progress = max(job.progress, share) // it may be tried again
 	}
 }
 
