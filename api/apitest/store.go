@@ -571,6 +571,14 @@ func (d *draft) Discard() error { return nil }
 // Keep implements export.Draft.
 func (d *draft) Keep() error { _, err := d.p.Keep(d.name, d.text); return err }
 
+// Clear implements export.Snapshot.
+func (p *Snapshot) Clear() error {
+	p.store.mu.Lock()
+	defer p.store.mu.Unlock()
+	clear(p.kept)
+	return nil
+}
+
 // Made implements export.Snapshot.
 func (p *Snapshot) Made(name string) (export.File, error) {
 	p.store.mu.Lock()

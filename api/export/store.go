@@ -54,6 +54,8 @@ type Snapshot interface {
 	// Draft begins a file of lines that are not as they are stored, Made opens it.
 	Draft(name string) (Draft, error)
 	Made(name string) (File, error)
+	// Clear removes all files and what Keep stored.
+	Clear() error
 	// Blocks is how much there is of a section.
 	Blocks(sec store.Section) int
 	// Rosters tells who was a member of which Group since an instant.

@@ -139,6 +139,11 @@ func (j *Jobs) planJob(ctx context.Context, id string) error {
 	defer cancel()
 	j.begin(id, cancel)
 	c, err := j.choose(ctx, id, s, &r)
+	if err != nil && ctx.Err() == nil {
+		// What is tried again must not keep the disk full until then, and nobody reads
+		// the files of what cannot be done.
+		err = errors.Join(err, s.Clear())
+	}
 	switch refusal, is := errors.AsType[*Refusal](err); {
 	case is: // of something that the kick-off does not look at: a nested Group
 		r = r.failed(refusal.Issues)
