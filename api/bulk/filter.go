@@ -30,23 +30,34 @@ type filters struct {
 
 // another is where the next search of a comma list begins: the guide's first two
 // versions join searches by commas, which stand in their values, too.
-var another = regexp.MustCompile(`,[A-Z][A-Za-z]*\?`)
+var another = regexp.MustCompile(`,\s*[A-Z][A-Za-z]*\?`)
+
+// searches takes a list apart. A comma that is escaped belongs to a value.
+func searches(list string) (all []string) {
+	from := 0
+	for _, at := range another.FindAllStringIndex(list, -1) {
+		before := list[from:at[0]]
+		if slashes := len(before) - len(strings.TrimRight(before, `\`)); slashes%2 == 0 {
+			all, from = append(all, strings.TrimSpace(before)), at[0]+1
+		}
+	}
+	return append(all, strings.TrimSpace(list[from:]))
+}
 
 // typeFilter takes searches one by one, whichever way they are joined. Nothing of
 // them is repeated but names of parameters, and malformed dates and numbers:
 // they may tell of a patient.
 func (r *reading) typeFilter(p param) {
-	if !r.form(p, texts...) {
+	if p.kind != "" && !slices.Contains(texts, p.kind) { // form would repeat what it says
+		r.fault(outcome.Value, "a parameter _typeFilter came as %s: send it as valueString", outcome.Quote(p.kind))
 		return
 	}
 	if len(p.value) > maxFilters*maxFilter {
 		r.fault(outcome.TooCostly, "_typeFilter: longer than %d searches of %d bytes", maxFilters, maxFilter)
 		return
 	}
-	from := 0
-	for _, at := range append(another.FindAllStringIndex(p.value, -1), []int{len(p.value)}) {
-		r.filter(p.value[from:at[0]])
-		from = at[0] + 1
+	for _, text := range searches(p.value) {
+		r.filter(text)
 	}
 }
 
@@ -122,5 +133,8 @@ func (r *reading) finishFilters() {
 		if !r.filters.left[q.Type] {
 			r.q.Filters = append(r.q.Filters, r.filters.texts[i])
 		}
+	}
+	if r.filters.left[0] && len(r.q.Filters) > 0 {
+		r.fault(outcome.Value, "_typeFilter: a search without a resource type before its ? is not left out while there are others: they may leave out what it asks for")
 	}
 }
