@@ -126,7 +126,9 @@ func (d *Draft) Discard() error { return d.p.s.disguise(d.p.discard()) }
 
 // Clear removes what was kept beside a durable snapshot, whose owner could not end
 // what it had begun.
-func (s *Snapshot) Clear() error { return s.disguise(s.db.removePrivate(s.of.id)) }
+func (s *Snapshot) Clear() error {
+	return s.disguise(s.db.whileOpen(func() error { return s.db.removePrivate(s.of.id) }))
+}
 
 // Made opens an output file that a Draft has kept.
 func (s *Snapshot) Made(name string) (*File, error) {

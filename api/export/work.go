@@ -161,7 +161,7 @@ func (j *Jobs) planJob(ctx context.Context, id string) error {
 		}
 		sum, err := s.Keep(selectionName, data)
 		if err != nil {
-			return err
+			return errors.Join(err, s.Clear())
 		}
 		r.Pending, r.Selection = nil, &sum
 	}
