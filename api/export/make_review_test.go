@@ -1,9 +1,11 @@
 package export_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -93,11 +95,16 @@ func TestReviewFilesOfWhatFailedStay(t *testing.T) {
 			}))
 			db := reviewStore(t, fs)
 			faulty.Store(true)
-			j := export.New(export.Of(db), export.Options{Limits: export.Limits{Bytes: 1 << 20, Resources: 1}})
+			var log bytes.Buffer
+			j := export.New(export.Of(db), export.Options{Limits: export.Limits{Bytes: 1 << 20, Resources: 1}, Logger: slog.New(slog.NewTextHandler(&log, nil))})
 			q := export.Request{URL: "x", Since: fhir.None, Upto: fhir.None, Elements: []string{"id"}}
 			id := start(t, j, q)
 			stop := runs(t, j)
-			defer stop()
+			defer func() {
+				if stop(); log.Len() == 0 || strings.Contains(log.String(), id) {
+					t.Errorf("the log is silent, or tells the job's id: %s", &log)
+				}
+			}()
 			for range 500 {
 				time.Sleep(10 * time.Millisecond)
 				_, err := j.Manifest(id)
@@ -115,6 +122,32 @@ func TestReviewFilesOfWhatFailedStay(t *testing.T) {
 				t.Errorf("%v; on the disk stay %v", err, left)
 			}
 		})
+	}
+}
+
+// What passes, as no free descriptor, is no reason to give a job up for good.
+func TestReviewPassingFaultEndsJob(t *testing.T) {
+	var faulty, hit atomic.Bool
+	fs := errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if faulty.Load() && op.Kind == errorfs.OpOpen && strings.Contains(op.Path, "segments") {
+			hit.Store(true)
+			return syscall.EMFILE
+		}
+		return nil
+	}))
+	db := reviewStore(t, fs)
+	faulty.Store(true)
+	j := export.New(export.Of(db), export.Options{})
+	id := start(t, j, export.Request{URL: "x", Since: fhir.None, Upto: fhir.None, Elements: []string{"id"}})
+	stop := runs(t, j)
+	defer stop()
+	for i := 0; i < 500 && !hit.Load(); i++ {
+		time.Sleep(time.Millisecond)
+	}
+	time.Sleep(100 * time.Millisecond)
+	_, err := j.Manifest(id)
+	if f, is := errors.AsType[*export.FailedError](err); is {
+		t.Errorf("for good: %v", f.Issues)
 	}
 }
 
