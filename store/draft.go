@@ -22,6 +22,9 @@ func (s *Snapshot) newPrivate(name string) (*private, error) {
 	if err := s.db.roomToCut(); err != nil {
 		return nil, err
 	}
+	if s.of.revoked.Load() { // an erasure has taken the directory away
+		return nil, ErrRevoked
+	}
 	fs, dir := s.db.fs, s.db.privateDir(s.of.id)
 	if err := fs.MkdirAll(dir, 0o700); err != nil {
 		return nil, s.db.unwritten(err)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"syscall"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
@@ -72,7 +73,7 @@ func (s *Snapshot) blocks(ctx context.Context, since, upto fhir.Instant, ext []E
 		}
 		text, counts, err := r.block(s, x, v)
 		switch {
-		case errors.Is(err, ErrCorrupt):
+		case errors.Is(err, ErrCorrupt), errors.Is(err, syscall.EIO):
 			lost += x.Rows
 		case err != nil:
 			return 0, err

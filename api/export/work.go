@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"slices"
+	"syscall"
 	"time"
 
 	"tidemark/api/outcome"
@@ -138,6 +139,9 @@ func (j *Jobs) planJob(ctx context.Context, id string) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	j.begin(id, cancel)
+	if err := s.Clear(); err != nil { // what a process has left that was killed amid it
+		return err
+	}
 	c, err := j.choose(ctx, id, s, &r)
 	if err != nil && ctx.Err() == nil {
 		// What is tried again must not keep the disk full until then, and nobody reads
@@ -147,8 +151,8 @@ func (j *Jobs) planJob(ctx context.Context, id string) error {
 	switch refusal, is := errors.AsType[*Refusal](err); {
 	case is: // of something that the kick-off does not look at: a nested Group
 		r = r.failed(refusal.Issues)
-	case ctx.Err() != nil, errors.Is(err, store.ErrRevoked), errors.Is(err, store.ErrClosed), errors.Is(err, store.ErrNoRoom):
-		return err // with room it can be done
+	case ctx.Err() != nil, errors.Is(err, store.ErrRevoked), errors.Is(err, store.ErrClosed), passes(err):
+		return err
 	case err != nil:
 		j.o.Logger.ErrorContext(ctx, "an export job cannot be planned", "err", err)
 		r = r.failed([]outcome.Issue{{
@@ -170,6 +174,17 @@ func (j *Jobs) planJob(ctx context.Context, id string) error {
 		return err
 	}
 	return j.db.Amend(id, b)
+}
+
+// passes tells of an error that is none of the job's: with room, memory or file
+// descriptors it can be done.
+func passes(err error) bool {
+	for _, e := range []error{store.ErrNoRoom, syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 // failed is the rule of a job that cannot be done.

@@ -17,7 +17,7 @@ import (
 
 // Any range of either form of a made file is that part of the whole, also through
 // lines far larger than a block.
-func TestReviewMadeRanges(t *testing.T) {
+func TestMadeRanges(t *testing.T) {
 	fs := vfs.NewMem()
 	db := mustOpen(t, "store", Options{FS: fs})
 	defer db.Close()
@@ -81,7 +81,7 @@ func TestReviewMadeRanges(t *testing.T) {
 
 // The number of blocks that a damaged output file claims is not believed: it
 // would have us ask for up to 64 GiB of memory, which ends the process.
-func TestReviewMadeBelievesItsTrailer(t *testing.T) {
+func TestMadeBelievesItsTrailer(t *testing.T) {
 	fs := vfs.NewMem()
 	db := mustOpen(t, "store", Options{FS: fs})
 	defer db.Close()

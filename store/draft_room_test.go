@@ -15,7 +15,7 @@ import (
 )
 
 // Whatever fails of a private file in the making, nothing of it stays.
-func TestReviewDraftLeavesNothing(t *testing.T) {
+func TestDraftLeavesNothing(t *testing.T) {
 	for n := range int64(20) {
 		var on, done atomic.Bool
 		var ops atomic.Int64

@@ -18,7 +18,7 @@ import (
 )
 
 // Wherever an erasure meets a job that writes its files, nothing of them stays.
-func TestReviewEraseWhileMaking(t *testing.T) {
+func TestEraseWhileMaking(t *testing.T) {
 	for n := range int64(60) {
 		var db *store.DB
 		var on atomic.Bool
@@ -38,7 +38,7 @@ func TestReviewEraseWhileMaking(t *testing.T) {
 			}
 			return nil
 		}))
-		db = reviewStore(t, fs)
+		db = makingStore(t, fs)
 		on.Store(true)
 		j := export.New(export.Of(db), export.Options{Limits: export.Limits{Bytes: 1 << 20, Resources: 1}})
 		id := start(t, j, export.Request{URL: "x", Since: fhir.None, Upto: fhir.None, Elements: []string{"id"}})
@@ -65,7 +65,7 @@ func TestReviewEraseWhileMaking(t *testing.T) {
 		if !errors.Is(err, store.ErrRevoked) {
 			t.Errorf("at %d: %v", n, err)
 		}
-		if left := reviewLeft(t, fs, id); len(left) > 0 {
+		if left := leftOnDisk(t, fs, id); len(left) > 0 {
 			text := ""
 			for _, name := range left {
 				if f, err := fs.Open(fs.PathJoin("store", "jobs", id, name)); err == nil {

@@ -9,7 +9,7 @@ import (
 )
 
 // What a search says is repeated in no error: it may name a patient.
-func TestReviewFilterOfWrongKindIsNotRepeated(t *testing.T) {
+func TestFilterOfWrongKindIsNotRepeated(t *testing.T) {
 	for _, kind := range []string{"valueReference", "valueInteger"} {
 		_, err := read([]param{{name: "_typeFilter", value: "Patient?name=Featherstone", kind: kind}}, asking{level: export.System})
 		e, is := errors.AsType[*Error](err)
@@ -26,7 +26,7 @@ func TestReviewFilterOfWrongKindIsNotRepeated(t *testing.T) {
 
 // A search whose type cannot be read is left out, and what is left of the others
 // would leave out what it asks for: there is no telling which type it means.
-func TestReviewLenientFilterOfMisspeltType(t *testing.T) {
+func TestLenientFilterOfMisspeltType(t *testing.T) {
 	for _, wrong := range []string{"observation?code=b", "Observatoin?code=b"} {
 		q, err := read([]param{{name: "_typeFilter", value: "Observation?code=a"}, {name: "_typeFilter", value: wrong}},
 			asking{level: export.System, lenient: true, fromURL: true})
@@ -37,7 +37,7 @@ func TestReviewLenientFilterOfMisspeltType(t *testing.T) {
 }
 
 // A comma that is escaped is part of a value.
-func TestReviewEscapedCommaDividesNothing(t *testing.T) {
+func TestEscapedCommaDividesNothing(t *testing.T) {
 	q, err := read([]param{{name: "_typeFilter", value: `Observation?value-string=what\,Patient?active=true`}}, asking{level: export.System, fromURL: true})
 	if err != nil || len(q.Filters) != 1 {
 		t.Errorf("%q, %v", q.Filters, err)
@@ -47,7 +47,7 @@ func TestReviewEscapedCommaDividesNothing(t *testing.T) {
 // A list may be written with a space behind its commas, as _type and _elements
 // may: else the second search becomes a code of the first, and what it asks for is
 // silently missing.
-func TestReviewListOfSearchesWithSpaces(t *testing.T) {
+func TestListOfSearchesWithSpaces(t *testing.T) {
 	q, err := read([]param{{name: "_typeFilter", value: "Observation?code=a, Observation?code=b"}}, asking{level: export.System, fromURL: true})
 	if err == nil && len(q.Filters) != 2 {
 		t.Errorf("no error, and as one search: %q", q.Filters)
