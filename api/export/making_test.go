@@ -17,7 +17,6 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 
-	"tidemark/api/apitest"
 	"tidemark/api/export"
 	"tidemark/store"
 	"tidemark/store/fhir"
@@ -203,6 +202,12 @@ func TestPanicLeavesDraftOpen(t *testing.T) {
 func TestProgressGoesBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		db := groupStore(t)
+		var slow atomic.Bool
+		db.OnRead = func() {
+			if slow.Load() {
+				time.Sleep(time.Minute)
+			}
+		}
 		j := export.New(db, export.Options{})
 		q := ofGroup("g")
 		q.Elements = []string{"id"}
@@ -211,12 +216,12 @@ func TestProgressGoesBack(t *testing.T) {
 		stop := runs(t, j)
 		synctest.Wait()
 		before := working(t, j, id).Progress
-		db.OnRead = func() { time.Sleep(time.Minute) }
+		slow.Store(true)
 		time.Sleep(11 * time.Second)
 		if after := working(t, j, id).Progress; after < before {
 			t.Errorf("%v, then %v", before, after)
 		}
-		db.OnRead = nil
+		slow.Store(false)
 		stop()
 	})
 }
@@ -225,9 +230,9 @@ func TestProgressGoesBack(t *testing.T) {
 func TestOneJobStarvesOthers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		db := groupStore(t)
-		reads := 0
+		var reads atomic.Int64
 		db.OnRead = func() {
-			if reads++; reads == 1 { // the first job has a lot to read
+			if reads.Add(1) == 1 { // the first job has a lot to read
 				time.Sleep(12 * time.Hour)
 			}
 		}
@@ -243,5 +248,3 @@ func TestOneJobStarvesOthers(t *testing.T) {
 		stop()
 	})
 }
-
-var _ = apitest.New
