@@ -44,7 +44,7 @@ func TestConformance(t *testing.T) {
 		if len(cells) < 3 {
 			continue
 		}
-		for _, name := range strings.Split(cells[len(cells)-1], ",") {
+		for name := range strings.SplitSeq(cells[len(cells)-1], ",") {
 			name = strings.TrimSpace(name)
 			if slices.Contains([]string{"", "Test", "---"}, name) {
 				continue
