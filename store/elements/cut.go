@@ -1,6 +1,9 @@
 package elements
 
-import "tidemark/store/fhir"
+import (
+	"tidemark/store/fhir"
+	"tidemark/store/internal/compact"
+)
 
 // The tag of a resource that is not whole (FHIR R4, "_elements": it must not be
 // written over the whole one).
@@ -104,9 +107,9 @@ func refersInside(scratch, v []byte) bool {
 			i++
 			continue
 		}
-		end := skipText(v, i)
+		end := compact.SkipText(v, i)
 		if end+1 < len(v) && v[end] == ':' && v[end+1] == '"' && string(plain(scratch, v[i:end])) == "reference" {
-			ref := plain(scratch, v[end+1:skipText(v, end+1)])
+			ref := plain(scratch, v[end+1:compact.SkipText(v, end+1)])
 			if len(ref) > 1 && ref[0] == '#' { // # alone is the resource itself
 				return true
 			}
@@ -169,7 +172,7 @@ func hasTag(scratch, tag []byte) bool {
 		return isSubsetted(scratch, tag)
 	case '[':
 		for i := 1; tag[i] != ']'; {
-			end := skip(tag, i)
+			end := compact.Skip(tag, i)
 			if hasTag(scratch, tag[i:end]) {
 				return true
 			}

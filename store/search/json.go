@@ -4,55 +4,11 @@ import (
 	"bytes"
 
 	"github.com/go-json-experiment/json/jsontext"
+
+	"tidemark/store/internal/compact"
 )
 
-// The functions below walk through JSON that was validated and compacted when it
-// came in (fhir.Scanner): they take the place where something begins and return
-// the place behind it.
-
-// skip passes by a value.
-func skip(b []byte, i int) int {
-	switch b[i] {
-	case '"':
-		return skipText(b, i)
-	case '{', '[':
-		return skipNested(b, i)
-	}
-	for i < len(b) && b[i] != ',' && b[i] != '}' && b[i] != ']' {
-		i++
-	}
-	return i
-}
-
-func skipText(b []byte, i int) int {
-	for i++; ; i++ {
-		i += bytes.IndexByte(b[i:], '"')
-		slashes := i
-		for b[slashes-1] == '\\' {
-			slashes--
-		}
-		if (i-slashes)%2 == 0 {
-			return i + 1
-		}
-	}
-}
-
-func skipNested(b []byte, i int) int {
-	for depth := 0; ; {
-		switch b[i] {
-		case '"':
-			i = skipText(b, i)
-			continue
-		case '{', '[':
-			depth++
-		case '}', ']':
-			if depth--; depth == 0 {
-				return i + 1
-			}
-		}
-		i++
-	}
-}
+// The functions below walk through JSON as package compact does.
 
 // members calls fn for each member of the object at i, with its name's bytes and
 // the place of its value; fn returns the place behind that.
@@ -62,7 +18,7 @@ func members(b []byte, i int, fn func(name []byte, at int) int) int {
 	}
 	for b[i] != '}' {
 		from := i + 2 // behind { or , and the quote
-		end := skipText(b, from-1)
+		end := compact.SkipText(b, from-1)
 		i = fn(plain(b[from-1:end]), end+1)
 	}
 	return i + 1
@@ -75,7 +31,7 @@ func each(v []byte, fn func(v []byte)) {
 		return
 	}
 	for i := 1; v[i] != ']'; {
-		end := skip(v, i)
+		end := compact.Skip(v, i)
 		each(v[i:end], fn)
 		if i = end; v[i] == ',' {
 			i++
@@ -89,7 +45,7 @@ func member(v []byte, name string, fn func(v []byte)) {
 		return
 	}
 	members(v, 0, func(n []byte, at int) int {
-		end := skip(v, at)
+		end := compact.Skip(v, at)
 		if string(n) == name {
 			each(v[at:end], fn)
 		}

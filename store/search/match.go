@@ -3,6 +3,8 @@ package search
 import (
 	"bytes"
 	"slices"
+
+	"tidemark/store/internal/compact"
 )
 
 // A Filter is some searches for resources of one type, of which one must match
@@ -102,7 +104,7 @@ func (m *Matcher) object(i int, n *node) int {
 			}
 		}
 		if end < 0 {
-			end = skip(m.line, at)
+			end = compact.Skip(m.line, at)
 		}
 		return end
 	})
@@ -121,7 +123,7 @@ func (m *Matcher) value(i int, n *node) int {
 	if len(n.leaves) == 0 && n.filter == "" && m.line[i] == '{' {
 		return m.object(i, n)
 	}
-	end := skip(m.line, i)
+	end := compact.Skip(m.line, i)
 	raw := m.line[i:end]
 	if raw[0] == 'n' || !n.passes(raw) { // null
 		return end

@@ -1,0 +1,52 @@
+// Package compact walks through JSON that was validated and compacted when it came
+// in (fhir.Scanner): its functions take the place where something begins and return
+// the place behind it, and trust that it is there.
+package compact
+
+import "bytes"
+
+// Skip passes by a value.
+func Skip(b []byte, i int) int {
+	switch b[i] {
+	case '"':
+		return SkipText(b, i)
+	case '{', '[':
+		return skipNested(b, i)
+	}
+	for i < len(b) && b[i] != ',' && b[i] != '}' && b[i] != ']' {
+		i++
+	}
+	return i
+}
+
+// SkipText passes by a string: it ends with a quote that has an even number of
+// backslashes before it.
+func SkipText(b []byte, i int) int {
+	for i++; ; i++ {
+		i += bytes.IndexByte(b[i:], '"')
+		slashes := i
+		for b[slashes-1] == '\\' {
+			slashes--
+		}
+		if (i-slashes)%2 == 0 {
+			return i + 1
+		}
+	}
+}
+
+func skipNested(b []byte, i int) int {
+	for depth := 0; ; {
+		switch b[i] {
+		case '"':
+			i = SkipText(b, i)
+			continue
+		case '{', '[':
+			depth++
+		case '}', ']':
+			if depth--; depth == 0 {
+				return i + 1
+			}
+		}
+		i++
+	}
+}
