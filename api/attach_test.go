@@ -55,6 +55,8 @@ func TestAttach(t *testing.T) {
 	holds("/Group/g/", "?_type=Observation&"+latest+"&_typeFilter=Observation?status=final", "new")
 	holds("/Group/g/", "?_type=Observation&"+latest+","+"RelevantProvenanceResources&_typeFilter=Observation?status=preliminary", "old")
 	holds("/Group/g/", "?_type=Patient&"+latest, "of-patient")
+	holds("/Group/g/", "?"+relevant+"&_typeFilter=Provenance?recorded=lt2025-01-02", "new", "old")
+	holds("/Group/g/", "?_type=Observation,Provenance&"+latest+"&_typeFilter=Provenance?_id=old,of-patient", "old") // the latest of those
 	holds("/Patient/", "?_type=Observation&"+relevant+"&_elements=id", "new", "newer-elsewhere", "old")
 	if line := h.rows["Provenance/new"]; !strings.Contains(line, `"target"`) || !strings.Contains(line, `"SUBSETTED"`) {
 		t.Error(line)

@@ -21,9 +21,13 @@ func (g *gathering) attach(ctx context.Context, a Attachment, o Options) error {
 	if err != nil {
 		return fmt.Errorf("find the Provenance: %w", err)
 	}
-	match := func(line []byte) bool { return g.isAbout(line, o.Bases) }
+	meant := func(line []byte) bool { return g.isAbout(line, o.Bases) }
+	if filter := g.matcher(sec.Type); filter != nil {
+		meant = func(line []byte) bool { return filter(line) && g.isAbout(line, o.Bases) }
+	}
+	match := meant
 	if a == Latest {
-		if match, err = g.latest(ctx, sec, extents, o.Bases); err != nil {
+		if match, err = g.latest(ctx, sec, extents, o.Bases, meant); err != nil {
 			return err
 		}
 	}
@@ -53,10 +57,14 @@ func (n newest) precedes(m newest) bool {
 	return strings.Compare(n.id, m.id) < 0
 }
 
-// latest matches the newest Provenance about each resource that is sent.
-func (g *gathering) latest(ctx context.Context, sec store.Section, extents []store.Extent, bases []string) (func(line []byte) bool, error) {
+// latest matches, of the Provenance that is meant, the newest about each resource
+// that is sent.
+func (g *gathering) latest(ctx context.Context, sec store.Section, extents []store.Extent, bases []string, meant func(line []byte) bool) (func(line []byte) bool, error) {
 	of := map[uint64]newest{}
 	_, err := g.s.Lines(ctx, fhir.None, g.r.Upto, extents, func(line []byte) error {
+		if !meant(line) {
+			return nil
+		}
 		n := newest{id: search.ID(line)}
 		n.recorded, n.changed = search.Recorded(line)
 		search.Targets(line, bases, func(key fhir.Key) {
