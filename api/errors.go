@@ -19,6 +19,7 @@ type fault struct {
 	status int
 	after  time.Duration // Retry-After, if not 0
 	issues []outcome.Issue
+	job    int // the status of the job, told apart from that of the request; 0: it is not
 }
 
 func oneFault(status int, code outcome.Code, text string) fault {
@@ -62,6 +63,9 @@ func (s *Server) faultOf(err error) fault {
 		if e.Issues[0].Severity == outcome.Fatal {
 			status = http.StatusInternalServerError
 		}
+		if e.Separate {
+			return fault{status: http.StatusOK, issues: e.Issues, job: status}
+		}
 		return fault{status: status, issues: e.Issues}
 	}
 	switch {
@@ -94,6 +98,9 @@ func fail(w http.ResponseWriter, f fault) {
 	h.Set("Content-Type", "application/fhir+json")
 	h.Set("Content-Length", fmt.Sprint(len(body)))
 	h.Set("Cache-Control", "no-store")
+	if f.job != 0 {
+		h.Set(bulk.ExportStatus, bulk.StatusLine(f.job))
+	}
 	if f.after > 0 {
 		h.Set("Retry-After", bulk.RetryAfter(f.after))
 	}

@@ -144,7 +144,7 @@ func TestFilterDamage(t *testing.T) {
 	m.must(os.WriteFile(bodies[len(bodies)-1], body, 0o600))
 
 	_, _, status, text := m.kick("GET", "/", "?_typeFilter=Observation%3Fsubject%3DPatient/a", "")
-	if errors := m.errorsOf(text); status != 200 || !strings.Contains(text, `"count":1}`) || !strings.Contains(errors, "Observation: 2 resources are damaged") {
+	if errors := m.errorsOf(text); status != 200 || !strings.Contains(text, `"count":1,`) || !strings.Contains(errors, "Observation: 2 resources are damaged") {
 		t.Errorf("%d %s\n%s", status, text, errors)
 	}
 }

@@ -58,7 +58,11 @@ func (s *Server) routes(b *bulk.Handlers, one *read.Handlers) http.Handler {
 	s.at(named, metadata, metadata, reading(info(metadata, s.metadata)))
 	for _, k := range bulk.KickOffs {
 		start := info(base+k.Path, func(w http.ResponseWriter, r *http.Request) error { return b.Start(k, w, r) })
-		s.at(named, base+k.Pattern(), base+k.Path, methods{http.MethodGet: start, http.MethodPost: start})
+		by := methods{}
+		for _, m := range k.Methods() {
+			by[m] = start
+		}
+		s.at(named, base+k.Pattern(), base+k.Path, by)
 	}
 	for _, name := range []string{"Patient", "Group"} {
 		route := base + "/" + name + "/{id}"

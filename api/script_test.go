@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -39,7 +40,7 @@ import (
 //	get, post        a kick-off for each line, a query or a Parameters resource;
 //	                 "lenient" as an argument asks for handling=lenient
 //	export           a kick-off for a query, then its manifest and all its files
-//	                 at=Patient/ before a kick-off: of another level than the system's
+//	                 at=Patient/ before a kick-off: of another level than the system's, or by another operation
 //	http             a request: its line, headers, an empty line, a body
 func TestScripts(t *testing.T) {
 	datadriven.Walk(t, "testdata/scripts", func(t *testing.T, path string) {
@@ -84,10 +85,15 @@ func (e *script) serve(t *testing.T) {
 		t.Fatal(err)
 	}
 	e.server = httptest.NewServer(s.Handler())
+	e.stop = runs(t, s)
+}
+
+// runs plans a server's jobs until stop is called.
+func runs(t *testing.T, s *api.Server) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- s.Jobs().Run(ctx) }()
-	e.stop = func() {
+	return func() {
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)
@@ -254,15 +260,36 @@ func (e *script) http(t *testing.T, input string) string {
 type manifest struct {
 	TransactionTime        string
 	Request                string
-	Output, Deleted, Error []struct {
-		Type, URL string
-		Count     int
+	Output, Deleted, Error []listed
+}
+
+// listed is a file in a manifest.
+type listed struct {
+	Type, URL string
+	Count     int
+	Extension struct {
+		Bytes int    `json:"tidemark-bytes"`
+		CRC32 string `json:"tidemark-crc32"`
+	}
+}
+
+// prove holds what was downloaded against what the manifest says of it.
+func (f listed) prove(t *testing.T, body []byte) {
+	t.Helper()
+	if n := bytes.Count(body, []byte("\n")); n != f.Count || len(body) != f.Extension.Bytes {
+		t.Errorf("%s has %d lines in %d bytes, the manifest says %d in %d", f.URL, n, len(body), f.Count, f.Extension.Bytes)
+	}
+	if is := fmt.Sprintf("%08x", crc32.ChecksumIEEE(body)); f.Extension.CRC32 != "" && f.Extension.CRC32 != is {
+		t.Errorf("%s has the checksum %s, the manifest says %s", f.URL, is, f.Extension.CRC32)
 	}
 }
 
 // kickOff tells in a line what became of a kick-off.
 func (e *script) kickOff(t *testing.T, method, at, what string, lenient bool) string {
-	target, body := "/fhir/"+at+"$export", io.Reader(nil)
+	if !strings.Contains(at, "$") {
+		at += "$export"
+	}
+	target, body := "/fhir/"+at, io.Reader(nil)
 	if method == "post" {
 		body = strings.NewReader(what)
 	} else if what != "(none)" {
@@ -369,16 +396,11 @@ func (e *script) export(t *testing.T, at, query string) string {
 	fmt.Fprintf(&out, "request %s\ntransactionTime %s\n", m.Request, m.TransactionTime)
 	for _, list := range []struct {
 		name  string
-		files []struct {
-			Type, URL string
-			Count     int
-		}
+		files []listed
 	}{{"output", m.Output}, {"deleted", m.Deleted}, {"error", m.Error}} {
 		for _, f := range list.files {
 			body := e.get(t, f.URL)
-			if n := strings.Count(body, "\n"); n != f.Count {
-				t.Errorf("%s: count %d, lines %d", f.URL, f.Count, n)
-			}
+			f.prove(t, []byte(body))
 			fmt.Fprintf(&out, "%s %s %d %s\n%s", list.name, f.Type, f.Count, strings.ReplaceAll(f.URL, e.jobs[len(e.jobs)-1], "{job}"), body)
 		}
 	}
@@ -423,7 +445,7 @@ func shown(resp *http.Response) []string {
 	var lines []string
 	for _, name := range []string{
 		"Accept-Ranges", "Allow", "Cache-Control", "Content-Encoding", "Content-Length", "Content-Location", "Content-Range",
-		"Content-Type", "ETag", "Expires", "Preference-Applied", "Retry-After", "Vary", "X-Progress",
+		"Content-Type", "ETag", "Expires", "Preference-Applied", "Retry-After", "Tidemark-CRC32", "Vary", "X-Export-Status", "X-Progress",
 	} {
 		for _, v := range resp.Header.Values(name) {
 			gzip := resp.Header.Get("Content-Encoding") == "gzip"

@@ -112,6 +112,15 @@ func (d *Draft) flush() error {
 	return err
 }
 
+// CRC32 is the CRC-32 (IEEE) of the NDJSON, after Keep.
+func (d *Draft) CRC32() uint32 {
+	var s segment.Sum
+	for _, p := range d.parts {
+		s = s.Then(p.sum)
+	}
+	return s.CRC
+}
+
 // Keep ends the file. It is durable when Keep returns, and Made opens it.
 func (d *Draft) Keep() error {
 	err := d.flush()

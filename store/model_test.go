@@ -8,6 +8,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"maps"
 	"math/rand/v2"
@@ -568,6 +569,11 @@ func (m *model) lines(s *Snapshot, sec segment.Section, since, upto fhir.Instant
 	}
 	if int64(packed.Len()) != f.GzipSize() || int64(plain.Len()) != f.Size() || size != f.Size() {
 		m.t.Errorf("lengths: gzip %d of %d, NDJSON %d of %d, extents say %d", packed.Len(), f.GzipSize(), plain.Len(), f.Size(), size)
+	}
+	whole := !slices.ContainsFunc(ext, func(x Extent) bool { return !x.Whole })
+	is := crc32.ChecksumIEEE(plain.Bytes())
+	if crc, known := s.Sum(ext); known != whole || known && crc != is || f.CRC32() != is {
+		m.t.Errorf("CRC-32 of the NDJSON %08x, of the file %08x, of the extents %08x (known %v, all whole %v)", is, f.CRC32(), crc, known, whole)
 	}
 	if got := gunzip(m.t, packed.Bytes()); !bytes.Equal(got, plain.Bytes()) {
 		m.t.Errorf("the gzip member does not hold the NDJSON")

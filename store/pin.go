@@ -30,6 +30,20 @@ type Snapshot struct {
 
 	choice    *choosing // nil: all rows
 	forgotten fhir.Instant
+	stands    Cut
+}
+
+// A Cut is where in Kafka a snapshot was taken.
+type Cut struct {
+	Lag        time.Duration // of the watermark behind the clock
+	Partitions []Covered     // by topic and number
+}
+
+// Covered is how far a partition is in a snapshot.
+type Covered struct {
+	Partition Partition
+	Next      int64 // what lies below is in the snapshot, but for changes whose instant lies behind its watermark
+	Behind    int64 // offsets from Next to the end that the broker told last
 }
 
 // pinned is a durable snapshot. DB.mu guards what changes.
@@ -114,7 +128,23 @@ func (db *DB) snapshotReady() (*Snapshot, error) {
 		return nil, ErrNotReady
 	}
 	db.promised = max(db.promised, w)
-	return db.snapshot(w), nil
+	s := db.snapshot(w)
+	s.stands = db.cut(w)
+	return s, nil
+}
+
+// cut is where a snapshot at w stands. Called with mu held.
+func (db *DB) cut(w fhir.Instant) Cut {
+	c := Cut{Lag: max(0, time.Duration(db.Now()-w)*time.Millisecond), Partitions: make([]Covered, 0, len(db.parts))}
+	for name, p := range db.parts {
+		end := p.durable.Next
+		if p.progress != nil {
+			end = max(end, p.progress.End())
+		}
+		c.Partitions = append(c.Partitions, Covered{name, p.durable.Next, end - p.durable.Next})
+	}
+	slices.SortFunc(c.Partitions, func(a, b Covered) int { return a.Partition.Compare(b.Partition) })
+	return c
 }
 
 // snapshot pins the present view in memory. Called with mu held.
@@ -312,6 +342,10 @@ func (s *Snapshot) Watermark() fhir.Instant { return s.pin.Watermark }
 // Forgotten is up to where deletions may not be known any more, None if all are:
 // asked of a snapshot while Pin makes its rule.
 func (s *Snapshot) Forgotten() fhir.Instant { return s.forgotten }
+
+// Cut is where in Kafka the snapshot was taken: asked, too, while Pin makes its
+// rule.
+func (s *Snapshot) Cut() Cut { return s.stands }
 
 // Epoch counts the times that this store was restored or reindexed: chains of
 // `_since` are exact within one epoch.

@@ -315,6 +315,29 @@ func (s *Snapshot) Extents(sec segment.Section, since, upto fhir.Instant) ([]Ext
 	return list, nil
 }
 
+// Sum is the CRC-32 (IEEE) of the NDJSON of extents, if all of them are Whole:
+// then it is known without reading anything.
+func (s *Snapshot) Sum(ext []Extent) (crc uint32, known bool) {
+	var sum segment.Sum
+	var g *seg // extents of a segment stand together
+	for i := 0; i < len(ext); {
+		if g == nil || uint64(g.id()) != ext[i].Segment {
+			if g = s.seg(segment.ID(ext[i].Segment)); g == nil {
+				return 0, false
+			}
+		}
+		j := i
+		for ; j < len(ext) && ext[j].Segment == ext[i].Segment && ext[j].Block == ext[i].Block+j-i; j++ {
+			if !ext[j].Whole {
+				return 0, false
+			}
+		}
+		sum = sum.Then(g.r.Sum(ext[i].Block, ext[i].Block+j-i))
+		i = j
+	}
+	return sum.CRC, true
+}
+
 // recount counts the rows of blocks that are not meant as a whole, from the
 // directory: without a choice at most two for each section of a segment.
 func (s *Snapshot) recount(g *seg, sec segment.Section, list []Extent, cut map[int][]death, v span) error {

@@ -356,6 +356,25 @@ func (p *Snapshot) Known(key fhir.Key) (bool, error) {
 	return slices.ContainsFunc(p.rows, func(r row) bool { return r.key == key }), nil
 }
 
+// Cut is two partitions, one of which is behind.
+func (p *Snapshot) Cut() store.Cut {
+	return store.Cut{Lag: 1250 * time.Millisecond, Partitions: []store.Covered{
+		{Partition: store.Partition{Topic: "fhir", ID: 0}, Next: 7}, {Partition: store.Partition{Topic: "fhir", ID: 1}, Next: 5, Behind: 2},
+	}}
+}
+
+// Sum implements export.Snapshot.
+func (p *Snapshot) Sum(ext []store.Extent) (uint32, bool) {
+	var lines []byte
+	for _, x := range ext {
+		if !x.Whole {
+			return 0, false
+		}
+		lines = p.lines(lines, []store.Extent{x}, fhir.None, forever)
+	}
+	return crc32.ChecksumIEEE(lines), true
+}
+
 // References implements export.Snapshot.
 func (p *Snapshot) References(ctx context.Context, sec store.Section, since, upto fhir.Instant, fn func(fhir.Key)) error {
 	if err := ctx.Err(); err != nil {
@@ -571,6 +590,9 @@ func (d *draft) Discard() error { return nil }
 // Keep implements export.Draft.
 func (d *draft) Keep() error { _, err := d.p.Keep(d.name, d.text); return err }
 
+// CRC32 implements export.Draft.
+func (d *draft) CRC32() uint32 { return crc32.ChecksumIEEE(d.text) }
+
 // Clear implements export.Snapshot.
 func (p *Snapshot) Clear() error {
 	p.store.mu.Lock()
@@ -603,13 +625,16 @@ func (s *Store) pickedRows(name []byte) []row {
 
 // File implements export.Snapshot.
 func (p *Snapshot) File(_ context.Context, _ string, _ store.Section, since, upto fhir.Instant, ext []store.Extent) (export.File, error) {
-	var lines []byte
+	return newFile(p.store, p.lines(nil, ext, since, upto)), nil
+}
+
+func (p *Snapshot) lines(dst []byte, ext []store.Extent, since, upto fhir.Instant) []byte {
 	for _, x := range ext {
 		for _, r := range p.rowsOf(x, since, upto) {
-			lines = append(append(lines, r.line...), '\n')
+			dst = append(append(dst, r.line...), '\n')
 		}
 	}
-	return newFile(p.store, lines), nil
+	return dst
 }
 
 func newFile(s *Store, lines []byte) *File {
@@ -631,6 +656,9 @@ func (f *File) Size() int64 { return int64(len(f.lines)) }
 
 // GzipSize is the length of the gzip.
 func (f *File) GzipSize() int64 { return int64(len(f.packed)) }
+
+// CRC32 implements export.File.
+func (f *File) CRC32() uint32 { return crc32.ChecksumIEEE(f.lines) }
 
 // Close implements export.File.
 func (f *File) Close() error { return nil }

@@ -82,8 +82,8 @@ func (r *reading) finishPresets() {
 	if len(r.presets) == 0 {
 		return
 	}
-	if r.seen["_type"] {
-		r.fault(outcome.Invalid, "includeAssociatedData: %s stands for types, so it does not go with _type: leave one of them out", r.presets[0])
+	if r.seen["_type"] || len(r.use) > 0 {
+		r.fault(outcome.Invalid, "includeAssociatedData: %s stands for types, so it goes neither with _type nor with an exportType that does: leave one of them out", r.presets[0])
 		return
 	}
 	for _, name := range r.presets {

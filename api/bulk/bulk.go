@@ -44,6 +44,18 @@ type Handlers struct {
 type KickOff struct {
 	Path  string // under the base
 	Level export.Level
+	Face  export.Face
+	// Typed says that exportType picks the types, as payers ask (Da Vinci,
+	// "davinci-data-export").
+	Typed bool
+}
+
+// Methods are those by which the export can be started: STU4 has POST alone.
+func (k KickOff) Methods() []string {
+	if k.Face == export.STU4 {
+		return []string{http.MethodPost}
+	}
+	return []string{http.MethodGet, http.MethodPost}
 }
 
 // Pattern is Path with what may stand for {group}: FHIR's id.
@@ -54,11 +66,15 @@ func (k KickOff) Pattern() string {
 // KickOffs are all there are. The test suites look for an operation by either
 // name, so both work (decisions.md 2).
 var KickOffs = []KickOff{
-	{"/$export", export.System},
-	{"/Patient/$export", export.Patient},
-	{"/Patient/$patient-export", export.Patient},
-	{"/Group/{group}/$export", export.Group},
-	{"/Group/{group}/$group-export", export.Group},
+	{Path: "/$export", Level: export.System},
+	{Path: "/Patient/$export", Level: export.Patient},
+	{Path: "/Patient/$patient-export", Level: export.Patient},
+	{Path: "/Group/{group}/$export", Level: export.Group},
+	{Path: "/Group/{group}/$group-export", Level: export.Group},
+	{Path: "/Group/{group}/$davinci-data-export", Level: export.Group, Typed: true},
+	{Path: "/$export-v4", Level: export.System, Face: export.STU4},
+	{Path: "/Patient/$export-v4", Level: export.Patient, Face: export.STU4},
+	{Path: "/Group/{group}/$export-v4", Level: export.Group, Face: export.STU4},
 }
 
 // Start answers a kick-off.
@@ -91,7 +107,10 @@ func (h *Handlers) request(k KickOff, w http.ResponseWriter, r *http.Request, pr
 	if err != nil {
 		return export.Request{}, err
 	}
-	q, err := read(params, asking{k.Level, h.Base, h.Bases, prefs.lenient, !post, h.Now()})
+	q, err := read(params, asking{
+		level: k.Level, typed: k.Typed, base: h.Base, bases: h.Bases, lenient: prefs.lenient, fromURL: !post, now: h.Now(),
+	})
+	q.Face, q.Separate = k.Face, prefs.separate
 	q.Group = chi.URLParam(r, "group")
 	q.URL = h.Base + strings.Replace(k.Path, "{group}", q.Group, 1)
 	if r.URL.RawQuery != "" {
@@ -127,30 +146,6 @@ func (h *Handlers) fileURL(id string, n int) string {
 	return h.statusURL(id) + "/" + strconv.Itoa(n) + ".ndjson"
 }
 
-// manifest is the answer to a status request, as the versions 2 and 3 of the
-// guide have it.
-type manifest struct {
-	TransactionTime     string    `json:"transactionTime"`
-	Request             string    `json:"request"`
-	RequiresAccessToken bool      `json:"requiresAccessToken"`
-	Output              []entry   `json:"output"`
-	Deleted             []entry   `json:"deleted"`
-	Error               []entry   `json:"error"`
-	Extension           extension `json:"extension"`
-}
-
-type entry struct {
-	Type  string `json:"type"`
-	URL   string `json:"url"`
-	Count int64  `json:"count"`
-}
-
-type extension struct {
-	// Epoch changes when the store was restored or rebuilt: a chain of _since
-	// is exact within one epoch.
-	Epoch uint64 `json:"tidemark-epoch"`
-}
-
 // Status answers a status request: with the manifest, or with how far the job
 // is.
 func (h *Handlers) Status(w http.ResponseWriter, r *http.Request) error {
@@ -163,7 +158,7 @@ func (h *Handlers) Status(w http.ResponseWriter, r *http.Request) error {
 		w.Header().Set("X-Progress", fmt.Sprintf("%.0f %% of the rows looked through", 100*e.Progress))
 		w.Header().Set("Retry-After", RetryAfter(e.After))
 		w.Header().Set("Cache-Control", "no-store")
-		w.WriteHeader(http.StatusAccepted)
+		w.WriteHeader(told(w.Header(), http.StatusAccepted, e.Separate))
 		return nil
 	}
 	if err != nil {
@@ -173,33 +168,27 @@ func (h *Handlers) Status(w http.ResponseWriter, r *http.Request) error {
 	w.Header().Set("Expires", m.Expires.UTC().Format(http.TimeFormat))
 	w.Header().Set("X-Progress", "complete")
 	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(told(w.Header(), http.StatusOK, m.Separate))
 	enc := json.NewEncoder(w)
 	enc.SetEscapeHTML(false)
-	_ = enc.Encode(h.manifest(id, m)) // only the connection can fail, and nobody is left to hear of it
+	_ = enc.Encode(h.face(id, m)) // only the connection can fail, and nobody is left to hear of it
 	return nil
 }
 
-func (h *Handlers) manifest(id string, m export.Manifest) manifest {
-	out := manifest{
-		TransactionTime: m.TransactionTime.String(),
-		Request:         m.Request,
-		Output:          []entry{},
-		Deleted:         []entry{},
-		Error:           []entry{},
-		Extension:       extension{m.Epoch},
+// ExportStatus is the header that tells the status of a job to clients that asked
+// for it apart from that of the request (Bulk Data, "separate-export-status").
+const ExportStatus = "X-Export-Status"
+
+// StatusLine is the value of the header.
+func StatusLine(status int) string { return strconv.Itoa(status) + " " + http.StatusText(status) }
+
+// told is the status of the answer to a poll that went well.
+func told(h http.Header, job int, separate bool) int {
+	if !separate {
+		return job
 	}
-	for i, f := range m.Files {
-		url := h.fileURL(id, i+1)
-		switch f.List {
-		case export.Output:
-			out.Output = append(out.Output, entry{f.Type.String(), url, f.Rows})
-		case export.Deleted:
-			out.Deleted = append(out.Deleted, entry{"Bundle", url, f.Rows})
-		case export.Errors:
-			out.Error = append(out.Error, entry{"OperationOutcome", url, f.Rows})
-		}
-	}
-	return out
+	h.Set(ExportStatus, StatusLine(job))
+	return http.StatusOK
 }
 
 // Delete ends a job (Bulk Data, "Bulk Data Delete Request").

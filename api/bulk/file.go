@@ -1,6 +1,7 @@
 package bulk
 
 import (
+	"fmt"
 	"net/http"
 	"strconv"
 	"strings"
@@ -44,8 +45,11 @@ func (h *Handlers) File(w http.ResponseWriter, r *http.Request) error {
 		w.WriteHeader(part.status)
 		return nil
 	}
+	// Of the NDJSON, whatever the coding and the part: what a client holds in the
+	// end can be proved by it.
+	head.Set("Tidemark-CRC32", hex32(d.CRC32()))
 	head.Set("Accept-Ranges", "bytes")
-	head.Set("Content-Type", "application/fhir+ndjson")
+	head.Set("Content-Type", ndjson)
 	head.Set("Content-Length", strconv.FormatInt(part.n, 10))
 	if gzip {
 		head.Set("Content-Encoding", "gzip")
@@ -59,6 +63,12 @@ func (h *Handlers) File(w http.ResponseWriter, r *http.Request) error {
 	}
 	return d.Write(w, gzip, part.off, part.n)
 }
+
+// ndjson is what output files are.
+const ndjson = "application/fhir+ndjson"
+
+// hex32 is a checksum as eight hexadecimal digits.
+func hex32(crc uint32) string { return fmt.Sprintf("%08x", crc) }
 
 // etag is strong: the bytes of a file never change. Both codings are
 // representations of their own, so each has its own.

@@ -87,8 +87,9 @@ func accepted(h http.Header) error {
 
 // preferences are what a kick-off asks for in Prefer (RFC 7240).
 type preferences struct {
-	async   bool
-	lenient bool
+	async    bool
+	lenient  bool
+	separate bool
 }
 
 // prefer reads Prefer. Of a preference named twice the first counts (RFC 7240
@@ -101,6 +102,8 @@ func prefer(h http.Header) (preferences, error) {
 		switch strings.TrimSpace(name) {
 		case "respond-async":
 			p.async = true
+		case "separate-export-status":
+			p.separate = true
 		case "handling":
 			if handling == "" {
 				handling = strings.Trim(strings.TrimSpace(value), `"`)
@@ -116,10 +119,14 @@ func prefer(h http.Header) (preferences, error) {
 
 // applied is the answer to Prefer.
 func (p preferences) applied() string {
-	if p.lenient {
-		return "respond-async, handling=lenient"
+	all := "respond-async"
+	if p.separate {
+		all += ", separate-export-status"
 	}
-	return "respond-async"
+	if p.lenient {
+		all += ", handling=lenient"
+	}
+	return all
 }
 
 // gzipWanted chooses between the two codings that a file has. gzip goes only

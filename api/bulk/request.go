@@ -18,11 +18,12 @@ const maxNotes = 100
 // is refused (decisions.md 1).
 const maxAhead = fhir.Instant(time.Minute / time.Millisecond)
 
-const known = "known are _type, _typeFilter, _elements, includeAssociatedData, _since, _until, _outputFormat and, but for the system, patient"
+const known = "known are _type, _typeFilter, _elements, includeAssociatedData, _since, _until, _outputFormat, allowPartialManifests, _minimumFileSize, _maximumFileSize and, but for the system, patient"
 
 // An asking is what is known of a kick-off beside its parameters.
 type asking struct {
 	level   export.Level
+	typed   bool     // exportType picks the types
 	base    string   // of absolute references to Patients
 	bases   []string // of those in searches
 	lenient bool
@@ -43,6 +44,8 @@ type reading struct {
 	filters  filters
 	entries  []string        // of _elements
 	presets  []string        // of includeAssociatedData
+	least    int64           // bytes of an output file; 0: not given
+	use      []fhir.Type     // the types of exportType; none: all
 	values   int             // of _type
 	types    []outcome.Issue // faults in them
 	faults   []outcome.Issue
@@ -64,11 +67,13 @@ func read(params []param, a asking) (export.Request, error) {
 		r.seen[p.name] = true
 	}
 	r.finishTypes()
+	r.finishUse()
 	r.finishPresets()
 	r.finishPatients()
 	r.finishFilters()
 	r.finishElements()
 	r.finishWindow()
+	r.finishSizes()
 	if len(r.q.Notes) > maxNotes {
 		r.fault(outcome.TooCostly, "more than %d things in this request would have to be left out", maxNotes)
 	}
@@ -102,6 +107,12 @@ func (r *reading) param(p param) {
 		r.elements(p)
 	case "includeAssociatedData":
 		r.associated(p)
+	case "_minimumFileSize":
+		r.size(p, &r.least)
+	case "_maximumFileSize":
+		r.size(p, &r.q.MaxBytes)
+	case "exportType":
+		r.exportType(p)
 	case "organizeOutputBy":
 		r.leaveOut(p, "is not supported by this server")
 	default:
@@ -116,7 +127,7 @@ func (r *reading) param(p param) {
 // names are all parameters of a kick-off, whether supported here or not.
 var names = []string{
 	"_type", "_since", "_until", "_outputFormat", "patient", "allowPartialManifests",
-	"_elements", "_typeFilter", "includeAssociatedData", "organizeOutputBy",
+	"_elements", "_typeFilter", "includeAssociatedData", "organizeOutputBy", "_minimumFileSize", "_maximumFileSize",
 }
 
 // meant is the parameter that a misspelt name stands for, "" if that is none.

@@ -66,6 +66,7 @@ var groupType, _ = fhir.ParseType("Group")
 // it is, as a share of 1.
 func choose(ctx context.Context, s Snapshot, r *rule, o Options, progress func(float64)) (selection, error) {
 	q := r.Pending
+	o.Limits = o.Limits.under(q.MaxBytes)
 	filters, err := o.filters(q.Filters, r.Upto)
 	if err != nil {
 		return nil, err
@@ -362,7 +363,7 @@ func (g *gathering) write(ctx context.Context, s Snapshot, sec store.Section, ex
 
 // split appends the files of extents.
 func (g *gathering) split(list List, sec store.Section, extents []store.Extent, l Limits) {
-	for _, f := range split(list, sec.Type, extents, l) {
+	for _, f := range summed(g.s, split(list, sec.Type, extents, l), extents) {
 		g.r.Files = append(g.r.Files, f)
 		g.files = append(g.files, extents[f.From:f.To])
 	}

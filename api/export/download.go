@@ -138,6 +138,9 @@ func (d *Download) Size(gzip bool) int64 {
 	return d.file.Size()
 }
 
+// CRC32 is the CRC-32 (IEEE) of the NDJSON.
+func (d *Download) CRC32() uint32 { return d.file.CRC32() }
+
 // Write writes bytes [off, off+n) to w. If w offers io.ReaderFrom, gzip goes
 // out of the file without passing through us.
 func (d *Download) Write(w io.Writer, gzip bool, off, n int64) error {

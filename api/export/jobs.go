@@ -22,6 +22,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"tidemark/api/outcome"
 	"tidemark/store"
 	"tidemark/store/fhir"
 )
@@ -213,11 +214,15 @@ func (j *Jobs) Poll(id string) error {
 
 // A Manifest is what a job delivers. File n of the job is Files[n-1].
 type Manifest struct {
+	Face            Face
+	Separate        bool // as the client wishes it told
 	Request         string
 	TransactionTime fhir.Instant
 	Epoch           uint64 // of the store; a new one ends a chain of exports
+	Cut             store.Cut
 	Expires         time.Time
 	Files           []OutputFile
+	Severities      []outcome.Tally // of the issues in the list of errors
 }
 
 // Manifest tells what the job delivers. A *WorkingError says that it is not
@@ -230,11 +235,14 @@ func (j *Jobs) Manifest(id string) (Manifest, error) {
 	defer release()
 	switch {
 	case r.Failure != nil:
-		return Manifest{}, &FailedError{r.Failure}
+		return Manifest{}, &FailedError{r.Failure, r.Separate}
 	case r.Pending != nil:
-		return Manifest{}, j.working(id)
+		return Manifest{}, j.working(id, r)
 	}
-	return Manifest{r.Request, r.Upto, s.Epoch(), s.Expires(), r.Files}, nil
+	return Manifest{
+		Face: r.Face, Separate: r.Separate, Request: r.Request, TransactionTime: r.Upto, Epoch: s.Epoch(), Cut: r.Cut, Expires: s.Expires(), Files: r.Files,
+		Severities: outcome.Count(r.Errors),
+	}, nil
 }
 
 // open finds a job and keeps it until release is called: no janitor takes

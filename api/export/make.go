@@ -74,6 +74,7 @@ func (m *making) flush() error {
 	if err := d.Keep(); err != nil {
 		return err
 	}
+	m.file.CRC = new(d.CRC32())
 	m.g.r.Files = append(m.g.r.Files, m.file)
 	m.g.files = append(m.g.files, nil)
 	m.file.Rows, m.file.Bytes = 0, 0

@@ -2,6 +2,7 @@ package export
 
 import (
 	"fmt"
+	"hash/crc32"
 	"slices"
 	"strings"
 
@@ -17,14 +18,23 @@ type Limits struct {
 	Resources int64 // 0: none
 }
 
+// under is what is left of a job's limits of a request's own.
+func (l Limits) under(maxBytes int64) Limits {
+	if maxBytes > 0 {
+		l.Bytes = min(noLimit(l.Bytes), maxBytes)
+	}
+	return l
+}
+
 // plan decides which files a job has. It asks for counts only and reads no
 // body, so its cost does not depend on the size of the store.
 func plan(s Snapshot, q Request, l Limits) (rule, error) {
-	r := rule{Level: q.Level, Request: q.URL, Since: q.Since, Upto: upto(s.Watermark(), q.Upto)}
+	r := rule{Level: q.Level, Face: q.Face, Separate: q.Separate, Request: q.URL, Since: q.Since, Upto: upto(s.Watermark(), q.Upto), Cut: s.Cut()}
 	if q.chosen() {
 		r.Pending = &q
 		return r, nil
 	}
+	l = l.under(q.MaxBytes)
 	if err := r.add(s, Output, store.Live, q.Types, l); err != nil {
 		return rule{}, err
 	}
@@ -47,7 +57,7 @@ func (r *rule) add(s Snapshot, list List, kind store.Kind, types []fhir.Type, l 
 		if err != nil {
 			return err
 		}
-		r.Files = append(r.Files, split(list, sec.Type, extents, l)...)
+		r.Files = append(r.Files, summed(s, split(list, sec.Type, extents, l), extents)...)
 	}
 	return nil
 }
@@ -99,6 +109,16 @@ func split(list List, typ fhir.Type, extents []store.Extent, l Limits) []OutputF
 	return files
 }
 
+// summed adds checksums to files of extents, as far as they are known.
+func summed(s Snapshot, files []OutputFile, extents []store.Extent) []OutputFile {
+	for i := range files {
+		if crc, known := s.Sum(extents[files[i].From:files[i].To]); known {
+			files[i].CRC = &crc
+		}
+	}
+	return files
+}
+
 // addErrors appends the file of OperationOutcomes: one line for each thing
 // that was asked for and left out, and one for records that are missing.
 func (r *rule) addErrors(s Snapshot, notes []outcome.Issue) error {
@@ -124,7 +144,7 @@ func (r *rule) addErrors(s Snapshot, notes []outcome.Issue) error {
 		text = append(outcome.Append(text, n), '\n')
 	}
 	r.Errors = string(text)
-	r.Files = append(r.Files, OutputFile{List: Errors, Rows: int64(len(notes)), Bytes: int64(len(text))})
+	r.Files = append(r.Files, OutputFile{List: Errors, Rows: int64(len(notes)), Bytes: int64(len(text)), CRC: new(crc32.ChecksumIEEE(text))})
 	return nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"time"
 
 	"tidemark/api/outcome"
 	"tidemark/store"
@@ -41,9 +42,21 @@ func (l Level) of(s Snapshot, list List, t fhir.Type) Snapshot {
 
 var provenanceType, _ = fhir.ParseType("Provenance")
 
+// A Face is which edition of the guide a job is spoken of in. All of them are
+// the same job.
+type Face string
+
+// The faces.
+const (
+	STU3 Face = ""   // of STU1 to STU3, whose manifests differ in nothing that they share
+	STU4 Face = "v4" // of the ballot of STU4
+)
+
 // A Request is a kick-off that was understood and found right.
 type Request struct {
 	Level    Level
+	Face     Face
+	Separate bool            // the status of the job is told apart from that of a poll (Bulk Data, "separate-export-status")
 	Group    string          // the id of one, at its level
 	Patients []string        // ids of those meant; none: all of the level
 	URL      string          // what the manifest's request says
@@ -53,6 +66,7 @@ type Request struct {
 	Filters  []string        // searches, such as Observation?code=1, each of a type that is exported
 	Elements []string        // what is left of resources, such as Patient.name; none: all
 	Attach   Attachment      // which Provenance goes with the rows that are sent
+	MaxBytes int64           // of an output file, where that is less than the server's limit; 0: the server's
 	Notes    []outcome.Issue // what was left out, one line each in the manifest's error
 }
 
@@ -99,6 +113,9 @@ type OutputFile struct {
 	Rows  int64
 	Bytes int64 // uncompressed
 	Made  bool  // written for the job: its lines are not as they are stored
+	// CRC is the CRC-32 (IEEE) of the NDJSON; nil if it is not known before rows
+	// have been taken out of the file's blocks.
+	CRC *uint32
 }
 
 // section is where the file's rows lie.
@@ -112,11 +129,14 @@ func (f OutputFile) section() store.Section {
 // A rule is all that is kept of a job. Together with the pinned snapshot it
 // gives the same files at every request and after every restart.
 type rule struct {
-	Level   Level
-	Request string
-	Since   fhir.Instant
-	Upto    fhir.Instant // inclusive, never after the watermark: the transactionTime
-	Files   []OutputFile
+	Level    Level
+	Face     Face
+	Separate bool
+	Request  string
+	Since    fhir.Instant
+	Upto     fhir.Instant // inclusive, never after the watermark: the transactionTime
+	Cut      store.Cut    // where in Kafka the snapshot was taken
+	Files    []OutputFile
 	// Pending is the request while the job is being planned.
 	Pending *Request
 	// Failure is why no export could be made.
@@ -134,17 +154,20 @@ type rule struct {
 // guess.
 //
 // Since 3 there are filters and elements: a program that did not know them would
-// send all.
-const ruleVersion = 3
+// send all. Since 4 there are faces.
+const ruleVersion = 4
 
 // Types stand by name and None as null, so that the stored form depends on
 // nobody's numbers.
 type ruleForm struct {
 	Version   int             `json:"v"`
 	Level     Level           `json:"level,omitempty"`
+	Face      Face            `json:"face,omitempty"`
+	Separate  bool            `json:"separate,omitempty"`
 	Request   string          `json:"request"`
 	Since     *int64          `json:"since,omitempty"`
 	Upto      int64           `json:"upto"`
+	Cut       *cutForm        `json:"cut,omitempty"`
 	Files     []fileForm      `json:"files,omitempty"`
 	Pending   *pendingForm    `json:"pending,omitempty"`
 	Failure   []outcome.Issue `json:"failure,omitempty"`
@@ -160,26 +183,62 @@ type pendingForm struct {
 	Filters  []string        `json:"filters,omitempty"`
 	Elements []string        `json:"elements,omitempty"`
 	Attach   Attachment      `json:"attach,omitempty"`
+	MaxBytes int64           `json:"maxBytes,omitempty"`
 	Notes    []outcome.Issue `json:"notes,omitempty"`
 }
 
+type cutForm struct {
+	Lag        int64         `json:"lag"` // ms
+	Partitions []coveredForm `json:"partitions,omitempty"`
+}
+
+type coveredForm struct {
+	Topic     string `json:"topic"`
+	Partition int32  `json:"partition"`
+	Next      int64  `json:"next"`
+	Behind    int64  `json:"behind"`
+}
+
+func formOfCut(c store.Cut) *cutForm {
+	if c.Lag == 0 && len(c.Partitions) == 0 {
+		return nil
+	}
+	form := &cutForm{Lag: c.Lag.Milliseconds()}
+	for _, p := range c.Partitions {
+		form.Partitions = append(form.Partitions, coveredForm{p.Partition.Topic, p.Partition.ID, p.Next, p.Behind})
+	}
+	return form
+}
+
+func (f *cutForm) cut() (c store.Cut) {
+	if f == nil {
+		return c
+	}
+	c.Lag = time.Duration(f.Lag) * time.Millisecond
+	for _, p := range f.Partitions {
+		c.Partitions = append(c.Partitions, store.Covered{Partition: store.Partition{Topic: p.Topic, ID: p.Partition}, Next: p.Next, Behind: p.Behind})
+	}
+	return c
+}
+
 type fileForm struct {
-	List  List   `json:"list"`
-	Type  string `json:"type,omitempty"`
-	From  int    `json:"from,omitempty"`
-	To    int    `json:"to,omitempty"`
-	Rows  int64  `json:"rows"`
-	Bytes int64  `json:"bytes"`
-	Made  bool   `json:"made,omitempty"`
+	List  List    `json:"list"`
+	Type  string  `json:"type,omitempty"`
+	From  int     `json:"from,omitempty"`
+	To    int     `json:"to,omitempty"`
+	Rows  int64   `json:"rows"`
+	Bytes int64   `json:"bytes"`
+	Made  bool    `json:"made,omitempty"`
+	CRC   *uint32 `json:"crc,omitempty"`
 }
 
 func (r rule) encode() ([]byte, error) {
 	form := ruleForm{
-		Version: ruleVersion, Level: r.Level, Request: r.Request, Since: instantForm(r.Since), Upto: int64(r.Upto),
+		Version: ruleVersion, Level: r.Level, Face: r.Face, Separate: r.Separate, Request: r.Request, Since: instantForm(r.Since), Upto: int64(r.Upto), Cut: formOfCut(r.Cut),
 		Failure: r.Failure, Selection: r.Selection, Errors: r.Errors,
 	}
 	if q := r.Pending; q != nil {
-		form.Pending = &pendingForm{Group: q.Group, Patients: q.Patients, Filters: q.Filters, Elements: q.Elements, Attach: q.Attach, Notes: q.Notes}
+		form.Pending = &pendingForm{Group: q.Group, Patients: q.Patients, Filters: q.Filters, Elements: q.Elements, Attach: q.Attach, MaxBytes: q.MaxBytes, Notes: q.Notes}
 		for _, t := range q.Types {
 			form.Pending.Types = append(form.Pending.Types, t.String())
 		}
@@ -189,7 +248,7 @@ func (r rule) encode() ([]byte, error) {
 		if f.Type != 0 {
 			typ = f.Type.String()
 		}
-		form.Files = append(form.Files, fileForm{f.List, typ, f.From, f.To, f.Rows, f.Bytes, f.Made})
+		form.Files = append(form.Files, fileForm{f.List, typ, f.From, f.To, f.Rows, f.Bytes, f.Made, f.CRC})
 	}
 	return json.Marshal(form)
 }
@@ -199,18 +258,21 @@ func decodeRule(b []byte) (rule, error) {
 	if err := json.Unmarshal(b, &form); err != nil {
 		return rule{}, fmt.Errorf("decode the rule: %w", err)
 	}
-	if form.Version != ruleVersion && form.Version != 1 && form.Version != 2 { // those before said less
+	if form.Version < 1 || form.Version > ruleVersion { // those before said less
 		return rule{}, fmt.Errorf("the rule has version %d, this program knows %d: was the store used by a newer one?", form.Version, ruleVersion)
 	}
 	if !slices.Contains([]Level{System, Patient, Group}, form.Level) {
 		return rule{}, fmt.Errorf("the rule has the level %q: was the store used by a newer program?", form.Level)
 	}
+	if form.Face != STU3 && form.Face != STU4 {
+		return rule{}, fmt.Errorf("the rule has the face %q: was the store used by a newer program?", form.Face)
+	}
 	r := rule{
-		Level: form.Level, Request: form.Request, Since: instantOf(form.Since), Upto: fhir.Instant(form.Upto),
+		Level: form.Level, Face: form.Face, Separate: form.Separate, Request: form.Request, Since: instantOf(form.Since), Upto: fhir.Instant(form.Upto), Cut: form.Cut.cut(),
 		Failure: form.Failure, Selection: form.Selection, Errors: form.Errors,
 	}
 	if p := form.Pending; p != nil {
-		r.Pending = &Request{Level: r.Level, Group: p.Group, Patients: p.Patients, URL: r.Request, Since: r.Since, Upto: r.Upto, Filters: p.Filters, Elements: p.Elements, Attach: p.Attach, Notes: p.Notes}
+		r.Pending = &Request{Level: r.Level, Face: r.Face, Separate: r.Separate, Group: p.Group, Patients: p.Patients, URL: r.Request, Since: r.Since, Upto: r.Upto, Filters: p.Filters, Elements: p.Elements, Attach: p.Attach, MaxBytes: p.MaxBytes, Notes: p.Notes}
 		for _, name := range p.Types {
 			t, known := fhir.ParseType(name)
 			if !known {
@@ -224,7 +286,7 @@ func decodeRule(b []byte) (rule, error) {
 		if known == (f.List == Errors) {
 			return rule{}, fmt.Errorf("a file of the rule lists %q with resource type %q", f.List, f.Type)
 		}
-		r.Files = append(r.Files, OutputFile{f.List, typ, f.From, f.To, f.Rows, f.Bytes, f.Made})
+		r.Files = append(r.Files, OutputFile{f.List, typ, f.From, f.To, f.Rows, f.Bytes, f.Made, f.CRC})
 	}
 	return r, nil
 }

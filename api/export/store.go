@@ -33,12 +33,17 @@ type Snapshot interface {
 	Epoch() uint64
 	// Forgotten is up to where deletions may not be known any more; while a rule is made.
 	Forgotten() fhir.Instant
+	// Cut is where in Kafka the snapshot was taken; while a rule is made.
+	Cut() store.Cut
 	Rule() []byte
 	Expires() time.Time
 	Sections(kind store.Kind) []store.Section
 	// Choosing is the snapshot for the rows of a choice only; it is closed with it.
 	Choosing(c store.Choice) Snapshot
 	Extents(sec store.Section, since, upto fhir.Instant) ([]store.Extent, error)
+	// Sum is the CRC-32 of the NDJSON of extents, unless rows must be taken out of
+	// them first.
+	Sum(ext []store.Extent) (crc uint32, known bool)
 	// References calls fn for what the rows that Extents lists refer to of what
 	// lies in nobody's compartment.
 	References(ctx context.Context, sec store.Section, since, upto fhir.Instant, fn func(fhir.Key)) error
@@ -80,6 +85,7 @@ type Rosters interface {
 type File interface {
 	Size() int64     // of the NDJSON
 	GzipSize() int64 // of the gzip member
+	CRC32() uint32   // of the NDJSON
 	// WriteGzip and WriteIdentity write bytes [off, off+n) of either form.
 	WriteGzip(w io.Writer, off, n int64) error
 	WriteIdentity(w io.Writer, off, n int64) error
@@ -90,6 +96,7 @@ type File interface {
 type Draft interface {
 	Add(line []byte) error
 	Keep() error    // durably
+	CRC32() uint32  // of the NDJSON, after Keep
 	Discard() error // and remove what was written
 }
 

@@ -12,6 +12,7 @@ type text string
 
 func (t text) Size() int64     { return int64(len(t)) }
 func (t text) GzipSize() int64 { return int64(len(t.gzip())) }
+func (t text) CRC32() uint32   { return crc32.ChecksumIEEE([]byte(t)) }
 func (t text) Close() error    { return nil }
 
 func (t text) WriteIdentity(w io.Writer, off, n int64) error {
@@ -43,6 +44,6 @@ func (t text) gzip() []byte {
 			break
 		}
 	}
-	dst = binary.LittleEndian.AppendUint32(dst, crc32.ChecksumIEEE([]byte(t)))
+	dst = binary.LittleEndian.AppendUint32(dst, t.CRC32())
 	return binary.LittleEndian.AppendUint32(dst, uint32(len(t)))
 }

@@ -18,12 +18,16 @@ import (
 type WorkingError struct {
 	Progress float64       // as a share of 1
 	After    time.Duration // when to ask again
+	Separate bool          // as the client wishes it told
 }
 
 func (e *WorkingError) Error() string { return "the export is being planned" }
 
 // A FailedError says that a job cannot be done at all.
-type FailedError struct{ Issues []outcome.Issue }
+type FailedError struct {
+	Issues   []outcome.Issue
+	Separate bool // as the client wishes it told
+}
 
 // Error tells no more than how much there is to say: issues may name resources.
 func (e *FailedError) Error() string {
@@ -189,7 +193,7 @@ func passes(err error) bool {
 
 // failed is the rule of a job that cannot be done.
 func (r rule) failed(why []outcome.Issue) rule {
-	return rule{Level: r.Level, Request: r.Request, Since: r.Since, Upto: r.Upto, Failure: why}
+	return rule{Level: r.Level, Face: r.Face, Separate: r.Separate, Request: r.Request, Since: r.Since, Upto: r.Upto, Failure: why}
 }
 
 // choose plans one job. A panic is a fault of this job alone: without this it
@@ -228,10 +232,10 @@ func (j *Jobs) report(id string, share float64) {
 // minute comes in a minute, though the job may be ready in a second.
 const maxPoll = 10 * time.Second
 
-func (j *Jobs) working(id string) *WorkingError {
+func (j *Jobs) working(id string, r rule) *WorkingError {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	e := &WorkingError{After: time.Second}
+	e := &WorkingError{After: time.Second, Separate: r.Separate}
 	if job := j.jobs[id]; job != nil && !job.started.IsZero() {
 		e.Progress = job.progress
 		e.After = min(max(e.After, time.Since(job.started)/2), maxPoll)

@@ -64,6 +64,31 @@ func Append(dst []byte, issues ...Issue) []byte {
 	return append(dst, bytes.TrimSuffix(b.Bytes(), []byte("\n"))...)
 }
 
+// A Tally is how many issues there are of a severity.
+type Tally struct {
+	Severity Severity
+	Count    int
+}
+
+// Count tallies the issues of lines that Append has made, the worst first.
+func Count(lines string) []Tally {
+	n := map[Severity]int{}
+	for line := range strings.Lines(lines) {
+		var o struct{ Issue []Issue }
+		_ = json.Unmarshal([]byte(line), &o) // Append made it
+		for _, i := range o.Issue {
+			n[i.Severity]++
+		}
+	}
+	var all []Tally
+	for _, s := range []Severity{Fatal, Error, Warning, Information} {
+		if n[s] > 0 {
+			all = append(all, Tally{s, n[s]})
+		}
+	}
+	return all
+}
+
 // maxEcho is how many characters of a client's string we repeat
 // (decisions.md 6): enough to recognize it, too few to carry anything away.
 const maxEcho = 64

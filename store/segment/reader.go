@@ -7,6 +7,7 @@ import (
 	"hash/crc32"
 	"io"
 	"slices"
+	"sync"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
@@ -17,6 +18,9 @@ type Reader struct {
 	fs  vfs.FS
 	dir string
 	index
+
+	summing  sync.Once
+	prefixes []uint32 // CRC-32 of the NDJSON before each block, once somebody asked
 }
 
 // Open reads the tables of segment id. The body is not touched.
@@ -121,6 +125,27 @@ func (r *Reader) SectionOf(b int) Section {
 		}
 	}
 	return Section{}
+}
+
+// Sum is that of the NDJSON of blocks [from, to). It costs about as much as that
+// of one block, however many they are.
+func (r *Reader) Sum(from, to int) Sum {
+	r.summing.Do(func() {
+		var s Sum
+		r.prefixes = make([]uint32, 0, len(r.blocks)+1)
+		for i := range r.blocks {
+			r.prefixes = append(r.prefixes, s.CRC)
+			s = s.Then(r.blocks[i].Sum)
+		}
+		r.prefixes = append(r.prefixes, s.CRC)
+	})
+	var size int64
+	for i := from; i < to; i++ {
+		size += r.blocks[i].Sum.Size
+	}
+	// What of the CRC up to the end comes of the bytes before them is taken out.
+	op := operator(size)
+	return Sum{Size: size, CRC: r.prefixes[to] ^ mulmod(op, r.prefixes[from]), op: op}
 }
 
 // A Directory is an open directory file, for reading the rows of many blocks.

@@ -194,6 +194,30 @@ func TestSplice(t *testing.T) {
 	}
 }
 
+// The sum of any run of blocks is that of their lines one by one.
+func TestSumOfBlocks(t *testing.T) {
+	r := rand.New(rand.NewPCG(5, 6))
+	var x Reader
+	for range 40 {
+		raw := make([]byte, 1+r.IntN(1<<10))
+		for i := range raw {
+			raw[i] = byte(r.IntN(256))
+		}
+		x.blocks = append(x.blocks, BlockInfo{Sum: SumOf(raw)})
+	}
+	for from := range x.blocks {
+		var want Sum
+		for to := from; to <= len(x.blocks); to++ {
+			if got := x.Sum(from, to); got.CRC != want.CRC || got.Size != want.Size || got.Then(SumOf([]byte("x"))).CRC != want.Then(SumOf([]byte("x"))).CRC {
+				t.Fatalf("blocks [%d,%d): %d bytes, CRC-32 %08x, want %d, %08x", from, to, got.Size, got.CRC, want.Size, want.CRC)
+			}
+			if to < len(x.blocks) {
+				want = want.Then(x.blocks[to].Sum)
+			}
+		}
+	}
+}
+
 // TestCorrupt flips each byte of both files in turn: whatever is read must be
 // what was written or an error.
 func TestCorrupt(t *testing.T) {

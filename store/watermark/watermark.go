@@ -79,6 +79,14 @@ func (p *Progress) Reached() fhir.Instant { return p.reached }
 // Next is the offset up to which everything has been fetched.
 func (p *Progress) Next() int64 { return p.next }
 
+// End is the greatest end that an answer has told.
+func (p *Progress) End() int64 {
+	if n := len(p.pairs); n > 0 {
+		return max(p.next, p.pairs[n-1].end)
+	}
+	return p.next
+}
+
 // Watermark is the newest instant whose end has been fetched, less allowance;
 // None if there is none.
 func (p *Progress) Watermark(allowance time.Duration) fhir.Instant {

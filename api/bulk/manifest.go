@@ -1,0 +1,190 @@
+package bulk
+
+import (
+	"strconv"
+
+	"tidemark/api/export"
+	"tidemark/store"
+)
+
+// manifest is the answer to a status request, as the versions 2 and 3 of the
+// guide have it.
+type manifest struct {
+	TransactionTime     string    `json:"transactionTime"`
+	Request             string    `json:"request"`
+	RequiresAccessToken bool      `json:"requiresAccessToken"`
+	Output              []entry   `json:"output"`
+	Deleted             []entry   `json:"deleted"`
+	Error               []entry   `json:"error"`
+	Extension           extension `json:"extension"`
+}
+
+type entry struct {
+	Type      string `json:"type"`
+	URL       string `json:"url"`
+	Count     int64  `json:"count"`
+	Extension proof  `json:"extension"`
+}
+
+// A proof is what a file can be checked by once it was downloaded (tidemark
+// verify).
+type proof struct {
+	Bytes int64  `json:"tidemark-bytes"`           // of the NDJSON
+	CRC32 string `json:"tidemark-crc32,omitempty"` // of the same; "" if it is known only when the file is sent
+}
+
+func proofOf(f export.OutputFile) proof {
+	p := proof{Bytes: f.Bytes}
+	if f.CRC != nil {
+		p.CRC32 = hex32(*f.CRC)
+	}
+	return p
+}
+
+type extension struct {
+	// Epoch changes when the store was restored or rebuilt: a chain of _since
+	// is exact within one epoch.
+	Epoch uint64   `json:"tidemark-epoch"`
+	Cut   kafkaCut `json:"tidemark-cut"`
+}
+
+// A kafkaCut tells where in Kafka an export was cut.
+type kafkaCut struct {
+	Lag        float64   `json:"lag"` // of transactionTime behind the clock at the kick-off, seconds
+	Partitions []covered `json:"partitions"`
+}
+
+type covered struct {
+	Topic     string `json:"topic"`
+	Partition int32  `json:"partition"`
+	Next      int64  `json:"next"`   // offsets below were read
+	Behind    int64  `json:"behind"` // offsets from there to the end of the log
+}
+
+func cutOf(c store.Cut) kafkaCut {
+	out := kafkaCut{c.Lag.Seconds(), []covered{}}
+	for _, p := range c.Partitions {
+		out.Partitions = append(out.Partitions, covered{p.Partition.Topic, p.Partition.ID, p.Next, p.Behind})
+	}
+	return out
+}
+
+// face is the manifest as the client's edition of the guide has it.
+func (h *Handlers) face(id string, m export.Manifest) any {
+	if m.Face == export.STU4 {
+		return h.manifest4(id, m)
+	}
+	return h.manifest(id, m)
+}
+
+func (h *Handlers) manifest(id string, m export.Manifest) manifest {
+	out := manifest{
+		TransactionTime: m.TransactionTime.String(),
+		Request:         m.Request,
+		Output:          []entry{},
+		Deleted:         []entry{},
+		Error:           []entry{},
+		Extension:       extension{m.Epoch, cutOf(m.Cut)},
+	}
+	for i, f := range m.Files {
+		e := entry{URL: h.fileURL(id, i+1), Count: f.Rows, Extension: proofOf(f)}
+		switch f.List {
+		case export.Output:
+			e.Type = f.Type.String()
+			out.Output = append(out.Output, e)
+		case export.Deleted:
+			e.Type = "Bundle"
+			out.Deleted = append(out.Deleted, e)
+		case export.Errors:
+			e.Type = "OperationOutcome"
+			out.Error = append(out.Error, e)
+		}
+	}
+	return out
+}
+
+// manifest4 is the answer as the ballot of version 4 has it: lists that are empty
+// are not there, and extensions are FHIR's.
+type manifest4 struct {
+	ManifestType        string       `json:"manifestType"`
+	TransactionTime     string       `json:"transactionTime"`
+	RequiresAccessToken bool         `json:"requiresAccessToken"`
+	OutputFormat        string       `json:"outputFormat"`
+	Output              []entry4     `json:"output,omitempty"`
+	Deleted             []entry4     `json:"deleted,omitempty"`
+	Outcome             []entry4     `json:"outcome,omitempty"`
+	Extension           []extension4 `json:"extension"`
+}
+
+type entry4 struct {
+	Type          string       `json:"type,omitempty"`
+	URL           string       `json:"url"`
+	Count         int64        `json:"count"`
+	FileSize      int64        `json:"fileSize"` // bytes of the NDJSON (decisions.md 2)
+	CountSeverity []severity   `json:"countSeverity,omitempty"`
+	Extension     []extension4 `json:"extension,omitempty"`
+}
+
+type severity struct {
+	Code  string `json:"code"`
+	Count int    `json:"count"`
+}
+
+// An extension4 is FHIR's Extension. Its url lies under the base: what it says
+// is this server's own.
+type extension4 struct {
+	URL          string       `json:"url"`
+	ValueDecimal *float64     `json:"valueDecimal,omitempty"`
+	ValueInteger *int64       `json:"valueInteger,omitempty"`
+	ValueString  string       `json:"valueString,omitempty"`
+	Extension    []extension4 `json:"extension,omitempty"`
+}
+
+const manifestType = "http://hl7.org/fhir/uv/bulkdata/StructureDefinition/BulkDataManifest"
+
+func (h *Handlers) manifest4(id string, m export.Manifest) manifest4 {
+	out := manifest4{
+		ManifestType:    manifestType,
+		TransactionTime: m.TransactionTime.String(),
+		OutputFormat:    ndjson,
+		Extension: []extension4{
+			{URL: h.extensionURL("tidemark-epoch"), ValueInteger: new(int64(m.Epoch))},
+			{URL: h.extensionURL("tidemark-cut"), Extension: cut4(m.Cut)},
+		},
+	}
+	for i, f := range m.Files {
+		e := entry4{URL: h.fileURL(id, i+1), Count: f.Rows, FileSize: f.Bytes}
+		if f.CRC != nil {
+			e.Extension = []extension4{{URL: h.extensionURL("tidemark-crc32"), ValueString: hex32(*f.CRC)}}
+		}
+		switch f.List {
+		case export.Output:
+			e.Type = f.Type.String()
+			out.Output = append(out.Output, e)
+		case export.Deleted:
+			out.Deleted = append(out.Deleted, e)
+		case export.Errors:
+			for _, s := range m.Severities {
+				e.CountSeverity = append(e.CountSeverity, severity{string(s.Severity), s.Count})
+			}
+			out.Outcome = append(out.Outcome, e)
+		}
+	}
+	return out
+}
+
+// cut4 is cutOf in FHIR's form. Offsets are strings: R4's integers have 32 bits.
+func cut4(c store.Cut) []extension4 {
+	out := []extension4{{URL: "lag", ValueDecimal: new(c.Lag.Seconds())}}
+	for _, p := range c.Partitions {
+		out = append(out, extension4{URL: "partition", Extension: []extension4{
+			{URL: "topic", ValueString: p.Partition.Topic},
+			{URL: "partition", ValueInteger: new(int64(p.Partition.ID))},
+			{URL: "next", ValueString: strconv.FormatInt(p.Next, 10)},
+			{URL: "behind", ValueString: strconv.FormatInt(p.Behind, 10)},
+		}})
+	}
+	return out
+}
+
+func (h *Handlers) extensionURL(name string) string { return h.Base + "/StructureDefinition/" + name }
