@@ -6,6 +6,8 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net/url"
+	"os"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
@@ -77,7 +79,7 @@ func TestElements(t *testing.T) {
 }
 
 // TestElementsKilled: a job that writes files and is cut short, again and again,
-// ends with the bytes of one that is not.
+// ends with the bytes of one that is not, and counts once what it could not read.
 func TestElementsKilled(t *testing.T) {
 	m := newMachine(t)
 	long := strings.Repeat("x", 4000)
@@ -88,6 +90,12 @@ func TestElementsKilled(t *testing.T) {
 		}
 		m.apply(changes...)
 	}
+	bodies, err := filepath.Glob(filepath.Join(m.dir, "segments", "*.ndjson.gz"))
+	m.must(err)
+	damaged, err := os.ReadFile(bodies[len(bodies)/2])
+	m.must(err)
+	damaged[len(damaged)/2] ^= 0x10
+	m.must(os.WriteFile(bodies[len(bodies)/2], damaged, 0o600))
 	const query = "?_elements=note&_typeFilter=Observation%3Fvalue-string:missing=false"
 	read := func(status string) (text string) {
 		var doc manifest
@@ -99,14 +107,19 @@ func TestElementsKilled(t *testing.T) {
 			}
 			time.Sleep(20 * time.Millisecond) // polls are limited
 		}
-		for _, f := range doc.Output {
+		for _, f := range append(doc.Output, doc.Error...) {
 			_, b := m.get("/fhir" + strings.TrimPrefix(f.URL, public))
+			f.prove(t, b)
 			text += fmt.Sprintln(f.Count) + string(b)
 		}
 		return text
 	}
 	want := read(m.begin("/", query))
-	if n := strings.Count(want, "SUBSETTED"); n != 1200 || strings.Contains(want, "valueString") || strings.Count(want, "\n") < n+4 {
+	lost, lines := 0, strings.Count(want, "SUBSETTED")
+	if _, err := fmt.Sscanf(want[strings.LastIndex(want, "Observation: "):], "Observation: %d resources are damaged", &lost); err != nil || lost == 0 || lines+lost != 1200 {
+		t.Fatalf("%d resources, %d lost, want 1200: %v", lines, lost, err)
+	}
+	if n := lines; strings.Contains(want, "valueString") || strings.Count(want, "\n") < n+4 {
 		t.Fatalf("%d resources in %d lines", n, strings.Count(want, "\n"))
 	}
 	r := rand.New(rand.NewPCG(2, 2))

@@ -52,6 +52,7 @@ func (s *Server) routes(b *bulk.Handlers, one *read.Handlers) http.Handler {
 	const (
 		metadata = base + "/metadata"
 		status   = base + "/export/{job}"
+		page     = base + "/export/{job}/page/{page}"
 		file     = base + "/export/{job}/{file}"
 	)
 	named := chi.NewRouter()
@@ -72,6 +73,7 @@ func (s *Server) routes(b *bulk.Handlers, one *read.Handlers) http.Handler {
 	job := reading(info(status, b.Status))
 	job[http.MethodDelete] = info(status, b.Delete)
 	s.at(named, base+bulk.StatusPath, status, job)
+	s.at(named, base+bulk.PagePath, page, reading(info(page, b.Page)))
 	s.at(named, base+bulk.FilePath, file, reading(s.seen.wrapFile(file, b.File)))
 	if s.o.Metrics != nil {
 		s.at(named, "/metrics", "/metrics", reading(s.o.Metrics))

@@ -51,6 +51,7 @@ type Options struct {
 
 	Expires          time.Duration // export.expires, default 24 h
 	RetryAfter       time.Duration // export.retry_after, default 1 s
+	Checkpoint       time.Duration // of planning that a restart may cost a job, default 1 s; negative: none
 	FileMaxBytes     int64         // export.file.max_bytes, uncompressed, default 256 MiB
 	FileMaxResources int64         // export.file.max_resources, 0: no limit
 	MaxJobs          int           // limits.jobs, default 100
@@ -121,6 +122,7 @@ func New(o Options) (*Server, error) {
 			MaxJobs:        o.MaxJobs,
 			PollsPerMinute: o.PollsPerMinute,
 			Bases:          o.OwnBases,
+			Checkpoint:     o.Checkpoint,
 			Logger:         o.Logger,
 		}),
 		hosts:        newHosts(o.Listen, public, o.Hosts),

@@ -83,7 +83,7 @@ func (m *machine) open() {
 	go func() { done <- db.Run(ctx) }()
 	m.must(db.Discover(store.Discovery{Complete: true, Partitions: []store.Discovered{{Partition: partition, End: m.offset}}}))
 	base, stop := running(m.t, api.Options{
-		Store: export.Of(db), Ready: func() bool { return db.Status().Ready }, FileMaxBytes: cmp.Or(m.file, 1<<20), Logger: log,
+		Store: export.Of(db), Ready: func() bool { return db.Status().Ready }, FileMaxBytes: cmp.Or(m.file, 1<<20), Checkpoint: -1, Logger: log,
 	})
 	m.base = base
 	m.stop = func() error {

@@ -26,6 +26,7 @@ import (
 // found before anything is looked up.
 const (
 	StatusPath = "/export/{job:[0-9a-f]{32}}"
+	PagePath   = StatusPath + "/page/{page:[1-9][0-9]{0,5}}"
 	FilePath   = StatusPath + "/{file:[1-9][0-9]{0,5}}.ndjson"
 )
 
@@ -142,6 +143,10 @@ func Printable(query string) string {
 
 func (h *Handlers) statusURL(id string) string { return h.Base + "/export/" + id }
 
+func (h *Handlers) pageURL(id string, n int) string {
+	return h.statusURL(id) + "/page/" + strconv.Itoa(n)
+}
+
 func (h *Handlers) fileURL(id string, n int) string {
 	return h.statusURL(id) + "/" + strconv.Itoa(n) + ".ndjson"
 }
@@ -149,15 +154,27 @@ func (h *Handlers) fileURL(id string, n int) string {
 // Status answers a status request: with the manifest, or with how far the job
 // is.
 func (h *Handlers) Status(w http.ResponseWriter, r *http.Request) error {
-	id := chi.URLParam(r, "job")
+	return h.page(w, chi.URLParam(r, "job"), 1)
+}
+
+// Page answers a request for a page of the manifest behind the first (Bulk Data,
+// "allowPartialManifests").
+func (h *Handlers) Page(w http.ResponseWriter, r *http.Request) error {
+	n, err := strconv.Atoi(chi.URLParam(r, "page"))
+	if err != nil || n < 2 {
+		return export.ErrNotFound
+	}
+	return h.page(w, chi.URLParam(r, "job"), n)
+}
+
+func (h *Handlers) page(w http.ResponseWriter, id string, n int) error {
 	if err := h.Jobs.Poll(id); err != nil {
 		return err
 	}
-	m, err := h.Jobs.Manifest(id)
+	w.Header().Set("Cache-Control", "no-store")
+	m, err := h.Jobs.Page(id, n)
 	if e, working := errors.AsType[*export.WorkingError](err); working {
-		w.Header().Set("X-Progress", fmt.Sprintf("%.0f %% of the rows looked through", 100*e.Progress))
-		w.Header().Set("Retry-After", RetryAfter(e.After))
-		w.Header().Set("Cache-Control", "no-store")
+		progress(w.Header(), e)
 		w.WriteHeader(told(w.Header(), http.StatusAccepted, e.Separate))
 		return nil
 	}
@@ -166,13 +183,30 @@ func (h *Handlers) Status(w http.ResponseWriter, r *http.Request) error {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Expires", m.Expires.UTC().Format(http.TimeFormat))
-	w.Header().Set("X-Progress", "complete")
-	w.Header().Set("Cache-Control", "no-store")
-	w.WriteHeader(told(w.Header(), http.StatusOK, m.Separate))
+	w.WriteHeader(h.pageStatus(w.Header(), m))
 	enc := json.NewEncoder(w)
 	enc.SetEscapeHTML(false)
 	_ = enc.Encode(h.face(id, m)) // only the connection can fail, and nobody is left to hear of it
 	return nil
+}
+
+// pageStatus is 202 with the first page while the job is planned, for that is the
+// job's own answer. A later one that is there is complete in itself.
+func (h *Handlers) pageStatus(head http.Header, m export.Manifest) int {
+	if m.Working == nil {
+		head.Set("X-Progress", "complete")
+		return told(head, http.StatusOK, m.Separate)
+	}
+	progress(head, m.Working)
+	if status := told(head, http.StatusAccepted, m.Separate); m.Page == 1 {
+		return status
+	}
+	return http.StatusOK
+}
+
+func progress(head http.Header, e *export.WorkingError) {
+	head.Set("X-Progress", fmt.Sprintf("%.0f %% of the rows looked through", 100*e.Progress))
+	head.Set("Retry-After", RetryAfter(e.After))
 }
 
 // ExportStatus is the header that tells the status of a job to clients that asked

@@ -16,7 +16,21 @@ type manifest struct {
 	Output              []entry   `json:"output"`
 	Deleted             []entry   `json:"deleted"`
 	Error               []entry   `json:"error"`
+	Link                []link    `json:"link,omitempty"`
 	Extension           extension `json:"extension"`
+}
+
+// A link leads to the next page of a manifest.
+type link struct {
+	Relation string `json:"relation"`
+	URL      string `json:"url"`
+}
+
+func (h *Handlers) next(id string, m export.Manifest) []link {
+	if !m.More {
+		return nil
+	}
+	return []link{{"next", h.pageURL(id, m.Page+1)}}
 }
 
 type entry struct {
@@ -84,10 +98,11 @@ func (h *Handlers) manifest(id string, m export.Manifest) manifest {
 		Output:          []entry{},
 		Deleted:         []entry{},
 		Error:           []entry{},
+		Link:            h.next(id, m),
 		Extension:       extension{m.Epoch, cutOf(m.Cut)},
 	}
 	for i, f := range m.Files {
-		e := entry{URL: h.fileURL(id, i+1), Count: f.Rows, Extension: proofOf(f)}
+		e := entry{URL: h.fileURL(id, m.From+i+1), Count: f.Rows, Extension: proofOf(f)}
 		switch f.List {
 		case export.Output:
 			e.Type = f.Type.String()
@@ -113,6 +128,7 @@ type manifest4 struct {
 	Output              []entry4     `json:"output,omitempty"`
 	Deleted             []entry4     `json:"deleted,omitempty"`
 	Outcome             []entry4     `json:"outcome,omitempty"`
+	Link                []link       `json:"link,omitempty"`
 	Extension           []extension4 `json:"extension"`
 }
 
@@ -147,13 +163,14 @@ func (h *Handlers) manifest4(id string, m export.Manifest) manifest4 {
 		ManifestType:    manifestType,
 		TransactionTime: m.TransactionTime.String(),
 		OutputFormat:    ndjson,
+		Link:            h.next(id, m),
 		Extension: []extension4{
 			{URL: h.extensionURL("tidemark-epoch"), ValueInteger: new(int64(m.Epoch))},
 			{URL: h.extensionURL("tidemark-cut"), Extension: cut4(m.Cut)},
 		},
 	}
 	for i, f := range m.Files {
-		e := entry4{URL: h.fileURL(id, i+1), Count: f.Rows, FileSize: f.Bytes}
+		e := entry4{URL: h.fileURL(id, m.From+i+1), Count: f.Rows, FileSize: f.Bytes}
 		if f.CRC != nil {
 			e.Extension = []extension4{{URL: h.extensionURL("tidemark-crc32"), ValueString: hex32(*f.CRC)}}
 		}

@@ -356,12 +356,12 @@ func (r *reading) outputFormat(p param) {
 }
 
 // partial allows us to send the manifest in pages. A job that is ready at once
-// has one page (decisions.md 5), so there is nothing to remember.
+// has one page (decisions.md 5).
 func (r *reading) partial(p param) {
 	if !r.once(p, "valueBoolean", "valueString", "valueCode") {
 		return
 	}
-	if p.value != "true" && p.value != "false" {
+	if r.q.Partial = p.value == "true"; !r.q.Partial && p.value != "false" {
 		r.fault(outcome.Value, "allowPartialManifests: %s is not a boolean: right is true or false", outcome.Quote(p.value))
 	}
 }

@@ -31,7 +31,7 @@ func (g *gathering) attach(ctx context.Context, a Attachment, o Options) error {
 			return err
 		}
 	}
-	return g.write(ctx, g.s, sec, extents, fhir.None, match, o.Limits)
+	return g.write(ctx, g.s, sec, extents, position{}, fhir.None, match, o.Limits)
 }
 
 // isAbout tells whether a Provenance is about anything that is sent.

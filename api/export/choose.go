@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"time"
 
 	"tidemark/api/outcome"
 	"tidemark/store"
@@ -14,8 +15,7 @@ import (
 )
 
 // A selection is which rows the files of a job hold whose rows are chosen one by
-// one. It is kept beside the snapshot, for it does not follow from the request
-// once the store has gone on.
+// one.
 type selection [][]store.Extent // of each file
 
 // A choosing is whom an export is about, and what their data refers to.
@@ -64,14 +64,20 @@ var groupType, _ = fhir.ParseType("Group")
 // choose plans a job whose rows are chosen one by one: it reads the directories of
 // what may hold them, and the bodies of what is filtered. progress is told how far
 // it is, as a share of 1.
-func choose(ctx context.Context, s Snapshot, r *rule, o Options, progress func(float64)) (selection, error) {
+//
+// It goes on from the rule's checkpoint, and returns what was selected since the
+// last one that it made.
+func choose(ctx context.Context, s Snapshot, r *rule, o Options, keep func(*rule, selection) error, progress func(float64)) (selection, error) {
 	q := r.Pending
 	o.Limits = o.Limits.under(q.MaxBytes)
 	filters, err := o.filters(q.Filters, r.Upto)
 	if err != nil {
 		return nil, err
 	}
-	g := gathering{s: s, r: r, of: r.Level.of, filters: filters, progress: progress}
+	g := gathering{
+		s: s, r: r, of: r.Level.of, filters: filters, progress: progress,
+		saving: saving{every: o.Checkpoint, last: time.Now(), keep: keep},
+	}
 	if q.Attach != ByDefault {
 		g.sent = map[uint64]bool{}
 	}
@@ -93,7 +99,9 @@ func choose(ctx context.Context, s Snapshot, r *rule, o Options, progress func(f
 	} else {
 		g.measure(q.Types)
 	}
-	r.Files = nil
+	if r.Checkpoint != nil {
+		g.notes = r.Checkpoint.Notes
+	}
 	if err := g.add(ctx, Output, store.Live, q.Types, o.Limits); err != nil {
 		return nil, err
 	}
@@ -146,8 +154,9 @@ type gathering struct {
 
 	blocks, done int             // that are looked at
 	referred     []store.Section // of the types that go because something refers to them
-	files        selection
+	files        selection       // since the last checkpoint
 	notes        []outcome.Issue
+	saving       saving
 }
 
 // measure finds out how much there is to do.
@@ -313,13 +322,21 @@ func (g *gathering) add(ctx context.Context, list List, kind store.Kind, types [
 		if err := ctx.Err(); err != nil {
 			return err
 		}
+		done, at := g.resume(sec)
+		if list == Output && done {
+			g.skipped(sec)
+			continue
+		}
 		s := g.of(g.s, list, sec.Type)
 		extents, err := g.r.extents(s, sec)
 		if err != nil {
 			return err
 		}
 		if list == Output { // deletions are told whatever they were of (decisions.md 4)
-			if err := g.output(ctx, s, sec, extents, l); err != nil {
+			if err := g.output(ctx, s, sec, extents, at, l); err != nil {
+				return err
+			}
+			if err := g.reached(sec, nil); err != nil {
 				return err
 			}
 			continue
@@ -330,7 +347,7 @@ func (g *gathering) add(ctx context.Context, list List, kind store.Kind, types [
 }
 
 // output appends the files of a section, as it lies on the disk where that can be.
-func (g *gathering) output(ctx context.Context, s Snapshot, sec store.Section, extents []store.Extent, l Limits) (err error) {
+func (g *gathering) output(ctx context.Context, s Snapshot, sec store.Section, extents []store.Extent, at position, l Limits) (err error) {
 	match := g.matcher(sec.Type)
 	switch {
 	case g.sent != nil && sec.Type == provenanceType:
@@ -340,17 +357,17 @@ func (g *gathering) output(ctx context.Context, s Snapshot, sec store.Section, e
 			return err
 		}
 	}
-	if err := g.write(ctx, s, sec, extents, g.r.Since, match, l); err != nil {
+	if err := g.write(ctx, s, sec, extents, at, g.r.Since, match, l); err != nil {
 		return err
 	}
 	g.step(sec)
 	return nil
 }
 
-// write makes files of what matches of extents; match nil: all.
-func (g *gathering) write(ctx context.Context, s Snapshot, sec store.Section, extents []store.Extent, since fhir.Instant, match func(line []byte) bool, l Limits) (err error) {
+// write makes files of what matches of extents from a place on; match nil: all.
+func (g *gathering) write(ctx context.Context, s Snapshot, sec store.Section, extents []store.Extent, at position, since fhir.Instant, match func(line []byte) bool, l Limits) (err error) {
 	if g.projection != nil {
-		return g.make(ctx, s, sec, extents, since, match, l)
+		return g.make(ctx, s, sec, extents, at, since, match, l)
 	}
 	if match != nil {
 		if extents, err = g.filtered(ctx, s, sec, extents, since, match); err != nil {

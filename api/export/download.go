@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 
 	"tidemark/store"
 	"tidemark/store/fhir"
@@ -57,12 +56,15 @@ func (j *Jobs) file(ctx context.Context, id string, s Snapshot, r rule, n int) (
 		return &Download{Type: f.Type, List: f.List, file: file}, nil
 	}
 	var extents []store.Extent
-	if r.Selection != nil {
-		c, err := j.selection(id, s, r)
+	if p := r.piece(n); p != nil {
+		c, err := j.selection(id, s, *p)
 		if err != nil {
 			return nil, err
 		}
-		extents = c[n-1]
+		if n-1-p.From >= len(c) {
+			return nil, fmt.Errorf("a piece of a job has %d files, not %d: %w", len(c), n-p.From, store.ErrCorrupt)
+		}
+		extents = c[n-1-p.From]
 	} else {
 		s = r.Level.of(s, f.List, f.Type)
 		var err error
@@ -77,33 +79,30 @@ func (j *Jobs) file(ctx context.Context, id string, s Snapshot, r rule, n int) (
 	return &Download{Type: f.Type, List: f.List, file: file}, nil
 }
 
-// selection is what is kept of a job about some Patients. While the job is read
-// it stays in memory.
-func (j *Jobs) selection(id string, s Snapshot, r rule) (selection, error) {
+// selection is what is kept of a piece of a job about some Patients. While the job
+// is read it stays in memory.
+func (j *Jobs) selection(id string, s Snapshot, p piece) (selection, error) {
 	j.mu.Lock()
 	job := j.jobs[id]
-	if job != nil && job.selection != nil {
+	if job != nil && job.selection[p.From] != nil {
 		defer j.mu.Unlock()
-		return job.selection, nil
+		return job.selection[p.From], nil
 	}
 	j.mu.Unlock()
-	data, err := s.Kept(selectionName, *r.Selection)
+	data, err := s.Kept(p.Name, p.Sum)
 	if err != nil {
 		return nil, err
 	}
 	c, err := decodeSelection(data)
-	if err != nil {
-		return nil, err
+	if err != nil || job == nil {
+		return c, err
 	}
-	rows := slices.DeleteFunc(slices.Clone(r.Files), func(f OutputFile) bool { return f.List == Errors })
-	if len(c) != len(rows) {
-		return nil, fmt.Errorf("a job has %d files of rows and %d selected: %w", len(rows), len(c), store.ErrCorrupt)
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if job.selection == nil {
+		job.selection = map[int]selection{}
 	}
-	if job != nil {
-		j.mu.Lock()
-		defer j.mu.Unlock()
-		job.selection = c
-	}
+	job.selection[p.From] = c
 	return c, nil
 }
 

@@ -7,16 +7,19 @@
 // kick-off, from the directories. The package knows snapshots, windows and files;
 // it refuses to know HTTP.
 //
-// One mutex guards the table of jobs; nothing is called while it is held.
+// One mutex guards the table of jobs; nothing is called while it is held. Another
+// guards the rule of each job, and is taken before that one.
 package export
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -49,6 +52,7 @@ type Options struct {
 	MaxJobs        int           // at the same time (default 100)
 	PollsPerMinute int           // status requests per job (default 120)
 	Bases          []string      // of absolute references to resources here
+	Checkpoint     time.Duration // of work that a restart may cost a job that is planned (default 1 s; negative: none)
 	Logger         *slog.Logger
 }
 
@@ -64,6 +68,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.PollsPerMinute <= 0 {
 		o.PollsPerMinute = 120
+	}
+	if o.Checkpoint == 0 {
+		o.Checkpoint = time.Second
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -90,7 +97,8 @@ type job struct {
 	readers int // downloads under way
 	polls   bucket
 
-	selection selection          // while somebody reads
+	ruling    *sync.Mutex        // the rule is being replaced
+	selection map[int]selection  // pieces of it, while somebody reads
 	started   time.Time          // when this process began to plan it
 	progress  float64            // of planning, as a share of 1
 	cancel    context.CancelFunc // ends the planning
@@ -109,7 +117,7 @@ func New(db Store, o Options) *Jobs {
 }
 
 func (j *Jobs) newJob(expires time.Time) *job {
-	return &job{expires: expires, polls: newBucket(j.o.PollsPerMinute)}
+	return &job{ruling: &sync.Mutex{}, expires: expires, polls: newBucket(j.o.PollsPerMinute)}
 }
 
 // Start makes a job and returns its id. A *Refusal says that there can be none.
@@ -212,7 +220,7 @@ func (j *Jobs) Poll(id string) error {
 	return nil
 }
 
-// A Manifest is what a job delivers. File n of the job is Files[n-1].
+// A Manifest is what a job delivers, or a page of that.
 type Manifest struct {
 	Face            Face
 	Separate        bool // as the client wishes it told
@@ -221,28 +229,93 @@ type Manifest struct {
 	Epoch           uint64 // of the store; a new one ends a chain of exports
 	Cut             store.Cut
 	Expires         time.Time
-	Files           []OutputFile
+	From            int             // how many files the pages before have
+	Files           []OutputFile    // the first is file From+1 of the job
 	Severities      []outcome.Tally // of the issues in the list of errors
+	Page            int             // of this one, counted from 1
+	More            bool            // there is another page, or will be
+	Working         *WorkingError   // the job is not done; nil: it is
 }
 
-// Manifest tells what the job delivers. A *WorkingError says that it is not
-// known yet, a *FailedError that there will be nothing.
-func (j *Jobs) Manifest(id string) (Manifest, error) {
+// Manifest tells what the job delivers, in the first page of its manifest.
+func (j *Jobs) Manifest(id string) (Manifest, error) { return j.Page(id, 1) }
+
+// Page is a page of the manifest, counted from 1. A *WorkingError says that it is
+// not known yet, a *FailedError that there will be nothing.
+//
+// Pages come into being by being asked for: while a job whose client allowed it is
+// planned, one holds what is done by then, and the last the rest.
+func (j *Jobs) Page(id string, page int) (Manifest, error) {
 	s, r, release, err := j.open(id)
 	if err != nil {
 		return Manifest{}, err
 	}
 	defer release()
-	switch {
-	case r.Failure != nil:
+	if r.Failure != nil {
 		return Manifest{}, &FailedError{r.Failure, r.Separate}
-	case r.Pending != nil:
-		return Manifest{}, j.working(id, r)
 	}
-	return Manifest{
-		Face: r.Face, Separate: r.Separate, Request: r.Request, TransactionTime: r.Upto, Epoch: s.Epoch(), Cut: r.Cut, Expires: s.Expires(), Files: r.Files,
-		Severities: outcome.Count(r.Errors),
-	}, nil
+	from := 0
+	if page > 1 {
+		if page-1 > len(r.Pages) {
+			return Manifest{}, ErrNotFound
+		}
+		from = r.Pages[page-2]
+	}
+	if r.Pending != nil && page > len(r.Pages) {
+		if !r.Pending.Partial || len(r.Files) == from {
+			return Manifest{}, j.working(id, r)
+		}
+		if r, err = j.cut(id, page); err != nil {
+			return Manifest{}, err
+		}
+	}
+	m := Manifest{
+		Face: r.Face, Separate: r.Separate, Request: r.Request, TransactionTime: r.Upto, Epoch: s.Epoch(), Cut: r.Cut, Expires: s.Expires(),
+		From: from, Files: r.Files[from:], Severities: outcome.Count(r.Errors), Page: page, More: page <= len(r.Pages),
+	}
+	if m.More {
+		m.Files = r.Files[from:r.Pages[page-1]]
+	}
+	if r.Pending != nil {
+		m.Working = j.working(id, r)
+	}
+	return m, nil
+}
+
+// cut ends a page of the manifest behind what is done now, unless somebody else
+// was before.
+func (j *Jobs) cut(id string, page int) (rule, error) {
+	return j.amend(id, func(r *rule) {
+		if len(r.Pages) == page-1 && r.Pending != nil {
+			r.Pages = append(slices.Clip(r.Pages), len(r.Files))
+		}
+	})
+}
+
+// amend changes the rule of a job, durably.
+func (j *Jobs) amend(id string, change func(r *rule)) (rule, error) {
+	j.mu.Lock()
+	job := j.jobs[id]
+	j.mu.Unlock()
+	if job == nil {
+		return rule{}, ErrNotFound
+	}
+	job.ruling.Lock()
+	defer job.ruling.Unlock()
+	s, r, release, err := j.open(id)
+	if err != nil {
+		return rule{}, err
+	}
+	defer release()
+	change(&r)
+	b, err := r.encode()
+	if err != nil {
+		return rule{}, err
+	}
+	if bytes.Equal(b, s.Rule()) {
+		return r, nil
+	}
+	return r, j.db.Amend(id, b)
 }
 
 // open finds a job and keeps it until release is called: no janitor takes

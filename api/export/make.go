@@ -18,6 +18,7 @@ type making struct {
 	file   OutputFile // the one being written
 	draft  Draft      // nil: none
 	text   []byte
+	at     position // in the extents
 }
 
 // fileName is what file n of a job is called beside its snapshot, counted from 1.
@@ -25,25 +26,33 @@ func fileName(n int) string { return "f" + strconv.Itoa(n) }
 
 // make reads the rows of extents once, and writes of each that matches what was
 // asked for.
-func (g *gathering) make(ctx context.Context, s Snapshot, sec store.Section, extents []store.Extent, since fhir.Instant, match func(line []byte) bool, l Limits) (err error) {
-	m := making{g: g, limits: l, file: OutputFile{List: Output, Type: sec.Type, Made: true}}
+func (g *gathering) make(ctx context.Context, s Snapshot, sec store.Section, extents []store.Extent, at position, since fhir.Instant, match func(line []byte) bool, l Limits) (err error) {
+	m := making{g: g, limits: l, file: OutputFile{List: Output, Type: sec.Type, Made: true}, at: at}
 	defer func() { // also after a panic, which ends this job alone
 		if m.draft != nil {
 			err = errors.Join(err, m.draft.Discard())
 		}
 	}()
-	lost, err := s.Lines(ctx, since, g.r.Upto, extents, func(line []byte) error {
+	skip := at.Line // what an earlier process has done of the first extent
+	m.at.Line = 0
+	_, err = s.Lines(ctx, since, g.r.Upto, extents[at.Extent:], func(line []byte) error {
+		if m.at.Line++; m.at.Extent == at.Extent && m.at.Line <= skip {
+			return nil
+		}
 		if match != nil && !match(line) {
 			return nil
 		}
 		m.text = g.projection.Append(m.text[:0], line, sec.Type)
 		return m.add(m.text)
-	}, func() { g.did(bodyCost) })
+	}, func() {
+		m.at = position{m.at.Extent + 1, 0, m.at.Lost + extents[m.at.Extent].Rows - m.at.Line}
+		g.did(bodyCost)
+	})
 	if err != nil {
 		return fmt.Errorf("write the files of %s: %w", sec.Type, err)
 	}
-	g.did(bodyCost * (g.s.Blocks(sec) - len(extents)))
-	g.noteLost(sec, lost)
+	g.did(bodyCost * (g.s.Blocks(sec) - len(extents) + at.Extent))
+	g.noteLost(sec, m.at.Lost)
 	return m.flush()
 }
 
@@ -51,6 +60,11 @@ func (m *making) add(line []byte) (err error) {
 	size := int64(len(line))
 	if m.file.Rows > 0 && (m.file.Bytes+size > noLimit(m.limits.Bytes) || m.file.Rows+1 > noLimit(m.limits.Resources)) {
 		if err := m.flush(); err != nil {
+			return err
+		}
+		before := m.at
+		before.Line-- // the line at hand is the first of the next file
+		if err := m.g.reached(store.Section{Kind: store.Live, Type: m.file.Type}, &before); err != nil {
 			return err
 		}
 	}

@@ -250,3 +250,73 @@ func TestOneJobStarvesOthers(t *testing.T) {
 		stop()
 	})
 }
+
+// TestResume: a job that could not go on amid a type goes on from the file that
+// was last whole, of which a client may know by then.
+func TestResume(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var j *export.Jobs
+		var id string
+		var page export.Manifest
+		var full atomic.Bool
+		made := map[string]int{}
+		fs := errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
+			if op.Kind != errorfs.OpCreate || !strings.Contains(op.Path, ".made") {
+				return nil
+			}
+			name, _, _ := strings.Cut(op.Path[strings.LastIndexByte(op.Path, '/')+1:], ".")
+			if made[name]++; name != "f3" || !full.Swap(false) {
+				return nil
+			}
+			var err error
+			if page, err = j.Manifest(id); err != nil {
+				t.Error(err)
+			}
+			return syscall.ENOSPC
+		}))
+		db := makingStore(t, fs)
+		j = export.New(export.Of(db), export.Options{Limits: export.Limits{Resources: 1}, Checkpoint: -1})
+		q := export.Request{URL: "x", Since: fhir.None, Upto: fhir.None, Elements: []string{"id"}, Partial: true}
+		files := func() (text string) {
+			m, err := j.Manifest(id)
+			all := m.Files
+			for n := 2; err == nil && m.More; n++ {
+				m, err = j.Page(id, n)
+				all = append(all, m.Files...)
+			}
+			if err != nil || len(all) != 8 {
+				t.Fatalf("%v, %d files", err, len(all))
+			}
+			for n := range all {
+				d, err := j.Open(t.Context(), id, n+1)
+				if err != nil {
+					t.Fatal(err)
+				}
+				var b bytes.Buffer
+				if err := errors.Join(d.Write(&b, false, 0, d.Size(false)), d.Close()); err != nil {
+					t.Fatal(err)
+				}
+				text += fmt.Sprintln(all[n].Type, all[n].Rows, *all[n].CRC) + b.String()
+			}
+			return text
+		}
+		id = start(t, j, q)
+		stop := runs(t, j)
+		synctest.Wait()
+		stop()
+		want := files()
+
+		full.Store(true)
+		clear(made)
+		id = start(t, j, q)
+		stop = runs(t, j)
+		time.Sleep(time.Minute)
+		stop()
+		if got := files(); got != want {
+			t.Errorf("got\n%s\nwant\n%s", got, want)
+		}
+		if len(page.Files) != 2 || !page.More || made["f1"] != 1 || made["f2"] != 1 || made["f3"] != 2 || made["f8"] != 1 {
+			t.Errorf("the client knew of %d files; files were begun so often: %v", len(page.Files), made)
+		}
+	})
+}

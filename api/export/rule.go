@@ -67,6 +67,7 @@ type Request struct {
 	Elements []string        // what is left of resources, such as Patient.name; none: all
 	Attach   Attachment      // which Provenance goes with the rows that are sent
 	MaxBytes int64           // of an output file, where that is less than the server's limit; 0: the server's
+	Partial  bool            // the manifest may come in pages while the job is planned
 	Notes    []outcome.Issue // what was left out, one line each in the manifest's error
 }
 
@@ -141,9 +142,14 @@ type rule struct {
 	Pending *Request
 	// Failure is why no export could be made.
 	Failure []outcome.Issue
-	// Selection is the checksum of what is kept beside the snapshot of a job
-	// whose rows were chosen one by one.
-	Selection *uint32
+	// Checkpoint is how far planning has come: Files has what is done.
+	Checkpoint *checkpoint
+	// Pages are where those of the manifest end that a client has seen, as numbers of
+	// files. They never change.
+	Pages []int
+	// Pieces are what is kept beside the snapshot of a job whose rows were chosen one
+	// by one.
+	Pieces []piece
 	// Errors is the text of the one file of errors. It is kept rather than made
 	// again, so that a later version of this program, which may say the same
 	// in other words, still serves the bytes that were promised.
@@ -171,7 +177,10 @@ type ruleForm struct {
 	Files     []fileForm      `json:"files,omitempty"`
 	Pending   *pendingForm    `json:"pending,omitempty"`
 	Failure   []outcome.Issue `json:"failure,omitempty"`
-	Selection *uint32         `json:"selection,omitempty"`
+	Check     *checkForm      `json:"checkpoint,omitempty"`
+	Pages     []int           `json:"pages,omitempty"`
+	Pieces    []piece         `json:"pieces,omitempty"`
+	Selection *uint32         `json:"selection,omitempty"` // before 4: the one piece
 	Errors    string          `json:"errors,omitempty"`
 }
 
@@ -184,6 +193,7 @@ type pendingForm struct {
 	Elements []string        `json:"elements,omitempty"`
 	Attach   Attachment      `json:"attach,omitempty"`
 	MaxBytes int64           `json:"maxBytes,omitempty"`
+	Partial  bool            `json:"partial,omitempty"`
 	Notes    []outcome.Issue `json:"notes,omitempty"`
 }
 
@@ -235,10 +245,10 @@ type fileForm struct {
 func (r rule) encode() ([]byte, error) {
 	form := ruleForm{
 		Version: ruleVersion, Level: r.Level, Face: r.Face, Separate: r.Separate, Request: r.Request, Since: instantForm(r.Since), Upto: int64(r.Upto), Cut: formOfCut(r.Cut),
-		Failure: r.Failure, Selection: r.Selection, Errors: r.Errors,
+		Failure: r.Failure, Check: r.Checkpoint.form(), Pages: r.Pages, Pieces: r.Pieces, Errors: r.Errors,
 	}
 	if q := r.Pending; q != nil {
-		form.Pending = &pendingForm{Group: q.Group, Patients: q.Patients, Filters: q.Filters, Elements: q.Elements, Attach: q.Attach, MaxBytes: q.MaxBytes, Notes: q.Notes}
+		form.Pending = &pendingForm{Group: q.Group, Patients: q.Patients, Filters: q.Filters, Elements: q.Elements, Attach: q.Attach, MaxBytes: q.MaxBytes, Partial: q.Partial, Notes: q.Notes}
 		for _, t := range q.Types {
 			form.Pending.Types = append(form.Pending.Types, t.String())
 		}
@@ -269,10 +279,17 @@ func decodeRule(b []byte) (rule, error) {
 	}
 	r := rule{
 		Level: form.Level, Face: form.Face, Separate: form.Separate, Request: form.Request, Since: instantOf(form.Since), Upto: fhir.Instant(form.Upto), Cut: form.Cut.cut(),
-		Failure: form.Failure, Selection: form.Selection, Errors: form.Errors,
+		Failure: form.Failure, Pages: form.Pages, Pieces: form.Pieces, Errors: form.Errors,
+	}
+	if form.Selection != nil {
+		r.Pieces = []piece{{Name: selectionName, Sum: *form.Selection}}
+	}
+	var known bool
+	if r.Checkpoint, known = form.Check.checkpoint(); !known {
+		return rule{}, fmt.Errorf("the rule has come to the resource type %q", form.Check.Type)
 	}
 	if p := form.Pending; p != nil {
-		r.Pending = &Request{Level: r.Level, Face: r.Face, Separate: r.Separate, Group: p.Group, Patients: p.Patients, URL: r.Request, Since: r.Since, Upto: r.Upto, Filters: p.Filters, Elements: p.Elements, Attach: p.Attach, MaxBytes: p.MaxBytes, Notes: p.Notes}
+		r.Pending = &Request{Level: r.Level, Face: r.Face, Separate: r.Separate, Group: p.Group, Patients: p.Patients, URL: r.Request, Since: r.Since, Upto: r.Upto, Filters: p.Filters, Elements: p.Elements, Attach: p.Attach, MaxBytes: p.MaxBytes, Partial: p.Partial, Notes: p.Notes}
 		for _, name := range p.Types {
 			t, known := fhir.ParseType(name)
 			if !known {

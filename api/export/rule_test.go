@@ -21,12 +21,15 @@ func TestRuleRoundTrip(t *testing.T) {
 		}},
 		{Since: 0, Upto: 0, Face: STU4, Separate: true, Cut: store.Cut{Lag: time.Second, Partitions: []store.Covered{{Partition: store.Partition{Topic: "t", ID: 3}, Next: 4, Behind: 5}}}},
 		{Level: Group, Face: STU4, Separate: true, Request: "r", Since: fhir.None, Pending: &Request{
-			Level: Group, Face: STU4, Separate: true, MaxBytes: 7, Group: "g", Patients: []string{"a"}, URL: "r", Types: []fhir.Type{patient}, Since: fhir.None,
+			Level: Group, Face: STU4, Separate: true, MaxBytes: 7, Partial: true, Group: "g", Patients: []string{"a"}, URL: "r", Types: []fhir.Type{patient}, Since: fhir.None,
 			Filters: []string{"Patient?active=true"}, Elements: []string{"id"}, Attach: Latest,
 			Notes: []outcome.Issue{{Severity: outcome.Warning, Code: outcome.Value, Text: "n"}},
 		}},
 		{Level: Patient, Failure: []outcome.Issue{{Severity: outcome.Fatal, Code: outcome.Exception, Text: "f"}}},
-		{Level: Group, Selection: new(uint32(0))},
+		{
+			Level: Group, Pages: []int{2, 3}, Pieces: []piece{{Name: "selection", Sum: 1}, {Name: "selection4", From: 4, Sum: 2}},
+			Checkpoint: &checkpoint{Type: patient, At: &position{1, 2, 3}, Notes: []outcome.Issue{{Severity: outcome.Error, Code: outcome.Incomplete, Text: "n"}}},
+		},
 	} {
 		b, err := want.encode()
 		if err != nil {
@@ -53,7 +56,7 @@ func TestRuleForm(t *testing.T) {
 	if err != nil || string(got) != want {
 		t.Errorf("got  %s (%v)\nwant %s", got, err, want)
 	}
-	for _, bad := range []string{"", "[]", `{"v":0}`, `{"v":5}`, `{"v":2,"files":[{"list":"output","type":"Nothing"}]}`, `{"v":2,"files":[{"list":"error","type":"Patient"}]}`, `{"v":2,"pending":{"types":["Nothing"]}}`, `{"v":2,"level":"planet"}`, `{"v":4,"face":"v9"}`} {
+	for _, bad := range []string{"", "[]", `{"v":0}`, `{"v":5}`, `{"v":2,"files":[{"list":"output","type":"Nothing"}]}`, `{"v":2,"files":[{"list":"error","type":"Patient"}]}`, `{"v":2,"pending":{"types":["Nothing"]}}`, `{"v":2,"level":"planet"}`, `{"v":4,"face":"v9"}`, `{"v":4,"checkpoint":{"type":"Nothing"}}`} {
 		if _, err := decodeRule([]byte(bad)); err == nil {
 			t.Errorf("%s was read as a rule", bad)
 		}
@@ -67,6 +70,10 @@ func TestRuleOfTheVersionBefore(t *testing.T) {
 	want := rule{Request: "r", Since: fhir.None, Upto: 2, Files: []OutputFile{{Output, patient, 0, 1, 5, 6, false, nil}}}
 	if diff := cmp.Diff(want, got); err != nil || diff != "" {
 		t.Errorf("%v, -want +got:\n%s", err, diff)
+	}
+	got, err = decodeRule([]byte(`{"v":3,"level":"group","request":"r","upto":2,"files":[{"list":"output","type":"Patient","to":1,"rows":5,"bytes":6}],"selection":7}`))
+	if p := got.piece(1); err != nil || p == nil || *p != (piece{Name: "selection", Sum: 7}) {
+		t.Errorf("%v, the rows of the file lie in %v", err, p)
 	}
 }
 

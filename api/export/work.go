@@ -143,41 +143,69 @@ func (j *Jobs) planJob(ctx context.Context, id string) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	j.begin(id, cancel)
-	if err := s.Clear(); err != nil { // what a process has left that was killed amid it
-		return err
+	if r.Checkpoint == nil {
+		if err := s.Clear(); err != nil { // what a process has left that was killed amid it
+			return err
+		}
 	}
-	c, err := j.choose(ctx, id, s, &r)
-	if err != nil && ctx.Err() == nil {
-		// What is tried again must not keep the disk full until then, and nobody reads
-		// the files of what cannot be done.
-		err = errors.Join(err, s.Clear())
+	keep := func(r *rule, c selection) error {
+		if err := keepPiece(s, r, c); err != nil {
+			return err
+		}
+		return j.save(id, *r)
 	}
+	c, err := j.choose(ctx, id, s, &r, keep)
 	switch refusal, is := errors.AsType[*Refusal](err); {
 	case is: // of something that the kick-off does not look at: a nested Group
 		r = r.failed(refusal.Issues)
-	case ctx.Err() != nil, errors.Is(err, store.ErrRevoked), errors.Is(err, store.ErrClosed), passes(err):
+	case ctx.Err() != nil, errors.Is(err, store.ErrRevoked), errors.Is(err, store.ErrClosed):
 		return err
+	case passes(err):
+		return errors.Join(err, j.giveBack(id, s, err))
 	case err != nil:
 		j.o.Logger.ErrorContext(ctx, "an export job cannot be planned", "err", err)
 		r = r.failed([]outcome.Issue{{
 			Severity: outcome.Fatal, Code: outcome.Exception, Text: "the server cannot do something that this export needs; its log tells what",
 		}})
 	default:
-		data, err := c.encode()
-		if err != nil {
-			return err
+		if err := keepPiece(s, &r, c); err != nil {
+			return errors.Join(err, j.giveBack(id, s, err))
 		}
-		sum, err := s.Keep(selectionName, data)
-		if err != nil {
-			return errors.Join(err, s.Clear())
-		}
-		r.Pending, r.Selection = nil, &sum
+		r.Pending, r.Checkpoint = nil, nil
 	}
-	b, err := r.encode()
-	if err != nil {
+	if err := j.save(id, r); err != nil || r.Failure == nil {
 		return err
 	}
-	return j.db.Amend(id, b)
+	return s.Clear() // nobody reads the files of what cannot be done
+}
+
+// save makes a rule durable that planning has brought forward. Pages are made by
+// those who ask for them.
+func (j *Jobs) save(id string, r rule) error {
+	_, err := j.amend(id, func(now *rule) {
+		pages := now.Pages
+		*now = r
+		if r.Failure == nil {
+			now.Pages = pages
+		}
+	})
+	return err
+}
+
+// giveBack removes what a job has made that is tried again, so that it does not
+// keep the disk full until then, unless a client was told of it, or the disk is not
+// what is missing.
+func (j *Jobs) giveBack(id string, s Snapshot, why error) error {
+	kept := false
+	_, err := j.amend(id, func(r *rule) {
+		if kept = r.Checkpoint != nil && (len(r.Pages) > 0 || !errors.Is(why, store.ErrNoRoom)); !kept {
+			r.Files, r.Pieces, r.Checkpoint = nil, nil, nil
+		}
+	})
+	if err != nil || kept {
+		return err
+	}
+	return s.Clear()
 }
 
 // passes tells of an error that is none of the job's: with room, memory or file
@@ -198,17 +226,14 @@ func (r rule) failed(why []outcome.Issue) rule {
 
 // choose plans one job. A panic is a fault of this job alone: without this it
 // would end the process, and the next one, which begins with the same job.
-func (j *Jobs) choose(ctx context.Context, id string, s Snapshot, r *rule) (c selection, err error) {
+func (j *Jobs) choose(ctx context.Context, id string, s Snapshot, r *rule, keep func(*rule, selection) error) (c selection, err error) {
 	defer func() {
 		if v := recover(); v != nil {
 			err = fmt.Errorf("panic while planning\n%s", debug.Stack()) // not its value: it may hold anything
 		}
 	}()
-	return choose(ctx, s, r, j.o, func(share float64) { j.report(id, share) })
+	return choose(ctx, s, r, j.o, keep, func(share float64) { j.report(id, share) })
 }
-
-// selectionName is what a selection is kept under beside its snapshot.
-const selectionName = "selection"
 
 func (j *Jobs) begin(id string, cancel context.CancelFunc) {
 	j.mu.Lock()
