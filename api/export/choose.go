@@ -88,7 +88,7 @@ func choose(ctx context.Context, s Snapshot, r *rule, o Options, keep func(*rule
 	}
 	notes := q.Notes
 	if q.aboutSome() {
-		who, err := q.cohort(ctx, s, true)
+		who, err := q.cohort(ctx, s, &o)
 		if err != nil {
 			return nil, err
 		}

@@ -40,7 +40,7 @@ type cohort struct {
 // check refuses at the kick-off what cannot be exported.
 func (q *Request) check(ctx context.Context, s Snapshot) error {
 	if q.Level == Group && len(q.Patients) > 0 {
-		_, err := q.cohort(ctx, s, false)
+		_, err := q.cohort(ctx, s, nil)
 		return err
 	}
 	for _, id := range q.Patients {
@@ -62,7 +62,7 @@ func (q *Request) check(ctx context.Context, s Snapshot) error {
 	if err != nil {
 		return err
 	}
-	_, err = actualGroup(body, nil)
+	_, _, err = actualGroup(body, nil)
 	return err
 }
 
@@ -71,9 +71,9 @@ var patientType, _ = fhir.ParseType("Patient")
 func unknownGroup() error { return refused(outcome.NotFound, "there is no such Group") }
 
 // cohort finds out whom a request is about. To look for those whom only an
-// identifier names all Patients are read, which a kick-off does not do: then
-// whoever is not found may be one of them.
-func (q *Request) cohort(ctx context.Context, s Snapshot, identify bool) (*cohort, error) {
+// identifier names, or a search, resources are read, which a kick-off does not do
+// (o is nil): then whoever is not found may be one of them.
+func (q *Request) cohort(ctx context.Context, s Snapshot, o *Options) (*cohort, error) {
 	c := &cohort{live: map[string]fhir.Instant{}, deleted: map[string]fhir.Instant{}}
 	doubt := false
 	if q.Level == Group {
@@ -81,13 +81,13 @@ func (q *Request) cohort(ctx context.Context, s Snapshot, identify bool) (*cohor
 		if err := w.through(ctx, s, q.Group, q.Since); err != nil {
 			return nil, err
 		}
-		if identify {
-			if err := w.identify(ctx, s, q.Since); err != nil {
+		if o != nil {
+			if err := errors.Join(w.identify(ctx, s, q.Since), w.choose(ctx, s, q.Since, o.Bases)); err != nil {
 				return nil, err
 			}
 		}
 		c.enrol(&w, q.Since)
-		doubt = !identify && len(w.named) > 0
+		doubt = o == nil && len(w.named)+len(w.criteria) > 0
 	}
 	if len(q.Patients) == 0 {
 		return c, nil
@@ -156,12 +156,13 @@ type walk struct {
 	patients map[string][]store.Stay // along all paths
 	named    map[string][]store.Stay // likewise, Patients of whom only an identifier is known
 	groups   map[string][]store.Stay
-	looked   map[string]bool // Groups that belong to the export
-	others   map[string]bool // members of other types
-	unknown  map[string]bool // nested Groups
-	byName   int             // members that are elsewhere, or nothing that can be found
-	nobody   int             // members whose identifier no Patient has
-	several  int             // members whose identifier several have
+	criteria map[string]*criteria // of the Groups that have any
+	looked   map[string]bool      // Groups that belong to the export
+	others   map[string]bool      // members of other types
+	unknown  map[string]bool      // nested Groups
+	byName   int                  // members that are elsewhere, or nothing that can be found
+	nobody   int                  // members whose identifier no Patient has
+	several  int                  // members whose identifier several have
 }
 
 // through meets all members of a Group. A nested Group is gone through again
@@ -172,6 +173,7 @@ func (w *walk) through(ctx context.Context, s Snapshot, id string, since fhir.In
 	}
 	w.known, w.patients, w.groups = map[string]store.Roster{}, map[string][]store.Stay{}, map[string][]store.Stay{}
 	w.named = map[string][]store.Stay{}
+	w.criteria = map[string]*criteria{}
 	w.looked, w.others, w.unknown = map[string]bool{}, map[string]bool{}, map[string]bool{}
 	type step struct {
 		id   string
@@ -193,6 +195,11 @@ func (w *walk) through(ctx context.Context, s Snapshot, id string, since fhir.In
 		if at.id == id && roster.Body == nil {
 			return unknownGroup()
 		}
+		patients := w.patients
+		if c := w.criteria[at.id]; c != nil {
+			c.times = append(c.times, at.time)
+			patients = c.listed
+		}
 		for ref, stays := range roster.Members {
 			for _, t := range stays {
 				t, some := within(t, at.time)
@@ -203,7 +210,7 @@ func (w *walk) through(ctx context.Context, s Snapshot, id string, since fhir.In
 				case strings.HasPrefix(ref, fhir.IdentifierPrefix):
 					extend(w.named, ref, t)
 				case typ == "Patient":
-					extend(w.patients, member, t)
+					extend(patients, member, t)
 				case typ == "Group":
 					next = append(next, step{member, t})
 				case t.Left == fhir.None:
@@ -242,8 +249,17 @@ func (w *walk) roster(id string, belongs bool) (store.Roster, error) {
 		w.unknown[id] = true
 		return r, nil
 	}
-	n, err := actualGroup(r.Body, r.Members)
+	n, searches, err := actualGroup(r.Body, r.Members)
 	w.byName += n
+	if len(searches) > 0 {
+		w.criteria[id] = &criteria{group: id, searches: searches}
+		for ref := range r.Members {
+			if !strings.HasPrefix(ref, "Patient/") {
+				return r, refused(outcome.NotSupported, "the Group, or one in it, has a member-filter and members that are no Patients, or named by an identifier only: whom it has cannot be told")
+			}
+			w.criteria[id].listed = map[string][]store.Stay{}
+		}
+	}
 	return r, err
 }
 
@@ -263,8 +279,9 @@ func (w *walk) note(c *cohort) {
 
 // actualGroup refuses a Group that lists nobody but defines who belongs to it,
 // and one whose meaning is modified in a way that we do not know (decisions.md
-// 3). It counts the members that are none of the known ones.
-func actualGroup(body []byte, known map[string][]store.Stay) (unknown int, err error) {
+// 3). It counts the members that are none of the known ones, and returns the
+// searches by which the Group says whom it has.
+func actualGroup(body []byte, known map[string][]store.Stay) (unknown int, searches []string, err error) {
 	var g struct {
 		Actual     json.RawMessage   `json:"actual"`
 		Membership json.RawMessage   `json:"membership"` // since R5
@@ -272,12 +289,13 @@ func actualGroup(body []byte, known map[string][]store.Stay) (unknown int, err e
 		Member     []json.RawMessage `json:"member"`
 	}
 	if err := json.Unmarshal(body, &g); err != nil {
-		return 0, refused(outcome.NotSupported, "the Group, or one in it, is no Group of FHIR R4: its member is no array")
+		return 0, nil, refused(outcome.NotSupported, "the Group, or one in it, is no Group of FHIR R4: its member is no array")
 	}
 	if string(g.Actual) == "false" || string(g.Membership) == `"definitional"` || string(g.Membership) == `"conceptual"` {
-		return 0, refused(outcome.NotSupported, "the Group, or one in it, is no list of members (actual is false, or membership says so): only who is listed can be exported")
+		return 0, nil, refused(outcome.NotSupported, "the Group, or one in it, is no list of members (actual is false, or membership says so): only who is listed can be exported")
 	}
-	modified := len(g.Modifiers) > 0
+	searches, ok := memberFilters(g.Modifiers)
+	modified := !ok
 	for _, m := range g.Member {
 		var member struct {
 			Modifiers json.RawMessage `json:"modifierExtension"`
@@ -301,9 +319,9 @@ func actualGroup(body []byte, known map[string][]store.Stay) (unknown int, err e
 		}
 	}
 	if modified {
-		return 0, refused(outcome.NotSupported, "the Group, or one in it, has a modifierExtension that is not known here: who belongs to it cannot be told for sure")
+		return 0, nil, refused(outcome.NotSupported, "the Group, or one in it, has a modifierExtension that is not known here: who belongs to it cannot be told for sure")
 	}
-	return unknown, nil
+	return unknown, searches, understood(searches)
 }
 
 // isKnown tells whether a reference, whatever stands before it, leads to a

@@ -1,0 +1,111 @@
+package api_test
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"tidemark/store"
+)
+
+func filters(queries ...string) string {
+	var all []string
+	for _, q := range queries {
+		all = append(all, fmt.Sprintf(`{"url":"http://hl7.org/fhir/uv/bulkdata/StructureDefinition/member-filter","valueExpression":{"language":"application/x-fhir-query","expression":%q}}`, q))
+	}
+	return `,"modifierExtension":[` + strings.Join(all, ",") + `]`
+}
+
+// TestMemberFilter: a Group that says by searches whom it has is evaluated at the
+// transaction time; who may have joined in the window comes whole, and who was
+// certainly there before does not come again.
+func TestMemberFilter(t *testing.T) {
+	m := newMachine(t)
+	condition := func(id, patient, code string) store.Change {
+		return scanned(t, `{"resourceType":"Condition","id":%q,"subject":{"reference":"Patient/%s"},"code":{"coding":[{"system":"s","code":%q}]}}`, id, patient, code)
+	}
+	born := func(id, date string) store.Change {
+		return scanned(t, `{"resourceType":"Patient","id":%q,"birthDate":%q}`, id, date)
+	}
+	m.apply(born("a", "1950-01-01"), born("b", "1950-01-01"), born("young", "2010-01-01"), born("c", "1950-01-01"))
+	m.apply(condition("a", "a", "dm"), condition("young", "young", "dm"), condition("c", "c", "flu"), obs(t, "a", "a", ""), obs(t, "b", "b", ""))
+	m.apply(
+		group(t, "dm", filters("Condition?code=s|dm")),
+		group(t, "old", filters("Condition?code=s|dm", "Patient?birthdate=lt2000")),
+		group(t, "some", filters("Condition?code=s|dm"), "Patient/young", "Patient/b"),
+		group(t, "nested", "", "Group/old", "Patient/b"),
+	)
+	patients := func(h held) (ids []string) {
+		for ref := range h.rows {
+			if id, is := strings.CutPrefix(ref, "Patient/"); is {
+				ids = append(ids, id)
+			}
+		}
+		slices.Sort(ids)
+		return ids
+	}
+	expect := func(when, group, query string, want ...string) held {
+		t.Helper()
+		h := m.exportOf("/Group/"+group+"/", query)
+		var got []string
+		for ref := range h.rows {
+			if !strings.HasPrefix(ref, "Group/") {
+				got = append(got, ref)
+			}
+		}
+		slices.Sort(got)
+		slices.Sort(want)
+		if !slices.Equal(got, want) {
+			t.Errorf("%s, Group %s: %v, want %v", when, group, got, want)
+		}
+		return h
+	}
+	first := expect("at first", "dm", "", "Patient/a", "Patient/young", "Condition/a", "Condition/young", "Observation/a")
+	expect("at first", "old", "", "Patient/a", "Condition/a", "Observation/a")
+	expect("at first", "some", "", "Patient/young", "Condition/young")
+	expect("at first", "nested", "", "Patient/a", "Condition/a", "Observation/a", "Patient/b", "Observation/b")
+	since := "?_since=" + first.at
+	expect("nothing changed", "dm", since)
+	expect("nothing changed", "nested", since)
+
+	// b gets the disease, and c; young's is another one after all; a has a new row.
+	m.apply(condition("b", "b", "dm"), condition("c2", "c", "dm"), condition("young", "young", "flu"), obs(t, "a2", "a", ""))
+	m.apply(born("c", "2011-01-01"))
+	expect("after changes", "dm", since, "Patient/b", "Condition/b", "Observation/b", "Patient/c", "Condition/c", "Condition/c2", "Observation/a2")
+	expect("after changes", "old", since, "Patient/b", "Condition/b", "Observation/b", "Observation/a2")
+	expect("after changes", "some", since, "Patient/b", "Condition/b", "Observation/b")
+	if got := patients(expect("after changes, everything", "dm", "", "Patient/a", "Condition/a", "Observation/a", "Observation/a2",
+		"Patient/b", "Condition/b", "Observation/b", "Patient/c", "Condition/c", "Condition/c2")); len(got) != 3 {
+		t.Errorf("%v", got)
+	}
+	// What decides about a is the same as before, but the Group asks for something else.
+	second := m.exportOf("/Group/dm/", "")
+	m.apply(group(t, "dm", filters("Condition?code=s|dm", "Patient?birthdate=lt1990")))
+	expect("another search", "dm", "?_since="+second.at, "Patient/a", "Condition/a", "Observation/a", "Observation/a2", "Patient/b", "Condition/b", "Observation/b")
+	if rows := m.exportOf("/Group/old/", since).rows; rows["Group/old"] != "" || rows["Group/dm"] != "" {
+		t.Error("a Group that did not change, or another one, came")
+	}
+
+	// A member of some, asked for by his id, is looked for when the job is planned.
+	if status, _, ended, text := m.kick("POST", "/Group/old/", "", `{"resourceType":"Parameters","parameter":[{"name":"patient","valueReference":{"reference":"Patient/young"}}]}`); status != 202 || ended != 404 && ended != 422 {
+		t.Errorf("one who is no member: %d, then %d %s", status, ended, text)
+	}
+	for id, more := range map[string]string{
+		"unknown":  filters("Condition?colour=blue"),
+		"nobody's": filters("Organization?active=true"),
+		"broken":   filters("Condition"),
+		"language": strings.Replace(filters("Condition?code=s|dm"), "x-fhir-query", "cql", 1),
+		"other":    strings.Replace(filters("Condition?code=s|dm"), "member-filter", "other", 1),
+	} {
+		id = strings.ReplaceAll(id, "'", "")
+		m.apply(group(t, id, more))
+		if status, text, _, _ := m.kick("GET", "/Group/"+id+"/", "", ""); status != 422 || !strings.Contains(text, "not-supported") {
+			t.Errorf("%s: %d %s", id, status, text)
+		}
+	}
+	m.apply(group(t, "mixed", filters("Condition?code=s|dm"), "Group/old"))
+	if status, _, ended, text := m.kick("GET", "/Group/mixed/", "", ""); status != 202 || ended != 422 {
+		t.Errorf("searches and Groups: %d, then %d %s", status, ended, text)
+	}
+}
