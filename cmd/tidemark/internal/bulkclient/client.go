@@ -20,6 +20,8 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
+
+	"tidemark/cmd/tidemark/internal/manifest"
 )
 
 // A Client talks to one server. The zero value of all but Base works.
@@ -43,21 +45,10 @@ type Job struct {
 }
 
 // A Manifest lists the files of an export.
-type Manifest struct {
-	TransactionTime     time.Time `json:"transactionTime"`
-	Request             string    `json:"request"`
-	RequiresAccessToken bool      `json:"requiresAccessToken"`
-	Output              []File    `json:"output"`
-	Deleted             []File    `json:"deleted"`
-	Error               []File    `json:"error"`
-}
+type Manifest = manifest.Manifest
 
 // A File is an entry of a manifest.
-type File struct {
-	Type  string `json:"type"`
-	URL   string `json:"url"`
-	Count *int64 `json:"count"`
-}
+type File = manifest.File
 
 // Start kicks off an export. path is $export, Patient/$export or
 // Group/[id]/$export.
@@ -119,14 +110,15 @@ func (j *Job) poll(ctx context.Context) (*Manifest, error) {
 	if kind := answer.Header.Get("Content-Type"); !strings.HasPrefix(kind, "application/json") {
 		return nil, backoff.Permanent(fmt.Errorf("a manifest of type %.64q", kind))
 	}
-	var m Manifest
-	if err := json.NewDecoder(answer.Body).Decode(&m); err != nil {
-		return nil, backoff.Permanent(fmt.Errorf("read the manifest: %w", err))
+	text, err := io.ReadAll(answer.Body)
+	if err != nil {
+		return nil, err
 	}
-	if m.TransactionTime.IsZero() {
-		return nil, backoff.Permanent(errors.New("a manifest without transactionTime"))
+	m, err := manifest.Read(text)
+	if err != nil {
+		return nil, backoff.Permanent(err)
 	}
-	return &m, nil
+	return m, nil
 }
 
 // Delete ends the job and with it the files. The server must know nothing of

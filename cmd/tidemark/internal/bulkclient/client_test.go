@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -64,11 +65,11 @@ func client(s server) *Client {
 
 var accepted = answer{202, map[string]string{"Content-Location": "http://example.org/fhir/job/1"}, ""}
 
-const manifest = `{"transactionTime":"2026-01-02T03:04:05.123Z","request":"http://example.org/fhir/$export","requiresAccessToken":false,
+const manifestText = `{"transactionTime":"2026-01-02T03:04:05.123Z","request":"http://example.org/fhir/$export","requiresAccessToken":false,
 	"output":[{"type":"Patient","url":"http://example.org/fhir/job/1/1","count":2}],
 	"deleted":[{"type":"Bundle","url":"http://example.org/fhir/job/1/2","count":1}],"error":[]}`
 
-var complete = answer{200, map[string]string{"Content-Type": "application/json"}, manifest}
+var complete = answer{200, map[string]string{"Content-Type": "application/json"}, manifestText}
 
 // TestPollsNoFasterThanAsked: not ready at kick-off, then not complete for two
 // polls, one of which is refused as too many.
@@ -264,5 +265,63 @@ func TestDeletions(t *testing.T) {
 		if diff := cmp.Diff(test.want, got); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", test.line, diff)
 		}
+	}
+}
+
+// What the manifest and the header tell of a file is compared with what came.
+func TestDownloadIsRecounted(t *testing.T) {
+	two := "{\"id\":\"a\"}\n{\"id\":\"b\"}\n"
+	right, wrong := crc32.ChecksumIEEE([]byte(two)), uint32(1)
+	header := func(more string) map[string]string {
+		return map[string]string{"Content-Type": "application/fhir+ndjson", "Content-Encoding": "gzip", "Tidemark-CRC32": more}
+	}
+	hex := fmt.Sprintf("%08x", right)
+	for _, test := range []struct {
+		name   string
+		file   File
+		header map[string]string
+		want   string // error, "" for none
+	}{
+		{"all as it is told", File{Bytes: new(int64(len(two))), CRC: &right}, header(hex), ""},
+		{"nothing is told", File{}, header(""), ""},
+		{"another length", File{Bytes: new(int64(len(two) + 1))}, header(hex), "it has 22 bytes, the manifest says 23"},
+		{"another checksum in the manifest", File{CRC: &wrong}, header(hex), "the manifest says 00000001"},
+		{"another checksum in the header", File{}, header("00000001"), "its header Tidemark-CRC32 says 00000001"},
+		{"a header that is none", File{}, header("1"), "8 hexadecimal digits"},
+	} {
+		c := client(server{"GET /f": {{200, test.header, zip(two)}}})
+		test.file.URL = "http://example.org/f"
+		body, err := c.Fetch(t.Context(), test.file)
+		if err == nil {
+			_, err = body.Lines(func([]byte) error { return nil })
+		}
+		if (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: error %v, want %q", test.name, err, test.want)
+		}
+	}
+}
+
+func TestChecksum(t *testing.T) {
+	told := map[string]string{"Tidemark-CRC32": "0a1b2c3d"}
+	for _, test := range []struct {
+		name    string
+		answers []answer
+		want    string // error, "" for none
+	}{
+		{"told", []answer{{200, told, ""}}, ""},
+		{"busy, then told", []answer{{503, nil, ""}, {200, told, ""}}, ""},
+		{"not told", []answer{{200, nil, ""}}, ErrNoChecksum.Error()},
+		{"nonsense", []answer{{200, map[string]string{"Tidemark-CRC32": "canary"}, ""}}, "8 hexadecimal digits"},
+		{"gone", []answer{{404, nil, ""}}, "404"},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			got, err := client(server{"HEAD /f": test.answers}).Checksum(t.Context(), File{URL: "http://example.org/f"})
+			if (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
+				t.Errorf("%s: error %v, want %q", test.name, err, test.want)
+			}
+			if err == nil && got != 0x0a1b2c3d {
+				t.Errorf("%s: got %08x", test.name, got)
+			}
+		})
 	}
 }

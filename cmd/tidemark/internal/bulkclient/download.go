@@ -13,6 +13,8 @@ import (
 
 	"github.com/cenkalti/backoff/v5"
 	"github.com/klauspost/compress/gzip"
+
+	"tidemark/cmd/tidemark/internal/manifest"
 )
 
 // Transfer says how much a file was.
@@ -34,6 +36,7 @@ func (t *Transfer) Add(other Transfer) {
 type Body struct {
 	Wire []byte // as it came, compressed or not
 	file File
+	crc  *uint32 // that the answer's header tells
 	gzip bool
 }
 
@@ -42,25 +45,40 @@ type Body struct {
 func (c *Client) Fetch(ctx context.Context, f File) (*Body, error) {
 	body, err := retry(ctx, c.patience(), func() (*Body, error) { return c.fetch(ctx, f) })
 	if err != nil {
-		return nil, fmt.Errorf("download a file of %s: %w", f.kind(), err)
+		return nil, fmt.Errorf("download a file of %s: %w", kind(f), err)
 	}
 	return body, nil
 }
 
 // Lines hands over the lines of the file, without their newlines, and checks
-// its form and its count. A line is valid until the next one.
+// its form, and its count, bytes and checksum where they are known. A line is
+// valid until the next one.
 func (b *Body) Lines(line func([]byte) error) (Transfer, error) {
-	t, err := b.lines(line)
-	if err == nil && b.file.Count != nil && *b.file.Count != t.Lines {
-		err = fmt.Errorf("it has %d lines, the manifest says %d", t.Lines, *b.file.Count)
+	var tally manifest.Tally
+	t, err := b.lines(line, &tally)
+	tally.Lines = t.Lines
+	if err == nil {
+		err = b.check(tally)
 	}
 	if err != nil {
-		return t, fmt.Errorf("read a file of %s: %w", b.file.kind(), err)
+		return t, fmt.Errorf("read a file of %s: %w", kind(b.file), err)
 	}
 	return t, nil
 }
 
-func (f File) kind() string {
+// check compares with the manifest, and with the checksum of the answer: the
+// manifest may have been made before there was one.
+func (b *Body) check(t manifest.Tally) error {
+	if err := b.file.Check(t); err != nil {
+		return err
+	}
+	if b.crc != nil && *b.crc != t.CRC {
+		return fmt.Errorf("its CRC-32 is %08x, its header %s says %08x", t.CRC, manifest.Header, *b.crc)
+	}
+	return nil
+}
+
+func kind(f File) string {
 	if f.Type == "" {
 		return "deletions"
 	}
@@ -85,6 +103,10 @@ func (c *Client) fetch(ctx context.Context, f File) (*Body, error) {
 	if encoding != "" && encoding != "gzip" && encoding != "identity" {
 		return nil, backoff.Permanent(fmt.Errorf("an encoding that was not asked for: %.64q", encoding))
 	}
+	crc, err := checksum(answer.Header)
+	if err != nil {
+		return nil, backoff.Permanent(err)
+	}
 	var body bytes.Buffer
 	if answer.ContentLength > 0 {
 		body.Grow(int(answer.ContentLength) + bytes.MinRead)
@@ -92,10 +114,52 @@ func (c *Client) fetch(ctx context.Context, f File) (*Body, error) {
 	if _, err := body.ReadFrom(answer.Body); err != nil {
 		return nil, err
 	}
-	return &Body{Wire: body.Bytes(), file: f, gzip: encoding == "gzip"}, nil
+	return &Body{Wire: body.Bytes(), file: f, crc: crc, gzip: encoding == "gzip"}, nil
 }
 
-func (b *Body) lines(line func([]byte) error) (t Transfer, err error) {
+// checksum is what a file's header tells of its CRC-32, nil if nothing.
+func checksum(header http.Header) (*uint32, error) {
+	digits := header.Get(manifest.Header)
+	if digits == "" {
+		return nil, nil
+	}
+	crc, err := manifest.ParseCRC(digits)
+	if err != nil {
+		return nil, fmt.Errorf("its header %s: %w", manifest.Header, err)
+	}
+	return crc, nil
+}
+
+// ErrNoChecksum says that a server does not tell checksums.
+var ErrNoChecksum = errors.New("the server tells no checksum")
+
+// Checksum asks the server for the CRC-32 of a file without downloading it.
+func (c *Client) Checksum(ctx context.Context, f File) (uint32, error) {
+	crc, err := retry(ctx, c.patience(), func() (*uint32, error) {
+		answer, err := c.do(ctx, http.MethodHead, f.URL, http.Header{"Accept": {"application/fhir+ndjson"}})
+		if err != nil {
+			return nil, err
+		}
+		defer answer.Body.Close()
+		if answer.StatusCode != http.StatusOK {
+			return nil, refusal(answer)
+		}
+		crc, err := checksum(answer.Header)
+		if err == nil && crc == nil {
+			err = ErrNoChecksum
+		}
+		if err != nil {
+			return nil, backoff.Permanent(err)
+		}
+		return crc, nil
+	})
+	if err != nil {
+		return 0, err
+	}
+	return *crc, nil
+}
+
+func (b *Body) lines(line func([]byte) error, tally *manifest.Tally) (t Transfer, err error) {
 	t.Wire = int64(len(b.Wire))
 	wire := bytes.NewReader(b.Wire)
 	var text io.Reader = wire
@@ -108,7 +172,7 @@ func (b *Body) lines(line func([]byte) error) (t Transfer, err error) {
 		zip.Multistream(false)
 		text = zip
 	}
-	scan := bufio.NewScanner(text)
+	scan := bufio.NewScanner(&counted{text, tally})
 	scan.Buffer(make([]byte, 0, 64<<10), 1<<30)
 	scan.Split(splitLines)
 	for scan.Scan() {
@@ -128,6 +192,18 @@ func (b *Body) lines(line func([]byte) error) (t Transfer, err error) {
 		return t, fmt.Errorf("%d bytes follow the first gzip member", wire.Len())
 	}
 	return t, nil
+}
+
+// counted counts what is read.
+type counted struct {
+	r     io.Reader
+	tally *manifest.Tally
+}
+
+func (c *counted) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.tally.Add(p[:n])
+	return n, err
 }
 
 // splitLines cuts at newlines only. bufio.ScanLines would also hide a carriage
