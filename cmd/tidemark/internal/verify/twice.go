@@ -1,0 +1,230 @@
+package verify
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"fmt"
+	"hash/maphash"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// Resources are known by 64 bits of hash, 8 bytes of memory each, which are
+// looked at part by part. Two that look alike by chance (one pair in
+// 2^64 / n² exports of n resources) are told apart when their lines are read.
+
+const (
+	parts  = 16   // of the hashes, by their first bits
+	looked = 1000 // at most so many doubled resources are looked at
+)
+
+// doubles are the resources that stand where they should not.
+type doubles struct {
+	mu    sync.Mutex
+	twice map[uint64]bool // in output more than once
+	both  map[uint64]bool // in output and in deleted
+	more  int64           // that are in neither, being too many
+	again int64           // in deleted more than once
+}
+
+// resources says which resources stand twice, over all files.
+func (r *Report) resources(ctx context.Context, entries []*entry, organised, show bool) error {
+	var outputs, deletions []*file
+	for _, e := range entries {
+		switch {
+		case e.file == nil:
+		case e.list == output:
+			outputs = append(outputs, e.file)
+		case e.list == deleted:
+			deletions = append(deletions, e.file)
+		}
+	}
+	d := doubles{twice: map[uint64]bool{}, both: map[uint64]bool{}}
+	var work errgroup.Group
+	work.SetLimit(runtime.GOMAXPROCS(0))
+	for part := range uint64(parts) {
+		work.Go(func() error {
+			d.find(part, outputs, deletions, organised)
+			return ctx.Err()
+		})
+	}
+	if err := work.Wait(); err != nil {
+		return err
+	}
+	if d.again > 0 {
+		r.note(deleted, isAre(d.again, "resource")+" named there more than once")
+	}
+	if len(d.twice)+len(d.both) == 0 {
+		return nil
+	}
+	places, err := d.locate(ctx, outputs)
+	if err != nil {
+		return err
+	}
+	r.tell(places, d.twice, 2, " in output more than once", d.more, show)
+	r.tell(places, d.both, 1, " in output and in deleted", 0, show)
+	return nil
+}
+
+// find looks at one part of the hashes.
+func (d *doubles) find(part uint64, outputs, deletions []*file, organised bool) {
+	here := func(keys, to []uint64) []uint64 {
+		for _, k := range keys {
+			if k/(1<<64/parts) == part && k != 0 {
+				to = append(to, k)
+			}
+		}
+		return to
+	}
+	var live, gone []uint64
+	for _, f := range outputs {
+		live = here(f.keys, live)
+	}
+	for _, f := range deletions {
+		gone = here(f.gone, gone)
+	}
+	slices.Sort(live)
+	slices.Sort(gone)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for i, k := range live {
+		switch {
+		case i == 0 || k != live[i-1] || organised: // a resource may stand in several blocks
+		case len(d.twice) < looked || d.twice[k]:
+			d.twice[k] = true
+		case i < 2 || k != live[i-2]:
+			d.more++
+		}
+	}
+	for i, k := range gone {
+		if i > 0 && k == gone[i-1] {
+			d.again++
+			continue
+		}
+		if _, found := slices.BinarySearch(live, k); found && len(d.both) < looked {
+			d.both[k] = true
+		}
+	}
+}
+
+// repeated are the keys that stand in a list more than once.
+func repeated(keys []uint64) map[uint64]bool {
+	sorted := slices.Clone(keys)
+	slices.Sort(sorted)
+	again := map[uint64]bool{}
+	for i, k := range sorted {
+		if i > 0 && k == sorted[i-1] && k != 0 {
+			again[k] = true
+		}
+	}
+	return again
+}
+
+// A place is where a resource stands in output.
+type place struct {
+	file *file
+	line int64
+	key  string // Type/id; "" if it has none
+	kind string
+	hash uint64 // of the line
+}
+
+// locate reads the lines that hold doubled resources.
+func (d *doubles) locate(ctx context.Context, outputs []*file) (map[uint64][]place, error) {
+	found := map[uint64][]place{}
+	seed := maphash.MakeSeed()
+	for _, f := range outputs {
+		lines := map[int64]uint64{}
+		for i, k := range f.keys {
+			if line := int64(i) + 1; k != 0 && (d.twice[k] || d.both[k]) && !f.told[line] {
+				lines[line] = k
+			}
+		}
+		if len(lines) == 0 {
+			continue
+		}
+		n, reader := int64(0), newReader()
+		_ = f.each(ctx, nil, func(b []byte) error { // what is wrong with the file was said
+			n++
+			k, wanted := lines[n]
+			if !wanted {
+				return nil
+			}
+			b = bytes.TrimRight(bytes.TrimPrefix(b, bom), "\r\n")
+			p := place{file: f, line: n, hash: hash(seed, b)}
+			if res, err := reader.read(b); err == nil {
+				p.kind = string(res.kind)
+				if len(res.id) > 0 {
+					p.key = string(reader.key(res))
+				}
+			}
+			found[k] = append(found[k], p)
+			return nil
+		})
+	}
+	return found, ctx.Err()
+}
+
+// tell names the resources that really are where they should not be.
+func (r *Report) tell(found map[uint64][]place, which map[uint64]bool, least int, what string, more int64, show bool) {
+	var list [][]place
+	for k := range which {
+		byKey := map[string][]place{}
+		for _, p := range found[k] {
+			byKey[p.key] = append(byKey[p.key], p)
+		}
+		for _, places := range byKey {
+			if len(places) >= least {
+				list = append(list, places)
+			}
+		}
+	}
+	if len(list) == 0 {
+		return
+	}
+	slices.SortFunc(list, func(a, b []place) int { return a[0].compare(b[0]) })
+	said := []string{}
+	for _, places := range list[:min(named, len(list))] {
+		said = append(said, describe(places, show))
+	}
+	n := int64(len(list)) + more
+	if rest := n - int64(len(said)); rest > 0 {
+		said = append(said, fmt.Sprintf("and %s more", comma(rest)))
+	}
+	r.doubled = true
+	r.fault(isAre(n, "resource")+what, said...)
+}
+
+func (p place) compare(q place) int {
+	return cmp.Or(cmp.Compare(p.file.name, q.file.name), cmp.Compare(p.line, q.line))
+}
+
+func describe(places []place, show bool) string {
+	said := typeName(places[0].kind)
+	if show && places[0].key != "" {
+		said = quoted(places[0].key)
+	}
+	var where []string
+	how := "the same"
+	for i, p := range places {
+		if i < 4 {
+			where = append(where, p.file.name+" line "+comma(p.line))
+		}
+		if p.hash != places[0].hash {
+			how = "different"
+		}
+	}
+	if more := len(places) - len(where); more > 0 {
+		where = append(where, fmt.Sprintf("and %d more", more))
+	}
+	said += ": " + strings.Join(where, ", ")
+	if len(places) > 1 {
+		said += " (" + how + ")"
+	}
+	return said
+}
