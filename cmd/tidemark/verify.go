@@ -16,7 +16,7 @@ import (
 
 type verifyCmd struct {
 	Paths     []string `arg:"" name:"manifest" type:"path" help:"The manifest, as the server gave it; of an export with several pages all of them. The last argument may be the folder that holds the files. Default: the folder of the manifest."`
-	FilesOnly bool     `help:"Compare each file with the manifest only: do not look for resources that stand twice, which takes 8 bytes of memory for each."`
+	FilesOnly bool     `help:"Compare each file with the manifest only: do not look for resources that stand twice, which takes about 20 bytes of memory for each."`
 	Show      bool     `help:"Name resources that stand twice by their ids. They are patient data."`
 	Ask       bool     `help:"Ask the server for checksums that the manifest does not have."`
 	TokenFile string   `type:"path" placeholder:"FILE" help:"With --ask: a file with the access token, for a server that wants one."`

@@ -104,16 +104,15 @@ func (e *entry) inBytes(more int64) string {
 // whether the file is right without them.
 func (e *entry) doubled(ctx context.Context) (faults []string) {
 	f := e.file
-	again := repeated(f.keys)
+	again := repeated(&f.keys)
 	if len(again) == 0 {
 		return nil
 	}
 	first, later := map[uint64]int64{}, map[int64]int64{} // line numbers
-	for i, key := range f.keys {
+	for line, key := range f.keys.all() {
 		if !again[key] {
 			continue
 		}
-		line := int64(i) + 1
 		if _, ok := first[key]; ok {
 			later[line] = first[key]
 		} else {

@@ -52,8 +52,8 @@ type file struct {
 
 	told map[int64]bool // lines that were told to stand twice
 	err  error          // why it could not be read to its end
-	keys []uint64
-	gone []uint64 // hashes of the resources that deletions name
+	keys keys
+	gone keys // hashes of the resources that deletions name
 }
 
 // places are lines by their numbers, of which the first few are kept.
@@ -86,7 +86,7 @@ func (f *file) kind() string {
 const deletion = "deletion"
 
 // read reads all files of a folder that may belong to an export, several at a
-// time. Memory is bounded by the longest line, and 8 bytes a line for its key.
+// time. Memory is bounded by the longest line, and grows by the lines' keys.
 func read(ctx context.Context, entries []*entry, opts Options) ([]*file, error) {
 	files, total, err := find(entries, opts)
 	if err != nil {

@@ -100,7 +100,7 @@ func (c *counter) deletions(line []byte) {
 	c.file.deletions++
 	for _, key := range keys {
 		if c.keep {
-			c.file.gone = append(c.file.gone, hash(c.seed, []byte(key)))
+			c.file.gone.add(hash(c.seed, []byte(key)))
 		}
 	}
 }
@@ -109,7 +109,7 @@ func (c *counter) deletions(line []byte) {
 // place tells the line's number; 0 for none.
 func (c *counter) key(h uint64) {
 	if c.keep {
-		c.file.keys = append(c.file.keys, h)
+		c.file.keys.add(h)
 	}
 }
 
