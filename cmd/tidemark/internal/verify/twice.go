@@ -16,7 +16,7 @@ import (
 )
 
 // Resources are known by 64 bits of hash, which are looked at part by part: for
-// ten million resources it all takes 190 MB of memory, the garbage collector's
+// ten million resources it all takes some 200 MB of memory, the garbage collector's
 // share included. Two that look alike by chance (one pair in
 // 2^64 / n² exports of n resources) are told apart when their lines are read.
 
