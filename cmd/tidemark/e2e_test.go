@@ -84,6 +84,7 @@ func TestEndToEnd(t *testing.T) {
 	r.prove()
 	t.Run("Patient level", func(t *testing.T) { patientLevel(t, r) })
 	t.Run("Group level", func(t *testing.T) { groupLevel(t, r) })
+	t.Run("verify", func(t *testing.T) { verifyDownload(t, r) })
 	log, err := os.ReadFile(r.log)
 	if err != nil {
 		t.Fatal(err)
