@@ -11,7 +11,7 @@ import (
 )
 
 // entry says how an entry and its file agree.
-func (r *Report) entry(ctx context.Context, e *entry, entries []*entry) {
+func (r *Report) entry(ctx context.Context, e *entry, named map[string]*entry) {
 	f := e.file
 	if f == nil {
 		r.fault(e.String(), "its file is missing: no file here is like it")
@@ -22,36 +22,31 @@ func (r *Report) entry(ctx context.Context, e *entry, entries []*entry) {
 	if f.err != nil {
 		faults = append(faults, f.err.Error())
 	}
-	formed := false // the form was told
+	asIs, tidy := e.Check(f.asIs), e.Check(f.tidy)
 	switch {
-	case e.proof == unproved && f.err == nil && e.Check(f.tidy) == nil && e.Check(f.asIs) != nil:
-		faults = append(faults, "its content is what the manifest says, its form is not: "+strings.Join(f.form(), "; "))
-		formed = true
 	case e.proof == unproved:
 		faults = append(faults, e.differences(ctx)...)
 	case f.err != nil:
 		faults = append(faults, "all the same, what could be read is what the manifest says")
-	case e.Check(f.asIs) != nil: // found by its checksum
-		faults = append(faults, "the manifest contradicts itself: bytes and CRC-32 are right, but "+e.Check(f.asIs).Error())
+	case asIs != nil && tidy == nil:
+		notes = append(notes, "its content is what the manifest says, its form is not:")
+	case asIs != nil: // found by its checksum
+		faults = append(faults, "the manifest contradicts itself: bytes and CRC-32 are right, but "+asIs.Error())
 	}
 	faults = append(faults, e.kinds()...)
 	faults = append(faults, f.unfit()...)
 	if e.proof == unproved && len(faults) == 0 {
 		faults = append(faults, "it is not the file that the manifest lists: it has "+plural(f.asIs.Lines, "line"))
 	}
-	if form := f.form(); !formed && (len(faults) > 0 || f.bom || f.blank.n > 0) {
-		faults = append(faults, form...)
-	} else if !formed {
-		notes = append(notes, form...)
-	}
-	r.fault(where, faults...)
-	if len(faults) > 0 {
+	notes = append(notes, f.form()...)
+	if len(faults) > 0 || f.bom || f.blank.n > 0 { // which readers stumble over
+		r.fault(where, append(faults, notes...)...)
 		return
 	}
 	if e.list == output && e.Type != "" && f.nameless > 0 {
 		notes = append(notes, plural(f.nameless, "resource")+" without an id: whether they stand twice shows only where the lines are the same")
 	}
-	if other := misnamed(e, entries); other != nil {
+	if other := named[f.base]; other != nil && f.base != e.name && other.file != f {
 		notes = append(notes, "its name is that of "+other.String())
 	}
 	r.note(where, notes...)
@@ -80,6 +75,9 @@ func (e *entry) differences(ctx context.Context) (faults []string) {
 	}
 	if f.open && f.err == nil && slices.Contains(f.broken.first, f.lines) {
 		faults = append(faults, fmt.Sprintf("it breaks off in line %s: the download was cut short", comma(f.lines)))
+	}
+	if lines == 0 && bytes != 0 && f.err == nil && f.broken.n == 0 {
+		faults = append(faults, "perhaps a client has read and written it anew instead of keeping its bytes: then numbers such as 1.00 have become 1")
 	}
 	if lines > 0 {
 		faults = append(faults, e.doubled(ctx)...)
@@ -239,7 +237,7 @@ func (e *entry) kinds() []string {
 	if len(others) > 0 {
 		said += ", but " + strings.Join(others[:min(3, len(others))], ", ")
 	}
-	if right == 0 && f.asIs.Lines == 1 && f.kind() == "OperationOutcome" {
+	if right == 0 && f.asIs.Lines == 1 && f.kind == "OperationOutcome" {
 		said += ": perhaps the server's answer was an error"
 	}
 	return []string{said}
@@ -269,19 +267,4 @@ func (p *places) are(what string) string {
 		return fmt.Sprintf("lines %s and %s more are %s", strings.Join(list, ", "), comma(more), what)
 	}
 	return fmt.Sprintf("lines %s and %s are %s", strings.Join(list[:len(list)-1], ", "), list[len(list)-1], what)
-}
-
-// misnamed is the entry whose URL ends as the file of another one is called.
-// Nothing is lost by it, but somebody may look for data by names.
-func misnamed(e *entry, entries []*entry) *entry {
-	name := plainName(e.file.path)
-	if name == e.Name() {
-		return nil
-	}
-	for _, other := range entries {
-		if other.Name() == name && other.file != e.file {
-			return other
-		}
-	}
-	return nil
 }

@@ -31,6 +31,7 @@ const maxLine = 256 << 20
 // A file is what one pass over a downloaded file has found.
 type file struct {
 	name string // in the folder, for people
+	base string // the last part of that, without what compression adds
 	path string
 	disk int64 // bytes on disk
 	max  int   // the longest line that is read
@@ -38,6 +39,7 @@ type file struct {
 	asIs manifest.Tally // as it lies there, uncompressed
 	tidy manifest.Tally // as it would be in good form: no BOM, no \r, no blank lines, a newline at the end
 
+	kind      string            // what most lines are
 	kinds     map[string]*int64 // lines by resource type; "": none
 	deletions int64             // lines that are Bundles of deletions
 	lines     int64             // also blank ones
@@ -68,8 +70,8 @@ func (p *places) add(line int64) {
 	}
 }
 
-// kind is what most lines are.
-func (f *file) kind() string {
+// mostly is what most lines are.
+func (f *file) mostly() string {
 	if f.deletions > 0 && 2*f.deletions >= f.asIs.Lines {
 		return deletion
 	}
@@ -94,7 +96,7 @@ func read(ctx context.Context, entries []*entry, opts Options) ([]*file, error) 
 	}
 	// The largest first: the last one to end should be a small one.
 	queue := slices.Clone(files)
-	slices.SortStableFunc(queue, func(a, b *file) int { return int(min(1, max(-1, b.disk-a.disk))) })
+	slices.SortStableFunc(queue, func(a, b *file) int { return cmp.Compare(b.disk, a.disk) })
 	m := &meter{total: total, tell: opts.Progress}
 	work, ctx := errgroup.WithContext(ctx)
 	work.SetLimit(runtime.GOMAXPROCS(0))
@@ -106,7 +108,7 @@ func read(ctx context.Context, entries []*entry, opts Options) ([]*file, error) 
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
-			f.err = err
+			f.err, f.kind = err, f.mostly()
 			return nil
 		})
 	}
@@ -118,7 +120,7 @@ func read(ctx context.Context, entries []*entry, opts Options) ([]*file, error) 
 func find(entries []*entry, opts Options) (files []*file, total int64, err error) {
 	called := map[string]bool{}
 	for _, e := range entries {
-		called[e.Name()] = true
+		called[e.name] = true
 	}
 	root, err := filepath.EvalSymlinks(opts.Dir)
 	if err != nil {
@@ -128,7 +130,8 @@ func find(entries []*entry, opts Options) (files []*file, total int64, err error
 		if err != nil {
 			return fmt.Errorf("look for files: %w", err)
 		}
-		if base := plainName(path); !called[base] && !strings.HasSuffix(strings.ToLower(base), ".ndjson") {
+		base := plainName(path)
+		if !called[base] && !strings.HasSuffix(strings.ToLower(base), ".ndjson") {
 			return nil
 		}
 		info, err := os.Stat(path) // of what a link leads to
@@ -142,7 +145,10 @@ func find(entries []*entry, opts Options) (files []*file, total int64, err error
 		if err != nil {
 			return err
 		}
-		files = append(files, &file{name: quoted(filepath.ToSlash(name)), path: path, disk: info.Size(), max: cmp.Or(opts.maxLine, maxLine), kinds: map[string]*int64{}})
+		files = append(files, &file{
+			name: quoted(filepath.ToSlash(name)), base: base, path: path,
+			disk: info.Size(), max: cmp.Or(opts.maxLine, maxLine), kinds: map[string]*int64{},
+		})
 		total += info.Size()
 		return nil
 	})
@@ -175,16 +181,11 @@ func (f *file) each(ctx context.Context, m *meter, fn func([]byte) error) (err e
 	for n := int64(1); ; n++ {
 		line, err := lines.ReadSlice('\n')
 		if errors.Is(err, bufio.ErrBufferFull) {
-			long = long[:0]
-			for errors.Is(err, bufio.ErrBufferFull) && len(long) < f.max {
-				long = append(long, line...)
-				line, err = lines.ReadSlice('\n')
-			}
-			if errors.Is(err, bufio.ErrBufferFull) {
-				return fmt.Errorf("line %d is longer than %d MiB: it was not read any further", n, f.max>>20)
-			}
-			long = append(long, line...)
+			long, err = readLong(lines, append(long[:0], line...), f.max)
 			line = long
+		}
+		if errors.Is(err, bufio.ErrBufferFull) {
+			return fmt.Errorf("line %d is longer than %d MiB: it was not read any further", n, f.max>>20)
 		}
 		if len(line) > 0 {
 			if err := fn(line); err != nil {
@@ -200,6 +201,18 @@ func (f *file) each(ctx context.Context, m *meter, fn func([]byte) error) (err e
 	}
 }
 
+// readLong reads on in a line of which the buffer holds no more than it has
+// given, up to a limit.
+func readLong(lines *bufio.Reader, line []byte, limit int) ([]byte, error) {
+	err := bufio.ErrBufferFull
+	for errors.Is(err, bufio.ErrBufferFull) && len(line) < limit {
+		var more []byte
+		more, err = lines.ReadSlice('\n')
+		line = append(line, more...)
+	}
+	return line, err
+}
+
 // inflate reads through compression if there is any, whatever the file is
 // called. Several gzip members count as one.
 func inflate(r io.Reader) (io.Reader, error) {
@@ -208,6 +221,9 @@ func inflate(r io.Reader) (io.Reader, error) {
 		return disk, nil // whatever the error is, it comes again
 	}
 	zip, err := gzip.NewReader(disk)
+	if errors.Is(err, gzip.ErrHeader) {
+		return nil, errors.New("its gzip data are damaged")
+	}
 	if err != nil {
 		return nil, unreadable(err)
 	}

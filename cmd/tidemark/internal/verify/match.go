@@ -1,7 +1,6 @@
 package verify
 
 import (
-	"path/filepath"
 	"strings"
 
 	"tidemark/cmd/tidemark/internal/manifest"
@@ -67,19 +66,25 @@ func (e *entry) says() (t manifest.Tally) {
 	return t
 }
 
-// match gives entries the files that have their content, each file once.
+// match gives entries the files that have their content, each file once: those
+// that have it as they are, then those that would have it in good form.
 func match(entries []*entry, files []*file) {
 	taken := map[*file]bool{}
+	matchBy(func(f *file) manifest.Tally { return f.asIs }, entries, files, taken)
+	matchBy(func(f *file) manifest.Tally { return f.tidy }, entries, files, taken)
+}
+
+func matchBy(tally func(*file) manifest.Tally, entries []*entry, files []*file, taken map[*file]bool) {
 	for _, s := range strength {
 		var index map[manifest.Tally][]*file
 		for _, e := range entries {
-			if e.known() != s.known {
+			if e.file != nil || e.known() != s.known {
 				continue
 			}
 			if index == nil {
 				index = map[manifest.Tally][]*file{}
 				for _, f := range files {
-					t := s.known.of(f.asIs)
+					t := s.known.of(tally(f))
 					index[t] = append(index[t], f)
 				}
 			}
@@ -108,29 +113,27 @@ func (e *entry) choose(files []*file, taken map[*file]bool, p proof) (best *file
 
 // wants tells whether a file holds what the entry's files do.
 func (e *entry) wants(f *file) bool {
-	kind := f.kind()
 	switch {
 	case e.list == deleted:
-		return kind == deletion
+		return f.kind == deletion
 	case e.list == outcomes:
-		return kind == "OperationOutcome"
+		return f.kind == "OperationOutcome"
 	case e.Type == "Bundle":
-		return kind == "Bundle" || kind == deletion
+		return f.kind == "Bundle" || f.kind == deletion
 	}
-	return e.Type == "" || kind == e.Type
+	return e.Type == "" || f.kind == e.Type
 }
 
 // likeness weighs hints: the URL's name, what the lines are, the type in the
 // name. 0 is none.
 func (e *entry) likeness(f *file) (hints int) {
-	name := plainName(f.path)
-	if name == e.Name() {
+	if f.base == e.name {
 		hints += 4
 	}
 	if e.wants(f) {
 		hints += 2
 	}
-	if e.typed(name) {
+	if e.typed(f.base) {
 		hints++
 	}
 	return hints
@@ -145,15 +148,11 @@ func (e *entry) typed(name string) bool {
 	if kind == "" {
 		return false
 	}
-	for word := range strings.FieldsFuncSeq(strings.TrimSuffix(name, filepath.Ext(name)), func(r rune) bool {
-		return (r < 'A' || r > 'Z') && (r < 'a' || r > 'z')
-	}) {
-		if word == kind {
-			return true
-		}
-	}
-	return false
+	_, rest, found := strings.Cut(name, kind)
+	return found && (rest == "" || !letter(rest[0])) && (len(name) == len(rest)+len(kind) || !letter(name[len(name)-len(rest)-len(kind)-1]))
 }
+
+func letter(b byte) bool { return b >= 'A' && b <= 'Z' || b >= 'a' && b <= 'z' }
 
 // pair gives entries that have no file yet the likeliest of those left over, by
 // hints, then by size, so that what is wrong can be said of them together. Of

@@ -28,10 +28,27 @@ const (
 // doubles are the resources that stand where they should not.
 type doubles struct {
 	mu    sync.Mutex
-	twice map[uint64]bool // in output more than once
-	both  map[uint64]bool // in output and in deleted
-	more  int64           // that are in neither, being too many
-	again int64           // in deleted more than once
+	twice hashes // in output more than once
+	both  hashes // in output and in deleted
+	again int64  // in deleted more than once
+}
+
+// hashes are some of those there are.
+type hashes struct {
+	some map[uint64]bool
+	more int64
+}
+
+// add enters one that was not entered before.
+func (h *hashes) add(k uint64) {
+	if len(h.some) == looked {
+		h.more++
+		return
+	}
+	if h.some == nil {
+		h.some = map[uint64]bool{}
+	}
+	h.some[k] = true
 }
 
 // resources says which resources stand twice, over all files.
@@ -46,7 +63,7 @@ func (r *Report) resources(ctx context.Context, entries []*entry, organised, sho
 			deletions = append(deletions, e.file)
 		}
 	}
-	d := doubles{twice: map[uint64]bool{}, both: map[uint64]bool{}}
+	var d doubles
 	var work errgroup.Group
 	work.SetLimit(runtime.GOMAXPROCS(0))
 	for part := range uint64(parts) {
@@ -61,15 +78,15 @@ func (r *Report) resources(ctx context.Context, entries []*entry, organised, sho
 	if d.again > 0 {
 		r.note(deleted, isAre(d.again, "resource")+" named there more than once")
 	}
-	if len(d.twice)+len(d.both) == 0 {
+	if len(d.twice.some)+len(d.both.some) == 0 {
 		return nil
 	}
 	places, err := d.locate(ctx, outputs)
 	if err != nil {
 		return err
 	}
-	r.tell(places, d.twice, 2, " in output more than once", d.more, show)
-	r.tell(places, d.both, 1, " in output and in deleted", 0, show)
+	r.tell(places, d.twice, 2, " in output more than once", show)
+	r.tell(places, d.both, 1, " in output and in deleted", show)
 	return nil
 }
 
@@ -91,12 +108,9 @@ func (d *doubles) find(part uint64, outputs, deletions []*file, organised bool) 
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for i, k := range live {
-		switch {
-		case i == 0 || k != live[i-1] || organised: // a resource may stand in several blocks
-		case len(d.twice) < looked || d.twice[k]:
-			d.twice[k] = true
-		case i < 2 || k != live[i-2]:
-			d.more++
+		second := i > 0 && k == live[i-1] && (i == 1 || k != live[i-2])
+		if second && !organised { // a resource may stand in several blocks
+			d.twice.add(k)
 		}
 	}
 	for i, k := range gone {
@@ -104,8 +118,8 @@ func (d *doubles) find(part uint64, outputs, deletions []*file, organised bool) 
 			d.again++
 			continue
 		}
-		if _, found := slices.BinarySearch(live, k); found && len(d.both) < looked {
-			d.both[k] = true
+		if _, found := slices.BinarySearch(live, k); found {
+			d.both.add(k)
 		}
 	}
 }
@@ -169,7 +183,7 @@ func (d *doubles) locate(ctx context.Context, outputs []*file) (map[uint64][]pla
 	for _, f := range outputs {
 		lines := map[int64]uint64{}
 		for line, k := range f.keys.all() {
-			if k != 0 && (d.twice[k] || d.both[k]) && !f.told[line] {
+			if k != 0 && (d.twice.some[k] || d.both.some[k]) && !f.told[line] {
 				lines[line] = k
 			}
 		}
@@ -199,9 +213,9 @@ func (d *doubles) locate(ctx context.Context, outputs []*file) (map[uint64][]pla
 }
 
 // tell names the resources that really are where they should not be.
-func (r *Report) tell(found map[uint64][]place, which map[uint64]bool, least int, what string, more int64, show bool) {
+func (r *Report) tell(found map[uint64][]place, which hashes, least int, what string, show bool) {
 	var list [][]place
-	for k := range which {
+	for k := range which.some {
 		byKey := map[string][]place{}
 		for _, p := range found[k] {
 			byKey[p.key] = append(byKey[p.key], p)
@@ -217,10 +231,10 @@ func (r *Report) tell(found map[uint64][]place, which map[uint64]bool, least int
 	}
 	slices.SortFunc(list, func(a, b []place) int { return a[0].compare(b[0]) })
 	said := []string{}
-	for _, places := range list[:min(named, len(list))] {
+	for _, places := range list[:min(few, len(list))] {
 		said = append(said, describe(places, show))
 	}
-	n := int64(len(list)) + more
+	n := int64(len(list)) + which.more
 	if rest := n - int64(len(said)); rest > 0 {
 		said = append(said, fmt.Sprintf("and %s more", comma(rest)))
 	}

@@ -35,8 +35,8 @@ type Options struct {
 	maxLine int // for tests
 }
 
-// named is how many of a kind are named at most.
-const named = 10
+// few is how many of a kind are named at most.
+const few = 10
 
 // An entry is a file of the export as the manifest lists it, and the downloaded
 // file that was found to be it.
@@ -44,6 +44,7 @@ type entry struct {
 	manifest.File
 	list   string // output, deleted or errors
 	number int    // in the list, over all pages
+	name   string // the last part of its URL
 	file   *file  // nil: missing
 	proof  proof
 }
@@ -61,7 +62,7 @@ func (e *entry) String() string {
 	if e.list == output && e.Type != "" {
 		s += ", " + quoted(e.Type)
 	}
-	return s + ", " + quoted(e.Name())
+	return s + ", " + quoted(e.name)
 }
 
 // Run verifies what lies in a folder against the pages of an export's manifest.
@@ -80,8 +81,12 @@ func Run(ctx context.Context, pages []*manifest.Manifest, opts Options) (*Report
 	pair(entries, files)
 
 	organised := pages[0].OrganizedBy != ""
+	named := map[string]*entry{}
 	for _, e := range entries {
-		r.entry(ctx, e, entries)
+		named[e.name] = e
+	}
+	for _, e := range entries {
+		r.entry(ctx, e, named)
 	}
 	r.strangers(files, entries)
 	if !opts.FilesOnly {
@@ -99,7 +104,7 @@ func list(pages []*manifest.Manifest) (entries []*entry) {
 	add := func(list string, files []manifest.File) {
 		for _, f := range files {
 			numbers[list]++
-			entries = append(entries, &entry{File: f, list: list, number: numbers[list]})
+			entries = append(entries, &entry{File: f, list: list, number: numbers[list], name: f.Name()})
 		}
 	}
 	for _, m := range pages {
@@ -175,13 +180,13 @@ func (r *Report) strangers(files []*file, entries []*entry) {
 		name := f.name
 		if same := copies[f.asIs]; same != nil && f.err == nil && f.asIs.Bytes > 0 {
 			name += ", a copy of " + same.name
-		} else if f.kind() != deletion && typeName(f.kind()) != f.kind() {
+		} else if f.kind != deletion && typeName(f.kind) != f.kind {
 			name += ", which holds no FHIR resources"
 		}
 		names = append(names, name)
 	}
-	if n := int64(len(names)); n > named {
-		names = append(names[:named], fmt.Sprintf("and %s more", comma(n-named)))
+	if n := int64(len(names)); n > few {
+		names = append(names[:few], fmt.Sprintf("and %s more", comma(n-few)))
 	}
 	r.note("what belongs to no entry of the manifest", names...)
 }

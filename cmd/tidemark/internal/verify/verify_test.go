@@ -116,7 +116,7 @@ func damage(rng *rand.Rand, texts map[string]string) string {
 		texts[name] = strings.Join(slices.Insert(lines, rng.IntN(len(lines)+1), lines[n]), "")
 		return "a doubled line"
 	case 3:
-		texts[name] = texts[name][:rng.IntN(len(texts[name]))]
+		texts[name] = texts[name][:rng.IntN(len(texts[name])-1)] // all but a newline: then nothing is lost
 		return "cut short"
 	case 4:
 		delete(texts, name)
