@@ -25,7 +25,7 @@ type verifyCmd struct {
 // Help is shown by --help.
 func (*verifyCmd) Help() string {
 	return `Reads each downloaded file once and compares it with what the manifest says of it: lines, bytes, CRC-32, resource type. Which file is which it
-finds by their content, not by their names: .ndjson and .ndjson.gz in the folder and the folders in it, and whatever is called as a URL ends.
+finds by their content, not by their names: .ndjson and .ndjson.gz in the folder and the folders in it, and whatever is called as a URL ends. Files of a type may have been joined.
 Then it looks for resources that stand twice in all of output, or in output and in deleted. Nothing is changed, no id or body is shown.
 
   curl -s -H 'Accept: application/json' "$STATUS_URL" > manifest.json     # before the job is deleted

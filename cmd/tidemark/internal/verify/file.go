@@ -253,6 +253,7 @@ func unreadable(err error) error {
 type meter struct {
 	mu    sync.Mutex
 	done  int64
+	told  int64
 	total int64
 	tell  func(done, total int)
 }
@@ -263,8 +264,10 @@ func (m *meter) add(n int) {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.done += int64(n)
-	m.tell(int(m.done), int(m.total))
+	if m.done += int64(n); m.done-m.told >= 8<<20 || m.done == m.total {
+		m.told = m.done
+		m.tell(int(m.done), int(m.total))
+	}
 }
 
 // metered is a reader that tells a meter, and ends with its context.

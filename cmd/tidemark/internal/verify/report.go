@@ -76,12 +76,13 @@ func (r *Report) WriteTo(w io.Writer) (int64, error) {
 // sum says how much was verified, and how much that proves.
 func (r *Report) sum(entries []*entry, organised bool, opts Options) {
 	var proved [byChecksum + 1]int64
-	var resources, deletions, bytes int64
+	var files, resources, deletions, bytes int64
 	for _, e := range entries {
+		files += int64(max(1, e.parts))
 		if e.file == nil {
 			continue
 		}
-		proved[e.proof]++
+		proved[e.proof] += int64(max(1, e.parts))
 		bytes += e.file.asIs.Bytes
 		switch e.list {
 		case output:
@@ -90,7 +91,6 @@ func (r *Report) sum(entries []*entry, organised bool, opts Options) {
 			deletions += e.file.asIs.Lines
 		}
 	}
-	files := int64(len(entries))
 	r.sums = append(r.sums, fmt.Sprintf("%s in the manifest; here are %s, %s, %s of NDJSON",
 		plural(files, "file"), plural(resources, "resource"), plural(deletions, "deletion"), humanize.IBytes(uint64(bytes))))
 	for _, p := range meaning {

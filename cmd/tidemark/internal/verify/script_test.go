@@ -74,6 +74,7 @@ var commands = map[string]func(*folder) string{
 		return ""
 	},
 	"copy": func(f *folder) string { f.write(f.arg("to"), f.text(f.arg("file"))); return "" },
+	// append joins files.
 	"append": func(f *folder) string {
 		f.write(f.arg("file"), f.text(f.arg("file"))+f.text(f.arg("from")))
 		return ""

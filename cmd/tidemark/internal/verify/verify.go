@@ -45,6 +45,7 @@ type entry struct {
 	list   string // output, deleted or errors
 	number int    // in the list, over all pages
 	name   string // the last part of its URL
+	parts  int    // how many entries it stands for, which are one file here; 0: itself
 	file   *file  // nil: missing
 	proof  proof
 }
@@ -62,7 +63,7 @@ func (e *entry) String() string {
 	if e.list == output && e.Type != "" {
 		s += ", " + quoted(e.Type)
 	}
-	return s + ", " + quoted(e.name)
+	return s + ", " + quoted(e.name) + e.joinedOf()
 }
 
 // Run verifies what lies in a folder against the pages of an export's manifest.
@@ -78,6 +79,7 @@ func Run(ctx context.Context, pages []*manifest.Manifest, opts Options) (*Report
 		return nil, err
 	}
 	match(entries, files)
+	entries = join(entries, files)
 	pair(entries, files)
 
 	organised := pages[0].OrganizedBy != ""

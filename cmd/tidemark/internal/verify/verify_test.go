@@ -127,6 +127,63 @@ func damage(rng *rand.Rand, texts map[string]string) string {
 	return "another id"
 }
 
+// Files that a client has joined are known by what they were joined of, in the
+// manifest's order or in that of names.
+func TestJoined(t *testing.T) {
+	var x export
+	for i := range 12 {
+		e := exported{list: output, kind: "Observation", name: fmt.Sprintf("%d.ndjson", i+1)}
+		for n := range 1 + i%3 {
+			e.lines = append(e.lines, fmt.Sprintf(`{"resourceType":"Observation","id":"%s-%d-%d"}`, canary, i, n))
+		}
+		x = append(x, e)
+	}
+	byName := slices.Clone(x)
+	slices.SortFunc(byName, func(a, b exported) int { return strings.Compare(a.name, b.name) })
+	for _, order := range []export{x, byName} {
+		for _, face := range []string{"v3", "v4", "sizes", "counts"} {
+			dir := t.TempDir()
+			write := func(name string, parts export) {
+				text := ""
+				for _, e := range parts {
+					text += e.text()
+				}
+				if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			write("Observation.ndjson", order[:8])
+			write("rest.ndjson", order[8:])
+			got := report(t, pagesOf(t, x, face), Options{Dir: dir})
+			if !strings.HasSuffix(got, "\n0 faults\n") || !strings.Contains(got, "12 files in the manifest; ") || !strings.Contains(got, "\n12 files ") {
+				t.Errorf("%s: it says\n%s", face, got)
+			}
+			write("rest.ndjson", append(order[8:11:11], exported{lines: order[11].lines[1:]}))
+			if got := report(t, pagesOf(t, x, face), Options{Dir: dir}); strings.HasSuffix(got, "\n0 faults\n") {
+				t.Errorf("%s: it says\n%s", face, got)
+			}
+		}
+	}
+}
+
+func TestAfter(t *testing.T) {
+	rng := rand.New(rand.NewPCG(2, 8))
+	for range 200 {
+		b := make([]byte, rng.IntN(5000))
+		for i := range b {
+			b[i] = byte(rng.Uint32())
+		}
+		cut := rng.IntN(len(b) + 1)
+		var first, second, whole manifest.Tally
+		first.Add(b[:cut])
+		second.Add(b[cut:])
+		whole.Add(b)
+		if got := after(first.CRC, second.CRC, second.Bytes); got != whole.CRC {
+			t.Fatalf("%d bytes after %d: got %08x, want %08x", len(b)-cut, cut, got, whole.CRC)
+		}
+	}
+}
+
 func TestOneByte(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 8))
 	for range 300 {
