@@ -124,17 +124,24 @@ func (e *entry) wants(f *file) bool {
 	return e.Type == "" || f.kind == e.Type
 }
 
-// likeness weighs hints: the URL's name, what the lines are, the type in the
-// name. 0 is none.
+// Hints, by their weight.
+const (
+	typeInName = 1 << iota
+	sameType
+	sameName // as the URL's
+	allHints = sameName | sameType | typeInName
+)
+
+// likeness weighs hints; 0 is none.
 func (e *entry) likeness(f *file) (hints int) {
 	if f.base == e.name {
-		hints += 4
+		hints += sameName
 	}
 	if e.wants(f) {
-		hints += 2
+		hints += sameType
 	}
 	if e.typed(f.base) {
-		hints++
+		hints += typeInName
 	}
 	return hints
 }
@@ -148,8 +155,8 @@ func (e *entry) typed(name string) bool {
 	if kind == "" {
 		return false
 	}
-	_, rest, found := strings.Cut(name, kind)
-	return found && (rest == "" || !letter(rest[0])) && (len(name) == len(rest)+len(kind) || !letter(name[len(name)-len(rest)-len(kind)-1]))
+	before, rest, found := strings.Cut(name, kind)
+	return found && (before == "" || !letter(before[len(before)-1])) && (rest == "" || !letter(rest[0]))
 }
 
 func letter(b byte) bool { return b >= 'A' && b <= 'Z' || b >= 'a' && b <= 'z' }
@@ -162,13 +169,21 @@ func pair(entries []*entry, files []*file) {
 	for _, e := range entries {
 		taken[e.file] = true
 	}
-	for hints := 7; hints > 0; hints-- {
+	called := map[string][]*file{}
+	for _, f := range files {
+		called[f.base] = append(called[f.base], f)
+	}
+	for hints := allHints; hints > 0; hints-- {
 		for _, e := range entries {
 			if e.file != nil {
 				continue
 			}
+			candidates := files
+			if hints >= sameName {
+				candidates = called[e.name]
+			}
 			var best *file
-			for _, f := range files {
+			for _, f := range candidates {
 				if !taken[f] && e.likeness(f) == hints && (best == nil || e.distance(f) < e.distance(best)) {
 					best = f
 				}
