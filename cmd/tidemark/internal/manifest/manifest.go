@@ -38,6 +38,7 @@ type Manifest struct {
 	RequiresAccessToken bool
 	OrganizedBy         string // the type by which files are organised; "" where each holds one type
 	Next                string // URL of the next page; "" on the last one
+	Published           bool   // of $bulk-publish: a later file may hold a newer version
 	Output              []File
 	Deleted             []File
 	Error               []File // version 4 calls it outcome
@@ -105,6 +106,7 @@ func kindOf(k jsontext.Kind) string {
 
 // raw is a manifest as it is written.
 type raw struct {
+	ManifestType        string         `json:"manifestType"`
 	TransactionTime     string         `json:"transactionTime"`
 	Request             string         `json:"request"`
 	RequiresAccessToken bool           `json:"requiresAccessToken"`
@@ -145,9 +147,10 @@ func (m *Manifest) UnmarshalJSON(text []byte) error {
 	}
 	*m = Manifest{
 		TransactionTime: at, Request: r.Request, RequiresAccessToken: r.RequiresAccessToken, OrganizedBy: r.OutputOrganizedBy,
+		Published: path.Base(r.ManifestType) == "BulkPublishManifest",
 	}
 	for _, l := range r.Link {
-		if l.Relation == "next" {
+		if l.Relation == "next" && !strings.HasPrefix(l.URL, "#") { // #pending, #closed: there is no next page (yet)
 			m.Next = l.URL
 		}
 	}

@@ -43,6 +43,11 @@ func TestRead(t *testing.T) {
 				Error:  []File{{URL: "https://example.org/f/4.ndjson", Bytes: new(int64(9))}},
 			},
 		},
+		{
+			"published", `{"manifestType":"http://hl7.org/fhir/uv/bulkdata/StructureDefinition/BulkPublishManifest","transactionTime":"2026-01-03T08:15:03.412Z",
+			"link":[{"relation":"next","url":"#pending"}]}`,
+			Manifest{TransactionTime: at, Published: true},
+		},
 		// Its fileSize may be that of the compressed file.
 		{
 			"another server's", `{"transactionTime":"2026-01-03T09:15:03.412+01:00","output":[{"type":"Patient","url":"u","fileSize":12,"count":2}],

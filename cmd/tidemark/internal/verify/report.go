@@ -10,6 +10,7 @@ import (
 
 	"github.com/dustin/go-humanize"
 
+	"tidemark/cmd/tidemark/internal/manifest"
 	"tidemark/store/fhir"
 )
 
@@ -74,7 +75,7 @@ func (r *Report) WriteTo(w io.Writer) (int64, error) {
 }
 
 // sum says how much was verified, and how much that proves.
-func (r *Report) sum(entries []*entry, organised bool, opts Options) {
+func (r *Report) sum(entries []*entry, m *manifest.Manifest, opts Options) {
 	var proved [byChecksum + 1]int64
 	var files, resources, deletions, bytes int64
 	for _, e := range entries {
@@ -107,7 +108,9 @@ func (r *Report) sum(entries []*entry, organised bool, opts Options) {
 	switch {
 	case opts.FilesOnly:
 		r.sums = append(r.sums, "whether a resource stands twice was not looked for (--files-only)")
-	case organised:
+	case m.Published:
+		r.sums = append(r.sums, "what is published may come again in a newer version, so no resource was looked for twice")
+	case m.OrganizedBy != "":
 		r.sums = append(r.sums, "files are organised in blocks: a resource may stand in several, so none was looked for twice")
 	case !r.doubled:
 		r.sums = append(r.sums, "no resource stands in output twice, none in output and in deleted")

@@ -91,12 +91,12 @@ func Run(ctx context.Context, pages []*manifest.Manifest, opts Options) (*Report
 		r.entry(ctx, e, named)
 	}
 	r.strangers(files, entries)
-	if !opts.FilesOnly {
+	if !opts.FilesOnly && !pages[0].Published {
 		if err := r.resources(ctx, entries, organised, opts.Show); err != nil {
 			return nil, err
 		}
 	}
-	r.sum(entries, organised, opts)
+	r.sum(entries, pages[0], opts)
 	return r, ctx.Err()
 }
 
@@ -121,7 +121,8 @@ func list(pages []*manifest.Manifest) (entries []*entry) {
 func (r *Report) pages(pages []*manifest.Manifest) {
 	first, open := pages[0], 0
 	for _, m := range pages {
-		if !m.TransactionTime.Equal(first.TransactionTime) || m.Request != first.Request || m.OrganizedBy != first.OrganizedBy {
+		again := first.Published && m.Published // the pages of an update chain are of their own times
+		if !again && !m.TransactionTime.Equal(first.TransactionTime) || m.Request != first.Request || m.OrganizedBy != first.OrganizedBy {
 			r.fault("the manifests", "they are not pages of one export: their transactionTime or request differ")
 		}
 		if m.Next != "" {
