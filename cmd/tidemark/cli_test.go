@@ -42,7 +42,7 @@ func TestHelpTeaches(t *testing.T) {
 			}
 		}
 	}
-	for _, name := range []string{"demo", "serve", "check", "reindex", "promise", "deadletter", "verify", "check-config", "version"} {
+	for _, name := range []string{"demo", "serve", "check", "reindex", "promise", "deadletter", "group", "verify", "check-config", "version"} {
 		if got, code := command(t, name, "--help"); code != 0 || !strings.Contains(got, "Usage: tidemark "+name) {
 			t.Errorf("%s --help: exit %d:\n%s", name, code, got)
 		}
@@ -255,7 +255,7 @@ func TestCertificateFollowsItsFiles(t *testing.T) {
 }
 
 func TestTopicPatternMatchesWholeNames(t *testing.T) {
-	p, err := wholeName(`^fhir\..*|hl7`)
+	p, err := config.WholeName(`^fhir\..*|hl7`)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -30,10 +30,12 @@ type operation func(ctx context.Context, db *store.DB, args url.Values, out io.W
 
 // operations are what a running server can be asked for.
 var operations = map[string]operation{
-	"backup":  backup,
-	"check":   checkOpen,
-	"erase":   erase,
-	"inspect": inspect,
+	"backup":      backup,
+	"check":       checkOpen,
+	"erase":       erase,
+	"group":       showGroup,
+	"group-state": groupStateOf,
+	"inspect":     inspect,
 }
 
 // onStore carries an operation out on the store in dir, wherever it is open.

@@ -44,7 +44,7 @@ func ownBases(c *config.Config) []string {
 func intakeTopics(list []config.Topic, bases []string) ([]pipeline.Topic, error) {
 	topics := make([]pipeline.Topic, 0, len(list))
 	for i, t := range list {
-		pattern, err := wholeName(t.Pattern)
+		pattern, err := config.WholeName(t.Pattern)
 		if err != nil {
 			return nil, fmt.Errorf("topics[%d].pattern: %w", i, err)
 		}

@@ -5,7 +5,6 @@ import (
 	"crypto/x509"
 	"fmt"
 	"os"
-	"regexp"
 	"strings"
 
 	"github.com/segmentio/kafka-go/sasl"
@@ -64,13 +63,4 @@ func kafkaSASL(c config.SASL) (sasl.Mechanism, error) {
 		return nil, fmt.Errorf("kafka.sasl: user or password holds characters that %s does not allow", c.Mechanism)
 	}
 	return m, nil
-}
-
-// wholeName makes a topic pattern match names as a whole: ^fhir alone is not
-// meant to take fhir-test, too.
-func wholeName(pattern string) (*regexp.Regexp, error) {
-	if pattern == "" {
-		return nil, nil
-	}
-	return regexp.Compile(`\A(?:` + pattern + `)\z`)
 }

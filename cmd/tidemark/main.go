@@ -15,12 +15,13 @@ import (
 	"github.com/alecthomas/kong"
 
 	"tidemark/cmd/tidemark/internal/config"
+	"tidemark/cmd/tidemark/internal/roster"
 )
 
 // Exit codes. Scripts may rely on them.
 const (
 	exitFailed = 1 // it was tried and went wrong
-	exitUsage  = 2 // it was not tried: the command line or the configuration is wrong
+	exitUsage  = 2 // it was not tried: the command line, the configuration or a file that was given is wrong
 )
 
 func main() {
@@ -44,6 +45,7 @@ type commands struct {
 	Backup      backupCmd      `cmd:"" help:"Copy a store while it is served."`
 	Restore     restoreCmd     `cmd:"" help:"Make a store of a backup."`
 	Erase       eraseCmd       `cmd:"" help:"Take a resource, or a Patient's compartment, out of all history."`
+	Group       groupCmd       `cmd:"" help:"Make Groups of lists of patients, for sources that have none."`
 	Reindex     reindexCmd     `cmd:"" help:"Rebuild a store's index from its segments."`
 	Promise     promiseCmd     `cmd:"" help:"Repair what was promised while the clock was far ahead."`
 	Deadletter  deadletterCmd  `cmd:"" help:"List and show the records that could not be decoded."`
@@ -96,6 +98,9 @@ func exitCode(err error) int {
 		return exitUsage
 	}
 	if _, ok := errors.AsType[config.Faults](err); ok {
+		return exitUsage
+	}
+	if _, ok := errors.AsType[roster.Faults](err); ok {
 		return exitUsage
 	}
 	return exitFailed

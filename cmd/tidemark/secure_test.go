@@ -43,16 +43,33 @@ func TestSecuredBroker(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	secrets := []string{
+		"--set", "kafka.tls.enabled=true", "--set", "kafka.tls.ca_file=" + certFile,
+		"--set", "kafka.sasl.mechanism=SCRAM-SHA-512", "--set", "kafka.sasl.username=reader", "--set", "kafka.sasl.password_file=" + password,
+	}
 	r := newRig(t, "localhost:"+port, "fhir-changes", []kgo.Opt{
 		kgo.DialTLSConfig(trust), kgo.SASL(scram.Auth{User: "reader", Pass: canary}.AsSha512Mechanism()),
-	},
-		"--set", "kafka.tls.enabled=true", "--set", "kafka.tls.ca_file="+certFile,
-		"--set", "kafka.sasl.mechanism=SCRAM-SHA-512", "--set", "kafka.sasl.username=reader", "--set", "kafka.sasl.password_file="+password)
+	}, secrets...)
 	r.start()
 	r.live(20)
 	r.catchUp()
 	r.prove()
 	if got, code := ends(t, append(r.args, "--print-config")...); code != 0 || strings.Contains(got, canary) {
 		t.Errorf("serve --print-config: exit %d, want 0 and no password: %s", code, got)
+	}
+
+	// What is written goes the same way.
+	file := filepath.Join(dir, "roster.csv")
+	if err := os.WriteFile(file, []byte("p1\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	args := append([]string{"group", "set", "g", file, "--topic", "fhir-changes", "--set", "store.path=" + r.store(), "--set", "kafka.brokers=localhost:" + port}, secrets...)
+	if got, code := ends(t, args...); code != 0 || !strings.Contains(got, "the server has it") {
+		t.Errorf("group set: exit %d: %s", code, got)
+	}
+	if got, code := ends(t, args[:len(args)-6]...); code != exitFailed || strings.Contains(got, canary) { // without the password
+		t.Errorf("group set without a password: exit %d: %s", code, got)
+	} else {
+		t.Log(got)
 	}
 }

@@ -38,6 +38,8 @@ type Config struct {
 	Kafka Kafka `yaml:"kafka"`
 	// The topics to read. All of them must exist before the first export.
 	Topics []Topic `yaml:"topics"`
+	// Groups that are made here, of lists of patients.
+	Groups Groups `yaml:"groups"`
 	// What happens to a resource on its way in.
 	Resources Resources `yaml:"resources"`
 	// What an export gives.
@@ -174,6 +176,12 @@ type Topic struct {
 	StopAfter *int `yaml:"stop_after,omitempty"`
 	// Resource types of this topic that are passed over.
 	DropTypes []string `yaml:"drop_types,omitempty"`
+}
+
+// Groups is Groups that are made here, for sources that have none.
+type Groups struct {
+	// The topic that "tidemark group" writes to. It must be one of those that are read, best a compacted one with nothing else in it. Empty: none.
+	Topic string `yaml:"topic"`
 }
 
 // Resources is what happens to a resource on its way in.

@@ -260,6 +260,8 @@ func TestValidate(t *testing.T) {
 		{"topics=nothing", "is not a list"},
 		{"topics[0].stop_after=-1", "0 (never) or more"},
 		{"topics[2].name=a", "the next one is topics[1]"},
+		{"groups.topic=a b", "no name of a Kafka topic"},
+		{"groups.topic=groups", "no entry of topics reads groups"},
 		{"store.path=", "names no directory"},
 		{"store.cache=1KiB", "too little"},
 		{"store.sharding=on", "unknown key store.sharding"},
@@ -282,6 +284,27 @@ func TestValidate(t *testing.T) {
 		got := faults(t, Source{Set: []string{test.set}})
 		if !strings.Contains(strings.Join(got, "\n"), test.want) {
 			t.Errorf("--set %s: got %q, want %q", test.set, got, test.want)
+		}
+	}
+}
+
+// Groups are written where they are read, in the format that is read there.
+func TestGroupsAreRead(t *testing.T) {
+	tests := []struct {
+		topics string
+		want   string // "" is no fault
+	}{
+		{"[{name: groups, format: resource}]", ""},
+		{"[{pattern: 'gr.*|x', format: resource}]", ""},
+		{"[{pattern: 'group', format: resource}]", "no entry of topics reads groups"},
+		{"[{name: a, format: resource}, {name: groups, format: resource, drop_types: [Binary, Group]}]", "topics[1].drop_types passes over"},
+		{"[{pattern: 'gr.*', format: resource, drop_types: [Group]}, {name: groups, format: resource}]", "topics[0].drop_types passes over"},
+		{"[{name: groups, format: other}]", "topics[0] reads groups with another format"},
+	}
+	for _, test := range tests {
+		got := strings.Join(faults(t, Source{Set: []string{"topics=" + test.topics, "groups.topic=groups"}}), "\n")
+		if !strings.Contains(got, test.want) || test.want == "" && got != "" {
+			t.Errorf("%s: got %q, want %q", test.topics, got, test.want)
 		}
 	}
 }

@@ -48,6 +48,7 @@ func (l *loader) validate() {
 	l.validateHTTP()
 	l.validateKafka()
 	l.validateTopics()
+	l.validateGroups()
 	for _, b := range l.Resources.OwnBases {
 		if !isHTTPURL(b) {
 			l.invalid("resources.own_bases", "%q is not a URL such as http://hapi:8080/fhir", b)
@@ -280,6 +281,47 @@ func (l *loader) validateTopics() {
 			}
 		}
 	}
+}
+
+// validateGroups: what is written must be read, too, or nobody would notice
+// that it is not.
+func (l *loader) validateGroups() {
+	const path = "groups.topic"
+	name := l.Groups.Topic
+	if name == "" {
+		return
+	}
+	if !legalTopic.MatchString(name) {
+		l.invalid(path, "%q is no name of a Kafka topic", name)
+		return
+	}
+	i := slices.IndexFunc(l.Topics, func(t Topic) bool { return t.Reads(name) })
+	switch {
+	case i < 0:
+		l.invalid(path, "no entry of topics reads %s: add one, - {name: %s, format: resource}", name, name)
+	case l.Topics[i].Format != "resource":
+		l.invalid(path, "topics[%d] reads %s with another format than resource, which Groups are written in", i, name)
+	case slices.Contains(l.Topics[i].DropTypes, "Group"):
+		l.invalid(path, "topics[%d].drop_types passes over the Groups in %s", i, name)
+	}
+}
+
+// Reads tells whether the topic called name is meant.
+func (t Topic) Reads(name string) bool {
+	if t.Pattern == "" {
+		return t.Name == name
+	}
+	whole, err := WholeName(t.Pattern)
+	return err == nil && whole.MatchString(name)
+}
+
+// WholeName makes a topic pattern match names as a whole: ^fhir alone is not
+// meant to take fhir-test, too. Of no pattern it makes nil.
+func WholeName(pattern string) (*regexp.Regexp, error) {
+	if pattern == "" {
+		return nil, nil
+	}
+	return regexp.Compile(`\A(?:` + pattern + `)\z`)
 }
 
 // Loopback: only programs on this machine reach http.listen.
