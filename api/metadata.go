@@ -2,9 +2,13 @@ package api
 
 import (
 	"encoding/json"
+	"maps"
 	"net/http"
+	"slices"
+	"strings"
 	"time"
 
+	"tidemark/api/bulk"
 	"tidemark/store/fhir"
 	"tidemark/store/search"
 )
@@ -76,7 +80,7 @@ func newCapabilities(o Options, now time.Time) capabilityStatement {
 		Format:         []string{"application/fhir+json"},
 		Rest: []rest{{
 			Mode:          "server",
-			Documentation: "Exports of the system, of all or some Patients, and of the members of a Group. Files hold one resource type each, as application/fhir+ndjson, with gzip, Range and strong ETags. No token is asked for.",
+			Documentation: "Exports of the system, of all or some Patients, and of the members of a Group. Files hold one resource type each, as application/fhir+ndjson, with gzip, Range and strong ETags. No token is asked for." + ownPresets(o.Presets),
 			Resource:      exportable(),
 			Operation: []operation{{
 				Name:          "export",
@@ -97,6 +101,22 @@ const (
 	groupExport = "All resources in the compartment of the Group's members and of those of Groups in it (active, in their period), and what these refer to, and what that refers to: " + referred + "; the Group itself, no other. " +
 		"Who has joined since _since comes whole. With the parameter patient (POST only) those of some members. " + kickOffs
 )
+
+// ownPresets says which lists of types the operator has added.
+func ownPresets(own bulk.Presets) string {
+	if len(own) == 0 {
+		return ""
+	}
+	var lists []string
+	for _, name := range slices.Sorted(maps.Keys(own)) {
+		var types []string
+		for _, t := range own[name] {
+			types = append(types, t.String())
+		}
+		lists = append(lists, "_"+name+" ("+strings.Join(types, ", ")+")")
+	}
+	return " includeAssociatedData also takes " + strings.Join(lists, ", ") + "."
+}
 
 // exports names an operation by both names that clients look for.
 func exports(at, documentation string) []operation {

@@ -22,13 +22,14 @@ import (
 
 	"tidemark/api"
 	"tidemark/api/apitest"
+	"tidemark/api/bulk"
 	"tidemark/store"
 	"tidemark/store/fhir"
 )
 
 // TestScripts holds conversations with the server against their golden text.
 //
-//	new              begins again: options as key=value
+//	new              begins again: options as key=value, preset=(name,Type,Type)
 //	rows             one change a line: put Type/id instant, delete Type/id instant, dead instant;
 //	                 before the instant those in whose compartments it lies: of=a,b; what it refers to: to=Type/id;
 //	                 of a Group its members=Patient/a,Group/b and more of its JSON, more="actual":false
@@ -101,11 +102,26 @@ func runs(t *testing.T, s *api.Server) (stop func()) {
 	}
 }
 
+func types(t *testing.T, names []string) (list []fhir.Type) {
+	for _, name := range names {
+		typ, ok := fhir.ParseType(name)
+		if !ok {
+			t.Fatalf("%s is no type", name)
+		}
+		list = append(list, typ)
+	}
+	return list
+}
+
 func (e *script) run(t *testing.T, d *datadriven.TestData) string {
 	switch d.Cmd {
 	case "new":
 		var o api.Options
 		for _, a := range d.CmdArgs {
+			if a.Key == "preset" {
+				o.Presets = bulk.Presets{a.Vals[0]: types(t, a.Vals[1:])}
+				continue
+			}
 			n, err := strconv.Atoi(a.Vals[0])
 			if err != nil {
 				t.Fatal(err)

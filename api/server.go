@@ -57,6 +57,7 @@ type Options struct {
 	MaxJobs          int           // limits.jobs, default 100
 	PollsPerMinute   int           // limits.polls_per_minute, per job, default 120
 	MaxBody          int64         // limits.body, default 1 MiB
+	Presets          bulk.Presets  // presets
 
 	// Metrics is served at /metrics; nil: nowhere.
 	Metrics http.Handler
@@ -114,6 +115,9 @@ func New(o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := o.Presets.Validate(); err != nil {
+		return nil, fmt.Errorf("presets: %w", err)
+	}
 	s := &Server{
 		o: o,
 		jobs: export.New(o.Store, export.Options{
@@ -134,7 +138,7 @@ func New(o Options) (*Server, error) {
 	if err := s.countJobs(); err != nil {
 		return nil, err
 	}
-	s.handler = s.routes(&bulk.Handlers{Jobs: s.jobs, Base: o.PublicURL, Bases: o.OwnBases, MaxBody: o.MaxBody, Now: o.Store.Now},
+	s.handler = s.routes(&bulk.Handlers{Jobs: s.jobs, Base: o.PublicURL, Bases: o.OwnBases, MaxBody: o.MaxBody, Now: o.Store.Now, Presets: o.Presets},
 		&read.Handlers{Store: o.Store, Base: o.PublicURL, Bases: o.OwnBases})
 	return s, nil
 }

@@ -22,6 +22,7 @@ import (
 
 	"tidemark/api"
 	"tidemark/api/apitest"
+	"tidemark/api/bulk"
 	"tidemark/store/fhir"
 )
 
@@ -199,6 +200,21 @@ func TestFilesKeepReaderFrom(t *testing.T) {
 	}
 	if err := stop(); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestOwnPresets: what the operator has added is told, or refused at the start.
+func TestOwnPresets(t *testing.T) {
+	w := httptest.NewRecorder()
+	own := bulk.Presets{"labs": types(t, []string{"Specimen"}), "claims": types(t, []string{"Claim", "Coverage"})}
+	h := newServer(t, api.Options{Presets: own}).Handler()
+	h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "http://localhost/fhir/metadata", nil))
+	if want := "includeAssociatedData also takes _claims (Claim, Coverage), _labs (Specimen)."; !strings.Contains(w.Body.String(), want) {
+		t.Errorf("metadata lacks %q", want)
+	}
+	_, err := api.New(api.Options{Store: newStore(t), PublicURL: public, Presets: bulk.Presets{"ccds": own["labs"], "none": nil}})
+	if err == nil || !strings.Contains(err.Error(), "_ccds") || !strings.Contains(err.Error(), "none") {
+		t.Errorf("got %v, want both faults", err)
 	}
 }
 

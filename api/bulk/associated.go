@@ -1,7 +1,10 @@
 package bulk
 
 import (
+	"errors"
+	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -30,6 +33,8 @@ var presets = resolve(map[string]string{
 		"InsurancePlan Invoice PaymentNotice PaymentReconciliation",
 })
 
+var groupType, _ = fhir.ParseType("Group")
+
 // resolve writes out which types each preset has.
 func resolve(named map[string]string) map[string][]fhir.Type {
 	all := map[string][]fhir.Type{}
@@ -50,6 +55,63 @@ func resolve(named map[string]string) map[string][]fhir.Type {
 	return all
 }
 
+// Presets are the operator's own lists of types, by the value of
+// includeAssociatedData that stands for one, without its underscore.
+type Presets map[string][]fhir.Type
+
+// presetName is what may follow the underscore: what needs no escape in a URL and
+// no comma divides.
+var presetName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$`)
+
+// reserved are values of ours that stand for no types, there or to come.
+var reserved = []string{"_departed"}
+
+// CheckPreset says why a list of types cannot have a name: clients must be able to
+// send it, and a name of the guides must mean the same everywhere.
+func CheckPreset(name string) error {
+	switch {
+	case !presetName.MatchString(name):
+		return fmt.Errorf("%q is no name for a list of types: it has 1 to 63 of A-Z, a-z, 0-9, - and _, and begins with none of the last two; the underscore that clients write before it is left out", name)
+	case presets["_"+name] != nil || slices.Contains(reserved, "_"+name):
+		return fmt.Errorf("_%s has a meaning of its own: choose another name", name)
+	}
+	return nil
+}
+
+// Validate joins all faults. Without types a preset would stand for all of them.
+func (p Presets) Validate() error {
+	var faults []error
+	for _, name := range slices.Sorted(maps.Keys(p)) {
+		if err := CheckPreset(name); err != nil {
+			faults = append(faults, err)
+		} else if len(p[name]) == 0 {
+			faults = append(faults, fmt.Errorf("preset %s: names no types", name))
+		}
+	}
+	return errors.Join(faults...)
+}
+
+// types are those of a value; our own cannot be replaced.
+func (p Presets) types(value string) []fhir.Type {
+	if of := presets[value]; of != nil {
+		return of
+	}
+	if name, ok := strings.CutPrefix(value, "_"); ok {
+		return p[name]
+	}
+	return nil
+}
+
+// values are all that stand for types.
+func (p Presets) values() []string {
+	all := slices.Collect(maps.Keys(presets))
+	for name := range p {
+		all = append(all, "_"+name)
+	}
+	slices.Sort(all)
+	return all
+}
+
 // associated takes values one by one: repeated parameters and comma lists mean the
 // same.
 func (r *reading) associated(p param) {
@@ -59,7 +121,7 @@ func (r *reading) associated(p param) {
 	for value := range strings.SplitSeq(p.value, ",") {
 		value = strings.TrimSpace(value)
 		switch {
-		case presets[value] != nil:
+		case r.own.types(value) != nil:
 			r.presets = append(r.presets, value)
 		case value == "RelevantProvenanceResources":
 			r.q.Attach = export.Relevant
@@ -71,7 +133,7 @@ func (r *reading) associated(p param) {
 			r.note("includeAssociatedData: %s is not supported and was left out", outcome.Quote(value))
 		default:
 			r.fault(outcome.NotSupported, `includeAssociatedData: %s is not supported: known are LatestProvenanceResources, RelevantProvenanceResources, %s ("Prefer: handling=lenient" leaves it out)`,
-				outcome.Quote(value), strings.Join(slices.Sorted(maps.Keys(presets)), ", "))
+				outcome.Quote(value), strings.Join(r.own.values(), ", "))
 		}
 	}
 }
@@ -87,10 +149,19 @@ func (r *reading) finishPresets() {
 		return
 	}
 	for _, name := range r.presets {
-		for _, t := range presets[name] {
-			if r.q.Level.Holds(t) && !slices.Contains(r.q.Types, t) {
+		for _, t := range r.own.types(name) {
+			if r.holds(t) && !slices.Contains(r.q.Types, t) {
 				r.q.Types = append(r.q.Types, t)
 			}
 		}
 	}
+	if len(r.q.Types) == 0 { // which would mean all
+		r.fault(outcome.Value, "includeAssociatedData: no type that %s stands for is exported here: ask for it at system level", strings.Join(r.presets, " or "))
+	}
+}
+
+// holds tells whether an export has a type. A Group names all its members, so it
+// does not go with some.
+func (r *reading) holds(t fhir.Type) bool {
+	return r.q.Level.Holds(t) && (len(r.q.Patients) == 0 || t != groupType)
 }

@@ -37,6 +37,7 @@ type Handlers struct {
 	Bases   []string // of absolute references to resources here
 	MaxBody int64
 	Now     func() fhir.Instant
+	Presets Presets // of the operator
 }
 
 // A KickOff is where exports of a level are started: GET or POST
@@ -109,7 +110,7 @@ func (h *Handlers) request(k KickOff, w http.ResponseWriter, r *http.Request, pr
 		return export.Request{}, err
 	}
 	q, err := read(params, asking{
-		level: k.Level, typed: k.Typed, base: h.Base, bases: h.Bases, lenient: prefs.lenient, fromURL: !post, now: h.Now(),
+		level: k.Level, typed: k.Typed, base: h.Base, bases: h.Bases, lenient: prefs.lenient, fromURL: !post, now: h.Now(), own: h.Presets,
 	})
 	q.Face, q.Separate = k.Face, prefs.separate
 	q.Group = chi.URLParam(r, "group")

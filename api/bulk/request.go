@@ -29,6 +29,7 @@ type asking struct {
 	lenient bool
 	fromURL bool
 	now     fhir.Instant
+	own     Presets
 }
 
 // A reading turns parameters into a request. It goes through all of them

@@ -47,7 +47,7 @@ func newGroupRig(t *testing.T) *groupRig {
 	makeTopic(t, brokers, "groups", 4, map[string]string{"cleanup.policy": "compact"})
 	more := []string{
 		"--set", "topics=[{name: fhir-changes, format: resource}, {name: groups, format: resource}, {pattern: other.*, format: resource}]",
-		"--set", "groups.topic=groups", "--set", "watermark.allowance=100ms",
+		"--set", "groups.topic=groups", "--set", "watermark.allowance=100ms", "--set", "presets.people=Patient,Group",
 	}
 	r := &groupRig{rig: newRig(t, brokers, "fhir-changes", nil, more...), cluster: cluster, roster: filepath.Join(t.TempDir(), "roster.csv")}
 	r.flags = append([]string{"--set", "store.path=" + r.store(), "--set", "kafka.brokers=" + brokers}, more...)
@@ -178,6 +178,7 @@ func TestGroupCommand(t *testing.T) {
 		t.Errorf("the export after one joined and one left: %s", d)
 	}
 	shown(t, r)
+	contains(t, r.get("/fhir/metadata"), "_people (Patient, Group)")
 
 	// What was said later wins, whatever the clock says of this machine.
 	r.send("groups", `{"resourceType":"Group","id":"ahead","meta":{"lastUpdated":"2999-01-01T00:00:00.000Z"},"type":"person","actual":true,"member":[{"entity":{"reference":"Patient/p1"}}]}`)

@@ -13,9 +13,11 @@ import (
 	"time"
 
 	"tidemark/api"
+	"tidemark/api/bulk"
 	"tidemark/api/export"
 	"tidemark/cmd/tidemark/internal/config"
 	"tidemark/store"
+	"tidemark/store/fhir"
 )
 
 type serveCmd struct {
@@ -164,6 +166,7 @@ func newServer(c *config.Config, db *store.DB, tel *telemetry, log *slog.Logger)
 		MaxJobs:          c.Limits.Jobs,
 		PollsPerMinute:   c.Limits.PollsPerMinute,
 		MaxBody:          int64(c.Limits.Body),
+		Presets:          presets(c),
 		Metrics:          publicMetrics(c, tel),
 		Version:          version,
 		Grace:            httpGrace,
@@ -183,6 +186,20 @@ func newServer(c *config.Config, db *store.DB, tel *telemetry, log *slog.Logger)
 		return nil, fmt.Errorf("set up HTTP: %w", err)
 	}
 	return server, nil
+}
+
+// presets are the operator's lists of types, of which the configuration holds
+// names that exist.
+func presets(c *config.Config) bulk.Presets {
+	own := bulk.Presets{}
+	for name, types := range c.Presets {
+		for _, t := range types {
+			if typ, ok := fhir.ParseType(t); ok {
+				own[name] = append(own[name], typ)
+			}
+		}
+	}
+	return own
 }
 
 // publicMetrics is /metrics on http.listen: there while only this machine can

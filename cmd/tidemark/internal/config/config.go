@@ -44,6 +44,8 @@ type Config struct {
 	Resources Resources `yaml:"resources"`
 	// What an export gives.
 	Export Export `yaml:"export"`
+	// Lists of resource types by a name of your own, {claims: [Claim, Coverage]}: clients ask for one with includeAssociatedData=_claims.
+	Presets map[string][]string `yaml:"presets"`
 	// Who may read.
 	Auth Auth `yaml:"auth"`
 	// Bounds against clients that ask for too much.
@@ -264,6 +266,7 @@ func Default() *Config {
 		Topics:     []Topic{{Name: "fhir-changes", Format: "resource", StopAfter: new(defaultStopAfter)}},
 		Resources:  Resources{InjectMeta: true, OwnBases: []string{}},
 		Export:     Export{Expires: day, File: ExportFile{MaxBytes: 256 << 20}, RetryAfter: second},
+		Presets:    map[string][]string{},
 		Auth:       Auth{Mode: "auto"},
 		Limits:     Limits{Jobs: 100, PollsPerMinute: 120, Body: 1 << 20},
 		Log:        Log{Level: "info", Format: "auto"},

@@ -288,6 +288,75 @@ func TestValidate(t *testing.T) {
 	}
 }
 
+// A map comes from the file, a variable or --set as a whole, each standing for all
+// before it, and --set adds or replaces entries.
+func TestPresets(t *testing.T) {
+	file := write(t, "presets:\n  claims: [Claim, Coverage]\n  labs: [Observation]\n")
+	tests := []struct {
+		name    string
+		environ string
+		set     []string
+		want    map[string][]string
+		origins map[string]string
+	}{
+		{
+			"the file alone", "", nil,
+			map[string][]string{"claims": {"Claim", "Coverage"}, "labs": {"Observation"}},
+			map[string]string{"presets": file + ":1", "presets.claims": file + ":2", "presets.labs": file + ":3"},
+		},
+		{
+			"a variable replaces all", "TIDEMARK_PRESETS={claims: [Claim]}", nil,
+			map[string][]string{"claims": {"Claim"}},
+			map[string]string{"presets.claims": "environment TIDEMARK_PRESETS", "presets.labs": "default"},
+		},
+		{
+			"entries are added and replaced", "", []string{"presets.labs=Specimen, Observation", "presets.My-own_2=[Patient]"},
+			map[string][]string{"claims": {"Claim", "Coverage"}, "labs": {"Specimen", "Observation"}, "My-own_2": {"Patient"}},
+			map[string]string{"presets.claims": file + ":2", "presets.labs": "--set presets.labs", "presets.My-own_2": "--set presets.My-own_2"},
+		},
+		{"none", "", []string{"presets={}"}, map[string][]string{}, map[string]string{"presets": "--set presets", "presets.claims": "default"}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			l := load(t, Source{File: file, Environ: []string{test.environ}, Set: test.set})
+			if d := cmp.Diff(test.want, l.Presets); d != "" {
+				t.Error(d)
+			}
+			for path, want := range test.origins {
+				if got := l.Origin(path); got != want {
+					t.Errorf("origin of %s: got %q, want %q", path, got, want)
+				}
+			}
+		})
+	}
+}
+
+func TestPresetFaults(t *testing.T) {
+	file := write(t, `presets:
+  claims: Claim
+  _labs: [Observation]
+  us-core-7: [Patient]
+  departed: [Patient]
+  none: []
+  wrong: [Patient, Observatoin, patient, Claim]
+  nothing:
+  a.b: [Patient]
+  twice: [Patient]
+  twice: [Claim]
+  deep: {a: [Patient]}
+  5: [Patient]
+`)
+	got := faults(t, Source{
+		File: file, Environ: []string{"TIDEMARK_PRESETS_CLAIMS=Claim"},
+		Set: []string{"presets.mine=", "presets.worse=[Nothing]", "presets.c.d=Claim", "presets.é=Claim"},
+	})
+	got = append(got, faults(t, Source{Set: []string{"presets=Claim"}})...)
+	got = append(got, faults(t, Source{Set: []string{"presets="}})...)
+	got = append(got, faults(t, Source{File: write(t, "presets: [Claim]\n")})...)
+	got = append(got, faults(t, Source{File: write(t, "presets:\n")})...)
+	golden(t, "presets.txt", strings.Join(got, "\n")+"\n")
+}
+
 // Groups are written where they are read, in the format that is read there.
 func TestGroupsAreRead(t *testing.T) {
 	tests := []struct {
@@ -322,6 +391,7 @@ func TestPrintReadsBack(t *testing.T) {
 	l := load(t, Source{Set: []string{
 		"topics=[{pattern: '^fhir\\..*', format: resource, stop_after: 5, drop_types: [Binary]}, {name: 'on', format: resource}]",
 		"kafka.brokers=[a:1, 'b:2']", `kafka.group=a "b" # c`, "commit.interval=1500ms", "export.expires=30d", "store.min_free=1234B",
+		"presets={claims: [Claim, Coverage], 'on': [Patient]}",
 	}})
 	var out strings.Builder
 	if err := l.Print(&out); err != nil {
@@ -336,7 +406,7 @@ func TestPrintReadsBack(t *testing.T) {
 func TestPrint(t *testing.T) {
 	l := load(t, Source{
 		Environ: []string{"TIDEMARK_HTTP_LISTEN=127.0.0.1:9999"},
-		Set:     []string{"telemetry.otlp_endpoint=http://user:canary@127.0.0.1:4318", "topics[0].stop_after=3"},
+		Set:     []string{"telemetry.otlp_endpoint=http://user:canary@127.0.0.1:4318", "topics[0].stop_after=3", "presets.claims=Claim,Coverage"},
 	})
 	var out strings.Builder
 	if err := l.Print(&out); err != nil {

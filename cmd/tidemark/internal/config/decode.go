@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
+	"strings"
 
 	"go.yaml.in/yaml/v4"
 )
@@ -82,9 +84,24 @@ func (d *decoding) walkValue(name, value *yaml.Node, path string) {
 			d.fault(path, d.where(name.Line), "has no value: leave the key out for the default, or write \"\" for an empty one")
 			return
 		}
+		d.forget(path)
 		d.origins[path] = d.where(name.Line)
 	}
 	d.walk(value, path)
+}
+
+// forget empties a map that is given as a whole: what a later source says
+// stands for all that earlier ones have said.
+func (d *decoding) forget(path string) {
+	if !slices.Contains(mapPaths(), path) {
+		return
+	}
+	clear(d.Presets)
+	for p := range d.origins {
+		if strings.HasPrefix(p, path+".") {
+			delete(d.origins, p)
+		}
+	}
 }
 
 // report says in the operator's words what the decoder did not like.
@@ -122,6 +139,8 @@ func wanted(t reflect.Type) string {
 		return "a size such as 64KiB, 256MiB or 1GiB"
 	case isList(t):
 		return "a list of sections"
+	case isMap(t):
+		return "a map of lists, as in {name: [a, b]}"
 	}
 	switch t.Kind() {
 	case reflect.Bool:

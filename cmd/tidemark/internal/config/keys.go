@@ -3,6 +3,7 @@ package config
 import (
 	"encoding"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -12,7 +13,8 @@ import (
 const envPrefix = "TIDEMARK_"
 
 // A key is one thing that can be set. Elements of a list of sections are
-// written topics[].name here and topics[0].name where one is meant.
+// written topics[].name here and topics[0].name where one is meant, entries of a
+// map presets.* and presets.claims.
 type key struct {
 	path string
 	typ  reflect.Type
@@ -35,6 +37,8 @@ func fieldKeys(prefix string, t reflect.Type) []key {
 		case isList(f.Type):
 			all = append(all, key{path: path, typ: f.Type})
 			all = append(all, fieldKeys(path+"[]", f.Type.Elem())...)
+		case isMap(f.Type):
+			all = append(all, key{path: path, typ: f.Type}, key{path: path + anyName, typ: f.Type.Elem()})
 		default:
 			k := key{path: path, typ: f.Type}
 			if enum, ok := f.Tag.Lookup("enum"); ok {
@@ -55,6 +59,28 @@ func isList(t reflect.Type) bool {
 	return t.Kind() == reflect.Slice && isSection(t.Elem())
 }
 
+// isMap: values by names that the operator chooses.
+func isMap(t reflect.Type) bool { return t.Kind() == reflect.Map }
+
+// anyName ends the key of a map's entries.
+const anyName = ".*"
+
+// entry takes the path of a map's entry apart.
+func entry(path string) (of, name string, ok bool) {
+	of, name, ok = strings.Cut(path, ".")
+	return of, name, ok && slices.Contains(mapPaths(), of)
+}
+
+// mapPaths are the keys whose entries have names of the operator's.
+func mapPaths() (all []string) {
+	for f := range reflect.TypeFor[Config]().Fields() {
+		if isMap(f.Type) {
+			all = append(all, f.Tag.Get("yaml"))
+		}
+	}
+	return all
+}
+
 func join(prefix, name string) string {
 	if prefix == "" {
 		return name
@@ -62,9 +88,12 @@ func join(prefix, name string) string {
 	return prefix + "." + name
 }
 
-// pattern replaces the numbers of list elements: topics[3].name is an instance
-// of topics[].name.
+// pattern replaces the numbers of list elements and the names of a map's
+// entries: topics[3].name is an instance of topics[].name.
 func pattern(path string) string {
+	if of, _, ok := entry(path); ok {
+		return of + anyName
+	}
 	before, rest, found := strings.Cut(path, "[")
 	if !found {
 		return path
@@ -96,6 +125,7 @@ func isSectionPath(path string) bool {
 }
 
 // envName is the variable of a key. For list elements: TIDEMARK_TOPICS_0_NAME.
+// The entries of a map have none, for variables do not keep the case of names.
 func envName(path string) string {
 	return envPrefix + strings.ToUpper(strings.NewReplacer("[", "_", "].", "_", ".", "_").Replace(path))
 }
@@ -103,6 +133,9 @@ func envName(path string) string {
 // envPath is the reverse of envName.
 func envPath(name string) (string, bool) {
 	for _, k := range keys() {
+		if strings.HasSuffix(k.path, anyName) {
+			continue
+		}
 		list, rest, isElement := strings.Cut(k.path, "[].")
 		if !isElement {
 			if envName(k.path) == name {

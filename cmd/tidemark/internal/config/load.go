@@ -189,6 +189,9 @@ func (l *loader) environment(environ, ignore []string) {
 func envNames() []string {
 	var names []string
 	for _, k := range keys() {
+		if strings.HasSuffix(k.path, anyName) {
+			continue
+		}
 		names = append(names, envName(strings.Replace(k.path, "[]", "[0]", 1)))
 	}
 	return names
@@ -221,15 +224,23 @@ func (l *loader) set(path, value, where string) {
 		l.fault(path, where, "%s", err)
 		return
 	}
-	for _, name := range slices.Backward(strings.Split(rest, ".")) {
+	names := strings.Split(rest, ".")
+	if _, _, ok := entry(path); ok {
+		names = []string{rest} // it may have dots, which is a fault of its own
+	}
+	for _, name := range slices.Backward(names) {
 		node = mapping(name, node)
 	}
 	l.decode(node, into, prefix, func(int) string { return where })
 }
 
 // target says what to decode a path into: the configuration, or one topic, for
-// the decoder replaces lists as a whole. Only the next topic may be added.
+// the decoder replaces lists as a whole. Only the next topic may be added. An
+// entry of a map is added, or replaces the one of its name.
 func (l *loader) target(path string) (into any, prefix, rest string, err error) {
+	if of, name, ok := entry(path); ok {
+		return &l.Presets, of, name, nil
+	}
 	list, after, isElement := strings.Cut(path, "[")
 	if !isElement {
 		return &l.Config, "", path, nil
@@ -252,6 +263,12 @@ func valueNode(k key, value string) (*yaml.Node, error) {
 	switch kind := k.typ.Kind(); {
 	case value == "" && kind != reflect.Slice && kind != reflect.String:
 		return nil, fmt.Errorf("has no value: it wants %s", wanted(k.typ))
+	case kind == reflect.Map:
+		var document yaml.Node
+		if err := yaml.Load([]byte(value), &document); err != nil || len(document.Content) == 0 || document.Content[0].Kind != yaml.MappingNode {
+			return nil, fmt.Errorf("%q is no map: write it as in YAML, in braces", value)
+		}
+		return document.Content[0], nil
 	case kind == reflect.Slice && (isList(k.typ) || strings.HasPrefix(value, "[")):
 		var document yaml.Node
 		if err := yaml.Load([]byte(value), &document); err != nil || len(document.Content) == 0 {

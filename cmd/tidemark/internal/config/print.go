@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"maps"
 	"net/url"
 	"reflect"
+	"slices"
 	"strings"
 
 	"go.yaml.in/yaml/v4"
@@ -35,6 +37,12 @@ func (l *Loaded) printSection(out *bytes.Buffer, indent, prefix string, section 
 		case isList(v.Type()):
 			fmt.Fprintf(out, "%s%s:\n", indent, name)
 			l.printList(out, indent, path, v)
+		case isMap(v.Type()) && v.Len() > 0:
+			fmt.Fprintf(out, "%s%s:\n", indent, name)
+			for _, entry := range slices.Sorted(maps.Keys(v.Interface().(map[string][]string))) {
+				line := indent + "  " + quote(entry) + ": " + literal(v.MapIndex(reflect.ValueOf(entry)))
+				fmt.Fprintf(out, "%-*s # %s\n", column, line, l.Origin(join(path, entry)))
+			}
 		case strings.HasSuffix(field.Tag.Get("yaml"), ",omitempty") && v.IsZero():
 		default:
 			line := indent + name + ": " + literal(v)
@@ -68,6 +76,8 @@ func literal(v reflect.Value) string {
 			quoted = append(quoted, quote(hideUser(s)))
 		}
 		return "[" + strings.Join(quoted, ", ") + "]"
+	case map[string][]string:
+		return "{}" // Print writes the entries of one that has some
 	default:
 		return fmt.Sprint(value)
 	}

@@ -77,6 +77,9 @@ func property(t *testing.T, v reflect.Value, docs map[string]string) object {
 		return object{"type": "string", "pattern": `^(0|(\d+d)?(\d+(\.\d+)?(ns|us|µs|ms|s|m|h))*)$`, "default": value.String()}
 	case Bytes:
 		return object{"type": "string", "pattern": `^\d+(\.\d+)? ?([KMGT]i|[kMGT])?B$`, "default": value.String()}
+	case map[string][]string:
+		lists := object{"type": "array", "minItems": 1, "items": object{"type": "string"}}
+		return object{"type": "object", "additionalProperties": lists, "default": value}
 	case []string:
 		p := object{"type": "array", "items": object{"type": "string"}}
 		if value != nil {
@@ -118,7 +121,7 @@ func TestSampleIsTheDefault(t *testing.T) {
 		t.Errorf("%s differs from the defaults: %s", name, d)
 	}
 	for _, k := range keys() {
-		if strings.Contains(k.path, "[]") {
+		if strings.Contains(k.path, "[]") || strings.HasSuffix(k.path, anyName) {
 			continue
 		}
 		if l.Origin(k.path) == fromDefault {
@@ -179,6 +182,9 @@ func code(s string) string {
 func TestVariablesAreUnique(t *testing.T) {
 	seen := map[string]string{}
 	for _, k := range keys() {
+		if strings.HasSuffix(k.path, anyName) {
+			continue
+		}
 		path := strings.ReplaceAll(k.path, "[]", "[0]")
 		name := envName(path)
 		if other, twice := seen[name]; twice {

@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"net/url"
@@ -11,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 
+	"tidemark/api/bulk"
 	"tidemark/store/fhir"
 )
 
@@ -49,6 +51,7 @@ func (l *loader) validate() {
 	l.validateKafka()
 	l.validateTopics()
 	l.validateGroups()
+	l.validatePresets()
 	for _, b := range l.Resources.OwnBases {
 		if !isHTTPURL(b) {
 			l.invalid("resources.own_bases", "%q is not a URL such as http://hapi:8080/fhir", b)
@@ -304,6 +307,37 @@ func (l *loader) validateGroups() {
 	case slices.Contains(l.Topics[i].DropTypes, "Group"):
 		l.invalid(path, "topics[%d].drop_types passes over the Groups in %s", i, name)
 	}
+}
+
+func (l *loader) validatePresets() {
+	for _, name := range slices.Sorted(maps.Keys(l.Presets)) {
+		path, types := "presets."+name, l.Presets[name]
+		if err := bulk.CheckPreset(name); err != nil {
+			l.invalid(path, "%s", err)
+		}
+		if len(types) == 0 {
+			l.invalid(path, "names no resource type")
+		}
+		if wrong := unknownTypes(types); len(wrong) > 0 {
+			l.invalid(path, "not resource types of FHIR R4: %s", strings.Join(wrong, ", "))
+		}
+	}
+}
+
+func unknownTypes(names []string) (wrong []string) {
+	for _, name := range names {
+		if _, ok := fhir.ParseType(name); !ok {
+			wrong = append(wrong, strconv.Quote(name)+didYouMean(name, typeNames()))
+		}
+	}
+	return wrong
+}
+
+func typeNames() (names []string) {
+	for _, t := range fhir.AllTypes() {
+		names = append(names, t.String())
+	}
+	return names
 }
 
 // Reads tells whether the topic called name is meant.
