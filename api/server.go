@@ -56,6 +56,7 @@ type Options struct {
 	FileMaxResources int64         // export.file.max_resources, 0: no limit
 	MaxJobs          int           // limits.jobs, default 100
 	PollsPerMinute   int           // limits.polls_per_minute, per job, default 120
+	Workers          int           // export.workers, default half of the processors and at least 2
 	MaxBody          int64         // limits.body, default 1 MiB
 	Presets          bulk.Presets  // presets
 
@@ -125,6 +126,7 @@ func New(o Options) (*Server, error) {
 			Limits:         export.Limits{Bytes: o.FileMaxBytes, Resources: o.FileMaxResources},
 			MaxJobs:        o.MaxJobs,
 			PollsPerMinute: o.PollsPerMinute,
+			Workers:        o.Workers,
 			Bases:          o.OwnBases,
 			Checkpoint:     o.Checkpoint,
 			Logger:         o.Logger,

@@ -51,6 +51,7 @@ type Options struct {
 	Limits         Limits        // when a file is full (default 256 MiB)
 	MaxJobs        int           // at the same time (default 100)
 	PollsPerMinute int           // status requests per job (default 120)
+	Workers        int           // jobs planned at the same time, at least 2 (default half of the processors)
 	Bases          []string      // of absolute references to resources here
 	Checkpoint     time.Duration // of work that a restart may cost a job that is planned (default 1 s; negative: none)
 	Logger         *slog.Logger
@@ -72,6 +73,10 @@ func (o Options) withDefaults() Options {
 	if o.Checkpoint == 0 {
 		o.Checkpoint = time.Second
 	}
+	if o.Workers <= 0 {
+		o.Workers = defaultWorkers()
+	}
+	o.Workers = max(o.Workers, minWorkers)
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -395,7 +400,7 @@ const sweepEvery = time.Minute
 // Run plans jobs and removes expired ones until ctx ends.
 func (j *Jobs) Run(ctx context.Context) error {
 	var g errgroup.Group
-	for range planners() {
+	for range j.o.Workers {
 		g.Go(func() error { j.plan(ctx); return nil })
 	}
 	g.Go(func() error { return j.keepSweeping(ctx) })

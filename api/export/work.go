@@ -34,10 +34,13 @@ func (e *FailedError) Error() string {
 	return fmt.Sprintf("the export failed: %d issues", len(e.Issues))
 }
 
-// planners bounds how many jobs are planned at the same time: that is work for
-// processors, and intake and downloads want theirs. One of them is always for jobs
-// that read directories only: they take moments, others may take minutes.
-func planners() int { return max(2, runtime.GOMAXPROCS(0)/2) }
+// defaultWorkers bounds how many jobs are planned at the same time if nobody says:
+// that is work for processors, and intake and downloads want theirs.
+func defaultWorkers() int { return runtime.GOMAXPROCS(0) / 2 }
+
+// minWorkers: one of them is always for jobs that read directories only: they take
+// moments, others may take minutes.
+const minWorkers = 2
 
 // A queued is a job to be planned.
 type queued struct {
@@ -85,7 +88,7 @@ func (j *Jobs) next(ctx context.Context) (queued, bool) {
 func (j *Jobs) dequeue() (q queued, more, ok bool) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	i := slices.IndexFunc(j.waiting, func(q queued) bool { return !q.heavy || j.heavy < planners()-1 })
+	i := slices.IndexFunc(j.waiting, func(q queued) bool { return !q.heavy || j.heavy < j.o.Workers-1 })
 	if i < 0 {
 		return q, false, false
 	}

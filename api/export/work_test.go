@@ -237,15 +237,21 @@ func TestMakingWaitsForRoom(t *testing.T) {
 }
 
 // Jobs that read bodies leave a planner to those that do not, and come one after
-// the other.
+// the other where two are planned at a time.
 func TestHeavyJobsMakeWay(t *testing.T) {
+	for workers, atOnce := range map[int]int{0: 1, 1: 1, 2: 1, 3: 2, 9: 2} { // there are two
+		heavyJobs(t, workers, atOnce)
+	}
+}
+
+func heavyJobs(t *testing.T, workers, atOnce int) {
 	synctest.Test(t, func(t *testing.T) {
 		old := runtime.GOMAXPROCS(2)
 		defer runtime.GOMAXPROCS(old)
 		db := groupStore(t)
 		enter, leave := make(chan struct{}, 10), make(chan struct{})
 		db.OnLines = func() { enter <- struct{}{}; <-leave }
-		j := export.New(db, export.Options{})
+		j := export.New(db, export.Options{Workers: workers})
 		heavy := export.Request{Since: fhir.None, Upto: fhir.None, Elements: []string{"id"}, Types: []fhir.Type{key(t, "Patient/a").Type}}
 		first, second := start(t, j, heavy), start(t, j, heavy)
 		stop := runs(t, j)
@@ -257,8 +263,8 @@ func TestHeavyJobsMakeWay(t *testing.T) {
 		}
 		working(t, j, first)
 		working(t, j, second)
-		if len(enter) != 1 {
-			t.Errorf("%d heavy jobs at once, want 1", len(enter))
+		if len(enter) != atOnce {
+			t.Errorf("%d workers: %d heavy jobs at once, want %d", workers, len(enter), atOnce)
 		}
 		close(leave)
 		synctest.Wait()

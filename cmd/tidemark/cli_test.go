@@ -254,6 +254,22 @@ func TestCertificateFollowsItsFiles(t *testing.T) {
 	})
 }
 
+// What is configured reaches the server.
+func TestAPIOptions(t *testing.T) {
+	c := config.Default()
+	c.Export.Workers = 7
+	c.Presets = map[string][]string{"claims": {"Claim", "Coverage"}}
+	tel, err := newTelemetry(t.Context(), c.Telemetry, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tel.shutdown(t.Context()) //nolint:errcheck // nothing is sent
+	o := apiOptions(c, nil, tel, slog.New(slog.DiscardHandler))
+	if o.Workers != 7 || len(o.Presets["claims"]) != 2 || o.Presets["claims"][0].String() != "Claim" {
+		t.Errorf("workers %d, presets %v", o.Workers, o.Presets)
+	}
+}
+
 func TestTopicPatternMatchesWholeNames(t *testing.T) {
 	p, err := config.WholeName(`^fhir\..*|hl7`)
 	if err != nil {

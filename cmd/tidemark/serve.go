@@ -153,27 +153,7 @@ func storeOptions(c *config.Config, tel *telemetry, log *slog.Logger) store.Opti
 }
 
 func newServer(c *config.Config, db *store.DB, tel *telemetry, log *slog.Logger) (*api.Server, error) {
-	o := api.Options{
-		Store:            export.Of(db),
-		Ready:            func() bool { return db.Status().Ready },
-		Listen:           c.HTTP.Listen,
-		PublicURL:        c.HTTP.PublicURL,
-		OwnBases:         ownBases(c),
-		Expires:          time.Duration(c.Export.Expires),
-		RetryAfter:       time.Duration(c.Export.RetryAfter),
-		FileMaxBytes:     int64(c.Export.File.MaxBytes),
-		FileMaxResources: int64(c.Export.File.MaxResources),
-		MaxJobs:          c.Limits.Jobs,
-		PollsPerMinute:   c.Limits.PollsPerMinute,
-		MaxBody:          int64(c.Limits.Body),
-		Presets:          presets(c),
-		Metrics:          publicMetrics(c, tel),
-		Version:          version,
-		Grace:            httpGrace,
-		Logger:           log,
-		MeterProvider:    tel.meters,
-		TracerProvider:   tel.tracers,
-	}
+	o := apiOptions(c, db, tel, log)
 	if c.HTTP.TLS.CertFile != "" {
 		cert, err := loadCertificate(c.HTTP.TLS.CertFile, c.HTTP.TLS.KeyFile)
 		if err != nil {
@@ -186,6 +166,31 @@ func newServer(c *config.Config, db *store.DB, tel *telemetry, log *slog.Logger)
 		return nil, fmt.Errorf("set up HTTP: %w", err)
 	}
 	return server, nil
+}
+
+func apiOptions(c *config.Config, db *store.DB, tel *telemetry, log *slog.Logger) api.Options {
+	return api.Options{
+		Store:            export.Of(db),
+		Ready:            func() bool { return db.Status().Ready },
+		Listen:           c.HTTP.Listen,
+		PublicURL:        c.HTTP.PublicURL,
+		OwnBases:         ownBases(c),
+		Expires:          time.Duration(c.Export.Expires),
+		RetryAfter:       time.Duration(c.Export.RetryAfter),
+		FileMaxBytes:     int64(c.Export.File.MaxBytes),
+		FileMaxResources: int64(c.Export.File.MaxResources),
+		MaxJobs:          c.Limits.Jobs,
+		PollsPerMinute:   c.Limits.PollsPerMinute,
+		Workers:          c.Export.Workers,
+		MaxBody:          int64(c.Limits.Body),
+		Presets:          presets(c),
+		Metrics:          publicMetrics(c, tel),
+		Version:          version,
+		Grace:            httpGrace,
+		Logger:           log,
+		MeterProvider:    tel.meters,
+		TracerProvider:   tel.tracers,
+	}
 }
 
 // presets are the operator's lists of types, of which the configuration holds

@@ -202,6 +202,8 @@ type Export struct {
 	File ExportFile `yaml:"file"`
 	// How long clients are told to wait before they ask again.
 	RetryAfter Duration `yaml:"retry_after"`
+	// Jobs of Groups, of some Patients, with filters or elements that are worked on at the same time: more of them, less for intake and downloads. One is kept for those that read no bodies, so at least 2. 0: half of the processors.
+	Workers int `yaml:"workers"`
 }
 
 // ExportFile is how an export is cut into files.

@@ -142,10 +142,17 @@ func (l *loader) validateSizes() {
 	if l.Limits.PollsPerMinute < 1 {
 		l.invalid("limits.polls_per_minute", "must be at least 1")
 	}
+	if w := l.Export.Workers; w != 0 && (w < 2 || w > maxWorkers) {
+		l.invalid("export.workers", "must be 0 (half of the processors), or 2 to %d", maxWorkers)
+	}
 	if l.Export.File.MaxResources < 0 {
 		l.invalid("export.file.max_resources", "must be 0 (no bound) or more")
 	}
 }
+
+// maxWorkers is more than any machine has use for: beyond it somebody has
+// mistaken the key.
+const maxWorkers = 1024
 
 func (l *loader) positive(path string, d Duration) {
 	if d <= 0 {
