@@ -98,7 +98,7 @@ func (c *setGroupCmd) Run(ctx context.Context, out io.Writer) error {
 		_, err := fmt.Fprintln(out, "no change: nothing was written")
 		return err
 	}
-	return w.put(ctx, record{value: body}, out)
+	return w.put(ctx, payload{value: body}, out)
 }
 
 // group makes a Group of the roster and the flags.
@@ -166,7 +166,7 @@ type deleteGroupCmd struct {
 // Run writes the deletion of a Group.
 func (c *deleteGroupCmd) Run(ctx context.Context, out io.Writer) error {
 	if !fhir.ValidID(c.ID) {
-		return fmt.Errorf("%q is no id of a Group", c.ID)
+		return fmt.Errorf("%q is no id of a Group: write 1 to 64 of A-Z, a-z, 0-9, . and -", c.ID)
 	}
 	w, err := c.open(ctx, c.ID)
 	if err != nil {
@@ -181,7 +181,7 @@ func (c *deleteGroupCmd) Run(ctx context.Context, out io.Writer) error {
 		return fmt.Errorf("there is no Group/%s: nothing was written", c.ID)
 	}
 	at := []byte(w.now(known).String())
-	return w.put(ctx, record{headers: []kafka.Header{{Key: "fhir-last-updated", Value: at}}}, out)
+	return w.put(ctx, payload{headers: []kafka.Header{{Key: "fhir-last-updated", Value: at}}}, out)
 }
 
 // A groupWriter writes one Group and looks what the server makes of it.
@@ -236,7 +236,7 @@ func (w *groupWriter) known(ctx context.Context, out io.Writer) (*groupState, er
 		return nil, err
 	}
 	if known.Body != nil && known.Topic != w.topic && !w.replace {
-		return nil, fmt.Errorf("Group/%s comes from the topic %s, whose source may write it again at any time: choose another id, or give --replace", w.id, known.Topic)
+		return nil, fmt.Errorf("the Group %s comes from the topic %s, whose source may write it again at any time: choose another id, or give --replace", w.id, known.Topic)
 	}
 	return known, nil
 }
@@ -284,11 +284,11 @@ func (w *groupWriter) takes(body []byte) error {
 		return fmt.Errorf("the Group has %s bytes and the server takes records of %s: raise kafka.max_record, or make several Groups of the roster",
 			humanize.Comma(size), humanize.Comma(w.maxRecord))
 	}
-	return w.fits(record{value: body})
+	return w.fits(payload{value: body})
 }
 
 // put writes, and says whether the server has taken it.
-func (w *groupWriter) put(ctx context.Context, r record, out io.Writer) error {
+func (w *groupWriter) put(ctx context.Context, r payload, out io.Writer) error {
 	offset, err := w.write(ctx, r)
 	if err != nil {
 		return err

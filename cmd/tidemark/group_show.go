@@ -41,7 +41,7 @@ server and without it.
 // Run shows a Group.
 func (c *showGroupCmd) Run(ctx context.Context, out io.Writer) error {
 	if !fhir.ValidID(c.ID) {
-		return fmt.Errorf("%q is no id of a Group", c.ID)
+		return fmt.Errorf("%q is no id of a Group: write 1 to 64 of A-Z, a-z, 0-9, . and -", c.ID)
 	}
 	f := storeFlags{configFlags: c.configFlags, Dir: c.Store}
 	dir, err := f.dir()

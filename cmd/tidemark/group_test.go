@@ -286,18 +286,24 @@ func TestRecordSize(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer cluster.Close()
-	brokers := cluster.ListenAddrs()[0]
-	body := record{value: []byte(strings.Repeat("0123456789", 1000)), headers: []kafka.Header{{Key: "a", Value: []byte("b")}}}
+	recordSizes(t, cluster.ListenAddrs()[0])
+}
+
+func recordSizes(t *testing.T, brokers string) {
+	t.Helper()
+	run := time.Now().UnixNano() // a broker may have the topics of other runs
+	body := payload{value: []byte(strings.Repeat("0123456789", 1000)), headers: []kafka.Header{{Key: "a", Value: []byte("b")}}}
 	for _, codec := range []string{"producer", "uncompressed"} {
 		var size int64
 		for i, more := range []int64{0, 0, -1} { // the first learns the size, the others try it
-			name := fmt.Sprintf("%s-%d", codec, i)
+			name := fmt.Sprintf("other-%d-%s-%d", run, codec, i)
 			limits := map[string]string{"compression.type": codec}
 			if i > 0 {
 				limits["max.message.bytes"] = fmt.Sprint(size + more)
 			}
 			makeTopic(t, brokers, name, 1, limits)
 			w := openWriter(t, brokers, name, "Group/g")
+			var err error
 			if size, err = w.size(body); err != nil {
 				t.Fatal(err)
 			}
@@ -315,6 +321,9 @@ func TestRecordSize(t *testing.T) {
 func openWriter(t *testing.T, brokers, topic, key string) *writer {
 	t.Helper()
 	w, err := newWriter(t.Context(), config.Kafka{Brokers: []string{brokers}}, topic, key)
+	for end := time.Now().Add(patience); err != nil && time.Now().Before(end); { // a real broker learns of a new topic a moment later
+		w, err = newWriter(t.Context(), config.Kafka{Brokers: []string{brokers}}, topic, key)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -342,7 +351,7 @@ func TestRecordPartition(t *testing.T) {
 			t.Fatal(err)
 		}
 		w := openWriter(t, brokers, "t", key)
-		offset, err := w.write(t.Context(), record{})
+		offset, err := w.write(t.Context(), payload{})
 		if err != nil || int32(w.partition) != sent.Partition || offset != sent.Offset+1 {
 			t.Errorf("%s: %d at %d, want %d at %d: %v", key, w.partition, offset, sent.Partition, sent.Offset+1, err)
 		}
@@ -375,7 +384,7 @@ func TestRecordIsAcknowledged(t *testing.T) {
 		return answer, nil, true
 	})
 	w := openWriter(t, cluster.ListenAddrs()[0], "t", "Group/g")
-	if offset, err := w.write(t.Context(), record{value: []byte("{}")}); err != nil || offset != 0 || tried.Load() != 2 {
+	if offset, err := w.write(t.Context(), payload{value: []byte("{}")}); err != nil || offset != 0 || tried.Load() != 2 {
 		t.Errorf("offset %d after %d requests: %v", offset, tried.Load(), err)
 	}
 }

@@ -69,6 +69,11 @@ func deleteTopic(t *testing.T, client *kgo.Client, topic string) {
 	}
 }
 
+// What the kind of broker that people have says of sizes is what we compute.
+func TestIntegrationRecordSize(t *testing.T) {
+	recordSizes(t, brokers(t))
+}
+
 // The chain stays whole through aborted transactions, a restart of the broker
 // and a kill of the server.
 func TestIntegrationChain(t *testing.T) {

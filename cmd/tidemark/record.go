@@ -142,18 +142,18 @@ func (w *writer) end(ctx context.Context) (int64, error) {
 	return 0, fmt.Errorf("ask where partition %d of the topic %s ends: %w", w.partition, w.topic, err)
 }
 
-// A record is a value and headers under the writer's key; a nil value deletes.
-type record struct {
+// A payload is a value and headers under the writer's key; a nil value deletes.
+type payload struct {
 	value   []byte
 	headers []kafka.Header
 }
 
-func (w *writer) records(r record) kafka.RecordReader {
+func (w *writer) records(r payload) kafka.RecordReader {
 	return kafka.NewRecordReader(kafka.Record{Time: time.Now(), Key: kafka.NewBytes(w.key), Value: kafka.NewBytes(r.value), Headers: r.headers})
 }
 
 // size is that of the record's batch as a broker measures it.
-func (w *writer) size(r record) (int64, error) {
+func (w *writer) size(r payload) (int64, error) {
 	var n byteCount
 	set := protocol.RecordSet{Version: 2, Attributes: protocol.Attributes(w.limits.codec), Records: w.records(r)}
 	if _, err := set.WriteTo(&n); err != nil {
@@ -171,7 +171,7 @@ func (n *byteCount) Write(p []byte) (int, error) {
 }
 
 // fits tells what to do about a record that is too large, before it is sent.
-func (w *writer) fits(r record) error {
+func (w *writer) fits(r payload) error {
 	size, err := w.size(r)
 	if err != nil || w.limits.bytes == 0 || size <= w.limits.bytes {
 		return err
@@ -192,7 +192,7 @@ func (w *writer) tooLarge(size int64) error {
 // write puts a record into the topic and returns its offset once all replicas
 // that are in sync have it. A record that is written twice, because an answer
 // was lost, says the same twice.
-func (w *writer) write(ctx context.Context, r record) (int64, error) {
+func (w *writer) write(ctx context.Context, r payload) (int64, error) {
 	offset, err := backoff.Retry(ctx, func() (int64, error) {
 		answer, err := w.client.Produce(ctx, &kafka.ProduceRequest{
 			Topic: w.topic, Partition: w.partition, RequiredAcks: kafka.RequireAll, Compression: w.limits.codec, Records: w.records(r),

@@ -313,7 +313,8 @@ func TestPresets(t *testing.T) {
 			map[string]string{"presets.claims": "environment TIDEMARK_PRESETS", "presets.labs": "default"},
 		},
 		{
-			"entries are added and replaced", "", []string{"presets.labs=Specimen, Observation", "presets.My-own_2=[Patient]"},
+			"entries are added and replaced", "",
+			[]string{"presets.labs=Specimen, Observation", "presets.My-own_2=[Patient]"},
 			map[string][]string{"claims": {"Claim", "Coverage"}, "labs": {"Specimen", "Observation"}, "My-own_2": {"Patient"}},
 			map[string]string{"presets.claims": file + ":2", "presets.labs": "--set presets.labs", "presets.My-own_2": "--set presets.My-own_2"},
 		},

@@ -88,7 +88,7 @@ func ParseIdentifier(s string) (Identifier, error) {
 // New makes a Group that was written at an instant.
 func New(id, name string, identifiers []Identifier, members []Member, at fhir.Instant) (*Group, error) {
 	if !fhir.ValidID(id) {
-		return nil, fmt.Errorf("%q is no id of a Group: an id has 1 to 64 of A-Z, a-z, 0-9, - and .", id)
+		return nil, fmt.Errorf("%q is no id of a Group: write 1 to 64 of A-Z, a-z, 0-9, . and -", id)
 	}
 	return &Group{
 		ResourceType: "Group", ID: id, Meta: Meta{at.String()},
