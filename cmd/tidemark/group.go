@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"strconv"
+	"syscall"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -44,8 +45,9 @@ Next: curl … 'http://127.0.0.1:8080/fhir/Group/diabetics/$export'`
 
 // groupFlags is what the commands that write have in common.
 type groupFlags struct {
-	Topic   string `placeholder:"NAME" help:"Write to this topic. Default: groups.topic of the configuration."`
-	Replace bool   `help:"Also if the Group came from another topic, whose source may write it again."`
+	Topic   string        `placeholder:"NAME" help:"Write to this topic. Default: groups.topic of the configuration."`
+	Replace bool          `help:"Also if the Group came from another topic, whose source may write it again."`
+	Wait    time.Duration `default:"15s" help:"How long to wait for the server to have read the topic, before we compare and after we have written."`
 
 	configFlags `embed:""`
 }
@@ -94,7 +96,7 @@ func (c *setGroupCmd) Run(ctx context.Context, out io.Writer) error {
 		fmt.Fprintf(out, ", %s", roster.Compare(known.Body, body))
 	}
 	fmt.Fprintln(out)
-	if known != nil && roster.Same(known.Body, body) {
+	if known.whole() && roster.Same(known.Body, body) {
 		_, err := fmt.Fprintln(out, "no change: nothing was written")
 		return err
 	}
@@ -154,6 +156,10 @@ func (c *setGroupCmd) preview(ctx context.Context, g *roster.Group, out io.Write
 	if _, err := fmt.Fprintf(out, "\n%s\n", difference); err != nil {
 		return err
 	}
+	if roster.Same(known.Body, pretty) {
+		_, err = fmt.Fprintln(out, "no change: nothing would be written")
+		return err
+	}
 	return difference.Print(out)
 }
 
@@ -177,7 +183,7 @@ func (c *deleteGroupCmd) Run(ctx context.Context, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if known != nil && known.Body == nil {
+	if known.whole() && known.Body == nil {
 		return fmt.Errorf("there is no Group/%s: nothing was written", c.ID)
 	}
 	at := []byte(w.now(known).String())
@@ -189,6 +195,7 @@ type groupWriter struct {
 	*writer
 	id        string
 	replace   bool
+	wait      time.Duration
 	store     string // of the server that reads the topic
 	maxRecord int64
 }
@@ -209,19 +216,12 @@ func (f *groupFlags) open(ctx context.Context, id string) (*groupWriter, error) 
 	if err != nil {
 		return nil, err
 	}
-	return &groupWriter{w, id, f.Replace, cfg.Store.Path, int64(cfg.Kafka.MaxRecord)}, nil
+	return &groupWriter{w, id, f.Replace, f.Wait, cfg.Store.Path, int64(cfg.Kafka.MaxRecord)}, nil
 }
 
-// How long the server is waited for, to have read what the topic holds before
-// we compare, and to have taken what we wrote. It needs commit.interval.
-const (
-	comparePatience = 5 * time.Second
-	takePatience    = 15 * time.Second
-)
-
-// known is what the server has of the Group, nil if no server can be asked, or
-// if it has not read all that the topic holds: what it will have is not known
-// then, and the Group is written even if it should be the same.
+// known is what the server has of the Group, nil if none can be asked. If it has
+// not read all that the topic holds, what it will have is not known: the Group is
+// written then even if it should be the same.
 func (w *groupWriter) known(ctx context.Context, out io.Writer) (*groupState, error) {
 	if w.limits.forgets {
 		fmt.Fprintf(out, "warning: the topic %s is not compacted and forgets what is older than its retention.ms, this Group too: a store that begins anew would not have it\n", w.topic)
@@ -230,10 +230,12 @@ func (w *groupWriter) known(ctx context.Context, out io.Writer) (*groupState, er
 	if err != nil {
 		return nil, err
 	}
-	known, err := w.await(ctx, end, comparePatience)
+	known, err := w.await(ctx, end)
 	if err != nil {
-		_, err := fmt.Fprintf(out, "not compared: %v\n", err)
-		return nil, err
+		fmt.Fprintf(out, "not compared: %v\n", err)
+	}
+	if known == nil {
+		return nil, nil
 	}
 	if known.Body != nil && known.Topic != w.topic && !w.replace {
 		return nil, fmt.Errorf("the Group %s comes from the topic %s, whose source may write it again at any time: choose another id, or give --replace", w.id, known.Topic)
@@ -241,9 +243,10 @@ func (w *groupWriter) known(ctx context.Context, out io.Writer) (*groupState, er
 	return known, nil
 }
 
-// await asks the server until it has committed the partition up to an offset.
-func (w *groupWriter) await(ctx context.Context, offset int64, patience time.Duration) (*groupState, error) {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+// await asks the server until it has committed the partition up to an offset,
+// which takes it commit.interval. If that takes too long, what it has is returned with the error.
+func (w *groupWriter) await(ctx context.Context, offset int64) (*groupState, error) {
+	patience, cancel := context.WithTimeout(ctx, w.wait)
 	defer cancel()
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
@@ -256,8 +259,9 @@ func (w *groupWriter) await(ctx context.Context, offset int64, patience time.Dur
 			return known, nil
 		}
 		select {
-		case <-ctx.Done():
-			return nil, fmt.Errorf("the server has read partition %d of the topic %s up to offset %d, and it holds records up to %d", w.partition, w.topic, known.Next, offset)
+		case <-patience.Done():
+			known.behind = true
+			return known, fmt.Errorf("the server has read partition %d of the topic %s up to offset %d, and it holds records up to %d", w.partition, w.topic, known.Next, offset)
 		case <-tick.C:
 		}
 	}
@@ -294,7 +298,7 @@ func (w *groupWriter) put(ctx context.Context, r payload, out io.Writer) error {
 		return err
 	}
 	fmt.Fprintf(out, "Group/%s: written to the topic %s, partition %d, offset %d\n", w.id, w.topic, w.partition, offset)
-	known, err := w.await(ctx, offset+1, takePatience)
+	known, err := w.await(ctx, offset+1)
 	switch {
 	case errors.Is(err, errNoServer):
 		return nil // which was said
@@ -314,15 +318,23 @@ type groupState struct {
 	Topic   string          `json:"topic,omitempty"` // where its newest version came from
 	Updated fhir.Instant    `json:"updated"`         // what that said, None if nothing
 	Next    int64           `json:"next"`            // up to which offset the partition asked for is committed
+
+	behind bool // more is known to be in the topic
 }
+
+// whole: the server will have nothing else of what is written by now.
+func (s *groupState) whole() bool { return s != nil && !s.behind }
 
 var errNoServer = errors.New("no server has this store open on this machine (store.path)")
 
 // askGroup asks the running server; a store that nobody serves is left alone.
 func askGroup(ctx context.Context, dir, id, topic string, partition int) (*groupState, error) {
 	conn, err := dialControl(ctx, dir)
-	if err != nil {
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
 		return nil, errNoServer
+	}
+	if err != nil {
+		return nil, fmt.Errorf("ask the server that has %s open: %w; its user may", dir, err)
 	}
 	var answer bytes.Buffer
 	args := url.Values{"id": {id}, "topic": {topic}, "partition": {strconv.Itoa(partition)}}

@@ -19,9 +19,6 @@ type Difference struct {
 	Changed []string // are in both lists, with other periods
 }
 
-// None: everybody stays as they are.
-func (d Difference) None() bool { return len(d.Joined)+len(d.Left)+len(d.Changed) == 0 }
-
 // String counts.
 func (d Difference) String() string {
 	return fmt.Sprintf("%d joined, %d left, %d with another period", len(d.Joined), len(d.Left), len(d.Changed))

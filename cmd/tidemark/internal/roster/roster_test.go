@@ -141,8 +141,8 @@ func TestCompare(t *testing.T) {
 	if err := got.Print(&out); err != nil || out.String() != "+ Patient/p4\n+ Patient/p6\n+ mrn|7\n- Patient/p3\n~ Patient/p2\n" {
 		t.Errorf("%v, %s", err, &out)
 	}
-	if d := Compare(old, old); !d.None() {
-		t.Errorf("from itself a Group differs by %v", d)
+	if d := cmp.Diff(Difference{}, Compare(old, old)); d != "" {
+		t.Errorf("from itself a Group differs: %s", d)
 	}
 	if d := Compare(nil, old); len(d.Joined) != 4 || len(d.Left)+len(d.Changed) > 0 {
 		t.Errorf("from nothing: %v", d)
