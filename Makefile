@@ -112,6 +112,10 @@ integration: go ## against a real Apache Kafka (needs java and mvn)
 	KAFKA_BROKERS=127.0.0.1:$${KAFKA_PORT:-19092} $(GO) test -count=1 -p 1 -tags integration -run '^TestIntegration' -timeout 10m \
 	  $$(grep -rl '^//go:build integration' --include='*_test.go' . | xargs -n1 dirname | sort -u)
 
+.PHONY: conformance
+conformance: go ## clients that others wrote against a running server (needs python3)
+	$(GO) test -count=1 -p 1 -tags conformance -run '^TestConformance' -timeout 15m ./cmd/tidemark
+
 .PHONY: mutate
 mutate: go ## break the code on purpose, line by line: some test must notice each (testdata/mutations.txt)
 	$(GO) run ./cmd/mutate testdata/mutations.txt
