@@ -49,6 +49,22 @@ var appendCases = []struct{ name, values, doc, want string }{
 		`{"resourceType":"MedicationRequest","id":"m","medicationCodeableConcept":{"text":"a"},"medication":1,"dosageInstruction":[]}`,
 		`{"resourceType":"MedicationRequest","id":"m","medicationCodeableConcept":{"text":"a"},` + tagged + `}`,
 	}, {
+		"one of two that an invariant demands", "active",
+		`{"resourceType":"Organization","id":"o","active":true,"type":[],"name":"O","alias":["P"]}`,
+		`{"resourceType":"Organization","id":"o","active":true,"name":"O",` + tagged + `}`,
+	}, {
+		"what must not be there alone", "ServiceRequest.orderDetail",
+		`{"resourceType":"ServiceRequest","id":"s","status":"active","intent":"order","code":{"text":"c"},"orderDetail":[{"text":"d"}],"subject":{},"note":[]}`,
+		`{"resourceType":"ServiceRequest","id":"s","status":"active","intent":"order","code":{"text":"c"},"orderDetail":[{"text":"d"}],"subject":{},` + tagged + `}`,
+	}, {
+		"what may be there alone", "ServiceRequest.note",
+		`{"resourceType":"ServiceRequest","id":"s","status":"active","intent":"order","code":{"text":"c"},"orderDetail":[{"text":"d"}],"subject":{},"note":[]}`,
+		`{"resourceType":"ServiceRequest","id":"s","status":"active","intent":"order","subject":{},"note":[],` + tagged + `}`,
+	}, {
+		"a choice that another element wants beside it", "estimatedAge",
+		`{"resourceType":"FamilyMemberHistory","id":"f","status":"completed","patient":{},"relationship":{},"ageString":"old","estimatedAge":true,"sex":{}}`,
+		`{"resourceType":"FamilyMemberHistory","id":"f","status":"completed","patient":{},"relationship":{},"ageString":"old","estimatedAge":true,` + tagged + `}`,
+	}, {
 		"siblings of primitives", "birthDate",
 		`{"resourceType":"Patient","_id":{"id":"i"},"id":"p","_birthDate":{"extension":[]},"__birthDate":1,"_gender":{"id":"g"},"_active":{"id":"a"},"_":0,"":1}`,
 		`{"resourceType":"Patient","_id":{"id":"i"},"id":"p","_birthDate":{"extension":[]},"_active":{"id":"a"},` + tagged + `}`,

@@ -9,7 +9,10 @@
 // What is always kept: resourceType, id, meta, implicitRules, modifierExtension,
 // elements of which there must be one, and modifier elements, for without these
 // others mean something else. The specification of _elements asks for the
-// mandatory ones and leaves the rest to the server.
+// mandatory ones and leaves the rest to the server. Mandatory is also what an
+// invariant demands, as one of identifier and name of an Organization (org-1): a
+// resource that is cut stays valid. One exception is a Bundle that is a document
+// or a message, which invariants would keep whole.
 //
 // Contained resources are an element as others are, with one exception: they stay
 // when an element that stays refers to one. A medication that is only a link to
@@ -124,6 +127,9 @@ func (p *Projection) add(e entry) bool {
 			p.keep[t] = p.keep[t].clone()
 		}
 		p.keep[t].add(element)
+		if other, ok := (entry{name: element.beside}).in(fhir.Type(t)); ok {
+			p.keep[t].add(other)
+		}
 	}
 	if found {
 		p.entries = append(p.entries, e)

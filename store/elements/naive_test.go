@@ -81,7 +81,16 @@ func naiveKeeps(typ, values, name string) bool {
 		return true
 	}
 	for _, text := range naiveLines[typ] {
-		path, types, choice := strings.Cut(strings.TrimLeft(text, "*!"), "=")
+		one, other, _ := strings.Cut(text, ">")
+		for value := range strings.SplitSeq(values, ",") {
+			if other != "" && strings.TrimPrefix(strings.TrimSpace(value), typ+".") == one {
+				values += "," + other
+			}
+		}
+	}
+	for _, text := range naiveLines[typ] {
+		path, types, choice := strings.Cut(strings.TrimLeft(text, "*!+"), "=")
+		path, _, _ = strings.Cut(path, ">")
 		stem := strings.TrimSuffix(path, "[x]")
 		rest, is := strings.CutPrefix(name, stem)
 		if choice {
@@ -89,7 +98,7 @@ func naiveKeeps(typ, values, name string) bool {
 		} else {
 			is = is && rest == ""
 		}
-		if is && strings.ContainsAny(text, "*!") {
+		if is && strings.ContainsAny(text, "*!+") {
 			return true
 		}
 		for value := range strings.SplitSeq(values, ",") {

@@ -17,9 +17,12 @@ var definitions string
 type element struct {
 	name   string   // without the [x] of a choice
 	choice []string // the JSON names of a choice, nil if it is none
-	// mandatory: there must be one, or a resource is invalid. modifier: it can
-	// turn round what other elements say.
+	// mandatory: there must be one, or a resource is invalid; it can also be one of
+	// several, of which an invariant demands one. modifier: it can turn round what
+	// other elements say.
 	mandatory, modifier bool
+	// beside is the element without which an invariant forbids this one.
+	beside string
 }
 
 // table is the elements of each type, by its number.
@@ -45,11 +48,13 @@ var table = sync.OnceValue(func() [][]element {
 func parseElement(text string) (e element) {
 	text, e.mandatory = strings.CutPrefix(text, "*")
 	text, e.modifier = strings.CutPrefix(text, "!")
+	text, demanded := strings.CutPrefix(text, "+")
+	e.mandatory = e.mandatory || demanded
 	name, types, choice := strings.Cut(text, "[x]=")
-	e.name = name
+	e.name, e.beside, _ = strings.Cut(name, ">")
 	if choice {
 		for typ := range strings.SplitSeq(types, "|") {
-			e.choice = append(e.choice, name+typ)
+			e.choice = append(e.choice, e.name+typ)
 		}
 	}
 	return e

@@ -7,7 +7,9 @@
 //	    go generate ./store/elements
 //
 // Of an element it tells what cutting a resource needs: its name, whether there
-// must be one, whether it modifies what others mean, and the types of a choice.
+// must be one, whether it modifies what others mean, which other one an invariant
+// wants beside it, and the types of a choice. What invariants say is judged by a
+// person, in invariants.go: gen ends with an error where one was not judged.
 package main
 
 import (
@@ -56,7 +58,8 @@ func run(jar, out string) error {
 
 const header = `# The root elements of the resource types of HL7 FHIR R4 (4.0.1), made by store/elements/gen from HL7's
 # StructureDefinitions (CC0).
-# type	elements: * there must be at least one, ! it is a modifier element, [x]=A|B the types of a choice
+# type	elements: * there must be at least one, ! it is a modifier element, + an invariant demands it or one of
+# several, >name an invariant demands that one beside it, [x]=A|B the types of a choice
 `
 
 // A definition is a StructureDefinition, as far as it matters here.
@@ -74,6 +77,10 @@ type element struct {
 	Types    []struct {
 		Code value `xml:"code"`
 	} `xml:"type"`
+	Invariants []struct {
+		Key      value `xml:"key"`
+		Severity value `xml:"severity"`
+	} `xml:"constraint"`
 }
 
 type value struct {
@@ -102,19 +109,24 @@ func table(r io.Reader) ([]string, error) {
 			return nil, err
 		}
 		if s.Kind.V == "resource" && s.Abstract.V == "false" {
-			lines = append(lines, s.line())
+			line, err := s.line()
+			if err != nil {
+				return nil, err
+			}
+			lines = append(lines, line)
 		}
 	}
 }
 
-func (s definition) line() string {
+func (s definition) line() (string, error) {
 	var roots []string
+	judged, err := s.judge()
 	for _, e := range s.Elements {
 		if name, ok := strings.CutPrefix(e.Path.V, s.Type.V+"."); ok && !strings.Contains(name, ".") {
-			roots = append(roots, e.marks()+name+e.choice())
+			roots = append(roots, e.marks()+judged.mark(name)+name+judged.companion(name)+e.choice())
 		}
 	}
-	return s.Type.V + "\t" + strings.Join(roots, " ")
+	return s.Type.V + "\t" + strings.Join(roots, " "), err
 }
 
 func (e element) marks() (marks string) {
