@@ -40,8 +40,6 @@ func (p *Projection) selection(t fhir.Type) *selection {
 type cut struct {
 	dst, line []byte
 	keep      *selection
-	// Whether contained resources stay is found out when the first are met.
-	contained, decided bool
 }
 
 func (c *cut) all() []byte {
@@ -49,74 +47,33 @@ func (c *cut) all() []byte {
 	empty, tagged := true, false
 	end := members(c.line, 0, func(m member) bool {
 		name := plain(c.dst, c.line[m.name:m.colon])
-		isMeta := string(name) == "meta"
-		if !isMeta && !c.stays(name) {
-			return true
-		}
-		if !empty {
-			c.dst = append(c.dst, ',')
-		}
-		empty = false
-		if isMeta {
+		switch {
+		case string(name) == "meta":
 			tagged = true
+			c.comma(&empty)
 			c.dst = append(c.dst, c.line[m.name:m.colon+1]...)
 			c.dst = appendMeta(c.dst, c.line[m.colon+1:m.end])
-		} else {
+		case c.keep.holds(name):
+			c.comma(&empty)
 			c.dst = append(c.dst, c.line[m.name:m.end]...)
+		case string(name) == "contained":
+			c.appendContained(m, &empty)
 		}
 		return true
 	})
 	if !tagged {
-		if !empty {
-			c.dst = append(c.dst, ',')
-		}
+		c.comma(&empty)
 		c.dst = append(c.dst, `"meta":{"tag":[`+subsetted+`]}`...)
 	}
 	return append(c.dst, c.line[end-1:]...)
 }
 
-// stays says whether a member is kept.
-func (c *cut) stays(name []byte) bool {
-	if c.keep.holds(name) {
-		return true
+// comma divides a member from the one before it.
+func (c *cut) comma(empty *bool) {
+	if !*empty {
+		c.dst = append(c.dst, ',')
 	}
-	if string(name) != "contained" {
-		return false
-	}
-	if !c.decided {
-		c.contained, c.decided = c.refersInside(), true
-	}
-	return c.contained
-}
-
-// refersInside says whether a member that is kept refers to a contained resource.
-func (c *cut) refersInside() (found bool) {
-	members(c.line, 0, func(m member) bool {
-		if c.keep.holds(plain(c.dst, c.line[m.name:m.colon])) {
-			found = refersInside(c.dst, c.line[m.colon+1:m.end])
-		}
-		return !found
-	})
-	return found
-}
-
-// refersInside looks for "reference":"#…", wherever it stands in v.
-func refersInside(scratch, v []byte) bool {
-	for i := 0; i < len(v); {
-		if v[i] != '"' {
-			i++
-			continue
-		}
-		end := compact.SkipText(v, i)
-		if end+1 < len(v) && v[end] == ':' && v[end+1] == '"' && string(plain(scratch, v[i:end])) == "reference" {
-			ref := plain(scratch, v[end+1:compact.SkipText(v, end+1)])
-			if len(ref) > 1 && ref[0] == '#' { // # alone is the resource itself
-				return true
-			}
-		}
-		i = end
-	}
-	return false
+	*empty = false
 }
 
 // appendMeta appends a meta with the tag.

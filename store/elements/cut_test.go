@@ -1,6 +1,8 @@
 package elements
 
 import (
+	"fmt"
+	"strings"
 	"testing"
 
 	"tidemark/store/fhir"
@@ -162,11 +164,23 @@ var appendCases = []struct{ name, values, doc, want string }{
 		`{"resourceType":"MedicationRequest","id":"m","contained":[{"resourceType":"Medication","id":"d"}],"medicationReference":{"display":"x","reference":"#d"},` + tagged + `}`,
 	}, {
 		"contained resources that an element asked for is about, with escapes", "managingOrganization",
-		`{"contained":[1],"resourceType":"Patient","id":"p","managingOrganiz\u0061tion":{"r\u0065ference":"\u0023o"},"cont\u0061ined":[2]}`,
-		`{"contained":[1],"resourceType":"Patient","id":"p","managingOrganiz\u0061tion":{"r\u0065ference":"\u0023o"},"cont\u0061ined":[2],` + tagged + `}`,
+		`{"resourceType":"Patient","id":"p","managingOrganiz\u0061tion":{"r\u0065ference":"\u0023\u006f"},"cont\u0061ined":[{"i\u0064":"\u006f"}]}`,
+		`{"resourceType":"Patient","id":"p","managingOrganiz\u0061tion":{"r\u0065ference":"\u0023\u006f"},"cont\u0061ined":[{"i\u0064":"\u006f"}],` + tagged + `}`,
+	}, {
+		"contained resources that others of them are about", "performer",
+		`{"resourceType":"Observation","id":"o","contained":[{"id":"a"},{"resourceType":"PractitionerRole","id":"b","organization":{"reference":"#c"},"practitioner":{"reference":"#b"}},{"id":"c","partOf":{"reference":"#d"}},{"id":"e","x":{"reference":"#b"}},{"id":"d"}],"performer":[{"reference":"#b"}],"subject":{"reference":"#a"}}`,
+		`{"resourceType":"Observation","id":"o","contained":[{"resourceType":"PractitionerRole","id":"b","organization":{"reference":"#c"},"practitioner":{"reference":"#b"}},{"id":"c","partOf":{"reference":"#d"}},{"id":"d"}],"performer":[{"reference":"#b"}],` + tagged + `}`,
+	}, {
+		"contained resources that nothing can be about", "managingOrganization",
+		`{"contained":{"id":"o"},"resourceType":"Patient","id":"p","managingOrganization":{"reference":"#o"}}`,
+		`{"resourceType":"Patient","id":"p","managingOrganization":{"reference":"#o"},` + tagged + `}`,
+	}, {
+		"contained resources without an id, of the same id, and others", "managingOrganization",
+		`{"resourceType":"Patient","id":"p","contained":[1,{},{"id":7},["o"],{"id":"o"},null,{"id":"o","x":1}],"managingOrganization":{"reference":"#o"}}`,
+		`{"resourceType":"Patient","id":"p","contained":[{"id":"o"},{"id":"o","x":1}],"managingOrganization":{"reference":"#o"},` + tagged + `}`,
 	}, {
 		"other references", "managingOrganization",
-		`{"contained":[1],"resourceType":"Patient","id":"p","managingOrganization":{"reference":"Organization/1#o","display":"#o","x":["reference","#o"],"y":{"reference":["#o"]},"z":{"reference":"#"}}}`,
+		`{"contained":[{"id":"o"},{"id":""}],"resourceType":"Patient","id":"p","managingOrganization":{"reference":"Organization/1#o","display":"#o","x":["reference","#o"],"y":{"reference":["#o"]},"z":{"reference":"#"}}}`,
 		`{"resourceType":"Patient","id":"p","managingOrganization":{"reference":"Organization/1#o","display":"#o","x":["reference","#o"],"y":{"reference":["#o"]},"z":{"reference":"#"}},` + tagged + `}`,
 	}, {
 		"a Binary", "id",
@@ -202,6 +216,30 @@ func TestAppendNewline(t *testing.T) {
 	want := `{"resourceType":"Patient","id":"p",` + tagged + `}`
 	if got := string(p.Append(nil, []byte(doc+"\n"), typ)); got != want+"\n" {
 		t.Errorf("got %q", got)
+	}
+}
+
+// TestAppendManyContained: of more contained resources than are told apart all
+// stay, if there is a reference to any, and else none.
+func TestAppendManyContained(t *testing.T) {
+	const head, tail = `{"resourceType":"Patient","id":"p"`, `,"generalPractitioner":[{"reference":"#7"}],` + tagged + `}`
+	for _, n := range []int{maxInside, maxInside + 1} {
+		var list []string
+		for i := range n {
+			list = append(list, fmt.Sprintf(`{"id":"%d"}`, i))
+		}
+		contained := `,"contained":[` + strings.Join(list, ",") + `]`
+		want := contained
+		if n <= maxInside {
+			want = `,"contained":[` + list[7] + `]`
+		}
+		doc := []byte(head + contained + tail)
+		if got := string(parse(t, "generalPractitioner").Append(nil, doc, typeOf(t, "Patient"))); got != head+want+tail {
+			t.Errorf("%d contained, one of which is referred to: %s", n, got)
+		}
+		if got := string(parse(t, "id").Append(nil, doc, typeOf(t, "Patient"))); got != head+","+tagged+"}" {
+			t.Errorf("%d contained, none of which is referred to: %s", n, got)
+		}
 	}
 }
 

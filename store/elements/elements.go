@@ -14,10 +14,10 @@
 // resource that is cut stays valid. One exception is a Bundle that is a document
 // or a message, which invariants would keep whole.
 //
-// Contained resources are an element as others are, with one exception: they stay
-// when an element that stays refers to one. A medication that is only a link to
-// nowhere would be no medication, and the resource would be invalid (ref-1). They
-// stay all together then: what they are to one another is below the root.
+// Contained resources are an element as others are, with one exception: those stay
+// to which an element that stays refers, and those to which these refer. A
+// medication that is only a link to nowhere would be no medication, and the
+// resource would be invalid (ref-1).
 package elements
 
 import (

@@ -42,10 +42,10 @@ func pairs(t *testing.T, doc string) (all []pair) {
 func naive(t *testing.T, res fhir.Resource, values string) (want []pair) {
 	t.Helper()
 	all := pairs(t, string(res.Body))
-	inside := false
+	reached := map[string]bool{}
 	for _, p := range all {
 		if naiveKeeps(res.Key.Type.String(), values, p.name) {
-			inside = inside || naiveInside(json.NewDecoder(strings.NewReader(p.value)))
+			naiveReferences(json.NewDecoder(strings.NewReader(p.value)), reached)
 		}
 	}
 	hasMeta := false
@@ -54,14 +54,55 @@ func naive(t *testing.T, res fhir.Resource, values string) (want []pair) {
 		case p.name == "meta":
 			hasMeta = true
 			want = append(want, pair{"meta", naiveMeta(t, p.value, res.Subsetted)})
-		case naiveKeeps(res.Key.Type.String(), values, p.name), p.name == "contained" && inside:
+		case naiveKeeps(res.Key.Type.String(), values, p.name):
 			want = append(want, p)
+		case p.name == "contained":
+			if list := naiveContained(p.value, reached); len(list) > 0 {
+				want = append(want, pair{p.name, "[" + strings.Join(list, ",") + "]"})
+			}
 		}
 	}
 	if !hasMeta {
 		want = append(want, pair{"meta", `{"tag":[` + ours + `]}`})
 	}
 	return want
+}
+
+// naiveContained are the contained resources that are reached, and those that are
+// reached from them.
+func naiveContained(value string, reached map[string]bool) (stay []string) {
+	var list []json.RawMessage
+	if json.Unmarshal([]byte(value), &list) != nil {
+		return nil
+	}
+	if len(list) > maxInside {
+		for _, text := range list[:min(len(list), len(list)*len(reached))] {
+			stay = append(stay, string(text))
+		}
+		return stay
+	}
+	id := func(text json.RawMessage) string {
+		var members map[string]json.RawMessage
+		var id string
+		if json.Unmarshal(text, &members) != nil || json.Unmarshal(members["id"], &id) != nil {
+			return ""
+		}
+		return id
+	}
+	for before := -1; before < len(reached); {
+		before = len(reached)
+		for _, text := range list {
+			if reached[id(text)] {
+				naiveReferences(json.NewDecoder(bytes.NewReader(text)), reached)
+			}
+		}
+	}
+	for _, text := range list {
+		if reached[id(text)] {
+			stay = append(stay, string(text))
+		}
+	}
+	return stay
 }
 
 // naiveLines are those of the table.
@@ -114,16 +155,16 @@ func naiveKeeps(typ, values, name string) bool {
 	return false
 }
 
-// naiveInside says whether a value has a reference to a contained resource.
-func naiveInside(d *json.Decoder) (found bool) {
+// naiveReferences notes the ids of contained resources that a value refers to.
+func naiveReferences(d *json.Decoder, ids map[string]bool) {
 	token, err := d.Token()
 	if err != nil {
-		return false
+		return
 	}
 	switch token {
 	case json.Delim('['):
 		for d.More() {
-			found = naiveInside(d) || found
+			naiveReferences(d, ids)
 		}
 	case json.Delim('{'):
 		for d.More() {
@@ -131,18 +172,17 @@ func naiveInside(d *json.Decoder) (found bool) {
 			var value json.RawMessage
 			var ref string
 			if d.Decode(&value) != nil {
-				return false
+				return
 			}
 			if name == "reference" && json.Unmarshal(value, &ref) == nil && strings.HasPrefix(ref, "#") && ref != "#" {
-				found = true
+				ids[ref[1:]] = true
 			}
-			found = naiveInside(json.NewDecoder(bytes.NewReader(value))) || found
+			naiveReferences(json.NewDecoder(bytes.NewReader(value)), ids)
 		}
 	default:
-		return false
+		return
 	}
-	_, err = d.Token()
-	return found && err == nil
+	_, _ = d.Token()
 }
 
 func naiveMeta(t *testing.T, meta string, subsetted bool) string {
@@ -210,7 +250,7 @@ func check(t *testing.T, s *fhir.Scanner, p *Projection, values string, res fhir
 		t.Fatalf("cut again\n%s\n%s", twice, got)
 	}
 	for _, m := range left {
-		if m.name != "meta" && !bytes.Contains(res.Body, []byte(`":`+m.value)) {
+		if m.name != "meta" && m.name != "contained" && !bytes.Contains(res.Body, []byte(`":`+m.value)) {
 			t.Fatalf("not a span of the resource: %s", m.value)
 		}
 	}
