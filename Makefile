@@ -113,7 +113,7 @@ integration: go ## against a real Apache Kafka (needs java and mvn)
 	  $$(grep -rl '^//go:build integration' --include='*_test.go' . | xargs -n1 dirname | sort -u)
 
 .PHONY: conformance
-conformance: go ## clients that others wrote against a running server (needs python3)
+conformance: go ## clients that others wrote, and HL7's rules for all that we send (needs python3, javac and mvn)
 	$(GO) test -count=1 -p 1 -tags conformance -run '^TestConformance' -timeout 15m ./cmd/tidemark
 
 .PHONY: mutate
