@@ -40,7 +40,7 @@ func TestConformanceValidator(t *testing.T) {
 	a.dead()
 
 	a.export("a whole export", 5, "$export")
-	a.export("cut to the least", 3, "$export?_elements=id")
+	a.export("cut to the least", 3, "$export?_elements=id&allowPartialManifests=true")
 	a.export("cut to some elements", 2, "$export?_elements=code,status,subject,patient,name,managingOrganization,Observation.value,Task.input,text,orderDetail,estimatedAge")
 	a.export("filtered", 5, "Patient/$export?_type=Observation,Patient&_typeFilter=Observation?category=laboratory,Patient?gender=female")
 	a.export("filtered and cut", 5, "Group/panel/$export?_type=Observation,Encounter&_typeFilter=Observation%3Fcategory%3Dlaboratory&_elements=value")
@@ -115,39 +115,73 @@ func (a *answers) add(from string, body, source []byte) {
 	}
 }
 
-// export takes the first n resources of each file of an export, the odd ones,
-// all deletions and all errors. It returns the transactionTime.
+// export takes the first n resources of each file of an export, the odd ones, and
+// all that the server makes. It returns the transactionTime.
 func (a *answers) export(what string, n int, path string) time.Time {
 	a.t.Helper()
-	status, header, body := a.do(http.MethodGet, path, "")
+	return a.follow(what, n, http.MethodGet, path, "")
+}
+
+// follow is export with any kick-off. A manifest may have pages.
+func (a *answers) follow(what string, n int, method, path, body string) time.Time {
+	a.t.Helper()
+	status, header, answer := a.do(method, path, body)
 	if status != http.StatusAccepted {
-		a.t.Fatalf("%s: %d %s", path, status, body)
+		a.t.Fatalf("%s: %d %s", path, status, answer)
 	}
 	job := header.Get("Content-Location")
-	a.until("the job is complete", func() bool {
-		status, _, body = a.do(http.MethodGet, job, "")
-		return status != http.StatusAccepted
-	})
-	var m bulkclient.Manifest
-	if err := json.Unmarshal(body, &m); err != nil || status != http.StatusOK {
-		a.t.Fatalf("%s: %d %s", path, status, body)
-	}
-	for _, f := range slices.Concat(m.Output, m.Deleted, m.Error) {
-		_, _, file := a.do(http.MethodGet, f.URL, "")
-		taken := 0
-		for line := range bytes.Lines(file) {
-			key, err := keyOf(line)
-			if err != nil {
-				a.t.Fatalf("%s: %v", f.URL, err)
-			}
-			ours := f.Type == "Bundle" || f.Type == "OperationOutcome"
-			if taken++; taken <= n || ours || a.odd[key] {
-				a.add(what+": "+key, line, a.now[key])
-			}
+	var m manifest
+	for page := job; page != ""; page = m.next() {
+		a.until("the page is complete", func() bool {
+			status, _, answer = a.do(http.MethodGet, page, "")
+			return status != http.StatusAccepted
+		})
+		m = manifest{}
+		if err := json.Unmarshal(answer, &m); err != nil || status != http.StatusOK {
+			a.t.Fatalf("%s: %d %s", path, status, answer)
+		}
+		for _, f := range slices.Concat(m.Output, m.Deleted, m.Error, m.Outcome) {
+			a.file(what, n, f.URL)
 		}
 	}
 	a.do(http.MethodDelete, job, "")
 	return m.TransactionTime
+}
+
+// A manifest is one of any version of the guide.
+type manifest struct {
+	bulkclient.Manifest
+	Outcome []bulkclient.File
+	Link    []link
+}
+
+type link struct{ Relation, URL string }
+
+func (m manifest) next() string { return next(m.Link) }
+
+// next is the address of the next page, empty if there is none.
+func next(links []link) string {
+	for _, l := range links {
+		if l.Relation == "next" {
+			return l.URL
+		}
+	}
+	return ""
+}
+
+func (a *answers) file(what string, n int, address string) {
+	a.t.Helper()
+	_, _, file := a.do(http.MethodGet, address, "")
+	for line := range bytes.Lines(file) {
+		key, err := keyOf(line)
+		if err != nil {
+			a.t.Fatalf("%s: %v", address, err)
+		}
+		ours := strings.HasSuffix(key, "/") // it has no id
+		if n--; n >= 0 || ours || a.odd[key] {
+			a.add(what+": "+key, line, a.now[key])
+		}
+	}
 }
 
 // do sends a request as a lenient bulk client and returns the answer.
@@ -186,12 +220,11 @@ func (a *answers) posted() {
 		`{"name":"_outputFormat","valueString":"application/fhir+ndjson"},{"name":"_type","valueCode":"Observation"},` +
 		`{"name":"patient","valueReference":{"reference":"Patient/` + a.members[len(a.members)-1] + `"}},` +
 		`{"name":"_typeFilter","valueString":"Observation?status=final"},{"name":"_elements","valueString":"Observation.value"}]}`
-	status, header, answer := a.do(http.MethodPost, "Group/panel/$export", body)
-	if status != http.StatusAccepted {
-		a.t.Fatalf("Parameters: %d %s", status, answer)
-	}
-	a.do(http.MethodDelete, header.Get("Content-Location"), "")
 	a.add("a kick-off", []byte(body), nil)
+	a.follow("posted", 1, http.MethodPost, "Group/panel/$export", body)
+	body = `{"resourceType":"Parameters","parameter":[{"name":"_since","valueInstant":"2020-01-01T00:00:00Z"},{"name":"unknown","valueString":"x"}]}`
+	a.add("a kick-off of version 4", []byte(body), nil)
+	a.follow("version 4", 1, http.MethodPost, "$export-v4", body)
 }
 
 // refusals takes what the server says to requests that it refuses: those that
@@ -229,6 +262,8 @@ func (a *answers) refusals() {
 		{"PUT", "$export", "", nil},
 		{"POST", "metadata", "", nil},
 		{"GET", "$export-v4", "", nil},
+		{"POST", "$export-v4", parameters(`{"name":"_typeFilter","valueString":"Patient"}`), nil},
+		{"GET", "Group/panel/$davinci-data-export", "", nil},
 		{"POST", "$export", "{", nil},
 		{"POST", "$export", `{"resourceType":"Patient"}`, nil},
 		{"POST", "$export", parameters(`{"name":"_since","valueInstant":"yesterday"}`), nil},
@@ -295,24 +330,18 @@ func (a *answers) reads() {
 	}
 	a.add("a search that finds nothing", a.ok("Group?identifier=urn:x|nothing"), nil)
 	a.add("a search of which only the number is asked", a.ok("Group?_count=0"), nil)
-	for page, pages := "Group?type=person&_count=2", 0; page != ""; pages++ {
-		var bundle struct {
-			Link []struct{ Relation, URL string }
-		}
+	pages := 0
+	for page := "Group?type=person&_count=2"; page != ""; pages++ {
+		var bundle struct{ Link []link }
 		body := a.ok(page)
 		if err := json.Unmarshal(body, &bundle); err != nil {
 			a.t.Fatal(err)
 		}
 		a.add("search "+page, body, nil)
-		page = ""
-		for _, l := range bundle.Link {
-			if l.Relation == "next" {
-				page = l.URL
-			}
-		}
-		if pages > 20 || page == "" && pages == 0 {
-			a.t.Fatalf("a search ends after %d pages", pages)
-		}
+		page = next(bundle.Link)
+	}
+	if pages < 2 {
+		a.t.Errorf("a search of %d page", pages)
 	}
 }
 
@@ -383,7 +412,7 @@ func (a *answers) suffice(gone int) {
 			a.t.Errorf("the answers have no %s", kind)
 		}
 	}
-	if has["OperationOutcome"] < 80 || has["Bundle"] < gone || has["CapabilityStatement"] != 1 {
+	if has["OperationOutcome"] < 60 || has["Bundle"] < gone || has["CapabilityStatement"] != 1 {
 		a.t.Errorf("the answers have not enough of everything: %v", has)
 	}
 	a.t.Logf("%d resources of %d types, %d OperationOutcomes, %d Bundles", len(a.specimens), len(has), has["OperationOutcome"], has["Bundle"])
