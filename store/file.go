@@ -63,11 +63,12 @@ func (s *Snapshot) File(ctx context.Context, name string, sec segment.Section, s
 	v := s.span(since, upto)
 	f := &File{db: s.db, of: s.of, open: map[string]stored{}}
 	var cut []int
+	segs := finder{segs: s.segs}
 	var g *seg // extents of a segment stand together
 	var path string
 	for i, e := range ext {
 		if g == nil || uint64(g.id()) != e.Segment {
-			if g = s.seg(segment.ID(e.Segment)); g == nil {
+			if g = segs.find(segment.ID(e.Segment)); g == nil {
 				return nil, fmt.Errorf("output file of a snapshot: segment %d is not among its segments", e.Segment)
 			}
 			path = g.r.BodyPath()
@@ -87,11 +88,25 @@ func (s *Snapshot) File(ctx context.Context, name string, sec segment.Section, s
 	return f, nil
 }
 
-func (s *Snapshot) seg(id segment.ID) *seg {
-	for _, g := range s.segs {
-		if g.id() == id {
+func (s *Snapshot) seg(id segment.ID) *seg { return new(finder{s.segs, 0}).find(id) }
+
+// A finder finds segments of a snapshot, quickly if they are asked for in its
+// order, as extents are.
+type finder struct {
+	segs []*seg
+	at   int
+}
+
+// find is nil if there is none.
+func (f *finder) find(id segment.ID) *seg {
+	for range f.segs {
+		if f.at == len(f.segs) {
+			f.at = 0
+		}
+		if g := f.segs[f.at]; g.id() == id {
 			return g
 		}
+		f.at++
 	}
 	return nil
 }

@@ -319,10 +319,11 @@ func (s *Snapshot) Extents(sec segment.Section, since, upto fhir.Instant) ([]Ext
 // then it is known without reading anything.
 func (s *Snapshot) Sum(ext []Extent) (crc uint32, known bool) {
 	var sum segment.Sum
+	segs := finder{segs: s.segs}
 	var g *seg // extents of a segment stand together
 	for i := 0; i < len(ext); {
 		if g == nil || uint64(g.id()) != ext[i].Segment {
-			if g = s.seg(segment.ID(ext[i].Segment)); g == nil {
+			if g = segs.find(segment.ID(ext[i].Segment)); g == nil {
 				return 0, false
 			}
 		}
