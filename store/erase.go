@@ -193,8 +193,8 @@ func (db *DB) holdAll() []*seg {
 func (d *doomed) search(db *DB, s *seg, dir *segment.Directory, list *erasedList, v span) error {
 	var rows []segment.Row
 	for _, sec := range s.r.Sections() {
-		departures := sec.Section == segment.Section{Kind: segment.Internal, Type: segment.Departures}
-		if sec.Resource().Kind != segment.Live && !departures {
+		mark := sec.Section == departures
+		if sec.Resource().Kind != segment.Live && !mark {
 			continue
 		}
 		for b := sec.From; b < sec.To; b++ {
@@ -204,7 +204,7 @@ func (d *doomed) search(db *DB, s *seg, dir *segment.Directory, list *erasedList
 			}
 			for i := range rows {
 				row := &rows[i]
-				lives := !departures && !s.dropped && row.Bound().Compare(v.after) > 0 && db.deathOf(s, b, row.Seq) == fhir.None
+				lives := !mark && !s.dropped && row.Bound().Compare(v.after) > 0 && db.deathOf(s, b, row.Seq) == fhir.None
 				switch refused := list.refuses(row.Key, row.Patients); {
 				case refused && lives:
 					d.living = append(d.living, row.Key)

@@ -339,7 +339,7 @@ func (db *DB) leave(p *pinned, readers int) error {
 // Watermark is the instant at which the snapshot was cut.
 func (s *Snapshot) Watermark() fhir.Instant { return s.pin.Watermark }
 
-// Forgotten is up to where deletions may not be known any more, None if all are:
+// Forgotten is up to where deletions and departures may not be known any more, None if all are:
 // asked of a snapshot while Pin makes its rule.
 func (s *Snapshot) Forgotten() fhir.Instant { return s.forgotten }
 

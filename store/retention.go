@@ -78,6 +78,9 @@ func (h horizon) expires(sec segment.Section, c fhir.Instant) bool {
 	return tellsDeletion(sec) && c < h.deleted
 }
 
+// departures is where it is told which Patients a resource has left.
+var departures = segment.Section{Kind: segment.Internal, Type: segment.Departures}
+
 // tellsDeletion tells whether rows of a section say that something is no more:
 // a resource, or a patient's claim on one.
 func tellsDeletion(sec segment.Section) bool {
@@ -101,7 +104,7 @@ func (r *rewrite) expire(row *segment.Row) bool {
 		}
 		r.expired[row.Seq] = row.Key
 	}
-	if row.Section.Kind == segment.Deleted {
+	if row.Section.Kind == segment.Deleted || row.Section == departures {
 		r.late = max(r.late, row.Instant)
 	}
 	return true

@@ -110,6 +110,35 @@ func TestForget(t *testing.T) {
 	})
 }
 
+// TestForgetDepartures: who asks what has left a Patient from before the horizon
+// is told that not all of it is known, also if nothing was ever deleted.
+func TestForgetDepartures(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := Options{FS: vfs.NewMem(), SettleAfter: time.Minute, Deleted: time.Hour, Allowance: time.Millisecond}
+		db := mustOpen(t, "store", o)
+		defer db.Close()
+		f := newFeed(t, db)
+		f.advance(time.Second)
+		f.commit(observationOf("o", "a", ""))
+		f.advance(time.Minute)
+		before := db.Promised()
+		moved := observationOf("o", "b", "")
+		f.commit(moved)
+		for i := range 90 {
+			f.advance(time.Minute)
+			f.commit(patientChange("stays", fhir.None, fmt.Sprint(i)))
+			rewriteAll(t, db)
+			known := strings.Contains(bodies(t, db), `"departed":["a"]`)
+			if told := db.meta.Forgotten == fhir.None; known != told {
+				t.Fatalf("minute %d: the departure is known: %t, forgotten up to %v", i, known, db.meta.Forgotten)
+			}
+		}
+		if at := db.meta.Forgotten; at <= before || at > before+2*60_000 {
+			t.Errorf("forgotten up to %v, the departure was soon after %v", at, before)
+		}
+	})
+}
+
 // bodies is the NDJSON of all live segments.
 func bodies(t testing.TB, db *DB) string {
 	t.Helper()
