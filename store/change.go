@@ -23,10 +23,14 @@ const (
 	Deleted     = segment.Deleted
 	Internal    = segment.Internal
 	DeadLetters = segment.DeadLetters
+	Departures  = segment.Departures
 )
 
 // Kind tells what a row is for.
 type Kind = segment.Kind
+
+// A Row is one version of a resource, one tombstone or one internal fact.
+type Row = segment.Row
 
 // A Change is one decoded record: a resource's new state, its deletion, or a
 // record that could not be decoded.

@@ -266,21 +266,24 @@ func (s *Snapshot) References(ctx context.Context, sec segment.Section, since, u
 	})
 }
 
-// Rows calls fn for the rows that Extents would list for the same window, with
-// the change instant since which their compartments are what they are.
-func (s *Snapshot) Rows(ctx context.Context, sec segment.Section, since, upto fhir.Instant, fn func(key fhir.Key, placed fhir.Instant)) error {
+// Rows calls fn for the rows that Extents would list for the same window. fn may
+// not keep them.
+func (s *Snapshot) Rows(ctx context.Context, sec segment.Section, since, upto fhir.Instant, fn func(*segment.Row) error) error {
+	var rows []segment.Row
 	return s.looked(ctx, sec, since, upto, func(d *segment.Directory, b int, counted func() ([]bool, error)) error {
 		counts, err := counted()
 		if err != nil || !slices.Contains(counts, true) {
 			return err
 		}
-		rows, err := d.Rows(nil, b)
-		if err != nil {
+		if rows, err = d.Rows(rows[:0], b); err != nil {
 			return err
 		}
 		for i, ok := range counts {
-			if ok {
-				fn(rows[i].Key, rows[i].Placed)
+			if !ok {
+				continue
+			}
+			if err := fn(&rows[i]); err != nil {
+				return err
 			}
 		}
 		return nil

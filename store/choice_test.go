@@ -67,11 +67,12 @@ func TestChosen(t *testing.T) {
 				}
 				rows := map[string]bool{}
 				live := segment.Section{Kind: segment.Live, Type: observationType}
-				if err := of.Rows(t.Context(), live, since, s.Watermark(), func(k fhir.Key, placed fhir.Instant) {
-					if placed == fhir.None {
-						t.Errorf("%v was placed at no time", k)
+				if err := of.Rows(t.Context(), live, since, s.Watermark(), func(row *Row) error {
+					if row.Placed == fhir.None {
+						t.Errorf("%v was placed at no time", row.Key)
 					}
-					rows[fmt.Sprintf("%s/%s", live, k.ID)] = true
+					rows[fmt.Sprintf("%s/%s", live, row.Key.ID)] = true
+					return nil
 				}); err != nil {
 					t.Fatal(err)
 				}
@@ -411,7 +412,7 @@ func TestPlacedAnew(t *testing.T) {
 		placed := func() (at fhir.Instant) {
 			s := pinNow(t, db, "job")
 			defer s.Close()
-			err := s.Rows(t.Context(), segment.Section{Kind: segment.Live, Type: observationType}, fhir.None, s.Watermark(), func(_ fhir.Key, p fhir.Instant) { at = p })
+			err := s.Rows(t.Context(), segment.Section{Kind: segment.Live, Type: observationType}, fhir.None, s.Watermark(), func(row *Row) error { at = row.Placed; return nil })
 			if err := errors.Join(err, db.Unpin(t.Context(), "job")); err != nil {
 				t.Fatal(err)
 			}

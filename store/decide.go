@@ -197,7 +197,7 @@ func (c *commit) repeat(ch *Change, t *taken, r *resource, life segment.Life) {
 			Section: segment.Section{Kind: segment.Internal, Type: segment.Repeats}, Key: ch.Key, Seq: c.seq(), Instant: at, Placed: at,
 			Clock: r.cur.Clock, Life: life,
 		},
-		body: deleteBundle(ch.Key, at), death: fhir.None,
+		body: Deletion(ch.Key, at), death: fhir.None,
 	}
 	n.Length = int32(len(n.body)) + 1
 	c.rows = append(c.rows, n)
@@ -228,7 +228,7 @@ func (c *commit) apply(ch *Change, t *taken, r *resource, hash uint64) error {
 		if (old == nil || old.Kind == segment.Internal) && !c.doubtful(ch, t) {
 			n.Section = segment.Section{Kind: segment.Internal, Type: segment.Unseen}
 		}
-		n.body = deleteBundle(ch.Key, at)
+		n.body = Deletion(ch.Key, at)
 	} else if !c.db.o.KeepMeta {
 		n.inject = ch.Meta
 	}
@@ -364,9 +364,10 @@ func mustJSON(v any) []byte {
 	return b
 }
 
-// deleteBundle is the line of a tombstone: the one-entry transaction Bundle of
-// Bulk Data's `deleted` files. The URL is relative, as every client wants it.
-func deleteBundle(k fhir.Key, at fhir.Instant) []byte {
+// Deletion is the line of a tombstone, without its newline: the one-entry
+// transaction Bundle of Bulk Data's `deleted` files. The URL is relative, as
+// every client wants it.
+func Deletion(k fhir.Key, at fhir.Instant) []byte {
 	b := append([]byte(nil), `{"resourceType":"Bundle","meta":{"lastUpdated":"`...)
 	b = at.Append(b)
 	b = append(b, `"},"type":"transaction","entry":[{"request":{"method":"DELETE","url":"`...)

@@ -399,11 +399,15 @@ func (p *Snapshot) References(ctx context.Context, sec store.Section, since, upt
 	return nil
 }
 
-// Rows implements export.Snapshot: in the fake, rows never move.
-func (p *Snapshot) Rows(_ context.Context, sec store.Section, since, upto fhir.Instant, fn func(fhir.Key, fhir.Instant)) error {
+// Rows implements export.Snapshot: in the fake, each version is placed anew.
+func (p *Snapshot) Rows(_ context.Context, sec store.Section, since, upto fhir.Instant, fn func(*store.Row) error) error {
 	for i := range p.rows {
-		if r := &p.rows[i]; r.sec == sec && p.counts(r, since, upto) {
-			fn(r.key, r.c)
+		r := &p.rows[i]
+		if r.sec != sec || !p.counts(r, since, upto) {
+			continue
+		}
+		if err := fn(&store.Row{Section: sec, Key: r.key, Instant: r.c, Placed: r.c, Patients: r.Patients, References: r.Refers}); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -353,7 +353,7 @@ func (g *gathering) output(ctx context.Context, s Snapshot, sec store.Section, e
 	case g.sent != nil && sec.Type == provenanceType:
 		return nil // goes with what is sent, when that is known
 	case g.sent != nil && match == nil:
-		if err := s.Rows(ctx, sec, g.r.Since, g.r.Upto, func(key fhir.Key, _ fhir.Instant) { g.sent[hashKey(key)] = true }); err != nil {
+		if err := s.Rows(ctx, sec, g.r.Since, g.r.Upto, func(row *store.Row) error { g.sent[hashKey(row.Key)] = true; return nil }); err != nil {
 			return err
 		}
 	}

@@ -141,7 +141,7 @@ func (c *criteria) members(ctx context.Context, s Snapshot, since fhir.Instant, 
 // changedIn tells whether a resource has changed behind an instant.
 func changedIn(ctx context.Context, s Snapshot, key fhir.Key, since fhir.Instant) (changed bool, err error) {
 	err = s.Choosing(store.Choice{Keys: map[fhir.Key]fhir.Instant{key: since}}).
-		Rows(ctx, store.Section{Kind: store.Live, Type: key.Type}, since, s.Watermark(), func(fhir.Key, fhir.Instant) { changed = true })
+		Rows(ctx, store.Section{Kind: store.Live, Type: key.Type}, since, s.Watermark(), func(*store.Row) error { changed = true; return nil })
 	return changed, err
 }
 

@@ -119,7 +119,8 @@ func (g *gathering) gather(ctx context.Context, patients map[string]fhir.Instant
 		if !fhir.InPatientCompartment(sec.Type) || sec.Type == provenanceType {
 			continue
 		}
-		if err := rows.Rows(ctx, sec, since, g.r.Upto, fn); err != nil {
+		err := rows.Rows(ctx, sec, since, g.r.Upto, func(row *store.Row) error { fn(row.Key, row.Placed); return nil })
+		if err != nil {
 			return fmt.Errorf("find the resources of an export: %w", err)
 		}
 	}

@@ -47,9 +47,8 @@ type Snapshot interface {
 	// References calls fn for what the rows that Extents lists refer to of what
 	// lies in nobody's compartment.
 	References(ctx context.Context, sec store.Section, since, upto fhir.Instant, fn func(fhir.Key)) error
-	// Rows calls fn for the rows that Extents lists, with the change instant since
-	// which their compartments are what they are.
-	Rows(ctx context.Context, sec store.Section, since, upto fhir.Instant, fn func(key fhir.Key, placed fhir.Instant)) error
+	// Rows calls fn for the rows that Extents lists; it may not keep them.
+	Rows(ctx context.Context, sec store.Section, since, upto fhir.Instant, fn func(*store.Row) error) error
 	// Filter keeps of extents of the same window the rows whose lines match, and
 	// counts those that cannot be read.
 	Filter(ctx context.Context, since, upto fhir.Instant, ext []store.Extent, match func(line []byte) bool, step func()) (kept []store.Extent, lost int, err error)
