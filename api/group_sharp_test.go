@@ -307,6 +307,20 @@ func TestGroupProvenance(t *testing.T) {
 	}
 }
 
+// What Provenance is about may have changed behind _until: the next window brings
+// the change, and the Provenance no more.
+func TestGroupProvenanceUntil(t *testing.T) {
+	m := newMachine(t)
+	m.apply(patient(t, "a"), obs(t, "o", "a", ""), provenance(t, "of-o", "2025-01-01T00:00:00Z", "Observation/o"), group(t, "g", "", "Patient/a"))
+	until := m.db.Now()
+	m.passes(until)
+	m.apply(obs(t, "o", "a", `,"status":"final"`))
+	first := m.exportOf("/Group/g/", "?_until="+until.String())
+	if next := m.exportOf("/Group/g/", "?_since="+first.at); first.rows["Provenance/of-o"] == "" || next.rows["Observation/o"] == "" {
+		t.Errorf("of-o is in no export of the chain: %v, then %v", slices.Sorted(maps.Keys(first.rows)), slices.Sorted(maps.Keys(next.rows)))
+	}
+}
+
 // What a full export with _type holds, an increment with the same _type must bring.
 func TestGroupRefersThroughTypeNotAsked(t *testing.T) {
 	m := newMachine(t)

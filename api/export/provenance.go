@@ -20,7 +20,7 @@ import (
 // targets are the resources of an export, as sorted hashes: there may be many
 // millions.
 type targets struct {
-	all   []uint64
+	all   []uint64 // up to the watermark: what has changed behind _until was there before
 	fresh []uint64 // those that were not in an export before the window
 	since fhir.Instant
 }
@@ -62,7 +62,7 @@ func (g *gathering) provenance(ctx context.Context, types []fhir.Type) error {
 	for id := range g.c.live {
 		all[id] = fhir.None
 	}
-	err := g.gather(ctx, all, fhir.None, func(key fhir.Key, _ fhir.Instant) { t.all = append(t.all, hashKey(key)) })
+	err := g.gather(ctx, all, fhir.None, g.s.Watermark(), func(key fhir.Key, _ fhir.Instant) { t.all = append(t.all, hashKey(key)) })
 	if err != nil {
 		return err
 	}
@@ -72,10 +72,10 @@ func (g *gathering) provenance(ctx context.Context, types []fhir.Type) error {
 				t.fresh = append(t.fresh, hashKey(key))
 			}
 		}
-		if err := g.gather(ctx, stayers, g.r.Since, add); err != nil {
+		if err := g.gather(ctx, stayers, g.r.Since, g.r.Upto, add); err != nil {
 			return err
 		}
-		err := g.gather(ctx, joiners, fhir.None, func(key fhir.Key, _ fhir.Instant) { t.fresh = append(t.fresh, hashKey(key)) })
+		err := g.gather(ctx, joiners, fhir.None, g.r.Upto, func(key fhir.Key, _ fhir.Instant) { t.fresh = append(t.fresh, hashKey(key)) })
 		if err != nil {
 			return err
 		}
@@ -110,7 +110,7 @@ func (g *gathering) agents(ctx context.Context) error {
 }
 
 // gather hands over the rows in some Patients' compartments.
-func (g *gathering) gather(ctx context.Context, patients map[string]fhir.Instant, since fhir.Instant, fn func(fhir.Key, fhir.Instant)) error {
+func (g *gathering) gather(ctx context.Context, patients map[string]fhir.Instant, since, upto fhir.Instant, fn func(fhir.Key, fhir.Instant)) error {
 	if len(patients) == 0 {
 		return nil
 	}
@@ -119,7 +119,7 @@ func (g *gathering) gather(ctx context.Context, patients map[string]fhir.Instant
 		if !fhir.InPatientCompartment(sec.Type) || sec.Type == provenanceType {
 			continue
 		}
-		err := rows.Rows(ctx, sec, since, g.r.Upto, func(row *store.Row) error { fn(row.Key, row.Placed); return nil })
+		err := rows.Rows(ctx, sec, since, upto, func(row *store.Row) error { fn(row.Key, row.Placed); return nil })
 		if err != nil {
 			return fmt.Errorf("find the resources of an export: %w", err)
 		}
