@@ -21,22 +21,19 @@ type held struct {
 	at   string
 	rows map[string]string // the lines
 	gone []string          // what is deleted
+	left []string          // what has departed
 }
 
 // exportOf kicks off an export of some level, waits for it and reads it.
 func (m *machine) exportOf(path, query string) held {
 	m.t.Helper()
-	status := m.begin(path, query)
-	var doc manifest
-	for {
-		resp, body := m.get(status)
-		if resp.StatusCode == http.StatusAccepted {
-			time.Sleep(5 * time.Millisecond)
-			continue
-		}
-		m.must(json.Unmarshal(body, &doc))
-		break
-	}
+	return m.take(m.begin(path, query))
+}
+
+// take waits for an export and reads it.
+func (m *machine) take(status string) held {
+	m.t.Helper()
+	doc := m.manifestOf(status)
 	h := held{at: doc.TransactionTime, rows: map[string]string{}}
 	for _, f := range doc.Output {
 		for line := range m.read(f.URL, f.Count) {
@@ -49,25 +46,56 @@ func (m *machine) exportOf(path, query string) held {
 			h.rows[ref] = line
 		}
 	}
-	for _, f := range doc.Deleted {
-		for line := range m.read(f.URL, f.Count) {
-			var b struct {
-				Entry []struct{ Request struct{ URL string } }
-			}
-			m.must(json.Unmarshal([]byte(line), &b))
-			h.gone = append(h.gone, b.Entry[0].Request.URL)
-		}
-	}
+	h.gone, h.left = m.deletions(doc.Deleted), m.deletions(doc.departed())
 	_, err := m.client.Do(must(http.NewRequest(http.MethodDelete, m.base+status, nil)))
 	m.must(err)
 	return h
 }
 
+// manifestOf waits for the manifest of a job.
+func (m *machine) manifestOf(status string) (doc manifest) {
+	m.t.Helper()
+	for {
+		resp, body := m.get(status)
+		if resp.StatusCode != http.StatusAccepted {
+			m.must(json.Unmarshal(body, &doc))
+			return doc
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// deletions reads files of Bundles.
+func (m *machine) deletions(files []listed) (refs []string) {
+	m.t.Helper()
+	for _, f := range files {
+		for line := range m.read(f.URL, f.Count) {
+			var b struct {
+				Entry []struct{ Request struct{ URL string } }
+			}
+			m.must(json.Unmarshal([]byte(line), &b))
+			refs = append(refs, b.Entry[0].Request.URL)
+		}
+	}
+	return refs
+}
+
 // begin kicks off an export and returns the path of its status.
 func (m *machine) begin(path, query string) string {
 	m.t.Helper()
-	req, err := http.NewRequest(http.MethodGet, m.base+"/fhir"+path+"$export"+query, nil)
-	m.must(err)
+	return m.start(must(http.NewRequest(http.MethodGet, m.base+"/fhir"+path+"$export"+query, nil)))
+}
+
+// beginPost does so with parameters in a body.
+func (m *machine) beginPost(path, parameters string) string {
+	m.t.Helper()
+	req := must(http.NewRequest(http.MethodPost, m.base+"/fhir"+path+"$export", strings.NewReader(`{"resourceType":"Parameters","parameter":[`+parameters+`]}`)))
+	req.Header.Set("Content-Type", "application/fhir+json")
+	return m.start(req)
+}
+
+func (m *machine) start(req *http.Request) string {
+	m.t.Helper()
 	req.Header.Set("Accept", "application/fhir+json")
 	req.Header.Set("Prefer", "respond-async")
 	resp, err := m.client.Do(req)
@@ -104,6 +132,7 @@ type ward struct {
 	r       *rand.Rand
 	version int
 	live    map[string]map[string]any
+	more    func(kind string, body map[string]any) // adds to what changes, unless nil
 }
 
 func (w *ward) pick(kind string, n int) string { return fmt.Sprintf("%s/%d", kind, w.r.IntN(n)) }
@@ -147,6 +176,9 @@ func (w *ward) change(t *testing.T) store.Change {
 			members = append(members, map[string]any{"entity": to([]string{"Patient", "Patient", "Group"}[w.r.IntN(3)])})
 		}
 		body["actual"], body["member"] = true, members
+	}
+	if w.more != nil {
+		w.more(kind, body)
 	}
 	w.live[ref] = body
 	text, err := json.Marshal(body)

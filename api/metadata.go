@@ -91,7 +91,7 @@ func newCapabilities(o Options, now time.Time) capabilityStatement {
 	}
 }
 
-const kickOffs = "GET or POST. Parameters: _type, _typeFilter (the search parameters of its type, without chains, terminology and composites), _elements, includeAssociatedData (LatestProvenanceResources, RelevantProvenanceResources; names of lists of types, such as _us-core-7 or _carin-bb), _since, _until, _outputFormat. Prefer: handling=lenient leaves out what is not supported."
+const kickOffs = "GET or POST. Parameters: _type, _typeFilter (the search parameters of its type, without chains, terminology and composites), _elements, includeAssociatedData (LatestProvenanceResources, RelevantProvenanceResources; names of lists of types, such as _us-core-7 or _carin-bb; _departed: what has left the export since _since and lives, in extension.tidemark-departed), _since, _until, _outputFormat. Prefer: handling=lenient leaves out what is not supported."
 
 const (
 	referred = "Device, DeviceDefinition, Endpoint, HealthcareService, InsurancePlan, Location, Medication, MedicationKnowledge, Organization, OrganizationAffiliation, Practitioner, PractitionerRole and Substance"

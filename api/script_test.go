@@ -42,6 +42,7 @@ import (
 //	                 "lenient" as an argument asks for handling=lenient
 //	export           a kick-off for a query, then its manifest and all its files
 //	                 at=Patient/ before a kick-off: of another level than the system's, or by another operation
+//	planned          waits until the last job is
 //	http             a request: its line, headers, an empty line, a body
 func TestScripts(t *testing.T) {
 	datadriven.Walk(t, "testdata/scripts", func(t *testing.T, path string) {
@@ -165,6 +166,8 @@ func (e *script) run(t *testing.T, d *datadriven.TestData) string {
 		return out.String()
 	case "export":
 		return e.export(t, level(d), strings.TrimSpace(d.Input))
+	case "planned":
+		e.get(t, public+"/export/"+e.jobs[len(e.jobs)-1])
 	case "http":
 		return e.http(t, d.Input)
 	default:
@@ -277,6 +280,16 @@ type manifest struct {
 	TransactionTime        string
 	Request                string
 	Output, Deleted, Error []listed
+	Extension              json.RawMessage
+}
+
+// departed are the files of what has left an export, none in the form of version 4.
+func (m manifest) departed() []listed {
+	var own struct {
+		Departed []listed `json:"tidemark-departed"`
+	}
+	_ = json.Unmarshal(m.Extension, &own)
+	return own.Departed
 }
 
 // listed is a file in a manifest.
@@ -413,7 +426,7 @@ func (e *script) export(t *testing.T, at, query string) string {
 	for _, list := range []struct {
 		name  string
 		files []listed
-	}{{"output", m.Output}, {"deleted", m.Deleted}, {"error", m.Error}} {
+	}{{"output", m.Output}, {"deleted", m.Deleted}, {"departed", m.departed()}, {"error", m.Error}} {
 		for _, f := range list.files {
 			body := e.get(t, f.URL)
 			f.prove(t, []byte(body))

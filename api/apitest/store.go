@@ -93,12 +93,22 @@ func (s *Store) add(r row) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r.d = forever
+	var lost []string
 	for i := range s.rows {
-		if old := &s.rows[i]; old.key == r.key && r.key.ID != "" && old.d == forever {
-			old.d = r.c
+		old := &s.rows[i]
+		if old.key != r.key || r.key.ID == "" || old.d != forever || old.sec.Kind == store.Internal {
+			continue
 		}
+		old.d = r.c
+		lost = slices.DeleteFunc(slices.Clone(old.Patients), func(id string) bool { return slices.Contains(r.Patients, id) })
 	}
 	s.rows = append(s.rows, r)
+	if len(lost) > 0 && r.sec.Kind == store.Live {
+		s.rows = append(s.rows, row{
+			sec: store.Section{Kind: store.Internal, Type: store.Departures}, key: r.key, c: r.c, d: forever,
+			line: fmt.Sprintf(`{"key":%q}`, r.key), Links: Links{Patients: lost},
+		})
+	}
 }
 
 // Fill leaves no room for a Draft, or some again.
@@ -314,7 +324,7 @@ func (r rosters) Of(id string) (store.Roster, error) {
 	}
 	out := store.Roster{Body: body, Members: map[string][]store.Stay{}}
 	for _, v := range r.p.rows {
-		if v.key != key || v.c > r.p.watermark {
+		if v.key != key || v.c > r.p.watermark || v.sec.Kind == store.Internal {
 			continue
 		}
 		for ref, stays := range out.Members {

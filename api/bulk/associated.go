@@ -129,10 +129,12 @@ func (r *reading) associated(p param) {
 			if r.q.Attach == export.ByDefault { // of both the larger counts
 				r.q.Attach = export.Latest
 			}
+		case value == "_departed":
+			r.q.Departed = true
 		case r.lenient:
 			r.note("includeAssociatedData: %s is not supported and was left out", outcome.Quote(value))
 		default:
-			r.fault(outcome.NotSupported, `includeAssociatedData: %s is not supported: known are LatestProvenanceResources, RelevantProvenanceResources, %s ("Prefer: handling=lenient" leaves it out)`,
+			r.fault(outcome.NotSupported, `includeAssociatedData: %s is not supported: known are LatestProvenanceResources, RelevantProvenanceResources, _departed, %s ("Prefer: handling=lenient" leaves it out)`,
 				outcome.Quote(value), strings.Join(r.own.values(), ", "))
 		}
 	}

@@ -60,6 +60,8 @@ type extension struct {
 	// is exact within one epoch.
 	Epoch uint64   `json:"tidemark-epoch"`
 	Cut   kafkaCut `json:"tidemark-cut"`
+	// Departed are files in the form of Deleted: what has left the export and lives.
+	Departed []entry `json:"tidemark-departed,omitempty"`
 }
 
 // A kafkaCut tells where in Kafka an export was cut.
@@ -99,7 +101,7 @@ func (h *Handlers) manifest(id string, m export.Manifest) manifest {
 		Deleted:         []entry{},
 		Error:           []entry{},
 		Link:            h.next(id, m),
-		Extension:       extension{m.Epoch, cutOf(m.Cut)},
+		Extension:       extension{Epoch: m.Epoch, Cut: cutOf(m.Cut)},
 	}
 	for i, f := range m.Files {
 		e := entry{URL: h.fileURL(id, m.From+i+1), Count: f.Rows, Extension: proofOf(f)}
@@ -110,6 +112,9 @@ func (h *Handlers) manifest(id string, m export.Manifest) manifest {
 		case export.Deleted:
 			e.Type = "Bundle"
 			out.Deleted = append(out.Deleted, e)
+		case export.Departed:
+			e.Type = "Bundle"
+			out.Extension.Departed = append(out.Extension.Departed, e)
 		case export.Errors:
 			e.Type = "OperationOutcome"
 			out.Error = append(out.Error, e)
@@ -153,6 +158,7 @@ type extension4 struct {
 	ValueDecimal *float64     `json:"valueDecimal,omitempty"`
 	ValueInteger *int64       `json:"valueInteger,omitempty"`
 	ValueString  string       `json:"valueString,omitempty"`
+	ValueURL     string       `json:"valueUrl,omitempty"`
 	Extension    []extension4 `json:"extension,omitempty"`
 }
 
@@ -180,6 +186,8 @@ func (h *Handlers) manifest4(id string, m export.Manifest) manifest4 {
 			out.Output = append(out.Output, e)
 		case export.Deleted:
 			out.Deleted = append(out.Deleted, e)
+		case export.Departed:
+			out.Extension = append(out.Extension, extension4{URL: h.extensionURL("tidemark-departed"), Extension: departed4(e)})
 		case export.Errors:
 			for _, s := range m.Severities {
 				e.CountSeverity = append(e.CountSeverity, severity{string(s.Severity), s.Count})
@@ -188,6 +196,15 @@ func (h *Handlers) manifest4(id string, m export.Manifest) manifest4 {
 		}
 	}
 	return out
+}
+
+// departed4 is a file of what has left an export, in the words of the other lists.
+func departed4(e entry4) []extension4 {
+	return append([]extension4{
+		{URL: "url", ValueURL: e.URL},
+		{URL: "count", ValueDecimal: new(float64(e.Count))},
+		{URL: "fileSize", ValueDecimal: new(float64(e.FileSize))},
+	}, e.Extension...)
 }
 
 // cut4 is cutOf in FHIR's form. Offsets are strings: R4's integers have 32 bits.

@@ -23,6 +23,7 @@ type choosing struct {
 	group   string
 	live    map[string]fhir.Instant
 	deleted map[string]fhir.Instant
+	left    map[string]fhir.Instant   // who has left the Group, and when
 	refs    map[fhir.Key]fhir.Instant // what the rows refer to, each with the instant behind which it counts
 	targets targets                   // what a Provenance goes with
 }
@@ -115,12 +116,17 @@ func choose(ctx context.Context, s Snapshot, r *rule, o Options, keep func(*rule
 			return nil, err
 		}
 	}
+	if q.departs() {
+		if err := g.depart(ctx, q, o.Limits); err != nil {
+			return nil, err
+		}
+	}
 	return g.files, r.addErrors(s, append(slices.Clip(notes), g.notes...))
 }
 
 // choose finds out what goes with the Patients of a cohort.
 func (g *gathering) choose(ctx context.Context, q *Request, who *cohort) error {
-	c := &choosing{group: q.Group, live: who.live, deleted: who.deleted, refs: map[fhir.Key]fhir.Instant{}}
+	c := &choosing{group: q.Group, live: who.live, deleted: who.deleted, left: who.left, refs: map[fhir.Key]fhir.Instant{}}
 	if len(q.Patients) > 0 {
 		c.group = "" // a Group names all its members
 	}
@@ -180,6 +186,9 @@ func (g *gathering) measure(types []fhir.Type) {
 		if g.asks(types, sec.Type) && (g.projection != nil || g.filters[sec.Type] != nil) {
 			g.blocks += bodyCost * g.s.Blocks(sec)
 		}
+		if g.r.Pending.departs() && g.asks(types, sec.Type) && g.filters[sec.Type] != nil {
+			g.blocks += bodyCost * g.s.Blocks(sec) // read twice
+		}
 	}
 }
 
@@ -218,10 +227,11 @@ func (g *gathering) references(ctx context.Context) error {
 }
 
 // changed tells whether anything of the types that are referred to has changed
-// in the window.
+// since the window began: what has changed behind _until is not sent, but is still
+// in the export.
 func (g *gathering) changed() (bool, error) {
 	for _, sec := range g.referred {
-		ext, err := g.r.extents(g.s, sec)
+		ext, err := g.s.Extents(sec, g.r.Since, g.s.Watermark())
 		if err != nil || len(ext) > 0 {
 			return len(ext) > 0, err
 		}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -34,6 +35,7 @@ func refused(code outcome.Code, format string, args ...any) *Refusal {
 type cohort struct {
 	live    map[string]fhir.Instant // members at the watermark
 	deleted map[string]fhir.Instant // members at any instant of the window: whose deletions are told
+	left    map[string]fhir.Instant // of those who were and are not any more, when they left
 	notes   []outcome.Issue
 }
 
@@ -74,7 +76,7 @@ func unknownGroup() error { return refused(outcome.NotFound, "there is no such G
 // identifier names, or a search, resources are read, which a kick-off does not do
 // (o is nil): then whoever is not found may be one of them.
 func (q *Request) cohort(ctx context.Context, s Snapshot, o *Options) (*cohort, error) {
-	c := &cohort{live: map[string]fhir.Instant{}, deleted: map[string]fhir.Instant{}}
+	c := &cohort{live: map[string]fhir.Instant{}, deleted: map[string]fhir.Instant{}, left: map[string]fhir.Instant{}}
 	doubt := false
 	if q.Level == Group {
 		var w walk
@@ -122,6 +124,7 @@ func (c *cohort) enrol(w *walk, since fhir.Instant) {
 				c.deleted[id] = max(since, t.Joined)
 			}
 			if t.Left != fhir.None {
+				c.left[id] = max(c.left[id], t.Left)
 				continue
 			}
 			after := fhir.None
@@ -133,6 +136,7 @@ func (c *cohort) enrol(w *walk, since fhir.Instant) {
 			}
 		}
 	}
+	maps.DeleteFunc(c.left, func(id string, _ fhir.Instant) bool { _, back := c.live[id]; return back })
 	w.note(c)
 }
 

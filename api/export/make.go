@@ -24,18 +24,34 @@ type making struct {
 // fileName is what file n of a job is called beside its snapshot, counted from 1.
 func fileName(n int) string { return "f" + strconv.Itoa(n) }
 
-// make reads the rows of extents once, and writes of each that matches what was
-// asked for.
-func (g *gathering) make(ctx context.Context, s Snapshot, sec store.Section, extents []store.Extent, at position, since fhir.Instant, match func(line []byte) bool, l Limits) (err error) {
-	m := making{g: g, limits: l, file: OutputFile{List: Output, Type: sec.Type, Made: true}, at: at}
+// draft makes files of a list and a type of what fill adds. at is where it begins in
+// the extents that it goes through.
+func (g *gathering) draft(list List, t fhir.Type, at position, l Limits, fill func(*making) error) (err error) {
+	m := making{g: g, limits: l, file: OutputFile{List: list, Type: t, Made: true}, at: at}
 	defer func() { // also after a panic, which ends this job alone
 		if m.draft != nil {
 			err = errors.Join(err, m.draft.Discard())
 		}
 	}()
+	if err := fill(&m); err != nil {
+		return err
+	}
+	return m.flush()
+}
+
+// make reads the rows of extents once, and writes of each that matches what was
+// asked for.
+func (g *gathering) make(ctx context.Context, s Snapshot, sec store.Section, extents []store.Extent, at position, since fhir.Instant, match func(line []byte) bool, l Limits) error {
+	return g.draft(Output, sec.Type, at, l, func(m *making) error {
+		return g.project(ctx, s, sec, extents, since, match, m)
+	})
+}
+
+func (g *gathering) project(ctx context.Context, s Snapshot, sec store.Section, extents []store.Extent, since fhir.Instant, match func(line []byte) bool, m *making) error {
+	at := m.at
 	skip := at.Line // what an earlier process has done of the first extent
 	m.at.Line = 0
-	_, err = s.Lines(ctx, since, g.r.Upto, extents[at.Extent:], func(line []byte) error {
+	_, err := s.Lines(ctx, since, g.r.Upto, extents[at.Extent:], func(line []byte) error {
 		if m.at.Line++; m.at.Extent == at.Extent && m.at.Line <= skip {
 			return nil
 		}
@@ -53,7 +69,7 @@ func (g *gathering) make(ctx context.Context, s Snapshot, sec store.Section, ext
 	}
 	g.did(bodyCost * (g.s.Blocks(sec) - len(extents) + at.Extent))
 	g.noteLost(sec, m.at.Lost)
-	return m.flush()
+	return nil
 }
 
 func (m *making) add(line []byte) (err error) {
@@ -62,9 +78,7 @@ func (m *making) add(line []byte) (err error) {
 		if err := m.flush(); err != nil {
 			return err
 		}
-		before := m.at
-		before.Line-- // the line at hand is the first of the next file
-		if err := m.g.reached(store.Section{Kind: store.Live, Type: m.file.Type}, &before); err != nil {
+		if err := m.reached(); err != nil {
 			return err
 		}
 	}
@@ -76,6 +90,17 @@ func (m *making) add(line []byte) (err error) {
 	m.file.Rows++
 	m.file.Bytes += size
 	return m.draft.Add(line)
+}
+
+// reached says that a file is whole. The lists behind the output are made anew by
+// whoever goes on.
+func (m *making) reached() error {
+	if m.file.List != Output {
+		return nil
+	}
+	before := m.at
+	before.Line-- // the line at hand is the first of the next file
+	return m.g.reached(store.Section{Kind: store.Live, Type: m.file.Type}, &before)
 }
 
 // flush ends a file, if one was begun.

@@ -43,11 +43,19 @@ func hashKey(key fhir.Key) uint64 {
 	return xxhash.Sum64(append(append(b[:0], byte(key.Type)), key.ID...))
 }
 
-// provenance gathers the resources of the export, if any Provenance is asked for.
+// provenance finds which Provenance goes, if any is asked for, and what it refers to.
 func (g *gathering) provenance(ctx context.Context, types []fhir.Type) error {
 	if len(g.r.sections(g.s, store.Live, []fhir.Type{provenanceType})) == 0 || !g.asks(types, provenanceType) {
 		return nil
 	}
+	if err := g.findTargets(ctx); err != nil {
+		return err
+	}
+	return g.agents(ctx)
+}
+
+// findTargets gathers what a Provenance of the export is about.
+func (g *gathering) findTargets(ctx context.Context) error {
 	t := &g.c.targets
 	t.since = g.r.Since
 	joiners, stayers := map[string]fhir.Instant{}, map[string]fhir.Instant{}
@@ -58,11 +66,7 @@ func (g *gathering) provenance(ctx context.Context, types []fhir.Type) error {
 			stayers[id] = after
 		}
 	}
-	all := make(map[string]fhir.Instant, len(g.c.live))
-	for id := range g.c.live {
-		all[id] = fhir.None
-	}
-	err := g.gather(ctx, all, fhir.None, g.s.Watermark(), func(key fhir.Key, _ fhir.Instant) { t.all = append(t.all, hashKey(key)) })
+	err := g.gather(ctx, behind(g.c.live, fhir.None), fhir.None, g.s.Watermark(), func(key fhir.Key, _ fhir.Instant) { t.all = append(t.all, hashKey(key)) })
 	if err != nil {
 		return err
 	}
@@ -82,7 +86,7 @@ func (g *gathering) provenance(ctx context.Context, types []fhir.Type) error {
 	}
 	slices.Sort(t.all)
 	slices.Sort(t.fresh)
-	return g.agents(ctx)
+	return nil
 }
 
 // agents adds what the Provenance in the export refers to: who made something.

@@ -68,6 +68,7 @@ type Request struct {
 	Attach   Attachment      // which Provenance goes with the rows that are sent
 	MaxBytes int64           // of an output file, where that is less than the server's limit; 0: the server's
 	Partial  bool            // the manifest may come in pages while the job is planned
+	Departed bool            // tell what has left the export since then and lives
 	Notes    []outcome.Issue // what was left out, one line each in the manifest's error
 }
 
@@ -88,20 +89,21 @@ func (q *Request) aboutSome() bool { return q.Level == Group || len(q.Patients) 
 // chosen tells whether rows are chosen one by one. Then planning it means to read
 // directories or bodies, and to write files of what is not as it is stored, which
 // is done behind the kick-off.
-func (q *Request) chosen() bool { return q.aboutSome() || q.readsBodies() }
+func (q *Request) chosen() bool { return q.aboutSome() || q.readsBodies() || q.departs() }
 
 func (q *Request) readsBodies() bool {
 	return len(q.Filters)+len(q.Elements) > 0 || q.Attach != ByDefault
 }
 
-// A List is one of the three lists of files in a manifest.
+// A List is one of the lists of files in a manifest.
 type List string
 
 // The lists.
 const (
-	Output  List = "output"
-	Deleted List = "deleted"
-	Errors  List = "error"
+	Output   List = "output"
+	Deleted  List = "deleted"
+	Departed List = "departed" // in the form of Deleted: what lives, but elsewhere
+	Errors   List = "error"
 )
 
 // An OutputFile is a file as the rule remembers it: a run of a section's
@@ -194,6 +196,7 @@ type pendingForm struct {
 	Attach   Attachment      `json:"attach,omitempty"`
 	MaxBytes int64           `json:"maxBytes,omitempty"`
 	Partial  bool            `json:"partial,omitempty"`
+	Departed bool            `json:"departed,omitempty"`
 	Notes    []outcome.Issue `json:"notes,omitempty"`
 }
 
@@ -248,7 +251,7 @@ func (r rule) encode() ([]byte, error) {
 		Failure: r.Failure, Check: r.Checkpoint.form(), Pages: r.Pages, Pieces: r.Pieces, Errors: r.Errors,
 	}
 	if q := r.Pending; q != nil {
-		form.Pending = &pendingForm{Group: q.Group, Patients: q.Patients, Filters: q.Filters, Elements: q.Elements, Attach: q.Attach, MaxBytes: q.MaxBytes, Partial: q.Partial, Notes: q.Notes}
+		form.Pending = &pendingForm{Group: q.Group, Patients: q.Patients, Filters: q.Filters, Elements: q.Elements, Attach: q.Attach, Departed: q.Departed, MaxBytes: q.MaxBytes, Partial: q.Partial, Notes: q.Notes}
 		for _, t := range q.Types {
 			form.Pending.Types = append(form.Pending.Types, t.String())
 		}
@@ -289,7 +292,7 @@ func decodeRule(b []byte) (rule, error) {
 		return rule{}, fmt.Errorf("the rule has come to the resource type %q", form.Check.Type)
 	}
 	if p := form.Pending; p != nil {
-		r.Pending = &Request{Level: r.Level, Face: r.Face, Separate: r.Separate, Group: p.Group, Patients: p.Patients, URL: r.Request, Since: r.Since, Upto: r.Upto, Filters: p.Filters, Elements: p.Elements, Attach: p.Attach, MaxBytes: p.MaxBytes, Partial: p.Partial, Notes: p.Notes}
+		r.Pending = &Request{Level: r.Level, Face: r.Face, Separate: r.Separate, Group: p.Group, Patients: p.Patients, URL: r.Request, Since: r.Since, Upto: r.Upto, Filters: p.Filters, Elements: p.Elements, Attach: p.Attach, Departed: p.Departed, MaxBytes: p.MaxBytes, Partial: p.Partial, Notes: p.Notes}
 		for _, name := range p.Types {
 			t, known := fhir.ParseType(name)
 			if !known {

@@ -22,7 +22,7 @@ func TestRuleRoundTrip(t *testing.T) {
 		{Since: 0, Upto: 0, Face: STU4, Separate: true, Cut: store.Cut{Lag: time.Second, Partitions: []store.Covered{{Partition: store.Partition{Topic: "t", ID: 3}, Next: 4, Behind: 5}}}},
 		{Level: Group, Face: STU4, Separate: true, Request: "r", Since: fhir.None, Pending: &Request{
 			Level: Group, Face: STU4, Separate: true, MaxBytes: 7, Partial: true, Group: "g", Patients: []string{"a"}, URL: "r", Types: []fhir.Type{patient}, Since: fhir.None,
-			Filters: []string{"Patient?active=true"}, Elements: []string{"id"}, Attach: Latest,
+			Filters: []string{"Patient?active=true"}, Elements: []string{"id"}, Attach: Latest, Departed: true,
 			Notes: []outcome.Issue{{Severity: outcome.Warning, Code: outcome.Value, Text: "n"}},
 		}},
 		{Level: Patient, Failure: []outcome.Issue{{Severity: outcome.Fatal, Code: outcome.Exception, Text: "f"}}},
