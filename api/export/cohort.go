@@ -120,8 +120,12 @@ func unknownPatient() error {
 func (c *cohort) enrol(w *walk, since fhir.Instant) {
 	for id, stays := range w.patients {
 		for _, t := range stays {
-			if told, is := c.deleted[id]; !is || max(since, t.Joined) < told {
-				c.deleted[id] = max(since, t.Joined)
+			gone := since
+			if t.Joined > since {
+				gone = t.Joined - 1 // what ended in the same instant may have been his
+			}
+			if told, is := c.deleted[id]; !is || gone < told {
+				c.deleted[id] = gone
 			}
 			if t.Left != fhir.None {
 				c.left[id] = max(c.left[id], t.Left)
