@@ -477,3 +477,32 @@ func TestGroupByIdentifier(t *testing.T) {
 		t.Errorf("patient who is no member: %d, %d", code, status)
 	}
 }
+
+// A Patient who was named by an identifier and is deleted, or shares it since with
+// another, has left: his deletions are told, and what lives of his has departed.
+// Who was one of several and is the only one now has joined.
+func TestGroupByIdentifierGone(t *testing.T) {
+	m := newMachine(t)
+	named := func(value string) string { return fmt.Sprintf(`{"entity":{"identifier":{"value":%q}}}`, value) }
+	person := func(id, value, more string) store.Change {
+		return scanned(t, `{"resourceType":"Patient","id":%q,"identifier":[{"value":%q}]%s}`, id, value, more)
+	}
+	m.apply(person("a", "1", ""), obs(t, "of-a", "a", ""), obs(t, "lives-of-a", "a", ""), person("b", "2", ""), obs(t, "of-b", "b", ""),
+		person("c", "3", ""), obs(t, "of-c", "c", ""), person("twin-of-c", "3", ""), obs(t, "of-twin", "twin-of-c", ""),
+		person("e", "5", ""), person("f", "6", ""), obs(t, "of-e", "e", ""), obs(t, "of-f", "f", ""))
+	m.apply(group(t, "g", "", named("1"), named("2"), named("3"), named("5"), named("6")))
+	l := &ledger{m: m, since: m.exportOf("/Group/g/", "").at}
+	m.each(deletion(t, "Patient/a"), deletion(t, "Observation/of-a"), person("b-too", "2", ""), obs(t, "of-b-too", "b-too", ""), deletion(t, "Patient/twin-of-c"), deletion(t, "Observation/of-twin"),
+		deletion(t, "Patient/e"), deletion(t, "Observation/of-e"), person("e-again", "5", ""), person("f", "6", `,"active":true`), person("f-too", "6", ""))
+	m.restart()
+	m.apply()
+	h := l.names("/Group/g/", "", "Observation/lives-of-a", "Observation/of-b", "Patient/b")
+	slices.Sort(h.gone)
+	if want := []string{"Observation/of-a", "Observation/of-e", "Patient/a", "Patient/e"}; !slices.Equal(h.gone, want) {
+		t.Errorf("deletions %v, want %v", h.gone, want)
+	}
+	delete(h.rows, "Group/g")
+	if got, want := slices.Sorted(maps.Keys(h.rows)), []string{"Observation/of-c", "Patient/c", "Patient/e-again"}; !slices.Equal(got, want) {
+		t.Errorf("rows %v, want %v", got, want)
+	}
+}

@@ -579,6 +579,24 @@ func (p *Snapshot) Lines(ctx context.Context, since, upto fhir.Instant, ext []st
 	return 0, nil
 }
 
+// LastStates implements export.Snapshot: in the fake they are kept for ever.
+func (p *Snapshot) LastStates(_ context.Context, t fhir.Type, since fhir.Instant, fn func([]byte) error) error {
+	for _, gone := range p.rows {
+		if gone.sec != (store.Section{Kind: store.Deleted, Type: t}) || !p.counts(&gone, since, p.watermark) {
+			continue
+		}
+		for _, r := range p.rows {
+			if r.key != gone.key || r.sec.Kind != store.Live || r.d != gone.c {
+				continue
+			}
+			if err := fn([]byte(r.line + "\n")); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // Draft implements export.Snapshot.
 func (p *Snapshot) Draft(name string) (export.Draft, error) {
 	p.store.mu.Lock()

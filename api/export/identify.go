@@ -13,7 +13,8 @@ import (
 // identify finds the members whom a Group names by an identifier only
 // (decisions.md 3): all Patients are read once. Whoever has changed in the window
 // may have got the identifier then, so he counts as one who has joined: his data
-// come whole.
+// come whole. Who may have been meant when it began and is not any more has left:
+// he is deleted, or others have the identifier, too.
 func (w *walk) identify(ctx context.Context, s Snapshot, since fhir.Instant) error {
 	if len(w.named) == 0 {
 		return nil
@@ -29,6 +30,10 @@ func (w *walk) identify(ctx context.Context, s Snapshot, since fhir.Instant) err
 			return fmt.Errorf("find members by their identifiers: %w", err)
 		}
 	}
+	gone, err := w.lookBack(ctx, s, since)
+	if err != nil {
+		return fmt.Errorf("find former members by their identifiers: %w", err)
+	}
 	for name, stays := range w.named {
 		who := found[name]
 		open := slices.ContainsFunc(stays, func(t store.Stay) bool { return t.Left == fhir.None })
@@ -39,7 +44,7 @@ func (w *walk) identify(ctx context.Context, s Snapshot, since fhir.Instant) err
 			w.several++
 		case len(who) == 1:
 			for _, t := range stays {
-				if who[0].changed {
+				if who[0].changed || len(gone[name]) > 0 { // or another had it, too, before he was deleted
 					t.Joined = max(t.Joined, since+1)
 				}
 				if t.Left == fhir.None || t.Joined < t.Left {
@@ -47,8 +52,52 @@ func (w *walk) identify(ctx context.Context, s Snapshot, since fhir.Instant) err
 				}
 			}
 		}
+		if id, ok := former(who, gone[name]); ok {
+			w.leave(id, stays, upto)
+		}
 	}
 	return nil
+}
+
+// former is who alone may have had an identifier when the window began, if he is
+// not the one who has it now.
+func former(who []identified, gone []string) (id string, ok bool) {
+	then := slices.DeleteFunc(slices.Clone(who), func(i identified) bool { return i.changed })
+	switch {
+	case len(then) == 1 && len(who) > 1:
+		return then[0].id, true
+	case len(then) == 0 && len(gone) == 1:
+		return gone[0], true
+	}
+	return "", false
+}
+
+// leave ends the stays of one of whom it is not known when he ceased to be meant.
+func (w *walk) leave(id string, stays []store.Stay, upto fhir.Instant) {
+	for _, t := range stays {
+		if t, some := within(t, store.Stay{Joined: fhir.None, Left: upto}); some {
+			extend(w.patients, id, t)
+		}
+	}
+}
+
+// lookBack finds the Patients who were deleted in the window and had an identifier
+// that is looked for, as long as their last state is kept.
+func (w *walk) lookBack(ctx context.Context, s Snapshot, since fhir.Instant) (map[string][]string, error) {
+	gone := map[string][]string{}
+	if since == fhir.None {
+		return gone, nil
+	}
+	err := s.LastStates(ctx, patientType, since, func(line []byte) error {
+		search.Identifiers(line, func(id, system, value []byte) {
+			name := fhir.ByIdentifier(system, value)
+			if w.named[name] != nil && !slices.Contains(gone[name], string(id)) {
+				gone[name] = append(gone[name], string(id))
+			}
+		})
+		return nil
+	})
+	return gone, err
 }
 
 // An identified is a Patient with an identifier that was looked for.

@@ -55,6 +55,9 @@ type Snapshot interface {
 	// Lines calls fn for the lines of the rows that extents list, and counts those
 	// that cannot be read.
 	Lines(ctx context.Context, since, upto fhir.Instant, ext []store.Extent, fn func(line []byte) error, step func()) (lost int, err error)
+	// LastStates calls fn for the lines of resources that were deleted since an
+	// instant, as they were then, as long as they are kept.
+	LastStates(ctx context.Context, t fhir.Type, since fhir.Instant, fn func(line []byte) error) error
 	// Draft begins a file of lines that are not as they are stored, Made opens it.
 	Draft(name string) (Draft, error)
 	Made(name string) (File, error)
