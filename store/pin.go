@@ -64,6 +64,7 @@ type Pinned struct {
 	ID               string
 	Created, Expires time.Time
 	Rule             []byte
+	Revoked          bool // it held what was erased: nobody can open it any more
 }
 
 // Pin takes a snapshot at the present watermark and makes it durable under id
@@ -230,7 +231,7 @@ func (db *DB) Pinned() []Pinned {
 	defer db.mu.Unlock()
 	list := make([]Pinned, 0, len(db.pins))
 	for _, p := range db.pins {
-		list = append(list, Pinned{ID: p.id, Created: p.pin.Created.Time(), Expires: p.pin.Expires.Time(), Rule: p.pin.Rule})
+		list = append(list, Pinned{ID: p.id, Created: p.pin.Created.Time(), Expires: p.pin.Expires.Time(), Rule: p.pin.Rule, Revoked: p.pin.Revoked})
 	}
 	slices.SortFunc(list, func(a, b Pinned) int { return a.Created.Compare(b.Created) })
 	return list
@@ -334,6 +335,29 @@ func (db *DB) leave(p *pinned, readers int) error {
 		return nil
 	}
 	return db.removePrivate(p.id)
+}
+
+// Only lets go of all segments but those of some extents. A snapshot that stays
+// for long should hold no more than it needs: what it holds cannot leave the disk,
+// and what is erased there ends it. To be called at most once, while Pin makes
+// the rule; extents of what is left are what they were.
+func (s *Snapshot) Only(ext []Extent) error {
+	needed := map[segment.ID]bool{}
+	for i := range ext {
+		needed[segment.ID(ext[i].Segment)] = true
+	}
+	var kept, free []*seg
+	s.pin.Segments = nil
+	for _, g := range s.segs {
+		if !needed[g.id()] {
+			free = append(free, g)
+			continue
+		}
+		kept = append(kept, g)
+		s.pin.Segments = append(s.pin.Segments, g.id())
+	}
+	s.segs = kept
+	return s.db.release(free)
 }
 
 // Watermark is the instant at which the snapshot was cut.

@@ -114,6 +114,16 @@ func InPatientCompartment(t Type) bool {
 	return inCompartment[t] || extra
 }
 
+// namingTypes lie in nobody's compartment and may be about a Patient all the
+// same: an element of them may refer to one (R4 4.0.1), or they carry whatever
+// somebody put into them.
+var namingTypes = newSet(`Binary BiologicallyDerivedProduct Bundle Contract DeviceMetric EnrollmentResponse GuidanceResponse Linkage
+	MessageHeader OperationOutcome Parameters PaymentNotice PaymentReconciliation Subscription VerificationResult`)
+
+// MayNamePatient says whether a resource of the type can be about a Patient at
+// all, so that it must not be shown to everybody.
+func MayNamePatient(t Type) bool { return InPatientCompartment(t) || namingTypes[t] }
+
 // inCompartment is the official table.
 var inCompartment = func() (in [256]bool) {
 	for name := range patientPaths {

@@ -238,3 +238,19 @@ func TestGenerator(t *testing.T) {
 		}
 	}
 }
+
+// TestMayNamePatient: whatever a directory, a formulary or terminology is made
+// of names nobody; all that can lie in a compartment may, and what holds anything.
+func TestMayNamePatient(t *testing.T) {
+	for name, want := range map[string]bool{
+		"Organization": false, "Practitioner": false, "PractitionerRole": false, "Location": false, "HealthcareService": false, "Endpoint": false,
+		"OrganizationAffiliation": false, "InsurancePlan": false, "MedicationKnowledge": false, "Medication": false, "Slot": false, "ValueSet": false,
+		"Patient": true, "Observation": true, "Schedule": true, "Basic": true, "Device": true, "Task": true,
+		"Binary": true, "Bundle": true, "Parameters": true, "GuidanceResponse": true, "Contract": true, "VerificationResult": true, "BiologicallyDerivedProduct": true,
+	} {
+		typ, ok := ParseType(name)
+		if !ok || MayNamePatient(typ) != want {
+			t.Errorf("%s: got %v, want %v", name, MayNamePatient(typ), want)
+		}
+	}
+}
