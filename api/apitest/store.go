@@ -128,9 +128,12 @@ func (s *Store) Revoke() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, p := range s.pins {
-		p.revoked = true
+		p.revoked, p.rule = true, nil
 	}
 }
+
+// SetEpoch begins a new epoch, as a restore does.
+func (s *Store) SetEpoch(n uint64) { s.mu.Lock(); defer s.mu.Unlock(); s.epoch = n }
 
 // Fail makes the store fail with err, or work again with nil.
 func (s *Store) Fail(err error) { s.mu.Lock(); defer s.mu.Unlock(); s.fail = err }
@@ -238,7 +241,7 @@ func (s *Store) Pinned() []store.Pinned {
 	defer s.mu.Unlock()
 	var all []store.Pinned
 	for id, p := range s.pins {
-		all = append(all, store.Pinned{ID: id, Created: p.created, Expires: p.expires, Rule: p.rule})
+		all = append(all, store.Pinned{ID: id, Created: p.created, Expires: p.expires, Rule: p.rule, Revoked: p.revoked})
 	}
 	return all
 }
@@ -624,6 +627,14 @@ func (d *draft) Keep() error { _, err := d.p.Keep(d.name, d.text); return err }
 
 // CRC32 implements export.Draft.
 func (d *draft) CRC32() uint32 { return crc32.ChecksumIEEE(d.text) }
+
+// Only implements export.Snapshot: rows of other extents are not found any more.
+func (p *Snapshot) Only(ext []store.Extent) error {
+	p.rows = slices.DeleteFunc(p.rows, func(r row) bool {
+		return !slices.ContainsFunc(ext, func(x store.Extent) bool { return x.Segment == number(r.sec) })
+	})
+	return nil
+}
 
 // Clear implements export.Snapshot.
 func (p *Snapshot) Clear() error {

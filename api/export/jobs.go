@@ -113,6 +113,9 @@ type job struct {
 func New(db Store, o Options) *Jobs {
 	j := &Jobs{db: db, o: o.withDefaults(), jobs: map[string]*job{}, wake: make(chan struct{}, 1)}
 	for _, p := range db.Pinned() {
+		if !isJob(p.ID) {
+			continue
+		}
 		j.jobs[p.ID] = j.newJob(p.Expires)
 		if r, err := decodeRule(p.Rule); err == nil && r.Pending != nil { // another's fault shows when it is asked for
 			j.queue(r.Pending.queued(p.ID))
@@ -196,6 +199,9 @@ func (j *Jobs) untilFree() time.Duration {
 	}
 	return max(wait, time.Second)
 }
+
+// jobID is the length of a job's id.
+const jobID = 32
 
 // newID is 128 random bits: who knows it may read the job's files.
 func newID() string {

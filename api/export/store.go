@@ -61,6 +61,8 @@ type Snapshot interface {
 	// Draft begins a file of lines that are not as they are stored, Made opens it.
 	Draft(name string) (Draft, error)
 	Made(name string) (File, error)
+	// Only lets go of all that extents do not need; while a rule is made.
+	Only(ext []store.Extent) error
 	// Clear removes all files and what Keep stored.
 	Clear() error
 	// Blocks is how much there is of a section.
