@@ -10,6 +10,7 @@ import (
 	"tidemark/api/bulk"
 	"tidemark/api/export"
 	"tidemark/api/outcome"
+	"tidemark/api/publish"
 	"tidemark/store"
 )
 
@@ -71,6 +72,12 @@ func (s *Server) faultOf(err error) fault {
 	switch {
 	case errors.Is(err, export.ErrNotFound):
 		return oneFault(http.StatusNotFound, outcome.NotFound, "no such export job or file: it never existed, was deleted, or has expired")
+	case errors.Is(err, publish.ErrNotFound):
+		return oneFault(http.StatusNotFound, outcome.NotFound, "no such published page or file, or not any more: begin again at $bulk-publish")
+	case errors.Is(err, publish.ErrWithdrawn): // decisions.md 6
+		return oneFault(http.StatusGone, outcome.Deleted, "this published page was withdrawn: drop what came from its chain, and begin again at $bulk-publish")
+	case errors.Is(err, publish.ErrNoRoot):
+		return s.later("nothing is published at this moment: the server is making a manifest, or is still reading its topics for the first time: come again")
 	case errors.Is(err, store.ErrRevoked): // decisions.md 6
 		return oneFault(http.StatusGone, outcome.Deleted, "this export job was ended because something that it held was erased: start a new one")
 	case errors.Is(err, store.ErrNotReady):

@@ -1,6 +1,12 @@
 package api
 
-import "tidemark/api/export"
+import (
+	"tidemark/api/export"
+	"tidemark/api/publish"
+)
 
 // Jobs are the server's, for tests that serve its Handler without Run.
 func (s *Server) Jobs() *export.Jobs { return s.jobs }
+
+// Pages are the server's, for tests that publish when they want to.
+func (s *Server) Pages() *publish.Pages { return s.pages }

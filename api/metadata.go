@@ -82,11 +82,11 @@ func newCapabilities(o Options, now time.Time) capabilityStatement {
 			Mode:          "server",
 			Documentation: "Exports of the system, of all or some Patients, and of the members of a Group. Files hold one resource type each, as application/fhir+ndjson, with gzip, Range and strong ETags. No token is asked for." + ownPresets(o.Presets),
 			Resource:      exportable(),
-			Operation: []operation{{
+			Operation: append([]operation{{
 				Name:          "export",
 				Definition:    "http://hl7.org/fhir/uv/bulkdata/OperationDefinition/export",
 				Documentation: kickOffs,
-			}},
+			}}, publishOperation(o)...),
 		}},
 	}
 }

@@ -46,7 +46,7 @@ func (s *Server) at(r chi.Router, pattern, route string, m methods) {
 	})
 }
 
-func (s *Server) routes(b *bulk.Handlers, one *read.Handlers) http.Handler {
+func (s *Server) routes(b *bulk.Handlers, one *read.Handlers, p *bulk.Publishing) http.Handler {
 	info := func(route string, h handler) http.Handler { return s.seen.wrap(route, slog.LevelInfo, h) }
 	debug := func(route string, h handler) http.Handler { return s.seen.wrap(route, slog.LevelDebug, h) }
 	const (
@@ -73,8 +73,9 @@ func (s *Server) routes(b *bulk.Handlers, one *read.Handlers) http.Handler {
 	job := reading(info(status, b.Status))
 	job[http.MethodDelete] = info(status, b.Delete)
 	s.at(named, base+bulk.StatusPath, status, job)
-	s.at(named, base+bulk.PagePath, page, reading(info(page, b.Page)))
+	s.at(named, base+bulk.NextPath, page, reading(info(page, b.Page)))
 	s.at(named, base+bulk.FilePath, file, reading(s.seen.wrapFile(file, b.File)))
+	s.publishRoutes(named, p)
 	if s.o.Metrics != nil {
 		s.at(named, "/metrics", "/metrics", reading(s.o.Metrics))
 	}

@@ -23,6 +23,7 @@ import (
 	"tidemark/api"
 	"tidemark/api/apitest"
 	"tidemark/api/bulk"
+	"tidemark/api/publish"
 	"tidemark/store"
 	"tidemark/store/fhir"
 )
@@ -36,6 +37,9 @@ import (
 //	clock, watermark set the store's
 //	revoke           something that all jobs hold was erased
 //	forget           deletions up to an instant are no longer known
+//	epoch            the store was restored: another one begins
+//	publish          a page is made, or what is outlived taken away:
+//	                 publish, publish root, publish sweep
 //	store            ok | not-ready | closed | broken
 //	restart          a new server over the same pins
 //	get, post        a kick-off for each line, a query or a Parameters resource;
@@ -61,6 +65,9 @@ type script struct {
 	server *httptest.Server
 	stop   func()
 	jobs   []string // ids in order of their kick-offs
+	pages  []string // ids in the order in which they were seen
+	tag    string   // the last ETag of a manifest that was published
+	make   *publish.Pages
 }
 
 func (e *script) close() {
@@ -72,7 +79,7 @@ func (e *script) close() {
 
 func (e *script) begin(t *testing.T, o api.Options) {
 	e.db = apitest.New(instant(t, "2026-01-02T12:00:00.000Z"))
-	e.jobs = nil
+	e.jobs, e.pages = nil, nil
 	e.o = o
 	e.o.PublicURL = public
 	e.o.Version = "test"
@@ -87,7 +94,7 @@ func (e *script) serve(t *testing.T) {
 		t.Fatal(err)
 	}
 	e.server = httptest.NewServer(s.Handler())
-	e.stop = runs(t, s)
+	e.stop, e.make = runs(t, s), s.Pages()
 }
 
 // runs plans a server's jobs until stop is called.
@@ -123,6 +130,9 @@ func (e *script) run(t *testing.T, d *datadriven.TestData) string {
 				o.Presets = bulk.Presets{a.Vals[0]: types(t, a.Vals[1:])}
 				continue
 			}
+			if e.publishing(t, &o, a) {
+				continue
+			}
 			n, err := strconv.Atoi(a.Vals[0])
 			if err != nil {
 				t.Fatal(err)
@@ -149,6 +159,10 @@ func (e *script) run(t *testing.T, d *datadriven.TestData) string {
 		e.db.SetWatermark(instant(t, d.CmdArgs[0].Key))
 	case "revoke":
 		e.db.Revoke()
+	case "epoch":
+		e.db.SetEpoch(2)
+	case "publish":
+		return e.publish(t, d)
 	case "forget":
 		e.db.Forget(instant(t, d.CmdArgs[0].Key))
 	case "store":
@@ -242,6 +256,7 @@ func (e *script) http(t *testing.T, input string) string {
 	for i, id := range e.jobs {
 		input = strings.ReplaceAll(input, fmt.Sprintf("{job%d}", i+1), id)
 	}
+	input = e.unmaskPages(input)
 	req := e.request(t, input)
 	tr := &http.Transport{DisableCompression: true, DisableKeepAlives: true}
 	resp, err := tr.RoundTrip(req)
@@ -272,7 +287,7 @@ func (e *script) http(t *testing.T, input string) string {
 	for i, id := range e.jobs {
 		text = strings.ReplaceAll(text, id, fmt.Sprintf("{job%d}", i+1))
 	}
-	return text
+	return e.maskPages(text)
 }
 
 // manifest is read as a client reads it.

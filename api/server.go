@@ -26,6 +26,7 @@ import (
 
 	"tidemark/api/bulk"
 	"tidemark/api/export"
+	"tidemark/api/publish"
 	"tidemark/api/read"
 )
 
@@ -59,6 +60,10 @@ type Options struct {
 	Workers          int           // export.workers, default half of the processors and at least 2
 	MaxBody          int64         // limits.body, default 1 MiB
 	Presets          bulk.Presets  // presets
+
+	// Publish is what $bulk-publish offers; without types there is none. Limits,
+	// Logger and Meter are the server's.
+	Publish publish.Options
 
 	// Metrics is served at /metrics; nil: nowhere.
 	Metrics http.Handler
@@ -101,6 +106,7 @@ func (o Options) withDefaults() Options {
 type Server struct {
 	o            Options
 	jobs         *export.Jobs
+	pages        *publish.Pages
 	hosts        hosts
 	seen         *observer
 	capabilities capabilityStatement
@@ -134,6 +140,9 @@ func New(o Options) (*Server, error) {
 		hosts:        newHosts(o.Listen, public, o.Hosts),
 		capabilities: newCapabilities(o, time.Now()),
 	}
+	if s.pages, err = publish.New(o.Store, o.publishing()); err != nil {
+		return nil, err
+	}
 	if s.seen, err = newObserver(o, s.faultOf); err != nil {
 		return nil, err
 	}
@@ -141,7 +150,7 @@ func New(o Options) (*Server, error) {
 		return nil, err
 	}
 	s.handler = s.routes(&bulk.Handlers{Jobs: s.jobs, Base: o.PublicURL, Bases: o.OwnBases, MaxBody: o.MaxBody, Now: o.Store.Now, Presets: o.Presets},
-		&read.Handlers{Store: o.Store, Base: o.PublicURL, Bases: o.OwnBases})
+		&read.Handlers{Store: o.Store, Base: o.PublicURL, Bases: o.OwnBases}, &bulk.Publishing{Pages: s.pages, Base: o.PublicURL})
 	return s, nil
 }
 
@@ -195,6 +204,7 @@ func (s *Server) Run(ctx context.Context) error {
 	server := s.server()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.jobs.Run(ctx) })
+	g.Go(func() error { return s.pages.Run(ctx) })
 	g.Go(func() error { return s.serve(server) })
 	g.Go(func() error {
 		<-ctx.Done()

@@ -26,7 +26,7 @@ import (
 // found before anything is looked up.
 const (
 	StatusPath = "/export/{job:[0-9a-f]{32}}"
-	PagePath   = StatusPath + "/page/{page:[1-9][0-9]{0,5}}"
+	NextPath   = StatusPath + "/page/{page:[1-9][0-9]{0,5}}"
 	FilePath   = StatusPath + "/{file:[1-9][0-9]{0,5}}.ndjson"
 )
 

@@ -8,6 +8,7 @@ import (
 
 	"github.com/go-chi/chi/v5"
 
+	"tidemark/api/export"
 	"tidemark/api/outcome"
 )
 
@@ -25,9 +26,16 @@ func (h *Handlers) File(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	defer func() { _ = d.Close() }() // was opened for reading only
+	// A cache of the client's own may keep it; one that recompresses on the way
+	// would make the ETag and every range a lie.
+	return send(w, r, d, job+"-"+strconv.Itoa(n), "private, no-transform")
+}
 
+// send answers with a file that has a name of its own, for caches to keep as they
+// are told.
+func send(w http.ResponseWriter, r *http.Request, d *export.Download, name, caching string) error {
 	gzip := gzipWanted(r.Header)
-	tag := etag(job, n, gzip)
+	tag := etag(name, gzip)
 	part, err := choose(r, tag, d.Size(gzip))
 	if err != nil {
 		if part.status == http.StatusRequestedRangeNotSatisfiable {
@@ -38,9 +46,7 @@ func (h *Handlers) File(w http.ResponseWriter, r *http.Request) error {
 	head := w.Header()
 	head.Set("ETag", tag)
 	head.Set("Vary", "Accept-Encoding")
-	// A cache of the client's own may keep it; one that recompresses on the way
-	// would make the ETag and every range a lie.
-	head.Set("Cache-Control", "private, no-transform")
+	head.Set("Cache-Control", caching)
 	if part.status == http.StatusNotModified {
 		w.WriteHeader(part.status)
 		return nil
@@ -72,12 +78,11 @@ func hex32(crc uint32) string { return fmt.Sprintf("%08x", crc) }
 
 // etag is strong: the bytes of a file never change. Both codings are
 // representations of their own, so each has its own.
-func etag(job string, n int, gzip bool) string {
-	tag := `"` + job + "-" + strconv.Itoa(n)
+func etag(name string, gzip bool) string {
 	if gzip {
-		return tag + `-gzip"`
+		return `"` + name + `-gzip"`
 	}
-	return tag + `"`
+	return `"` + name + `"`
 }
 
 // A part is what of a file is sent, and under which status.

@@ -4,6 +4,7 @@ import (
 	"strconv"
 
 	"tidemark/api/export"
+	"tidemark/api/outcome"
 	"tidemark/store"
 )
 
@@ -171,27 +172,20 @@ func (h *Handlers) manifest4(id string, m export.Manifest) manifest4 {
 		OutputFormat:    ndjson,
 		Link:            h.next(id, m),
 		Extension: []extension4{
-			{URL: h.extensionURL("tidemark-epoch"), ValueInteger: new(int64(m.Epoch))},
-			{URL: h.extensionURL("tidemark-cut"), Extension: cut4(m.Cut)},
+			{URL: extensionURL(h.Base, "tidemark-epoch"), ValueInteger: new(int64(m.Epoch))},
+			{URL: extensionURL(h.Base, "tidemark-cut"), Extension: cut4(m.Cut)},
 		},
 	}
 	for i, f := range m.Files {
-		e := entry4{URL: h.fileURL(id, m.From+i+1), Count: f.Rows, FileSize: f.Bytes}
-		if f.CRC != nil {
-			e.Extension = []extension4{{URL: h.extensionURL("tidemark-crc32"), ValueString: hex32(*f.CRC)}}
-		}
+		e := newEntry4(h.Base, h.fileURL(id, m.From+i+1), f, m.Severities)
 		switch f.List {
 		case export.Output:
-			e.Type = f.Type.String()
 			out.Output = append(out.Output, e)
 		case export.Deleted:
 			out.Deleted = append(out.Deleted, e)
 		case export.Departed:
-			out.Extension = append(out.Extension, extension4{URL: h.extensionURL("tidemark-departed"), Extension: departed4(e)})
+			out.Extension = append(out.Extension, extension4{URL: extensionURL(h.Base, "tidemark-departed"), Extension: departed4(e)})
 		case export.Errors:
-			for _, s := range m.Severities {
-				e.CountSeverity = append(e.CountSeverity, severity{string(s.Severity), s.Count})
-			}
 			out.Outcome = append(out.Outcome, e)
 		}
 	}
@@ -205,6 +199,23 @@ func departed4(e entry4) []extension4 {
 		{URL: "count", ValueDecimal: new(float64(e.Count))},
 		{URL: "fileSize", ValueDecimal: new(float64(e.FileSize))},
 	}, e.Extension...)
+}
+
+// newEntry4 is an output file; severities are of the issues in one of errors.
+func newEntry4(base, url string, f export.OutputFile, severities []outcome.Tally) entry4 {
+	e := entry4{URL: url, Count: f.Rows, FileSize: f.Bytes}
+	if f.CRC != nil {
+		e.Extension = []extension4{{URL: extensionURL(base, "tidemark-crc32"), ValueString: hex32(*f.CRC)}}
+	}
+	switch f.List {
+	case export.Output:
+		e.Type = f.Type.String()
+	case export.Errors:
+		for _, s := range severities {
+			e.CountSeverity = append(e.CountSeverity, severity{string(s.Severity), s.Count})
+		}
+	}
+	return e
 }
 
 // cut4 is cutOf in FHIR's form. Offsets are strings: R4's integers have 32 bits.
@@ -221,4 +232,4 @@ func cut4(c store.Cut) []extension4 {
 	return out
 }
 
-func (h *Handlers) extensionURL(name string) string { return h.Base + "/StructureDefinition/" + name }
+func extensionURL(base, name string) string { return base + "/StructureDefinition/" + name }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"strings"
 
+	"tidemark/api/outcome"
 	"tidemark/store"
 	"tidemark/store/fhir"
 )
@@ -40,6 +41,9 @@ func (w Whole) Upto() fhir.Instant { return w.rule.Upto }
 
 // Files lists what there is.
 func (w Whole) Files() []OutputFile { return w.rule.Files }
+
+// Severities counts the issues in the list of errors.
+func (w Whole) Severities() []outcome.Tally { return outcome.Count(w.rule.Errors) }
 
 // Extents lists where the rows of all files lie.
 func (w Whole) Extents(s Snapshot) ([]store.Extent, error) {

@@ -1,0 +1,253 @@
+package publish
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/metric"
+
+	"tidemark/api/export"
+	"tidemark/store"
+	"tidemark/store/fhir"
+)
+
+// never is when pages expire: they are taken away when they are outlived.
+var never = time.Date(9999, 12, 31, 0, 0, 0, 0, time.UTC)
+
+var (
+	errNothing = errors.New("nothing has changed")
+	errBroken  = errors.New("the store cannot tell what has changed since")
+)
+
+// Publish makes a page of what has changed since the last one, and none if nothing
+// has; with root it holds everything, too, and new consumers begin with it. Where
+// no chain is open it begins one. Nothing waits for a commit.
+func (p *Pages) Publish(ctx context.Context, root bool) error {
+	p.making.Lock()
+	defer p.making.Unlock()
+	t := p.table()
+	err := p.publish(ctx, t, t.tail(), root)
+	if errors.Is(err, errBroken) {
+		p.o.Logger.WarnContext(ctx, "the published chain cannot be continued: a new one begins, and consumers begin again",
+			"chain", t.last(), "reason", "the store was restored, or has forgotten deletions since the last page")
+		err = p.publish(ctx, t, nil, true)
+	}
+	if err != nil && !errors.Is(err, errNothing) {
+		return fmt.Errorf("publish %s: %w", p.names(), err)
+	}
+	return nil
+}
+
+func (p *Pages) publish(ctx context.Context, t table, tail *page, root bool) error {
+	at := page{place: t.after(tail, newID())}
+	s, err := p.db.Pin(ctx, at.pin(), never, func(s export.Snapshot) (_ []byte, err error) {
+		if at.record, err = p.plan(s, tail, root || tail == nil); err != nil {
+			return nil, err
+		}
+		if err := only(s, at.record); err != nil {
+			return nil, err
+		}
+		return json.Marshal(at.record)
+	})
+	if err != nil {
+		return err
+	}
+	_ = s.Close() // the pin stays; nothing was written that a failure could lose
+	p.tell(ctx, &at)
+	return nil
+}
+
+// plan decides what a page holds.
+func (p *Pages) plan(s export.Snapshot, tail *page, root bool) (record, error) {
+	r := record{Version: recordVersion, Types: p.types, Epoch: s.Epoch()}
+	if tail != nil {
+		if s.Epoch() != tail.Epoch || tail.upto() < s.Forgotten() {
+			return r, errBroken
+		}
+		w, err := export.PlanWhole(s, p.o.Types, tail.upto(), p.o.Limits)
+		if err != nil {
+			return r, err
+		}
+		if !w.Empty() {
+			r.Increment = &w
+		}
+	}
+	if root {
+		w, err := export.PlanWhole(s, p.o.Types, fhir.None, p.o.Limits)
+		if err != nil {
+			return r, err
+		}
+		r.Snapshot = &w
+	}
+	if r.Increment == nil && r.Snapshot == nil {
+		return r, errNothing
+	}
+	return r, nil
+}
+
+// only has the snapshot keep no more than the page needs: pages stay for weeks.
+func only(s export.Snapshot, r record) error {
+	var all []store.Extent
+	for _, w := range []*export.Whole{r.Increment, r.Snapshot} {
+		if w == nil {
+			continue
+		}
+		ext, err := w.Extents(s)
+		if err != nil {
+			return err
+		}
+		all = append(all, ext...)
+	}
+	return s.Only(all)
+}
+
+// newID is 128 random bits: who is shown a page learns no other's URL.
+func newID() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return hex.EncodeToString(b[:])
+}
+
+// tell writes down and counts a page that was made. Its id stays out of the log:
+// it opens all its files.
+func (p *Pages) tell(ctx context.Context, at *page) {
+	for _, w := range []struct {
+		kind string
+		*export.Whole
+	}{{"increment", at.Increment}, {"root", at.Snapshot}} {
+		if w.Whole == nil {
+			continue
+		}
+		rows := map[export.List]int64{}
+		for _, f := range w.Files() {
+			rows[f.List] += f.Rows
+		}
+		p.made.Add(ctx, 1, metric.WithAttributes(attribute.String("kind", w.kind)))
+		p.o.Logger.InfoContext(ctx, "published", "kind", w.kind, "chain", at.chain, "page", at.number, "upto", w.Upto().String(),
+			"resources", rows[export.Output], "deleted", rows[export.Deleted], "files", len(w.Files()))
+	}
+}
+
+// How often Run looks at least, for something to take away or a chain to begin
+// anew; how soon after a failure it tries again; and how soon at the soonest.
+const (
+	lookEvery  = time.Minute
+	retryAfter = 10 * time.Second
+	leastPause = 10 * time.Millisecond
+)
+
+// Run publishes when it is time, and takes away what is outlived, until ctx ends.
+func (p *Pages) Run(ctx context.Context) error {
+	for {
+		timer := time.NewTimer(max(p.step(ctx), leastPause))
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		case <-timer.C:
+		case <-p.wake:
+			timer.Stop()
+		}
+	}
+}
+
+// step does what is due and tells when to come again.
+func (p *Pages) step(ctx context.Context) time.Duration {
+	err := p.advance(ctx)
+	if err == nil {
+		err = p.Sweep(ctx)
+	}
+	switch {
+	case err == nil:
+		return p.untilDue(time.Now())
+	case errors.Is(err, store.ErrNotReady):
+		return time.Second
+	case ctx.Err() == nil && !errors.Is(err, store.ErrClosed):
+		p.o.Logger.WarnContext(ctx, "publishing is put off; it is tried again", "err", err, "after", retryAfter)
+	}
+	return retryAfter
+}
+
+// advance publishes if it is time to.
+func (p *Pages) advance(ctx context.Context) error {
+	if !p.On() {
+		return nil
+	}
+	now, t := time.Now(), p.table()
+	root := t.root() < 0 || p.untilRoot(t, now) <= 0
+	if !root && p.untilIncrement(t, now) > 0 {
+		return nil
+	}
+	if err := p.Publish(ctx, root); err != nil {
+		return err
+	}
+	p.looked = now
+	return nil
+}
+
+func (p *Pages) untilDue(now time.Time) time.Duration {
+	t := p.table()
+	switch {
+	case !p.On():
+		return lookEvery
+	case t.root() < 0: // something was erased this moment
+		return 0
+	}
+	return min(lookEvery, p.untilRoot(t, now), p.untilIncrement(t, now))
+}
+
+// untilRoot is how long the newest root is fresh. One from further in the future
+// than it may be old was made by a clock that was wrong.
+func (p *Pages) untilRoot(t table, now time.Time) time.Duration {
+	age := now.Sub(t.pages[t.root()].created)
+	if age < -p.o.SnapshotEvery {
+		return 0
+	}
+	return p.o.SnapshotEvery - age
+}
+
+// untilIncrement counts from the last page or, if nothing had changed since then,
+// from when that was seen.
+func (p *Pages) untilIncrement(t table, now time.Time) time.Duration {
+	last := t.tail().created
+	if last.After(now) || p.looked.After(last) {
+		last = p.looked
+	}
+	return p.o.Every - now.Sub(last)
+}
+
+// Sweep takes away the pages that are outlived or withdrawn, oldest first, so that
+// the last chain stays the last. While no chain is open nothing goes, for a new
+// one must be there before what tells that the old one is closed. Where nothing is
+// published any more everything goes.
+func (p *Pages) Sweep(ctx context.Context) error {
+	t := p.table()
+	var gone []*page
+	switch {
+	case !p.On():
+		gone = t.pages
+	case t.open:
+		gone = t.outlived(time.Now(), p.o.Grace)
+		for _, at := range t.pages[len(gone):] {
+			if at.gone && at.Version != 0 { // what was revoked says so to the end
+				gone = append(slices.Clip(gone), at)
+			}
+		}
+	}
+	for _, at := range gone {
+		if err := p.db.Unpin(ctx, at.pin()); err != nil && !errors.Is(err, store.ErrNotFound) {
+			return fmt.Errorf("take published pages away: %w", err)
+		}
+	}
+	if len(gone) > 0 {
+		p.o.Logger.InfoContext(ctx, "took published pages away", "pages", len(gone), "kept", len(t.pages)-len(gone))
+	}
+	return nil
+}

@@ -1,0 +1,209 @@
+package publish
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"tidemark/api/export"
+	"tidemark/store"
+	"tidemark/store/fhir"
+)
+
+// A place is where a page stands. Its pin is called by it.
+type place struct {
+	chain  int    // chains follow one another: only the last can be open
+	number int    // within the chain, from 1, without a gap
+	id     string // random: the page's name in URLs
+}
+
+const pinPrefix = "publish"
+
+func (p place) pin() string { return fmt.Sprintf("%s-%d-%d-%s", pinPrefix, p.chain, p.number, p.id) }
+
+// parsePlace reads the name of a pin; false if it is none of ours.
+func parsePlace(pin string) (p place, ok bool) {
+	f := strings.Split(pin, "-")
+	if len(f) != 4 || f[0] != pinPrefix {
+		return p, false
+	}
+	chain, err := strconv.Atoi(f[1])
+	if err != nil {
+		return p, false
+	}
+	number, err := strconv.Atoi(f[2])
+	return place{chain, number, f[3]}, err == nil
+}
+
+// A record is what is kept with a page's pin.
+type record struct {
+	Version   int           `json:"v"`
+	Types     []string      `json:"types"` // all that the chain is about, sorted
+	Epoch     uint64        `json:"epoch"` // of the store
+	Increment *export.Whole `json:"increment,omitempty"`
+	Snapshot  *export.Whole `json:"snapshot,omitempty"`
+}
+
+// recordVersion is the form above. A page of another form is not shown.
+const recordVersion = 1
+
+// A page is one that was published.
+type page struct {
+	place
+	created time.Time
+	gone    bool // revoked, or about types that are not published any more: it is not shown
+	record
+}
+
+func (p *page) upto() fhir.Instant {
+	if p.Increment != nil {
+		return p.Increment.Upto()
+	}
+	return p.Snapshot.Upto()
+}
+
+// increments is how many files the increment has; those of the root come after.
+func (p *page) increments() int {
+	if p.Increment == nil {
+		return 0
+	}
+	return len(p.Increment.Files())
+}
+
+// A table is all pages at one moment, in their order.
+type table struct {
+	pages []*page
+	open  bool // the last chain can be continued
+}
+
+// table lists the pages that are pinned now.
+func (p *Pages) table() table {
+	var t table
+	p.mu.Lock()
+	before := p.known
+	p.mu.Unlock()
+	known := map[string]record{}
+	for _, pin := range p.db.Pinned() {
+		at, ours := parsePlace(pin.ID)
+		if !ours {
+			continue
+		}
+		r, again := before[pin.ID]
+		readable := again || decode(pin, &r)
+		if readable {
+			known[pin.ID] = r
+		}
+		gone := pin.Revoked || !readable || !p.shows(r.Types)
+		t.pages = append(t.pages, &page{at, pin.Created, gone, r})
+	}
+	p.mu.Lock()
+	p.known = known
+	p.mu.Unlock()
+	slices.SortFunc(t.pages, func(a, b *page) int {
+		return cmp.Or(cmp.Compare(a.chain, b.chain), cmp.Compare(a.number, b.number))
+	})
+	t.open = p.continues(t)
+	return t
+}
+
+func decode(pin store.Pinned, r *record) bool {
+	if pin.Revoked || json.Unmarshal(pin.Rule, r) != nil {
+		return false
+	}
+	return r.Version == recordVersion && (r.Increment != nil || r.Snapshot != nil)
+}
+
+// shows tells whether all of some types are published still.
+func (p *Pages) shows(types []string) bool {
+	return !slices.ContainsFunc(types, func(t string) bool { return !slices.Contains(p.types, t) })
+}
+
+// continues tells whether the last chain goes on: it is about what is to be
+// published, and nothing of it was taken back.
+func (p *Pages) continues(t table) bool {
+	for _, at := range t.pages {
+		if at.chain == t.last() && (at.gone || !slices.Equal(at.Types, p.types)) {
+			return false
+		}
+	}
+	return len(t.pages) > 0
+}
+
+// last is the number of the last chain, 0 if there is none.
+func (t table) last() int {
+	if len(t.pages) == 0 {
+		return 0
+	}
+	return t.pages[len(t.pages)-1].chain
+}
+
+// tail is the last page of the open chain, nil if none is open.
+func (t table) tail() *page {
+	if !t.open {
+		return nil
+	}
+	return t.pages[len(t.pages)-1]
+}
+
+// after is the place behind tail; behind none that of a new chain's first page.
+func (t table) after(tail *page, id string) place {
+	if tail == nil {
+		return place{t.last() + 1, 1, id}
+	}
+	return place{tail.chain, tail.number + 1, id}
+}
+
+// root is where the newest root of the open chain stands, -1 if there is none.
+func (t table) root() int {
+	for i := len(t.pages) - 1; t.open && i >= 0 && t.pages[i].chain == t.last(); i-- {
+		if t.pages[i].Snapshot != nil {
+			return i
+		}
+	}
+	return -1
+}
+
+func (t table) find(id string) (int, error) {
+	i := slices.IndexFunc(t.pages, func(p *page) bool { return p.id == id })
+	if i < 0 {
+		return 0, ErrNotFound
+	}
+	if t.pages[i].gone {
+		return 0, ErrWithdrawn
+	}
+	return i, nil
+}
+
+// next is the id of the increment that follows page i, Pending or Closed. It never
+// leads past a page that is gone: what was in it would be missed.
+func (t table) next(i int) string {
+	p := t.pages[i]
+	for n, q := range t.pages[i+1:] {
+		if q.chain != p.chain || q.number != p.number+1+n || q.gone {
+			return Closed
+		}
+		if q.Increment != nil {
+			return q.id
+		}
+	}
+	if !t.open {
+		return Closed
+	}
+	return Pending
+}
+
+// outlived are the pages that nobody needs any more: all before the newest root
+// that is older than grace. Whoever follows the chain has had that long to go on
+// from them, and whoever begins begins later.
+func (t table) outlived(now time.Time, grace time.Duration) []*page {
+	for i, p := range slices.Backward(t.pages) {
+		if p.Snapshot != nil && now.Sub(p.created) >= grace {
+			return t.pages[:i]
+		}
+	}
+	return nil
+}
