@@ -15,6 +15,7 @@ import (
 	"tidemark/api"
 	"tidemark/api/bulk"
 	"tidemark/api/export"
+	"tidemark/api/publish"
 	"tidemark/cmd/tidemark/internal/config"
 	"tidemark/store"
 	"tidemark/store/fhir"
@@ -184,6 +185,7 @@ func apiOptions(c *config.Config, db *store.DB, tel *telemetry, log *slog.Logger
 		Workers:          c.Export.Workers,
 		MaxBody:          int64(c.Limits.Body),
 		Presets:          presets(c),
+		Publish:          publishOptions(c),
 		Metrics:          publicMetrics(c, tel),
 		Version:          version,
 		Grace:            httpGrace,
@@ -205,6 +207,18 @@ func presets(c *config.Config) bulk.Presets {
 		}
 	}
 	return own
+}
+
+func publishOptions(c *config.Config) publish.Options {
+	p := publish.Options{
+		Public: c.Publish.Public, Every: time.Duration(c.Publish.Every),
+		SnapshotEvery: time.Duration(c.Publish.SnapshotEvery), Grace: time.Duration(c.Publish.Grace),
+	}
+	for _, name := range c.Publish.Types {
+		t, _ := fhir.ParseType(name) // config has checked it
+		p.Types = append(p.Types, t)
+	}
+	return p
 }
 
 // publicMetrics is /metrics on http.listen: there while only this machine can

@@ -46,6 +46,8 @@ type Config struct {
 	Export Export `yaml:"export"`
 	// Lists of resource types by a name of your own, {claims: [Claim, Coverage]}: clients ask for one with includeAssociatedData=_claims.
 	Presets map[string][]string `yaml:"presets"`
+	// What is published with $bulk-publish.
+	Publish Publish `yaml:"publish"`
 	// Who may read.
 	Auth Auth `yaml:"auth"`
 	// Bounds against clients that ask for too much.
@@ -214,6 +216,20 @@ type ExportFile struct {
 	MaxResources int `yaml:"max_resources"`
 }
 
+// Publish is what is published with $bulk-publish: all resources of some types, as a chain of pages whose files never change.
+type Publish struct {
+	// The resource types, such as [Organization, Practitioner, Location]. Empty: nothing is published. Other types begin another chain, and its consumers begin again.
+	Types []string `yaml:"types"`
+	// Time between two pages of changes; consumers are told to come as often. Where nothing has changed there is no page.
+	Every Duration `yaml:"every"`
+	// Time between two roots, which hold everything: new consumers begin with the newest.
+	SnapshotEvery Duration `yaml:"snapshot_every"`
+	// How long a page stays once a newer root has come after it. A consumer that comes at least as often never has to begin again. What they hold stays on the disk as long.
+	Grace Duration `yaml:"grace"`
+	// The pages are for everybody: shared caches may keep them, and every type that can be about a patient is refused.
+	Public bool `yaml:"public"`
+}
+
 // Auth is who may read.
 type Auth struct {
 	// none: no tokens. auto is none while http.listen and http.public_url are loopback, and refuses to start otherwise.
@@ -269,6 +285,7 @@ func Default() *Config {
 		Resources:  Resources{InjectMeta: true, OwnBases: []string{}},
 		Export:     Export{Expires: day, File: ExportFile{MaxBytes: 256 << 20}, RetryAfter: second},
 		Presets:    map[string][]string{},
+		Publish:    Publish{Types: []string{}, Every: hour, SnapshotEvery: 7 * day, Grace: 7 * day},
 		Auth:       Auth{Mode: "auto"},
 		Limits:     Limits{Jobs: 100, PollsPerMinute: 120, Body: 1 << 20},
 		Log:        Log{Level: "info", Format: "auto"},

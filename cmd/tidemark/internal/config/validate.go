@@ -52,6 +52,7 @@ func (l *loader) validate() {
 	l.validateTopics()
 	l.validateGroups()
 	l.validatePresets()
+	l.validatePublish()
 	for _, b := range l.Resources.OwnBases {
 		if !isHTTPURL(b) {
 			l.invalid("resources.own_bases", "%q is not a URL such as http://hapi:8080/fhir", b)
@@ -363,6 +364,34 @@ func WholeName(pattern string) (*regexp.Regexp, error) {
 		return nil, nil
 	}
 	return regexp.Compile(`\A(?:` + pattern + `)\z`)
+}
+
+// validatePublish holds the rule that nothing is shown to everybody that may be
+// about a patient.
+func (l *loader) validatePublish() {
+	p := &l.Publish
+	var never []string
+	for _, name := range p.Types {
+		t, ok := fhir.ParseType(name)
+		if !ok {
+			l.invalid("publish.types", "%q is not a FHIR R4 resource type", name)
+		}
+		if fhir.MayNamePatient(t) {
+			never = append(never, name)
+		}
+	}
+	if p.Public && never != nil {
+		l.invalid("publish.types", "%s can be about a patient and so is never public: take it out, or set publish.public: false", strings.Join(never, ", "))
+	}
+	if p.Every < second {
+		l.invalid("publish.every", "%v is too little: at least 1s", p.Every)
+	}
+	if p.SnapshotEvery < p.Every {
+		l.invalid("publish.snapshot_every", "%v is shorter than publish.every, %v", p.SnapshotEvery, p.Every)
+	}
+	if p.Grace < p.Every {
+		l.invalid("publish.grace", "%v is shorter than publish.every, %v: pages would go before anybody comes for them", p.Grace, p.Every)
+	}
 }
 
 // Loopback: only programs on this machine reach http.listen.
