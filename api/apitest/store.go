@@ -135,6 +135,15 @@ func (s *Store) Revoke() {
 // SetEpoch begins a new epoch, as a restore does.
 func (s *Store) SetEpoch(n uint64) { s.mu.Lock(); defer s.mu.Unlock(); s.epoch = n }
 
+// Age makes all pins older, or with a clock that was ahead, younger.
+func (s *Store) Age(by time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range s.pins {
+		p.created = p.created.Add(-by)
+	}
+}
+
 // Fail makes the store fail with err, or work again with nil.
 func (s *Store) Fail(err error) { s.mu.Lock(); defer s.mu.Unlock(); s.fail = err }
 
