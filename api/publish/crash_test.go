@@ -50,14 +50,18 @@ func openDisk(fs vfs.FS) (*disk, error) {
 var part = store.Partition{Topic: "t"}
 
 // put takes versions of Organizations in, or with "-id" deletions, and waits for
-// the watermark.
+// the watermark. "Type/id" is of another type.
 func (d *disk) put(ids ...string) error {
 	asked := d.db.Now()
 	var s fhir.Scanner
 	b := store.Batch{Partition: part, LeaderEpoch: -1, Asked: asked}
 	for _, id := range ids {
-		name, dies := strings.CutPrefix(id, "-")
-		res, err := s.Scan(fmt.Appendf(nil, `{"resourceType":"Organization","id":%q,"name":"%d"}`, name, d.offset))
+		ref, dies := strings.CutPrefix(id, "-")
+		kind, name, other := strings.Cut(ref, "/")
+		if !other {
+			kind, name = "Organization", ref
+		}
+		res, err := s.Scan(fmt.Appendf(nil, `{"resourceType":%q,"id":%q,"name":"%d"}`, kind, name, d.offset))
 		if err != nil {
 			return err
 		}
