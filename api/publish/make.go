@@ -136,10 +136,9 @@ func (p *Pages) tell(ctx context.Context, at *page) {
 }
 
 // How often Run looks at least, for something to take away or a chain to begin
-// anew; how soon after a failure it tries again; and how soon at the soonest.
+// anew, and to try again after a failure; and how soon at the soonest.
 const (
 	lookEvery  = time.Minute
-	retryAfter = 10 * time.Second
 	leastPause = 10 * time.Millisecond
 )
 
@@ -170,9 +169,9 @@ func (p *Pages) step(ctx context.Context) time.Duration {
 	case errors.Is(err, store.ErrNotReady):
 		return time.Second
 	case ctx.Err() == nil && !errors.Is(err, store.ErrClosed):
-		p.o.Logger.WarnContext(ctx, "publishing is put off; it is tried again", "err", err, "after", retryAfter)
+		p.o.Logger.WarnContext(ctx, "publishing is put off; it is tried again", "err", err, "after", lookEvery)
 	}
-	return retryAfter
+	return lookEvery
 }
 
 // advance publishes if it is time to.

@@ -25,7 +25,7 @@ type eraseCmd struct {
 // Help is shown by --help.
 func (*eraseCmd) Help() string {
 	return `Takes a resource, or all that lies in a Patient's compartment, out of all history: every version, dead letters, the files of export
-jobs. Jobs that hold any of it end at once, downloads under way stop. Clients are told by one entry in deleted for each resource.
+jobs. Jobs and published pages that hold any of it end at once, downloads under way stop. Clients are told by one entry in deleted for each resource.
 What was erased is refused for ever, wherever it comes from: Kafka, reindex, restore. It works beside the running server.
 
 This cannot be undone.
@@ -73,7 +73,7 @@ func erase(ctx context.Context, db *store.DB, args url.Values, out io.Writer) er
 	if err != nil {
 		return fmt.Errorf("%w; ask again: it goes on where it stopped", err)
 	}
-	fmt.Fprintf(out, "erased: %s living resources, %s rows, %s of them dead letters; %d segments written anew, %d export jobs ended\n",
+	fmt.Fprintf(out, "erased: %s living resources, %s rows, %s of them dead letters; %d segments written anew, %d export jobs and published pages ended\n",
 		humanize.Comma(int64(done.Resources)), humanize.Comma(int64(done.Rows)), humanize.Comma(int64(done.DeadLetters)), done.Segments, len(done.Jobs))
 	for _, id := range done.Groups {
 		fmt.Fprintf(out, "Group/%s still names the Patient: change it at the source, then erase again for its earlier versions\n", id)
