@@ -30,7 +30,8 @@ func TestEndToEnd(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer cluster.Close()
-	r := newRig(t, cluster.ListenAddrs()[0], "fhir-changes", nil)
+	r := newRig(t, cluster.ListenAddrs()[0], "fhir-changes", nil,
+		"--set", "publish.types=Observation,Encounter,Patient", "--set", "publish.every=1s")
 
 	r.write(r.hospital.History)
 	r.ledger.Start(time.Now())
@@ -85,6 +86,7 @@ func TestEndToEnd(t *testing.T) {
 	t.Run("Patient level", func(t *testing.T) { patientLevel(t, r) })
 	t.Run("Group level", func(t *testing.T) { groupLevel(t, r) })
 	t.Run("verify", func(t *testing.T) { verifyDownload(t, r) })
+	t.Run("published", func(t *testing.T) { publishedIs(t, r, "Observation", "Encounter", "Patient") })
 	log, err := os.ReadFile(r.log)
 	if err != nil {
 		t.Fatal(err)
