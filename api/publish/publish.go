@@ -108,7 +108,7 @@ type Pages struct {
 	looked time.Time  // when there was last nothing to publish; of Run alone
 
 	mu    sync.Mutex
-	known map[string]record // of pins; they never change
+	known map[string]*page // by the names of their pins; replaced, never changed
 }
 
 // New finds the pages that are there. It starts nothing, and refuses to publish

@@ -258,6 +258,9 @@ func TestRunAfterClockAhead(t *testing.T) {
 			t.Fatal(err)
 		}
 		db.Age(-365 * 24 * time.Hour)
+		if p, err = publish.New(db, publish.Options{Types: []fhir.Type{typ(t, "Organization")}}); err != nil {
+			t.Fatal(err)
+		}
 		stop := running(t, p)
 		time.Sleep(time.Minute)
 		put(t, db, "Organization/1")

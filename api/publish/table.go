@@ -80,29 +80,28 @@ type table struct {
 	open  bool // the last chain can be continued
 }
 
-// table lists the pages that are pinned now.
+// table lists the pages that are pinned now. What is known of them never changes,
+// but that one is revoked, so each is read once.
 func (p *Pages) table() table {
+	p.mu.Lock()
+	known := p.known
+	p.mu.Unlock()
 	var t table
-	p.mu.Lock()
-	before := p.known
-	p.mu.Unlock()
-	known := map[string]record{}
+	fresh := false
 	for _, pin := range p.db.Pinned() {
-		at, ours := parsePlace(pin.ID)
-		if !ours {
-			continue
+		at := known[pin.ID]
+		if at == nil || pin.Revoked && !at.gone {
+			var ours bool
+			if at, ours = p.read(pin); !ours {
+				continue
+			}
+			fresh = true
 		}
-		r, again := before[pin.ID]
-		readable := again || decode(pin, &r)
-		if readable {
-			known[pin.ID] = r
-		}
-		gone := pin.Revoked || !readable || !p.shows(r.Types)
-		t.pages = append(t.pages, &page{at, pin.Created, gone, r})
+		t.pages = append(t.pages, at)
 	}
-	p.mu.Lock()
-	p.known = known
-	p.mu.Unlock()
+	if fresh || len(known) != len(t.pages) {
+		p.remember(t.pages)
+	}
 	slices.SortFunc(t.pages, func(a, b *page) int {
 		return cmp.Or(cmp.Compare(a.chain, b.chain), cmp.Compare(a.number, b.number))
 	})
@@ -110,11 +109,31 @@ func (p *Pages) table() table {
 	return t
 }
 
-func decode(pin store.Pinned, r *record) bool {
-	if pin.Revoked || json.Unmarshal(pin.Rule, r) != nil {
-		return false
+func (p *Pages) remember(pages []*page) {
+	known := map[string]*page{}
+	for _, at := range pages {
+		known[at.pin()] = at
 	}
-	return r.Version == recordVersion && (r.Increment != nil || r.Snapshot != nil)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.known = known
+}
+
+// read makes a page of a pin; false if that is none of ours.
+func (p *Pages) read(pin store.Pinned) (*page, bool) {
+	at, ours := parsePlace(pin.ID)
+	if !ours {
+		return nil, false
+	}
+	r, readable := decode(pin)
+	return &page{at, pin.Created, pin.Revoked || !readable || !p.shows(r.Types), r}, true
+}
+
+func decode(pin store.Pinned) (r record, ok bool) {
+	if pin.Revoked || json.Unmarshal(pin.Rule, &r) != nil {
+		return r, false
+	}
+	return r, r.Version == recordVersion && (r.Increment != nil || r.Snapshot != nil)
 }
 
 // shows tells whether all of some types are published still.
