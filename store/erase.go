@@ -304,11 +304,17 @@ func (db *DB) anyPartition() (Partition, error) {
 }
 
 // revokeAll ends the snapshots that were taken while the segments were being
-// written anew; none is on its way any more that could hold one of the old.
+// written anew, and those that hold copies; none is on its way any more that could
+// hold one of the old.
 func (db *DB) revokeAll(segs []*seg) ([]string, error) {
 	db.pinning.Lock()
 	defer db.pinning.Unlock()
-	return db.revoke(segs)
+	ids, err := db.revoke(segs)
+	if err != nil {
+		return ids, err
+	}
+	more, err := db.revokeCopies()
+	return append(ids, more...), err
 }
 
 // purge writes one segment anew without some rows. Called with merging held.

@@ -191,12 +191,18 @@ func (db *DB) Snapshot(id string) (*Snapshot, error) {
 // Amend replaces, durably, what is kept with a snapshot: its owner has found out
 // what the rule for it is.
 func (db *DB) Amend(id string, rule []byte) error {
+	_, err := db.amend(id, rule, false)
+	return err
+}
+
+// amend returns the segments that are let go of: all, if detach.
+func (db *DB) amend(id string, rule []byte, detach bool) (held []*seg, err error) {
 	if err := db.writable(); err != nil {
-		return err
+		return nil, err
 	}
 	db.pinning.RLock()
 	defer db.pinning.RUnlock()
-	return db.whileOpen(func() error {
+	err = db.whileOpen(func() error {
 		db.mu.Lock()
 		p := db.pins[id]
 		db.mu.Unlock()
@@ -215,14 +221,20 @@ func (db *DB) Amend(id string, rule []byte) error {
 			return ErrRevoked
 		}
 		pin.Rule = rule
+		if detach {
+			pin.Segments = nil
+		}
 		if err := db.kv.Set(index.PinKey(id), pin.Encode(), pebble.Sync); err != nil {
 			return db.fail(fmt.Errorf("store a snapshot: %w", err))
 		}
 		db.mu.Lock()
 		defer db.mu.Unlock()
-		p.pin = pin
+		if p.pin = pin; detach {
+			held, p.segs = p.segs, nil
+		}
 		return nil
 	})
+	return held, err
 }
 
 // Pinned lists the durable snapshots.

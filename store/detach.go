@@ -1,0 +1,184 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io/fs"
+	"strings"
+
+	"tidemark/store/fhir"
+	"tidemark/store/segment"
+)
+
+// Holds is how many bytes of segments' bodies a snapshot keeps on the disk.
+func (s *Snapshot) Holds() (n int64) {
+	for _, g := range s.segs {
+		n += g.r.BodySize()
+	}
+	return n
+}
+
+// Copy writes an output file beside its durable snapshot, block for block: Made
+// opens it under the same name, with the same bytes, and needs no segment. With it
+// goes a list of the resources in it, for erasures to look at.
+func (s *Snapshot) Copy(ctx context.Context, name string, sec segment.Section, since, upto fhir.Instant, ext []Extent) error {
+	if sec.Kind == segment.Live {
+		keys, err := s.keys(ext, s.span(since, upto))
+		if err != nil {
+			return s.disguise(err)
+		}
+		if _, err := s.Keep(name+keysSuffix, keys); err != nil {
+			return err
+		}
+	}
+	f, err := s.File(ctx, name, sec, since, upto, ext)
+	if err != nil {
+		return err
+	}
+	p, err := s.newPrivate(name + ".made")
+	if err != nil {
+		return s.disguise(errors.Join(err, f.Close()))
+	}
+	err = errors.Join(f.copyTo(p), f.Close())
+	if err != nil {
+		return s.disguise(errors.Join(err, p.discard()))
+	}
+	return s.disguise(p.keep())
+}
+
+// copyTo writes the blocks and their table. What is damaged is not copied.
+func (f *File) copyTo(p *private) error {
+	parts := make([]part, 0, len(f.blocks))
+	var text []byte
+	at := int64(0)
+	for _, b := range f.blocks {
+		file, err := f.file(b.path)
+		if err != nil {
+			return err
+		}
+		data := make([]byte, b.stored)
+		if _, err := file.ReadAt(data, b.at); err != nil {
+			return fmt.Errorf("read %s at %d: %w", b.path, b.at, err)
+		}
+		if text, err = segment.Inflate(text[:0], segment.Block{Data: data, Sum: b.sum}); err != nil {
+			return fmt.Errorf("read %s at %d: %w; run `tidemark check`", b.path, b.at, err)
+		}
+		if _, err := p.Write(data); err != nil {
+			return err
+		}
+		parts = append(parts, part{p.path, at, b.stored, b.sum})
+		at += b.stored
+	}
+	return writeTable(p, parts)
+}
+
+// Detach is Amend for a snapshot of which Copy has made all files: it lets go of
+// its segments, so that they can leave the disk. Who reads them may finish.
+func (db *DB) Detach(id string, rule []byte) error {
+	held, err := db.amend(id, rule, true)
+	return errors.Join(err, db.release(held))
+}
+
+// keysSuffix is that of the list of what a copy holds: a line for each resource,
+// Type/id and those in whose compartments it lies, between tabs; last a CRC-32.
+const keysSuffix = ".keys"
+
+func (s *Snapshot) keys(ext []Extent, v span) ([]byte, error) {
+	var list bytes.Buffer
+	var rows []segment.Row
+	for _, e := range ext {
+		g := s.seg(segment.ID(e.Segment))
+		_, counts, err := s.counts(g, e, v.of(g))
+		if err != nil {
+			return nil, err
+		}
+		d, err := g.r.OpenDirectory()
+		if err != nil {
+			return nil, err
+		}
+		rows, err = d.Rows(rows[:0], e.Block)
+		if err := errors.Join(err, d.Close()); err != nil {
+			return nil, err
+		}
+		for i, ok := range counts {
+			if ok {
+				list.WriteString(rows[i].Key.String() + "\t" + strings.Join(rows[i].Patients, "\t") + "\n")
+			}
+		}
+	}
+	fmt.Fprintf(&list, "%08x\n", crc32.ChecksumIEEE(list.Bytes()))
+	return list.Bytes(), nil
+}
+
+// revokeCopies ends the detached snapshots that hold what was erased. Called with
+// pinning held: none is being detached.
+func (db *DB) revokeCopies() ([]string, error) {
+	var pins []*pinned
+	db.mu.Lock()
+	for _, p := range db.pins {
+		if !p.revoked.Load() {
+			pins = append(pins, p)
+		}
+	}
+	db.mu.Unlock()
+	var ids []string
+	list := db.erased.Load()
+	for _, p := range pins {
+		hit, err := db.copiesHold(p.id, list)
+		if err != nil {
+			return ids, hide(err, p.id)
+		}
+		if !hit {
+			continue
+		}
+		held, err := db.revokeOne(p)
+		if err := errors.Join(err, db.release(held), db.removePrivate(p.id)); err != nil {
+			return ids, err
+		}
+		ids = append(ids, p.id)
+	}
+	return ids, nil
+}
+
+// copiesHold tells whether a snapshot's copies hold anything that the list
+// refuses, or names. What cannot be read may.
+func (db *DB) copiesHold(id string, list *erasedList) (bool, error) {
+	dir := db.privateDir(id)
+	names, err := db.fs.List(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	for _, n := range names {
+		if !strings.HasSuffix(n, keysSuffix) {
+			continue
+		}
+		data, err := readFile(db.fs, db.fs.PathJoin(dir, n))
+		if err != nil {
+			return false, err
+		}
+		if list.refusesAny(data) {
+			return true, nil
+		}
+	}
+	return false, err
+}
+
+// refusesAny tells whether a list of keys has one that is refused, or is damaged.
+func (l *erasedList) refusesAny(data []byte) bool {
+	text := string(data)
+	end := len(text) - len("00000000\n")
+	if end < 0 || fmt.Sprintf("%08x\n", crc32.ChecksumIEEE(data[:end])) != text[end:] {
+		return true
+	}
+	for line := range strings.Lines(text[:end]) {
+		f := strings.Split(strings.TrimSuffix(line, "\n"), "\t")
+		key, err := fhir.ParseKey(f[0])
+		if err != nil || l.refuses(key, f[1:]) || l.names(f[1:]) {
+			return true
+		}
+	}
+	return false
+}
