@@ -40,6 +40,7 @@ type Store struct {
 	broken    error // what References returns
 	full      bool  // there is no room for a Draft
 	writers   []io.Writer
+	held      int64
 	short     int // bytes after which files break off, 0: never
 }
 
@@ -160,7 +161,7 @@ func (s *Store) Writers() []io.Writer { s.mu.Lock(); defer s.mu.Unlock(); return
 func (s *Store) Restart() *Store {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	again := &Store{BlockRows: s.BlockRows, OnRead: s.OnRead, clock: s.clock, watermark: s.watermark, forgotten: s.forgotten, epoch: s.epoch, rows: s.rows, pins: map[string]*Snapshot{}, picked: s.picked}
+	again := &Store{BlockRows: s.BlockRows, OnRead: s.OnRead, clock: s.clock, watermark: s.watermark, forgotten: s.forgotten, epoch: s.epoch, rows: s.rows, pins: map[string]*Snapshot{}, picked: s.picked, held: s.held}
 	for id, p := range s.pins {
 		q := *p
 		q.store, q.open = again, 0
@@ -243,6 +244,22 @@ func (s *Store) Amend(id string, rule []byte) error {
 		return nil
 	}
 }
+
+// Detach implements export.Store: the rows are not found any more.
+func (s *Store) Detach(id string, rule []byte) error {
+	if err := s.Amend(id, rule); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := *s.pins[id]
+	p.rows = nil
+	s.pins[id] = &p
+	return nil
+}
+
+// Hold says how many stored bytes each snapshot keeps.
+func (s *Store) Hold(n int64) { s.mu.Lock(); defer s.mu.Unlock(); s.held = n }
 
 // Pinned implements export.Store.
 func (s *Store) Pinned() []store.Pinned {
@@ -643,6 +660,19 @@ func (p *Snapshot) Only(ext []store.Extent) error {
 		return !slices.ContainsFunc(ext, func(x store.Extent) bool { return x.Segment == number(r.sec) })
 	})
 	return nil
+}
+
+// Holds is what Hold said.
+func (p *Snapshot) Holds() int64 { return p.store.held }
+
+// Copy implements export.Snapshot.
+func (p *Snapshot) Copy(ctx context.Context, name string, sec store.Section, since, upto fhir.Instant, ext []store.Extent) error {
+	f, err := p.File(ctx, name, sec, since, upto, ext)
+	if err != nil {
+		return err
+	}
+	_, err = p.Keep(name, f.(*File).lines)
+	return err
 }
 
 // Clear implements export.Snapshot.

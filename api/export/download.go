@@ -46,12 +46,9 @@ func (j *Jobs) file(ctx context.Context, id string, s Snapshot, r rule, n int) (
 		return &Download{List: f.List, file: text(r.Errors)}, nil
 	}
 	if f.Made {
-		file, err := s.Made(fileName(n))
+		file, err := made(s, fileName(n), f)
 		if err != nil {
 			return nil, err
-		}
-		if file.Size() != f.Bytes {
-			return nil, errors.Join(file.Close(), fmt.Errorf("a file has %d bytes, the manifest says %d: %w", file.Size(), f.Bytes, store.ErrCorrupt))
 		}
 		return &Download{Type: f.Type, List: f.List, file: file}, nil
 	}
@@ -77,6 +74,18 @@ func (j *Jobs) file(ctx context.Context, id string, s Snapshot, r rule, n int) (
 		return nil, err
 	}
 	return &Download{Type: f.Type, List: f.List, file: file}, nil
+}
+
+// made opens a file that was written beside the snapshot.
+func made(s Snapshot, name string, f OutputFile) (File, error) {
+	file, err := s.Made(name)
+	if err != nil {
+		return nil, err
+	}
+	if file.Size() != f.Bytes {
+		return nil, errors.Join(file.Close(), fmt.Errorf("a file has %d bytes, the manifest says %d: %w", file.Size(), f.Bytes, store.ErrCorrupt))
+	}
+	return file, nil
 }
 
 // selection is what is kept of a piece of a job about some Patients. While the job

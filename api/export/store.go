@@ -23,6 +23,9 @@ type Store interface {
 	Pinned() []store.Pinned
 	// Amend replaces the rule that is kept with a snapshot.
 	Amend(id string, rule []byte) error
+	// Detach is Amend for a snapshot of which Copy has made all files: it keeps no
+	// more of the store than these.
+	Detach(id string, rule []byte) error
 	// Unpin forgets a snapshot. Whoever reads from it may finish.
 	Unpin(ctx context.Context, id string) error
 }
@@ -63,6 +66,10 @@ type Snapshot interface {
 	Made(name string) (File, error)
 	// Only lets go of all that extents do not need; while a rule is made.
 	Only(ext []store.Extent) error
+	// Holds is how many stored bytes the snapshot keeps on the disk.
+	Holds() int64
+	// Copy makes an output file one that Made opens, with the same bytes.
+	Copy(ctx context.Context, name string, sec store.Section, since, upto fhir.Instant, ext []store.Extent) error
 	// Clear removes all files and what Keep stored.
 	Clear() error
 	// Blocks is how much there is of a section.

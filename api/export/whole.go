@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"slices"
 	"strings"
 
 	"tidemark/api/outcome"
@@ -67,7 +68,7 @@ func (w Whole) Extents(s Snapshot) ([]store.Extent, error) {
 // Open opens file n, counted from 1, and closes s with it. as is the number under
 // which the store may keep what it must prepare for the file: files that share a
 // snapshot must not share it.
-func (w Whole) Open(ctx context.Context, s Snapshot, n, as int) (*Download, error) {
+func (w Whole) Open(ctx context.Context, s Snapshot, n, as int) (_ *Download, err error) {
 	if n < 1 || n > len(w.rule.Files) {
 		return nil, ErrNotFound
 	}
@@ -77,12 +78,48 @@ func (w Whole) Open(ctx context.Context, s Snapshot, n, as int) (*Download, erro
 		d.file = text(w.rule.Errors)
 		return d, nil
 	}
+	if f.Made {
+		d.file, err = made(s, fileName(as), f)
+		return d, err
+	}
 	ext, err := w.rule.derive(s, f)
 	if err != nil {
 		return nil, err
 	}
 	d.file, err = s.File(ctx, fileName(as), f.section(), w.rule.Since, w.rule.Upto, ext)
 	return d, err
+}
+
+// Bytes is how long all files are, uncompressed.
+func (w Whole) Bytes() (n int64) {
+	for _, f := range w.rule.Files {
+		n += f.Bytes
+	}
+	return n
+}
+
+// Copy makes copies of all files, which need nothing of the snapshot. They have
+// the same bytes and the same numbers, those from before on.
+func (w Whole) Copy(ctx context.Context, s Snapshot, before int) (Whole, error) {
+	w.rule.Files = slices.Clone(w.rule.Files)
+	for i := range w.rule.Files {
+		f := &w.rule.Files[i]
+		if err := ctx.Err(); err != nil {
+			return w, err
+		}
+		if f.List == Errors || f.Made {
+			continue
+		}
+		ext, err := w.rule.derive(s, *f)
+		if err != nil {
+			return w, err
+		}
+		if err := s.Copy(ctx, fileName(before+i+1), f.section(), w.rule.Since, w.rule.Upto, ext); err != nil {
+			return w, err
+		}
+		f.Made = true
+	}
+	return w, nil
 }
 
 // MarshalJSON is the form in which it is kept: that of a job.

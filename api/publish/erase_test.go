@@ -2,6 +2,7 @@ package publish_test
 
 import (
 	"errors"
+	"fmt"
 	"testing"
 	"testing/synctest"
 
@@ -21,8 +22,16 @@ func TestErase(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer d.db.Close()
-		for _, id := range []string{"a", "b", "Patient/p", "c"} {
-			if err := errors.Join(d.put(id), d.pages.Publish(t.Context(), id == "a")); err != nil {
+		// The root is larger than the segment that it keeps, so that it stays there.
+		root0 := []string{"a"}
+		for i := range 50 {
+			root0 = append(root0, fmt.Sprintf("many-%d", i))
+		}
+		if err := d.put("Patient/p"); err != nil {
+			t.Fatal(err)
+		}
+		for n, ids := range [][]string{root0, {"b"}, {"Patient/q"}, {"c"}} {
+			if err := errors.Join(d.put(ids...), d.pages.Publish(t.Context(), n == 0)); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -44,6 +53,7 @@ func TestErase(t *testing.T) {
 		}
 
 		erase("Patient/p")
+		erase("Patient/q")
 		if again, _, err := d.follow(); err != nil || len(again) != 2 {
 			t.Errorf("after an erasure elsewhere: %v, %v", again, err)
 		}
@@ -68,11 +78,56 @@ func TestErase(t *testing.T) {
 			t.Fatal(err)
 		}
 		again, has, err := d.follow()
-		if err != nil || len(again) != 0 || len(has) != 2 || has["b"] != "" {
+		if err != nil || len(again) != 0 || len(has) != 52 || has["b"] != "" {
 			t.Errorf("the new chain: %v, %v, %v", again, has, err)
 		}
 		if m, err := d.pages.Stub(root.Page); err != nil || m.Next.Page != publish.Closed {
 			t.Errorf("the old chain leads to %v, %v", m.Next, err)
+		}
+	})
+}
+
+// The root and the increment of one page are of one snapshot, and what is prepared
+// for the files of one is not taken for that of the other.
+func TestRootAndIncrementOfOnePage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, err := openDisk(vfs.NewMem())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.db.Close()
+		var all []string
+		for i := range 60 {
+			all = append(all, fmt.Sprintf("many-%d", i))
+		}
+		if err := errors.Join(d.put(all...), d.pages.Publish(t.Context(), true)); err != nil {
+			t.Fatal(err)
+		}
+		first, err := d.pages.Root()
+		if err != nil {
+			t.Fatal(err)
+		}
+		// Blocks with rows that died lie in both, others in each.
+		if err := errors.Join(d.put(all[:59]...), d.put(all[0]), d.pages.Publish(t.Context(), true)); err != nil {
+			t.Fatal(err)
+		}
+		stub, err := d.pages.Stub(first.Page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		increment, err1 := d.pages.Increment(stub.Next.Page)
+		root, err2 := d.pages.Root()
+		if err := errors.Join(err1, err2); err != nil || root.Page != stub.Next.Page || root.TransactionTime != increment.TransactionTime {
+			t.Fatal(err, root, increment)
+		}
+		for range 2 {
+			changed, whole := map[string]string{}, map[string]string{}
+			if err := errors.Join(d.take(increment, changed), d.take(root, whole)); err != nil {
+				t.Fatal(err)
+			}
+			if len(changed) != 59 || len(whole) != 60 || changed["many-59"] != "" || whole["many-59"] != "59" || whole["many-0"] != "119" {
+				t.Errorf("the increment has %d, the root %d: %v", len(changed), len(whole), whole)
+			}
 		}
 	})
 }

@@ -61,7 +61,65 @@ func (p *Pages) publish(ctx context.Context, t table, tail *page, root bool) err
 	}
 	_ = s.Close() // the pin stays; nothing was written that a failure could lose
 	p.tell(ctx, &at)
+	p.heavy = true
+	p.lighten(ctx)
 	return nil
+}
+
+// lighten makes copies of what pages hold that keep more on the disk than they
+// need: an increment is a few resources, and the segments in which they lie are all
+// that came in meanwhile. Called with making held.
+func (p *Pages) lighten(ctx context.Context) {
+	if !p.heavy {
+		return
+	}
+	var failed error
+	for _, at := range p.table().pages {
+		if !at.gone {
+			failed = errors.Join(failed, p.detach(ctx, at.pin()))
+		}
+	}
+	if failed != nil && ctx.Err() == nil && !errors.Is(failed, store.ErrClosed) {
+		p.o.Logger.WarnContext(ctx, "published pages keep more on the disk than they need; it is tried again", "err", failed)
+	}
+	p.heavy = failed != nil
+}
+
+// detach does so for one page if its files, even uncompressed, are less than what
+// it keeps.
+func (p *Pages) detach(ctx context.Context, pin string) error {
+	s, err := p.db.Snapshot(pin)
+	if err != nil {
+		return leftAlone(err)
+	}
+	defer func() { _ = s.Close() }() // what was written is durable
+	r, ok := decode(s.Rule())
+	if !ok || r.bytes() >= s.Holds() {
+		return nil
+	}
+	before := 0
+	for _, w := range []*export.Whole{r.Increment, r.Snapshot} {
+		if w == nil {
+			continue
+		}
+		if *w, err = w.Copy(ctx, s, before); err != nil {
+			return leftAlone(err)
+		}
+		before += len(w.Files())
+	}
+	rule, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	return leftAlone(p.db.Detach(pin, rule))
+}
+
+// leftAlone passes over the error of a page that was ended meanwhile.
+func leftAlone(err error) error {
+	if errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrRevoked) {
+		return nil
+	}
+	return err
 }
 
 // plan decides what a page holds.
@@ -182,6 +240,9 @@ func (p *Pages) advance(ctx context.Context) error {
 	now, t := time.Now(), p.table()
 	root := t.root() < 0 || p.untilRoot(t, now) <= 0
 	if !root && p.untilIncrement(t, now) > 0 {
+		p.making.Lock()
+		defer p.making.Unlock()
+		p.lighten(ctx)
 		return nil
 	}
 	if err := p.Publish(ctx, root); err != nil {

@@ -17,6 +17,11 @@
 // other, and nothing is written twice. The name of a pin says where its page
 // stands, for of a revoked one nothing else is left.
 //
+// Segments hold what came in together, and pages stay for weeks: an increment of a
+// few resources would keep all changes of its hour on the disk. So its files are
+// copied, byte for byte, and its snapshot lets go of the segments; a page that is
+// most of what it keeps stays as it is.
+//
 // The package refuses to know HTTP. Pages.making is taken before the store's locks;
 // Pages.mu is held while nothing is called.
 package publish
@@ -106,6 +111,7 @@ type Pages struct {
 
 	making sync.Mutex // one page at a time
 	looked time.Time  // when there was last nothing to publish; of Run alone
+	heavy  bool       // a page may keep more than it needs; under making
 
 	mu    sync.Mutex
 	known map[string]*page // by the names of their pins; replaced, never changed
@@ -118,7 +124,7 @@ func New(db export.Store, o Options) (*Pages, error) {
 	if err := o.validate(); err != nil {
 		return nil, err
 	}
-	p := &Pages{db: db, o: o, wake: make(chan struct{}, 1)}
+	p := &Pages{db: db, o: o, wake: make(chan struct{}, 1), heavy: true}
 	for _, t := range o.Types {
 		p.types = append(p.types, t.String())
 	}
@@ -229,18 +235,11 @@ func (p *Pages) Open(ctx context.Context, id string, n int) (*export.Download, e
 	if err != nil {
 		return nil, err
 	}
-	whole, nth := t.pages[i].Increment, n
-	if before := t.pages[i].increments(); n > before {
-		whole, nth = t.pages[i].Snapshot, n-before
-	}
-	if whole == nil {
-		return nil, ErrNotFound
-	}
 	s, err := p.db.Snapshot(t.pages[i].pin())
 	if err != nil {
 		return nil, opening(err)
 	}
-	d, err := whole.Open(ctx, s, nth, n)
+	d, err := open(ctx, s, n)
 	if err != nil {
 		_ = s.Close() // was opened for reading only
 		return nil, opening(err)
@@ -248,10 +247,27 @@ func (p *Pages) Open(ctx context.Context, id string, n int) (*export.Download, e
 	return d, nil
 }
 
+// open goes by the record that the snapshot was opened with: where its files are
+// may have changed since the table was made.
+func open(ctx context.Context, s export.Snapshot, n int) (*export.Download, error) {
+	r, ok := decode(s.Rule())
+	if !ok {
+		return nil, ErrNotFound
+	}
+	whole, nth := r.Increment, n
+	if before := r.increments(); n > before {
+		whole, nth = r.Snapshot, n-before
+	}
+	if whole == nil {
+		return nil, ErrNotFound
+	}
+	return whole.Open(ctx, s, nth, n)
+}
+
 // opening says in this package's words why a file cannot be opened.
 func opening(err error) error {
 	switch {
-	case errors.Is(err, store.ErrNotFound), errors.Is(err, export.ErrNotFound):
+	case errors.Is(err, store.ErrNotFound), errors.Is(err, ErrNotFound), errors.Is(err, export.ErrNotFound):
 		return ErrNotFound
 	case errors.Is(err, store.ErrRevoked):
 		return ErrWithdrawn

@@ -66,12 +66,22 @@ func (p *page) upto() fhir.Instant {
 	return p.Snapshot.Upto()
 }
 
+// bytes is how long all files are, uncompressed.
+func (r *record) bytes() (n int64) {
+	for _, w := range []*export.Whole{r.Increment, r.Snapshot} {
+		if w != nil {
+			n += w.Bytes()
+		}
+	}
+	return n
+}
+
 // increments is how many files the increment has; those of the root come after.
-func (p *page) increments() int {
-	if p.Increment == nil {
+func (r *record) increments() int {
+	if r.Increment == nil {
 		return 0
 	}
-	return len(p.Increment.Files())
+	return len(r.Increment.Files())
 }
 
 // A table is all pages at one moment, in their order.
@@ -125,12 +135,12 @@ func (p *Pages) read(pin store.Pinned) (*page, bool) {
 	if !ours {
 		return nil, false
 	}
-	r, readable := decode(pin)
+	r, readable := decode(pin.Rule) // a revoked one has none
 	return &page{at, pin.Created, pin.Revoked || !readable || !p.shows(r.Types), r}, true
 }
 
-func decode(pin store.Pinned) (r record, ok bool) {
-	if pin.Revoked || json.Unmarshal(pin.Rule, &r) != nil {
+func decode(rule []byte) (r record, ok bool) {
+	if json.Unmarshal(rule, &r) != nil {
 		return r, false
 	}
 	return r, r.Version == recordVersion && (r.Increment != nil || r.Snapshot != nil)
