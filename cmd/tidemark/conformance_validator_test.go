@@ -18,7 +18,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
-	"tidemark/cmd/tidemark/internal/bulkclient"
+	"tidemark/cmd/tidemark/internal/manifest"
 )
 
 // Whatever the server sends is FHIR R4, as HAPI's validator has its rules: what
@@ -130,17 +130,18 @@ func (a *answers) follow(what string, n int, method, path, body string) time.Tim
 		a.t.Fatalf("%s: %d %s", path, status, answer)
 	}
 	job := header.Get("Content-Location")
-	var m manifest
-	for page := job; page != ""; page = m.next() {
+	m := &manifest.Manifest{Next: job}
+	for m.Next != "" {
+		page := m.Next
 		a.until("the page is complete", func() bool {
 			status, _, answer = a.do(http.MethodGet, page, "")
 			return status != http.StatusAccepted
 		})
-		m = manifest{}
-		if err := json.Unmarshal(answer, &m); err != nil || status != http.StatusOK {
-			a.t.Fatalf("%s: %d %s", path, status, answer)
+		var err error
+		if m, err = manifest.Read(answer); err != nil || status != http.StatusOK {
+			a.t.Fatalf("%s: %d %s: %v", path, status, answer, err)
 		}
-		for _, f := range slices.Concat(m.Output, m.Deleted, m.Error, m.Outcome) {
+		for _, f := range slices.Concat(m.Output, m.Deleted, m.Error) {
 			a.file(what, n, f.URL)
 		}
 	}
@@ -148,16 +149,7 @@ func (a *answers) follow(what string, n int, method, path, body string) time.Tim
 	return m.TransactionTime
 }
 
-// A manifest is one of any version of the guide.
-type manifest struct {
-	bulkclient.Manifest
-	Outcome []bulkclient.File
-	Link    []link
-}
-
 type link struct{ Relation, URL string }
-
-func (m manifest) next() string { return next(m.Link) }
 
 // next is the address of the next page, empty if there is none.
 func next(links []link) string {
