@@ -26,14 +26,17 @@ func oneByte(diff uint32, n int64) (at int64, changed int, ok bool) {
 		return 0, 0, false
 	}
 	whole := 255*n < likely // else only a single bit tells
-	for at = n - 1; at >= 0; at-- {
-		i := inverse[diff>>24]
-		if table[i] == diff {
-			if changed := bits.OnesCount8(i); changed == 1 || whole {
-				return at, changed, true
+	var bytes int
+	for i := n - 1; i >= 0; i-- {
+		one := inverse[diff>>24]
+		if table[one] == diff {
+			if bits.OnesCount8(one) == 1 {
+				return i, 1, true // likelier than any other change of a byte
 			}
+			at, changed = i, bits.OnesCount8(one)
+			bytes++
 		}
-		diff = (diff^table[i])<<8 | uint32(i)
+		diff = (diff^table[one])<<8 | uint32(one)
 	}
-	return 0, 0, false
+	return at, changed, whole && bytes == 1
 }

@@ -186,18 +186,29 @@ func TestAfter(t *testing.T) {
 
 func TestOneByte(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 8))
-	for range 300 {
-		b := make([]byte, 1+rng.IntN(50_000))
+	named := 0
+	for i := range 400 {
+		b := make([]byte, 1+rng.IntN(1<<20))
 		for i := range b {
 			b[i] = byte(rng.Uint32())
 		}
 		right := crc32.ChecksumIEEE(b)
-		at, flip := rng.IntN(len(b)), byte(1+rng.IntN(255))
+		at, flip := rng.IntN(len(b)), byte(1)<<(i/2%8)
+		if i%2 == 0 {
+			flip = byte(1 + rng.IntN(255))
+		}
 		b[at] ^= flip
 		got, changed, ok := oneByte(crc32.ChecksumIEEE(b)^right, int64(len(b)))
-		if !ok || got != int64(at) || changed != onesOf(flip) {
-			t.Fatalf("%d of %d bytes ^ %x: got byte %d with %d bits, %v", at, len(b), flip, got, changed, ok)
+		if ok {
+			named++
 		}
+		if right := got == int64(at) && changed == onesOf(flip); ok && !right || !ok && i%2 == 1 {
+			t.Errorf("%d of %d bytes ^ %x: got byte %d with %d bits, %v", at, len(b), flip, got, changed, ok)
+		}
+	}
+	// Where another byte would do as well, none is named: so it is of some.
+	if named < 380 || named == 400 {
+		t.Errorf("of 400 changed bytes %d are named", named)
 	}
 	for name, n := range map[string]int64{"too large": 1 << 30, "no difference": 100} {
 		diff := uint32(1)
