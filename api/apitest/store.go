@@ -196,6 +196,7 @@ func (s *Store) Pin(_ context.Context, id string, expires time.Time, rule func(e
 	if p.rule, err = rule(p); err != nil {
 		return nil, err
 	}
+	p.forgotten = 0 // as in the real one: it is asked for while the rule is made
 	s.pins[id] = p
 	return p, nil
 }

@@ -30,6 +30,9 @@ func (l Limits) under(maxBytes int64) Limits {
 // body, so its cost does not depend on the size of the store.
 func plan(s Snapshot, q Request, l Limits) (rule, error) {
 	r := rule{Level: q.Level, Face: q.Face, Separate: q.Separate, Request: q.URL, Since: q.Since, Upto: upto(s.Watermark(), q.Upto), Cut: s.Cut()}
+	if r.Since != fhir.None && r.Since < s.Forgotten() { // a snapshot that is opened again does not know
+		q.Notes = append(slices.Clip(q.Notes), forgotten(r.Since, s.Forgotten()))
+	}
 	if q.chosen() {
 		r.Pending = &q
 		return r, nil
@@ -119,8 +122,9 @@ func summed(s Snapshot, files []OutputFile, extents []store.Extent) []OutputFile
 	return files
 }
 
-// addErrors appends the file of OperationOutcomes: one line for each thing
-// that was asked for and left out, and one for records that are missing.
+// addErrors appends the file of OperationOutcomes: one line for each thing that
+// was asked for and left out or may not be told, and one for records that are
+// missing.
 func (r *rule) addErrors(s Snapshot, notes []outcome.Issue) error {
 	extents, err := r.extents(s, store.Section{Kind: store.Internal, Type: store.DeadLetters})
 	if err != nil {
@@ -129,9 +133,6 @@ func (r *rule) addErrors(s Snapshot, notes []outcome.Issue) error {
 	dead := 0
 	for _, x := range extents {
 		dead += x.Rows
-	}
-	if r.Since != fhir.None && r.Since < s.Forgotten() {
-		notes = append(slices.Clip(notes), forgotten(r.Since, s.Forgotten()))
 	}
 	if dead > 0 {
 		notes = append(slices.Clip(notes), deadLetters(dead))
