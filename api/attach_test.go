@@ -21,6 +21,16 @@ func provenance(t testing.TB, id, recorded string, targets ...string) store.Chan
 	return scanned(t, `{"resourceType":"Provenance","id":%q,"recorded":%q,"target":[%s],"agent":[{"who":{"reference":"Practitioner/dr"}}]}`, id, recorded, list)
 }
 
+// provenanceIn lists the ids of an export's Provenance.
+func provenanceIn(h held) (ids []string) {
+	for _, ref := range slices.Sorted(maps.Keys(h.rows)) {
+		if id, is := strings.CutPrefix(ref, "Provenance/"); is {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
 // TestAttach: which Provenance goes with the rows that are sent: by default what is
 // about the Patients' data; the latest or all about what is sent, even if _type
 // does not name it and whatever _since; cut and filtered as all else is.
@@ -37,13 +47,7 @@ func TestAttach(t *testing.T) {
 	holds := func(path, query string, want ...string) {
 		t.Helper()
 		h = m.exportOf(path, query)
-		var got []string
-		for _, ref := range slices.Sorted(maps.Keys(h.rows)) {
-			if id, is := strings.CutPrefix(ref, "Provenance/"); is {
-				got = append(got, id)
-			}
-		}
-		if !slices.Equal(got, want) {
+		if got := provenanceIn(h); !slices.Equal(got, want) {
 			t.Errorf("%s%s: %v, want %v", path, query, got, want)
 		}
 	}
@@ -80,5 +84,62 @@ func TestAttach(t *testing.T) {
 	holds("/", "?"+since+"&"+relevant, "new", "newer-elsewhere", "of-patient")
 	if !slices.Contains(h.gone, "Provenance/old") {
 		t.Errorf("deletions: %v", h.gone)
+	}
+}
+
+// TestAttachSome: to an export of some Patients no Provenance is attached that is
+// about others and comes only because a Practitioner is everybody's; one about the
+// Practitioner alone is, and one about a member and others.
+func TestAttachSome(t *testing.T) {
+	m := newMachine(t)
+	m.apply(patient(t, "a"), patient(t, "b"), obs(t, "o", "a", `,"performer":[{"reference":"Practitioner/dr"}]`), obs(t, "of-b", "b", ""),
+		scanned(t, `{"resourceType":"Practitioner","id":"dr"}`), group(t, "g", "", "Patient/a"),
+		provenance(t, "of-dr", "2025-01-01T00:00:00Z", "Practitioner/dr"),
+		provenance(t, "of-both", "2025-01-01T00:00:00Z", "Observation/o", "Observation/of-b"),
+		provenance(t, "of-other", "2025-01-01T00:00:00Z", "Practitioner/dr", "Patient/b"),
+		provenance(t, "of-other2", "2025-01-01T00:00:00Z", "Observation/of-b", "Practitioner/dr"))
+	for _, path := range []string{"/Group/g/", "/"} {
+		want := []string{"of-both", "of-dr"}
+		if path == "/" {
+			want = []string{"of-both", "of-dr", "of-other", "of-other2"}
+		}
+		if got := provenanceIn(m.exportOf(path, "?includeAssociatedData=RelevantProvenanceResources")); !slices.Equal(got, want) {
+			t.Errorf("%s: %v, want %v", path, got, want)
+		}
+	}
+}
+
+// TestAttachFilter: a Provenance that matches a filter is not thereby sent, so one
+// about it does not go.
+func TestAttachFilter(t *testing.T) {
+	m := newMachine(t)
+	m.apply(patient(t, "a"), provenance(t, "a-elsewhere", "2025-01-01T00:00:00Z", "Observation/none"))
+	m.apply(provenance(t, "b-about-that", "2025-01-01T00:00:00Z", "Provenance/a-elsewhere"), provenance(t, "c", "2025-01-01T00:00:00Z", "Patient/a"))
+	for _, filter := range []string{"", "&_typeFilter=Provenance?recorded=gt2024"} {
+		got := provenanceIn(m.exportOf("/", "?includeAssociatedData=RelevantProvenanceResources"+filter))
+		if want := []string{"c"}; !slices.Equal(got, want) {
+			t.Errorf("%s: %v, want %v", filter, got, want)
+		}
+	}
+}
+
+// TestAttachDeleted: whoever has got Provenance without asking for the type learns
+// that it was deleted.
+func TestAttachDeleted(t *testing.T) {
+	m := newMachine(t)
+	m.apply(patient(t, "a"), obs(t, "o", "a", ""), provenance(t, "p", "2025-01-01T00:00:00Z", "Observation/o"), group(t, "g", "", "Patient/a"))
+	const query = "?_type=Observation&includeAssociatedData=LatestProvenanceResources"
+	first := m.exportOf("/", query)
+	if got := provenanceIn(first); !slices.Equal(got, []string{"p"}) {
+		t.Fatal(got)
+	}
+	m.apply(deletion(t, "Provenance/p"), deletion(t, "Patient/a"))
+	for _, path := range []string{"/", "/Patient/", "/Group/g/"} {
+		if next := m.exportOf(path, query+"&_since="+first.at); !slices.Equal(next.gone, []string{"Provenance/p"}) {
+			t.Errorf("%s: deletions %v", path, next.gone)
+		}
+	}
+	if next := m.exportOf("/", "?_type=Observation&_since="+first.at); len(next.gone) > 0 {
+		t.Errorf("by default: deletions %v", next.gone)
 	}
 }

@@ -3,6 +3,7 @@ package export
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"tidemark/store"
@@ -22,8 +23,9 @@ func (g *gathering) attach(ctx context.Context, a Attachment, o Options) error {
 		return fmt.Errorf("find the Provenance: %w", err)
 	}
 	meant := func(line []byte) bool { return g.isAbout(line, o.Bases) }
-	if filter := g.matcher(sec.Type); filter != nil {
-		meant = func(line []byte) bool { return filter(line) && g.isAbout(line, o.Bases) }
+	if f := g.filters[sec.Type]; f != nil {
+		m := f.Matcher() // not that of matcher: a Provenance is not sent for what matches, nor one about it
+		meant = func(line []byte) bool { return m.Match(line) && g.isAbout(line, o.Bases) }
 	}
 	match := meant
 	if a == Latest {
@@ -34,10 +36,31 @@ func (g *gathering) attach(ctx context.Context, a Attachment, o Options) error {
 	return g.write(ctx, g.s, sec, extents, position{}, fhir.None, match, o.Limits)
 }
 
-// isAbout tells whether a Provenance is about anything that is sent.
-func (g *gathering) isAbout(line []byte, bases []string) (is bool) {
-	search.Targets(line, bases, func(key fhir.Key) { is = is || g.sent[hashKey(key)] })
-	return is
+// deletable are the types whose deletions are told: what is attached is a
+// client's, too, whatever _type says.
+func (q *Request) deletable() []fhir.Type {
+	if q.Attach == ByDefault || len(q.Types) == 0 || slices.Contains(q.Types, provenanceType) {
+		return q.Types
+	}
+	return append(slices.Clip(q.Types), provenanceType)
+}
+
+// isAbout tells whether a Provenance is about anything that is sent. In an export
+// of some Patients one that is about others, too, goes by what is a Patient's: it
+// does not follow a Practitioner to whom everybody's data refers.
+func (g *gathering) isAbout(line []byte, bases []string) bool {
+	own, shared, others := false, false, false
+	search.Targets(line, bases, func(key fhir.Key) {
+		switch sent := g.sent[hashKey(key)]; {
+		case sent && fhir.Referred(key.Type):
+			shared = true
+		case sent:
+			own = true
+		case g.c != nil && fhir.InPatientCompartment(key.Type):
+			others = true
+		}
+	})
+	return own || shared && !others
 }
 
 // A newest is the Provenance about a resource that was recorded last.

@@ -112,7 +112,7 @@ func choose(ctx context.Context, s Snapshot, r *rule, o Options, keep func(*rule
 		}
 	}
 	if r.Since != fhir.None {
-		if err := g.add(ctx, Deleted, store.Deleted, q.Types, o.Limits); err != nil {
+		if err := g.add(ctx, Deleted, store.Deleted, q.deletable(), o.Limits); err != nil {
 			return nil, err
 		}
 	}
