@@ -136,15 +136,20 @@ func TestFilterDamage(t *testing.T) {
 	m := newMachine(t)
 	m.apply(obs(t, "sound", "a", ""))
 	m.apply(obs(t, "damaged", "a", ""), obs(t, "too", "a", ""))
+	m.damage()
+	_, _, status, text := m.kick("GET", "/", "?_typeFilter=Observation%3Fsubject%3DPatient/a", "")
+	if errors := m.errorsOf(text); status != 200 || !strings.Contains(text, `"count":1,`) || !strings.Contains(errors, "Observation: 2 resources are damaged") {
+		t.Errorf("%d %s\n%s", status, text, errors)
+	}
+}
+
+// damage turns a bit of the body that was written last.
+func (m *machine) damage() {
+	m.t.Helper()
 	bodies, err := filepath.Glob(filepath.Join(m.dir, "segments", "*.ndjson.gz"))
 	m.must(err)
 	body, err := os.ReadFile(bodies[len(bodies)-1])
 	m.must(err)
 	body[len(body)/2] ^= 0x10
 	m.must(os.WriteFile(bodies[len(bodies)-1], body, 0o600))
-
-	_, _, status, text := m.kick("GET", "/", "?_typeFilter=Observation%3Fsubject%3DPatient/a", "")
-	if errors := m.errorsOf(text); status != 200 || !strings.Contains(text, `"count":1,`) || !strings.Contains(errors, "Observation: 2 resources are damaged") {
-		t.Errorf("%d %s\n%s", status, text, errors)
-	}
 }

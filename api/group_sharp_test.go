@@ -413,21 +413,26 @@ func TestGroupManyPatients(t *testing.T) {
 	}
 }
 
+// named is a member of a Group who is named by an identifier only, identified a
+// Patient who has some.
+func named(value string) string {
+	return fmt.Sprintf(`{"entity":{"identifier":{"system":"urn:mrn","value":%q}}}`, value)
+}
+
+func identified(t testing.TB, id, more string, values ...string) store.Change {
+	var list []string
+	for _, v := range values {
+		list = append(list, fmt.Sprintf(`{"system":"urn:mrn","value":%q}`, v))
+	}
+	return scanned(t, `{"resourceType":"Patient","id":%q,"identifier":[%s]%s}`, id, strings.Join(list, ","), more)
+}
+
 // Who is named by an identifier is a member with all that is his, from when the
 // Group names him or he has the identifier, whichever is later; not one of several
 // who have it, nor one whom the Group does not mean.
 func TestGroupByIdentifier(t *testing.T) {
 	m := newMachine(t)
-	named := func(value string) string {
-		return fmt.Sprintf(`{"entity":{"identifier":{"system":"urn:mrn","value":%q}}}`, value)
-	}
-	person := func(id, more string, values ...string) store.Change {
-		var list []string
-		for _, v := range values {
-			list = append(list, fmt.Sprintf(`{"system":"urn:mrn","value":%q}`, v))
-		}
-		return scanned(t, `{"resourceType":"Patient","id":%q,"identifier":[%s]%s}`, id, strings.Join(list, ","), more)
-	}
+	person := func(id, more string, values ...string) store.Change { return identified(t, id, more, values...) }
 	m.apply(person("a", "", "1", "1"), obs(t, "of-a", "a", ""), person("b", "", "2"), obs(t, "of-b", "b", ""), person("c", "", "3"), obs(t, "of-c", "c", ""),
 		person("twin", "", "twins"), person("twin2", "", "twins"), obs(t, "of-twin", "twin", ""),
 		scanned(t, `{"resourceType":"Patient","id":"other","identifier":[{"system":"urn:other","value":"1"},{"value":"2"}]}`), obs(t, "of-other", "other", ""))
@@ -504,5 +509,67 @@ func TestGroupByIdentifierGone(t *testing.T) {
 	delete(h.rows, "Group/g")
 	if got, want := slices.Sorted(maps.Keys(h.rows)), []string{"Observation/of-c", "Patient/c", "Patient/e-again"}; !slices.Equal(got, want) {
 		t.Errorf("rows %v, want %v", got, want)
+	}
+}
+
+// What is deleted in the very instant behind the last export, as late changes may
+// be, is told of a member whose Patient has changed since, too.
+func TestGroupByIdentifierLateDeletion(t *testing.T) {
+	m := newMachine(t)
+	m.apply(identified(t, "a", "", "1"), obs(t, "o", "a", ""), group(t, "g", "", named("1")))
+	first := m.exportOf("/Group/g/", "")
+	if first.rows["Observation/o"] == "" {
+		t.Fatal("setup")
+	}
+	m.late(deletion(t, "Observation/o"), identified(t, "a", `,"active":true`, "1"))
+	if next := m.exportOf("/Group/g/", "?_since="+first.at); !slices.Equal(next.gone, []string{"Observation/o"}) {
+		t.Errorf("the client keeps Observation/o: %v", next.gone)
+	}
+}
+
+// late takes in changes that come long after their time, and moves the watermark
+// only when they are committed.
+func (m *machine) late(changes ...store.Change) {
+	m.t.Helper()
+	asked, at := m.db.Status().Watermark, fhir.FromTime(time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC))
+	for i := range changes {
+		changes[i].Offset, changes[i].Timestamp = m.offset, at
+		m.offset++
+	}
+	m.must(m.db.Apply(m.t.Context(), store.Batch{Partition: partition, Changes: changes, Next: m.offset, LeaderEpoch: -1, Asked: asked, End: m.offset}))
+	m.must(m.db.Flush()) // they do not hold the watermark back
+	m.apply()
+}
+
+// Whoever has an identifier alone because another who had it was deleted is a new
+// member, whose data no export has brought.
+func TestGroupByIdentifierTwinDeleted(t *testing.T) {
+	m := newMachine(t)
+	m.apply(identified(t, "a", "", "1"), identified(t, "twin", "", "1"), obs(t, "o", "a", ""), group(t, "g", "", named("1")))
+	first := m.exportOf("/Group/g/", "")
+	if first.rows["Patient/a"] != "" {
+		t.Fatal("setup")
+	}
+	m.apply(deletion(t, "Patient/twin"))
+	next := m.exportOf("/Group/g/", "?_since="+first.at)
+	if next.rows["Patient/a"] == "" || next.rows["Observation/o"] == "" {
+		t.Errorf("a full export has Observation/o, the chain never: %v", next.rows)
+	}
+	m.apply(obs(t, "o2", "a", ""))
+	if last := m.exportOf("/Group/g/", "?_since="+next.at); len(last.rows) != 1 {
+		t.Errorf("nobody was deleted since, and %v comes again", last.rows)
+	}
+}
+
+// A Patient who cannot be read may be the one whom an identifier means, or a second
+// who has it: the export says that it is not whole.
+func TestGroupByIdentifierDamage(t *testing.T) {
+	m := newMachine(t)
+	m.apply(group(t, "g", "", named("1")))
+	m.apply(identified(t, "a", "", "1"), identified(t, "b", "", "2"))
+	m.damage()
+	_, _, status, text := m.kick("GET", "/Group/g/", "?_type=Observation", "")
+	if errs := m.errorsOf(text); status != http.StatusOK || !strings.Contains(errs, "Patient: 2 resources are damaged") {
+		t.Errorf("%d %s\n%s", status, text, errs)
 	}
 }

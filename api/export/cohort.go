@@ -171,6 +171,7 @@ type walk struct {
 	byName   int                  // members that are elsewhere, or nothing that can be found
 	nobody   int                  // members whose identifier no Patient has
 	several  int                  // members whose identifier several have
+	lost     int                  // Patients who cannot be read and may have one that is looked for
 }
 
 // through meets all members of a Group. A nested Group is gone through again
@@ -281,6 +282,9 @@ func (w *walk) note(c *cohort) {
 	say(w.byName, "members that are elsewhere than here, or named in a way that leads to nobody")
 	say(w.nobody, "members that are named by an identifier only, which no Patient here has")
 	say(w.several, "members that are named by an identifier only, which several Patients here have: none of them is exported for that")
+	if w.lost > 0 {
+		c.notes = append(c.notes, lostRows(patientType, w.lost))
+	}
 	say(len(w.unknown), "members that are Groups which are unknown here")
 	say(len(w.others), "members that are no Patients, whose own data is not exported")
 }

@@ -65,11 +65,15 @@ func (g *gathering) filtered(ctx context.Context, s Snapshot, sec store.Section,
 }
 
 func (g *gathering) noteLost(sec store.Section, lost int) {
-	if lost == 0 {
-		return
+	if lost > 0 {
+		g.notes = append(g.notes, lostRows(sec.Type, lost))
 	}
-	g.notes = append(g.notes, outcome.Issue{
+}
+
+// lostRows says that an export is not whole.
+func lostRows(t fhir.Type, n int) outcome.Issue {
+	return outcome.Issue{
 		Severity: outcome.Error, Code: outcome.Incomplete,
-		Text: fmt.Sprintf("%s: %d resources are damaged on the server's disk and could not be read, so they are missing here; its operator learns more with: tidemark check", sec.Type, lost),
-	})
+		Text: fmt.Sprintf("%s: %d resources are damaged on the server's disk and could not be read, so they are missing here; its operator learns more with: tidemark check", t, n),
+	}
 }

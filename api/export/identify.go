@@ -30,7 +30,7 @@ func (w *walk) identify(ctx context.Context, s Snapshot, since fhir.Instant) err
 			return fmt.Errorf("find members by their identifiers: %w", err)
 		}
 	}
-	gone, err := w.lookBack(ctx, s, since)
+	gone, all, err := w.lookBack(ctx, s, since)
 	if err != nil {
 		return fmt.Errorf("find former members by their identifiers: %w", err)
 	}
@@ -44,7 +44,7 @@ func (w *walk) identify(ctx context.Context, s Snapshot, since fhir.Instant) err
 			w.several++
 		case len(who) == 1:
 			for _, t := range stays {
-				if who[0].changed || len(gone[name]) > 0 { // or another had it, too, before he was deleted
+				if who[0].changed || len(gone[name]) > 0 || !all { // or another had it, too, before he was deleted
 					t.Joined = max(t.Joined, since+1)
 				}
 				if t.Left == fhir.None || t.Joined < t.Left {
@@ -82,13 +82,24 @@ func (w *walk) leave(id string, stays []store.Stay, upto fhir.Instant) {
 }
 
 // lookBack finds the Patients who were deleted in the window and had an identifier
-// that is looked for, as long as their last state is kept.
-func (w *walk) lookBack(ctx context.Context, s Snapshot, since fhir.Instant) (map[string][]string, error) {
-	gone := map[string][]string{}
+// that is looked for; all: that is known of each of them, for his last state is
+// kept.
+func (w *walk) lookBack(ctx context.Context, s Snapshot, since fhir.Instant) (gone map[string][]string, all bool, err error) {
+	gone = map[string][]string{}
 	if since == fhir.None {
-		return gone, nil
+		return gone, true, nil
 	}
-	err := s.LastStates(ctx, patientType, since, func(line []byte) error {
+	told, err := s.Extents(store.Section{Kind: store.Deleted, Type: patientType}, min(since, s.Watermark()), s.Watermark())
+	if err != nil {
+		return nil, false, err
+	}
+	deleted := 0
+	for _, x := range told {
+		deleted += x.Rows
+	}
+	known := map[string]bool{}
+	err = s.LastStates(ctx, patientType, since, func(line []byte) error {
+		known[search.ID(line)] = true
 		search.Identifiers(line, func(id, system, value []byte) {
 			name := fhir.ByIdentifier(system, value)
 			if w.named[name] != nil && !slices.Contains(gone[name], string(id)) {
@@ -97,7 +108,7 @@ func (w *walk) lookBack(ctx context.Context, s Snapshot, since fhir.Instant) (ma
 		})
 		return nil
 	})
-	return gone, err
+	return gone, len(known) >= deleted, err
 }
 
 // An identified is a Patient with an identifier that was looked for.
@@ -111,18 +122,19 @@ func (w *walk) look(ctx context.Context, s Snapshot, since, upto fhir.Instant, c
 	if err != nil {
 		return err
 	}
-	_, err = s.Lines(ctx, since, upto, ext, func(line []byte) error {
+	lost, err := s.Lines(ctx, since, upto, ext, func(line []byte) error {
 		search.Identifiers(line, func(id, system, value []byte) {
 			name := fhir.ByIdentifier(system, value)
 			if w.named[name] == nil {
 				return
 			}
-			// One who has it twice is one.
-			if who := found[name]; len(who) == 0 || who[len(who)-1].id != string(id) {
+			// One who has it twice is one; of several, more than two are no news.
+			if who := found[name]; len(who) == 0 || len(who) == 1 && who[0].id != string(id) {
 				found[name] = append(who, identified{string(id), changed})
 			}
 		})
 		return nil
 	}, func() {})
+	w.lost += lost
 	return err
 }
