@@ -2,8 +2,14 @@ package api_test
 
 import (
 	"bytes"
+	"encoding/json"
+	"fmt"
 	"net/http"
+	"slices"
+	"strings"
 	"testing"
+
+	"tidemark/store"
 )
 
 // TestRead: what is read is the resource as it came, at the watermark; what is
@@ -37,5 +43,42 @@ func TestRead(t *testing.T) {
 	read("/fhir/Patient/a", http.StatusNotFound)
 	if found := read("/fhir/Group?name=b", http.StatusOK); !bytes.Contains(found, read("/fhir/Group/g", http.StatusOK)) {
 		t.Errorf("%s", found)
+	}
+}
+
+// TestReadPages: a page of large Groups ends before it is too large, and all pages
+// together have each Group once, in the order of the ids, whatever that of the
+// rows is.
+func TestReadPages(t *testing.T) {
+	m := newMachine(t)
+	of := func(id string, size int) store.Change {
+		return group(t, id, fmt.Sprintf(`,"name":%q`, strings.Repeat("x", size)))
+	}
+	m.apply(of("c", 5<<20), of("a", 10), of("d", 10), of("b", 5<<20), of("e", 10), of("f", 9<<20))
+	var pages []string
+	for path := "/fhir/Group?_count=3"; path != ""; {
+		resp, body := m.get(path)
+		var set struct {
+			Total int
+			Link  []struct{ Relation, URL string }
+			Entry []struct{ Resource struct{ ID string } }
+		}
+		m.must(json.Unmarshal(body, &set))
+		if resp.StatusCode != http.StatusOK || set.Total != 6 {
+			t.Errorf("%s: %s, total %d", path, resp.Status, set.Total)
+		}
+		ids := ""
+		for _, e := range set.Entry {
+			ids += e.Resource.ID
+		}
+		pages, path = append(pages, ids), ""
+		for _, l := range set.Link {
+			if l.Relation == "next" {
+				path = "/fhir" + strings.TrimPrefix(l.URL, public)
+			}
+		}
+	}
+	if want := []string{"ab", "cde", "f"}; !slices.Equal(pages, want) {
+		t.Errorf("%v, want %v", pages, want)
 	}
 }

@@ -63,10 +63,13 @@ func answer(w http.ResponseWriter, body []byte) {
 	_, _ = w.Write(body) // only the connection can fail, and nobody is left to hear of it
 }
 
-// A page holds so many resources, unless _count says less.
+// A page holds so many resources, unless _count says less, and ends before the one
+// that would take it past maxPage: a Group may name a hundred thousand members, and
+// whatever is sent lies in memory.
 const (
 	defaultCount = 100
 	maxCount     = 1000
+	maxPage      = 8 << 20 // bytes
 )
 
 // after continues a search: the id of the last resource of the page before.
@@ -84,15 +87,14 @@ func (h *Handlers) Groups(w http.ResponseWriter, r *http.Request) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.Close()) }()
-	found, err := q.find(r, s)
-	if err != nil {
+	found := page{query: q}
+	if err := found.find(r, s); err != nil {
 		return err
 	}
-	slices.SortFunc(found, func(a, b group) int { return strings.Compare(a.id, b.id) })
 	var body bytes.Buffer
 	enc := json.NewEncoder(&body)
 	enc.SetEscapeHTML(false) // resources stay as they came
-	if err := enc.Encode(h.bundle(q, r.URL.RawQuery, found)); err != nil {
+	if err := enc.Encode(h.bundle(&found, r.URL.RawQuery)); err != nil {
 		return err
 	}
 	answer(w, body.Bytes())
@@ -140,31 +142,56 @@ func (h *Handlers) query(raw string) (query, error) {
 	return q, nil
 }
 
+// A page is what is sent of what a search finds.
+type page struct {
+	query
+	total  int     // on all pages
+	groups []group // in the order of their ids
+	size   int     // of their bodies, bytes
+	next   string  // the least id on the pages behind; "" if this is the last
+}
+
 // A group is one that was found.
 type group struct {
 	id   string
 	body json.RawMessage
 }
 
-func (q *query) find(r *http.Request, s export.Snapshot) (found []group, err error) {
+func (p *page) find(r *http.Request, s export.Snapshot) error {
 	ext, err := s.Extents(store.Section{Kind: store.Live, Type: groupType}, fhir.None, s.Watermark())
 	if err != nil {
-		return nil, err
+		return err
 	}
 	matches := func([]byte) bool { return true }
-	if q.filter != nil {
-		matches = q.filter.Matcher().Match
+	if p.filter != nil {
+		matches = p.filter.Matcher().Match
 	}
 	lost, err := s.Lines(r.Context(), fhir.None, s.Watermark(), ext, func(line []byte) error {
 		if matches(line) {
-			found = append(found, group{search.ID(line), bytes.Clone(line)})
+			p.add(line)
 		}
 		return nil
 	}, func() {})
 	if err == nil && lost > 0 {
 		err = fmt.Errorf("search Groups: %d cannot be read: %w", lost, store.ErrCorrupt)
 	}
-	return found, err
+	return err
+}
+
+// add takes a Group in and what does not fit any more out again.
+func (p *page) add(line []byte) {
+	p.total++
+	id := search.ID(line)
+	if id <= p.after || p.count == 0 || p.next != "" && id >= p.next {
+		return
+	}
+	at, _ := slices.BinarySearchFunc(p.groups, id, func(g group, id string) int { return strings.Compare(g.id, id) })
+	p.groups = slices.Insert(p.groups, at, group{id, bytes.Clone(line)})
+	p.size += len(line)
+	for n := len(p.groups); n > p.count || n > 1 && p.size > maxPage; n-- {
+		last := p.groups[n-1]
+		p.groups, p.size, p.next = slices.Delete(p.groups, n-1, n), p.size-len(last.body), last.id
+	}
 }
 
 var groupType, _ = fhir.ParseType("Group")
@@ -193,14 +220,13 @@ type mode struct {
 	Mode string `json:"mode"`
 }
 
-func (h *Handlers) bundle(q query, raw string, found []group) searchset {
-	b := searchset{ResourceType: "Bundle", Type: "searchset", Total: len(found), Link: []link{{"self", h.Base + "/Group" + suffix(raw)}}}
-	rest := found[sortedAfter(found, q.after):]
-	for _, g := range rest[:min(q.count, len(rest))] {
+func (h *Handlers) bundle(p *page, raw string) searchset {
+	b := searchset{ResourceType: "Bundle", Type: "searchset", Total: p.total, Link: []link{{"self", h.Base + "/Group" + suffix(raw)}}}
+	for _, g := range p.groups {
 		b.Entry = append(b.Entry, entry{h.Base + "/Group/" + g.id, g.body, mode{"match"}})
 	}
-	if q.count > 0 && len(rest) > q.count {
-		next := slices.Concat(q.matches, []string{"_count=" + strconv.Itoa(q.count), after + "=" + rest[q.count-1].id})
+	if p.next != "" {
+		next := slices.Concat(p.matches, []string{"_count=" + strconv.Itoa(p.count), after + "=" + p.groups[len(p.groups)-1].id})
 		b.Link = append(b.Link, link{"next", h.Base + "/Group?" + strings.Join(next, "&")})
 	}
 	return b
@@ -211,13 +237,4 @@ func suffix(raw string) string {
 		return ""
 	}
 	return "?" + bulk.Printable(raw)
-}
-
-// sortedAfter is where the ids behind one begin.
-func sortedAfter(found []group, id string) int {
-	i, is := slices.BinarySearchFunc(found, id, func(g group, id string) int { return strings.Compare(g.id, id) })
-	if is {
-		i++
-	}
-	return i
 }
