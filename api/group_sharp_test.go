@@ -1,10 +1,12 @@
 package api_test
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
+	"math/rand/v2"
 	"net/http"
 	"slices"
 	"strings"
@@ -571,5 +573,80 @@ func TestGroupByIdentifierDamage(t *testing.T) {
 	_, _, status, text := m.kick("GET", "/Group/g/", "?_type=Observation", "")
 	if errs := m.errorsOf(text); status != http.StatusOK || !strings.Contains(errs, "Patient: 2 resources are damaged") {
 		t.Errorf("%d %s\n%s", status, text, errs)
+	}
+}
+
+// A clinic is a small world of Patients, of whom always two share an identifier, and
+// of Groups that name them by those.
+type clinic struct {
+	t        *testing.T
+	r        *rand.Rand
+	version  int
+	patients map[string]bool   // that live
+	subject  map[string]string // of Observations that live
+}
+
+func (c *clinic) change() store.Change {
+	c.version++
+	tag := fmt.Sprintf(`,"meta":{"tag":[{"code":"%d"}]}`, c.version)
+	n, value := c.r.IntN(6), fmt.Sprint("x", c.r.IntN(3))
+	p := fmt.Sprint("p", n)
+	switch c.r.IntN(9) {
+	case 0, 1:
+		if c.patients[p] {
+			delete(c.patients, p)
+			return deletion(c.t, "Patient/"+p)
+		}
+		fallthrough
+	case 2, 3: // nobody loses an identifier: that is not seen (CONFORMANCE.md)
+		c.patients[p] = true
+		return identified(c.t, p, tag, fmt.Sprint("x", n/2))
+	case 4, 5:
+		o := fmt.Sprint("o", c.r.IntN(10))
+		if c.subject[o] != "" && c.r.IntN(4) == 0 {
+			delete(c.subject, o)
+			return deletion(c.t, "Observation/"+o)
+		}
+		c.subject[o] = cmp.Or(c.subject[o], p)
+		return obs(c.t, o, c.subject[o], tag)
+	}
+	var members []string
+	for range c.r.IntN(3) {
+		members = append(members, []string{"Patient/" + p, "Group/1", named(value), named("x0")}[c.r.IntN(4)])
+	}
+	return group(c.t, fmt.Sprint(c.r.IntN(2)), "", members...)
+}
+
+// TestGroupChainIdentifiers: who only ever takes increments of a Group whose members
+// are named by identifiers holds all that a full export does, and is told of no
+// deletion of what lives.
+func TestGroupChainIdentifiers(t *testing.T) {
+	for seed := range uint64(4) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			m := newMachine(t)
+			c := &clinic{t: t, r: rand.New(rand.NewPCG(seed, 3)), patients: map[string]bool{}, subject: map[string]string{}}
+			m.apply(group(t, "0", "", named("x0"), "Group/1"))
+			client, since := map[string]string{}, ""
+			for round := range 30 {
+				for range c.r.IntN(4) {
+					take := []func(...store.Change){m.apply, m.apply, m.late}[c.r.IntN(3)]
+					take(c.change(), c.change())
+				}
+				news := m.exportOf("/Group/0/", since)
+				for _, ref := range news.gone {
+					if id := strings.TrimPrefix(ref, "Patient/"); c.patients[id] || c.subject[strings.TrimPrefix(ref, "Observation/")] != "" {
+						t.Errorf("round %d: %s lives and is deleted", round, ref)
+					}
+					delete(client, ref)
+				}
+				maps.Copy(client, news.rows)
+				since = "?_since=" + news.at
+				for ref, line := range m.exportOf("/Group/0/", "").rows {
+					if client[ref] != line {
+						t.Fatalf("round %d: who takes increments holds\n%s of %s, a full export has\n%s", round, client[ref], ref, line)
+					}
+				}
+			}
+		})
 	}
 }
