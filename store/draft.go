@@ -37,7 +37,12 @@ func (s *Snapshot) newPrivate(name string) (*private, error) {
 	return &private{s, file, path + ".tmp", path}, nil
 }
 
+// Write stops, too, once the reserve is given up: a file that was begun before would
+// take what that has left to the index.
 func (p *private) Write(b []byte) (int, error) {
+	if err := p.s.db.roomToCut(); err != nil {
+		return 0, err
+	}
 	n, err := p.file.Write(b)
 	return n, p.s.db.unwritten(err)
 }

@@ -20,7 +20,7 @@ import (
 // back.
 //
 // The bodies of segments never use it: a commit without room waits long before,
-// and no private file of an export is begun while it is away.
+// and no private file of an export is begun or goes on while it is away.
 type reserve struct {
 	fs   vfs.FS
 	path string

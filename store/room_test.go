@@ -17,6 +17,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 
 	"tidemark/store/fhir"
+	"tidemark/store/segment"
 )
 
 // TestCommitOnFullDisk lets the disk be full at each write of a commit's
@@ -315,6 +316,39 @@ func TestKeepWithoutRoom(t *testing.T) {
 		db.reserve.give(func() {})()
 		if _, err := s.Keep("selection", []byte("x")); !errors.Is(err, ErrNoRoom) {
 			t.Errorf("kept while the reserve is away: %v", err)
+		}
+	})
+}
+
+// TestDraftWithoutRoom: nor is a file of a job that was begun while the reserve was
+// there, and nothing of it stays.
+func TestDraftWithoutRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := mustOpen(t, "store", Options{FS: vfs.NewMem(), Allowance: time.Millisecond, Reserve: 1 << 20})
+		defer db.Close()
+		f := newFeed(t, db)
+		f.advance(time.Second)
+		f.commit(patientChange("a", fhir.None, "x"))
+		f.advance(time.Minute)
+		s := pinNow(t, db, "job")
+		defer s.Close()
+		d, err := s.Draft("f1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		line := []byte(strings.Repeat("x", segment.BlockSize) + "\n")
+		if err := d.Add(line); err != nil {
+			t.Fatal(err)
+		}
+		db.reserve.give(func() {})()
+		if err := d.Add(line); !errors.Is(err, ErrNoRoom) {
+			t.Errorf("written while the reserve is away: %v", err)
+		}
+		if err := d.Keep(); !errors.Is(err, ErrNoRoom) {
+			t.Errorf("kept while the reserve is away: %v", err)
+		}
+		if names, err := db.fs.List(db.privateDir("job")); err != nil || len(names) > 0 {
+			t.Errorf("left: %v, %v", names, err)
 		}
 	})
 }
