@@ -68,7 +68,7 @@ var groupType, _ = fhir.ParseType("Group")
 //
 // It goes on from the rule's checkpoint, and returns what was selected since the
 // last one that it made.
-func choose(ctx context.Context, s Snapshot, r *rule, o Options, keep func(*rule, selection) error, progress func(float64)) (selection, error) {
+func choose(ctx context.Context, s Snapshot, r *rule, o Options, how identifying, keep func(*rule, selection) error, progress func(float64)) (selection, error) {
 	q := r.Pending
 	o.Limits = o.Limits.under(q.MaxBytes)
 	filters, err := o.filters(q.Filters, r.Upto)
@@ -89,7 +89,7 @@ func choose(ctx context.Context, s Snapshot, r *rule, o Options, keep func(*rule
 	}
 	notes := q.Notes
 	if q.aboutSome() {
-		who, err := q.cohort(ctx, s, &o)
+		who, err := q.cohort(ctx, s, how, o.Bases)
 		if err != nil {
 			return nil, err
 		}

@@ -42,7 +42,7 @@ type cohort struct {
 // check refuses at the kick-off what cannot be exported.
 func (q *Request) check(ctx context.Context, s Snapshot) error {
 	if q.Level == Group && len(q.Patients) > 0 {
-		_, err := q.cohort(ctx, s, nil)
+		_, err := q.cohort(ctx, s, never, nil)
 		return err
 	}
 	for _, id := range q.Patients {
@@ -72,10 +72,20 @@ var patientType, _ = fhir.ParseType("Patient")
 
 func unknownGroup() error { return refused(outcome.NotFound, "there is no such Group") }
 
+// An identifying is when members whom only an identifier names, or a search, are
+// looked for.
+type identifying uint8
+
+const (
+	never  identifying = iota
+	ifNone             // not by this planner: errHeavy, if there are any
+	now
+)
+
 // cohort finds out whom a request is about. To look for those whom only an
-// identifier names, or a search, resources are read, which a kick-off does not do
-// (o is nil): then whoever is not found may be one of them.
-func (q *Request) cohort(ctx context.Context, s Snapshot, o *Options) (*cohort, error) {
+// identifier names, or a search, resources are read, which a kick-off does not do:
+// then whoever is not found may be one of them. bases are of references in searches.
+func (q *Request) cohort(ctx context.Context, s Snapshot, how identifying, bases []string) (*cohort, error) {
 	c := &cohort{live: map[string]fhir.Instant{}, deleted: map[string]fhir.Instant{}, left: map[string]fhir.Instant{}}
 	doubt := false
 	if q.Level == Group {
@@ -83,13 +93,17 @@ func (q *Request) cohort(ctx context.Context, s Snapshot, o *Options) (*cohort, 
 		if err := w.through(ctx, s, q.Group, q.Since); err != nil {
 			return nil, err
 		}
-		if o != nil {
-			if err := errors.Join(w.identify(ctx, s, q.Since), w.choose(ctx, s, q.Since, o.Bases)); err != nil {
+		reads := len(w.named)+len(w.criteria) > 0
+		switch {
+		case how == ifNone && reads:
+			return nil, errHeavy
+		case how == now:
+			if err := errors.Join(w.identify(ctx, s, q.Since), w.choose(ctx, s, q.Since, bases)); err != nil {
 				return nil, err
 			}
 		}
 		c.enrol(&w, q.Since)
-		doubt = o == nil && len(w.named)+len(w.criteria) > 0
+		doubt = how == never && reads
 	}
 	if len(q.Patients) == 0 {
 		return c, nil

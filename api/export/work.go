@@ -52,6 +52,9 @@ func (q *Request) queued(id string) queued {
 	return queued{id, q.readsBodies()}
 }
 
+// errHeavy says of a job that was to read directories only that it reads bodies.
+var errHeavy = errors.New("the job reads bodies")
+
 // queue has a job planned, after those of its kind that wait already.
 func (j *Jobs) queue(q queued) {
 	j.mu.Lock()
@@ -119,9 +122,11 @@ func (j *Jobs) plan(ctx context.Context) {
 		if !ok {
 			return
 		}
-		err := j.planJob(ctx, q.id)
+		err := j.planJob(ctx, q)
 		j.done(q)
 		switch {
+		case errors.Is(err, errHeavy):
+			j.queue(queued{q.id, true})
 		case err == nil, ctx.Err() != nil, errors.Is(err, context.Canceled):
 		case errors.Is(err, ErrNotFound), errors.Is(err, store.ErrNotFound), errors.Is(err, store.ErrRevoked), errors.Is(err, store.ErrClosed):
 		default:
@@ -134,7 +139,8 @@ func (j *Jobs) plan(ctx context.Context) {
 // retryPlanning is how long to wait when the disk does not take a plan.
 const retryPlanning = 10 * time.Second
 
-func (j *Jobs) planJob(ctx context.Context, id string) error {
+func (j *Jobs) planJob(ctx context.Context, q queued) error {
+	id := q.id
 	s, r, release, err := j.open(id)
 	if err != nil {
 		return err
@@ -157,11 +163,11 @@ func (j *Jobs) planJob(ctx context.Context, id string) error {
 		}
 		return j.save(id, *r)
 	}
-	c, err := j.choose(ctx, id, s, &r, keep)
+	c, err := j.choose(ctx, q, s, &r, keep)
 	switch refusal, is := errors.AsType[*Refusal](err); {
 	case is: // of something that the kick-off does not look at: a nested Group
 		r = r.failed(refusal.Issues)
-	case ctx.Err() != nil, errors.Is(err, store.ErrRevoked), errors.Is(err, store.ErrClosed):
+	case ctx.Err() != nil, errors.Is(err, errHeavy), errors.Is(err, store.ErrRevoked), errors.Is(err, store.ErrClosed):
 		return err
 	case passes(err):
 		return errors.Join(err, j.giveBack(id, s, err))
@@ -229,13 +235,17 @@ func (r rule) failed(why []outcome.Issue) rule {
 
 // choose plans one job. A panic is a fault of this job alone: without this it
 // would end the process, and the next one, which begins with the same job.
-func (j *Jobs) choose(ctx context.Context, id string, s Snapshot, r *rule, keep func(*rule, selection) error) (c selection, err error) {
+func (j *Jobs) choose(ctx context.Context, q queued, s Snapshot, r *rule, keep func(*rule, selection) error) (c selection, err error) {
 	defer func() {
 		if v := recover(); v != nil {
 			err = fmt.Errorf("panic while planning\n%s", debug.Stack()) // not its value: it may hold anything
 		}
 	}()
-	return choose(ctx, s, r, j.o, keep, func(share float64) { j.report(id, share) })
+	how := ifNone
+	if q.heavy {
+		how = now
+	}
+	return choose(ctx, s, r, j.o, how, keep, func(share float64) { j.report(q.id, share) })
 }
 
 func (j *Jobs) begin(id string, cancel context.CancelFunc) {

@@ -276,3 +276,38 @@ func heavyJobs(t *testing.T, workers, atOnce int) {
 		stop()
 	})
 }
+
+// Nor does a Group whose members are named by identifiers keep others waiting,
+// though the kick-off cannot know that one in it does: all Patients are read.
+func TestIdentifyingMakesWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		old := runtime.GOMAXPROCS(2)
+		defer runtime.GOMAXPROCS(old)
+		db := groupStore(t)
+		at := instant(t, "2026-01-01T12:00:00Z")
+		db.Put(key(t, "Group/in"), at, apitest.Links{Members: []string{fhir.ByIdentifier(nil, []byte("7"))}})
+		db.Put(key(t, "Group/out"), at, apitest.Links{Members: []string{"Group/in", "Patient/p"}})
+		enter, leave := make(chan struct{}, 10), make(chan struct{})
+		db.OnLines = func() { enter <- struct{}{}; <-leave }
+		j := export.New(db, export.Options{})
+		stop := runs(t, j)
+		first, second := start(t, j, ofGroup("out")), start(t, j, ofGroup("in"))
+		synctest.Wait()
+		light := start(t, j, ofGroup("g"))
+		synctest.Wait()
+		if _, err := j.Manifest(light); err != nil {
+			t.Errorf("a job that reads directories only waits for others: %v", err)
+		}
+		if len(enter) != 1 {
+			t.Errorf("%d jobs read Patients at once, want 1", len(enter))
+		}
+		close(leave)
+		synctest.Wait()
+		for _, id := range []string{first, second} {
+			if _, err := j.Manifest(id); err != nil {
+				t.Error(err)
+			}
+		}
+		stop()
+	})
+}
