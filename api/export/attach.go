@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strings"
 
 	"tidemark/store"
 	"tidemark/store/fhir"
@@ -14,6 +13,7 @@ import (
 // attach adds the Provenance of what is sent (decisions.md 3): whatever _since and
 // _type say. Who made something goes only if it goes anyhow.
 func (g *gathering) attach(ctx context.Context, a Attachment, o Options) error {
+	g.sent.end()
 	sec := store.Section{Kind: store.Live, Type: provenanceType}
 	if g.s.Blocks(sec) == 0 {
 		return nil
@@ -51,7 +51,7 @@ func (q *Request) deletable() []fhir.Type {
 func (g *gathering) isAbout(line []byte, bases []string) bool {
 	own, shared, others := false, false, false
 	search.Targets(line, bases, func(key fhir.Key) {
-		switch sent := g.sent[hashKey(key)]; {
+		switch _, sent := g.sent.find(key); {
 		case sent && fhir.Referred(key.Type):
 			shared = true
 		case sent:
@@ -63,10 +63,23 @@ func (g *gathering) isAbout(line []byte, bases []string) bool {
 	return own || shared && !others
 }
 
+// sending is what an export sends, as hashes: there may be many millions.
+type sending struct{ all []uint64 }
+
+func (s *sending) add(key fhir.Key) { s.all = append(s.all, hashKey(key)) }
+
+// end is called when all are there, before any is looked for.
+func (s *sending) end() {
+	slices.Sort(s.all)
+	s.all = slices.Compact(s.all)
+}
+
+func (s *sending) find(key fhir.Key) (int, bool) { return slices.BinarySearch(s.all, hashKey(key)) }
+
 // A newest is the Provenance about a resource that was recorded last.
 type newest struct {
 	recorded, changed fhir.Instant
-	id                string
+	hash              uint64
 }
 
 // precedes is an order in which of two one is always last.
@@ -77,23 +90,24 @@ func (n newest) precedes(m newest) bool {
 	case n.changed != m.changed:
 		return n.changed < m.changed
 	}
-	return strings.Compare(n.id, m.id) < 0
+	return n.hash < m.hash
 }
 
 // latest matches, of the Provenance that is meant, the newest about each resource
 // that is sent.
 func (g *gathering) latest(ctx context.Context, sec store.Section, extents []store.Extent, bases []string, meant func(line []byte) bool) (func(line []byte) bool, error) {
-	of := map[uint64]newest{}
+	var some []newest
+	of := make([]int32, len(g.sent.all)) // about each: which of them, counted from 1
 	_, err := g.s.Lines(ctx, fhir.None, g.r.Upto, extents, func(line []byte) error {
 		if !meant(line) {
 			return nil
 		}
-		n := newest{id: search.ID(line)}
+		n := newest{hash: hashKey(fhir.Key{Type: sec.Type, ID: search.ID(line)})}
 		n.recorded, n.changed = search.Recorded(line)
+		some = append(some, n)
 		search.Targets(line, bases, func(key fhir.Key) {
-			h := hashKey(key)
-			if have, met := of[h]; g.sent[h] && (!met || have.precedes(n)) {
-				of[h] = n
+			if i, sent := g.sent.find(key); sent && (of[i] == 0 || some[of[i]-1].precedes(n)) {
+				of[i] = int32(len(some))
 			}
 		})
 		return nil
@@ -101,9 +115,15 @@ func (g *gathering) latest(ctx context.Context, sec store.Section, extents []sto
 	if err != nil {
 		return nil, fmt.Errorf("find the latest %s: %w", sec.Type, err)
 	}
-	ids := make(map[string]bool, len(of))
+	var chosen sending
 	for _, n := range of {
-		ids[n.id] = true
+		if n > 0 {
+			chosen.all = append(chosen.all, some[n-1].hash)
+		}
 	}
-	return func(line []byte) bool { return ids[search.ID(line)] }, nil
+	chosen.end()
+	return func(line []byte) bool {
+		_, is := chosen.find(fhir.Key{Type: sec.Type, ID: search.ID(line)})
+		return is
+	}, nil
 }

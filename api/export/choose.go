@@ -80,7 +80,7 @@ func choose(ctx context.Context, s Snapshot, r *rule, o Options, how identifying
 		saving: saving{every: o.Checkpoint, last: time.Now(), keep: keep},
 	}
 	if q.Attach != ByDefault {
-		g.sent = map[uint64]bool{}
+		g.sent = &sending{}
 	}
 	if len(q.Elements) > 0 {
 		if g.projection, err = projection(q.Elements); err != nil {
@@ -155,7 +155,7 @@ type gathering struct {
 	filters map[fhir.Type]*search.Filter
 	// projection is what is left of each resource; nil: all.
 	projection *elements.Projection
-	sent       map[uint64]bool // what is, by its hash; nil: nobody asks
+	sent       *sending // what is; nil: nobody asks
 	progress   func(float64)
 
 	blocks, done int             // that are looked at
@@ -363,7 +363,7 @@ func (g *gathering) output(ctx context.Context, s Snapshot, sec store.Section, e
 	case g.sent != nil && sec.Type == provenanceType:
 		return nil // goes with what is sent, when that is known
 	case g.sent != nil && match == nil:
-		if err := s.Rows(ctx, sec, g.r.Since, g.r.Upto, func(row *store.Row) error { g.sent[hashKey(row.Key)] = true; return nil }); err != nil {
+		if err := s.Rows(ctx, sec, g.r.Since, g.r.Upto, func(row *store.Row) error { g.sent.add(row.Key); return nil }); err != nil {
 			return err
 		}
 	}

@@ -47,7 +47,7 @@ func (g *gathering) matcher(t fhir.Type) func(line []byte) bool {
 	return func(line []byte) bool {
 		ok := m.Match(line)
 		if ok && g.sent != nil {
-			g.sent[hashKey(fhir.Key{Type: t, ID: search.ID(line)})] = true
+			g.sent.add(fhir.Key{Type: t, ID: search.ID(line)})
 		}
 		return ok
 	}
