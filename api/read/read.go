@@ -112,13 +112,17 @@ type query struct {
 func (h *Handlers) query(raw string) (query, error) {
 	q := query{count: defaultCount}
 	for pair := range strings.SplitSeq(raw, "&") {
+		if pair == "" {
+			continue
+		}
 		name, value, _ := strings.Cut(pair, "=")
+		name, errName := url.QueryUnescape(name)
 		value, err := url.QueryUnescape(value)
-		if err != nil {
+		if err != nil || errName != nil {
 			return q, bulk.Refuse(bulk.Invalid, outcome.Structure, "a parameter has a broken percent-escape: a %% itself is written %%25")
 		}
 		switch name {
-		case "", "_format", "_pretty", "_total": // there is one form of the answer
+		case "_format", "_pretty", "_total": // there is one form of the answer
 		case "_count":
 			if q.count, err = strconv.Atoi(value); err != nil || q.count < 0 {
 				return q, bulk.Refuse(bulk.Invalid, outcome.Value, "_count: %s is not a number of resources", outcome.Quote(value))
@@ -127,8 +131,7 @@ func (h *Handlers) query(raw string) (query, error) {
 		case after:
 			q.after = value
 		default:
-			// In what search.Parse reads, a plus is one.
-			q.matches = append(q.matches, name+"="+strings.ReplaceAll(url.QueryEscape(value), "+", "%20"))
+			q.matches = append(q.matches, escape(name)+"="+escape(value))
 		}
 	}
 	if len(q.matches) == 0 {
@@ -141,6 +144,9 @@ func (h *Handlers) query(raw string) (query, error) {
 	q.filter = search.New(of)
 	return q, nil
 }
+
+// escape: in what search.Parse reads, a plus is one.
+func escape(s string) string { return strings.ReplaceAll(url.QueryEscape(s), "+", "%20") }
 
 // A page is what is sent of what a search finds.
 type page struct {
