@@ -106,6 +106,7 @@ type job struct {
 	selection map[int]selection  // pieces of it, while somebody reads
 	started   time.Time          // when this process began to plan it
 	progress  float64            // of planning, as a share of 1
+	wait      time.Duration      // before it was tried the last time
 	cancel    context.CancelFunc // ends the planning
 }
 

@@ -130,14 +130,31 @@ func (j *Jobs) plan(ctx context.Context) {
 		case err == nil, ctx.Err() != nil, errors.Is(err, context.Canceled):
 		case errors.Is(err, ErrNotFound), errors.Is(err, store.ErrNotFound), errors.Is(err, store.ErrRevoked), errors.Is(err, store.ErrClosed):
 		default:
-			j.o.Logger.ErrorContext(ctx, "plan an export job; it is tried again", "err", err, "after", retryPlanning)
-			time.AfterFunc(retryPlanning, func() { j.queue(q) })
+			wait := j.retry(q.id)
+			j.o.Logger.ErrorContext(ctx, "plan an export job; it is tried again", "err", err, "after", wait)
+			time.AfterFunc(wait, func() { j.queue(q) })
 		}
 	}
 }
 
-// retryPlanning is how long to wait when the disk does not take a plan.
-const retryPlanning = 10 * time.Second
+// retryPlanning is how long to wait when the disk does not take a plan. Again and
+// again it gets longer: a job whose files do not fit fills the disk each time.
+const (
+	retryPlanning    = 10 * time.Second
+	maxRetryPlanning = 2 * time.Minute
+)
+
+// retry is how long to wait until a job is tried again.
+func (j *Jobs) retry(id string) time.Duration {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	job := j.jobs[id]
+	if job == nil { // deleted meanwhile
+		return retryPlanning
+	}
+	job.wait = min(max(retryPlanning, 2*job.wait), maxRetryPlanning)
+	return job.wait
+}
 
 func (j *Jobs) planJob(ctx context.Context, q queued) error {
 	id := q.id

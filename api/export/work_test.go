@@ -236,6 +236,30 @@ func TestMakingWaitsForRoom(t *testing.T) {
 	})
 }
 
+// A job whose files find no room is not tried again and again: each time it fills the
+// disk.
+func TestMakingWaitsLonger(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := groupStore(t)
+		tries := 0
+		db.OnLines = func() { tries++ }
+		j := export.New(db, export.Options{})
+		db.Fill(true)
+		id := start(t, j, export.Request{Since: fhir.None, Upto: fhir.None, Elements: []string{"id"}, Types: []fhir.Type{key(t, "Patient/a").Type}})
+		stop := runs(t, j)
+		time.Sleep(time.Hour)
+		if tries < 20 || tries > 40 {
+			t.Errorf("tried %d times in an hour", tries)
+		}
+		db.Fill(false)
+		time.Sleep(2 * time.Minute)
+		if _, err := j.Manifest(id); err != nil {
+			t.Errorf("two minutes after there is room: %v", err)
+		}
+		stop()
+	})
+}
+
 // Jobs that read bodies leave a planner to those that do not, and come one after
 // the other where two are planned at a time.
 func TestHeavyJobsMakeWay(t *testing.T) {
