@@ -563,6 +563,20 @@ func TestGroupByIdentifierTwinDeleted(t *testing.T) {
 	}
 }
 
+// Who is no member any more because another has got his identifier, too, has left:
+// what of his was deleted before is told, what changed is not sent.
+func TestGroupByIdentifierTwinComes(t *testing.T) {
+	m := newMachine(t)
+	m.apply(identified(t, "a", "", "1"), obs(t, "o", "a", ""), obs(t, "o2", "a", ""), group(t, "g", "", named("1")))
+	first := m.exportOf("/Group/g/", "")
+	m.apply(deletion(t, "Observation/o"), obs(t, "o2", "a", `,"status":"final"`))
+	m.apply(identified(t, "twin", "", "1"), obs(t, "of-twin", "twin", ""))
+	next := m.exportOf("/Group/g/", "?_since="+first.at)
+	if !slices.Equal(next.gone, []string{"Observation/o"}) || len(next.rows) > 0 {
+		t.Errorf("deletions %v, rows %v", next.gone, next.rows)
+	}
+}
+
 // A Patient who cannot be read may be the one whom an identifier means, or a second
 // who has it: the export says that it is not whole.
 func TestGroupByIdentifierDamage(t *testing.T) {
@@ -618,8 +632,8 @@ func (c *clinic) change() store.Change {
 }
 
 // TestGroupChainIdentifiers: who only ever takes increments of a Group whose members
-// are named by identifiers holds all that a full export does, and is told of no
-// deletion of what lives.
+// are named by identifiers holds all that a full export does, is told of no deletion
+// of what lives, and of all that a member had at the last export.
 func TestGroupChainIdentifiers(t *testing.T) {
 	for seed := range uint64(4) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
@@ -627,7 +641,9 @@ func TestGroupChainIdentifiers(t *testing.T) {
 			c := &clinic{t: t, r: rand.New(rand.NewPCG(seed, 3)), patients: map[string]bool{}, subject: map[string]string{}}
 			m.apply(group(t, "0", "", named("x0"), "Group/1"))
 			client, since := map[string]string{}, ""
+			members := map[string]bool{} // at the last export
 			for round := range 30 {
+				was := maps.Clone(c.subject)
 				for range c.r.IntN(4) {
 					take := []func(...store.Change){m.apply, m.apply, m.late}[c.r.IntN(3)]
 					take(c.change(), c.change())
@@ -641,7 +657,14 @@ func TestGroupChainIdentifiers(t *testing.T) {
 				}
 				maps.Copy(client, news.rows)
 				since = "?_since=" + news.at
+				for o, p := range was {
+					if client["Observation/"+o] != "" && c.subject[o] == "" && members[p] && c.patients[p] {
+						t.Errorf("round %d: Observation/%s of %s, a member at the last export, was deleted and is not told", round, o, p)
+					}
+				}
+				clear(members)
 				for ref, line := range m.exportOf("/Group/0/", "").rows {
+					members[strings.TrimPrefix(ref, "Patient/")] = true
 					if client[ref] != line {
 						t.Fatalf("round %d: who takes increments holds\n%s of %s, a full export has\n%s", round, client[ref], ref, line)
 					}
