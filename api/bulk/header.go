@@ -51,38 +51,35 @@ func cut(s string, sep byte) []string {
 	return append(parts, s[start:])
 }
 
+// param is what a parameter of an element says.
+func (e element) param(name string) (value string, is bool) {
+	for _, p := range cut(e.params, ';') {
+		n, v, _ := strings.Cut(p, "=")
+		if strings.EqualFold(strings.TrimSpace(n), name) {
+			return strings.TrimSpace(v), true
+		}
+	}
+	return "", false
+}
+
 // q is the weight of an element, 1 if none is given; what is no number is 0:
 // a client that garbles a weight did not ask for the thing.
 func (e element) q() float64 {
-	for _, p := range cut(e.params, ';') {
-		name, value, _ := strings.Cut(p, "=")
-		if strings.EqualFold(strings.TrimSpace(name), "q") {
-			q, err := strconv.ParseFloat(strings.TrimSpace(value), 64)
-			if err != nil || !(q >= 0 && q <= 1) {
-				return 0
-			}
-			return q
-		}
+	value, is := e.param("q")
+	if !is {
+		return 1
 	}
-	return 1
+	q, err := strconv.ParseFloat(value, 64)
+	if err != nil || !(q >= 0 && q <= 1) {
+		return 0
+	}
+	return q
 }
 
-// accepted checks the Accept header of a kick-off (decisions.md 2).
-func accepted(h http.Header) error {
-	types := list(h, "Accept")
-	if len(types) == 0 {
-		return refuse(Invalid, outcome.Required, `the header Accept is missing: send "Accept: application/fhir+json"`)
-	}
-	for _, t := range types {
-		switch t.value {
-		case "*/*", "application/*", "application/json", "application/fhir+json":
-			if t.q() > 0 {
-				return nil
-			}
-		}
-	}
-	return refuse(NotAcceptable, outcome.NotSupported,
-		`Accept: %s names nothing that a kick-off answers with: send "Accept: application/fhir+json"`, outcome.Quote(h.Get("Accept")))
+// fhirVersion is the release of FHIR that an element is about, "" if any will do.
+func (e element) fhirVersion() string {
+	v, _ := e.param("fhirVersion")
+	return strings.Trim(v, `"`)
 }
 
 // preferences are what a kick-off asks for in Prefer (RFC 7240).

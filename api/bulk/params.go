@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"io"
-	"mime"
 	"net/http"
 	"net/url"
 	"slices"
@@ -77,19 +76,6 @@ func bodyParams(w http.ResponseWriter, r *http.Request, maxBytes int64) ([]param
 		return nil, err
 	}
 	return parameters(body)
-}
-
-// checkMedia checks what the headers say of a body, before any of it is read.
-func checkMedia(h http.Header) error {
-	if e := h.Get("Content-Encoding"); e != "" && !strings.EqualFold(e, "identity") {
-		return refuse(MediaType, outcome.NotSupported, "Content-Encoding: %s is not supported: send the body as it is", outcome.Quote(e))
-	}
-	c := h.Get("Content-Type")
-	media, _, err := mime.ParseMediaType(c)
-	if err != nil || media != "application/fhir+json" && media != "application/json" {
-		return refuse(MediaType, outcome.NotSupported, `Content-Type: %s is not supported: send a Parameters resource as "Content-Type: application/fhir+json"`, outcome.Quote(c))
-	}
-	return nil
 }
 
 func readBody(w http.ResponseWriter, r *http.Request, maxBytes int64) ([]byte, error) {

@@ -36,6 +36,9 @@ type Handlers struct {
 func (h *Handlers) Resource(name string) func(http.ResponseWriter, *http.Request) error {
 	typ, _ := fhir.ParseType(name)
 	return func(w http.ResponseWriter, r *http.Request) (err error) {
+		if err := bulk.Readable(r); err != nil {
+			return err
+		}
 		key, err := fhir.ParseKey(name + "/" + chi.URLParam(r, "id"))
 		if err != nil || key.Type != typ {
 			return bulk.Refuse(bulk.Missing, outcome.NotFound, "what stands behind %s/ is not a FHIR id", name)
@@ -78,17 +81,27 @@ const after = "_after"
 // Groups searches for Groups (FHIR R4, "search"): by any search parameter that
 // _typeFilter takes, in pages, in the order of their ids.
 func (h *Handlers) Groups(w http.ResponseWriter, r *http.Request) (err error) {
-	q, err := h.query(r.URL.RawQuery)
+	return h.search(w, r, "Group", func(each func(line []byte)) (err error) {
+		s, err := h.Store.Present()
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, s.Close()) }()
+		return groups(r, s, each)
+	})
+}
+
+// search answers with those of the resources that all lists which match.
+func (h *Handlers) search(w http.ResponseWriter, r *http.Request, typ string, all func(each func(line []byte)) error) error {
+	if err := bulk.Readable(r); err != nil {
+		return err
+	}
+	q, err := h.query(typ, r.URL.RawQuery)
 	if err != nil {
 		return err
 	}
-	s, err := h.Store.Present()
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, s.Close()) }()
 	found := page{query: q}
-	if err := found.find(r, s); err != nil {
+	if err := found.find(all); err != nil {
 		return err
 	}
 	var body bytes.Buffer
@@ -101,16 +114,18 @@ func (h *Handlers) Groups(w http.ResponseWriter, r *http.Request) (err error) {
 	return nil
 }
 
-// A query is a search for Groups that was understood.
+// A query is a search that was understood.
 type query struct {
+	typ     string
 	filter  *search.Filter // nil: all
 	matches []string       // its parameters, as they came
+	format  []string       // _format, as it came: the next page is asked for in the same way
 	count   int
 	after   string
 }
 
-func (h *Handlers) query(raw string) (query, error) {
-	q := query{count: defaultCount}
+func (h *Handlers) query(typ, raw string) (query, error) {
+	q := query{typ: typ, count: defaultCount}
 	for pair := range strings.SplitSeq(raw, "&") {
 		if pair == "" {
 			continue
@@ -122,7 +137,9 @@ func (h *Handlers) query(raw string) (query, error) {
 			return q, bulk.Refuse(bulk.Invalid, outcome.Structure, "a parameter has a broken percent-escape: a %% itself is written %%25")
 		}
 		switch name {
-		case "_format", "_pretty", "_total": // there is one form of the answer
+		case "_format":
+			q.format = append(q.format, bulk.Printable(pair))
+		case "_pretty", "_total": // there is one form of the answer
 		case "_count":
 			if q.count, err = strconv.Atoi(value); err != nil || q.count < 0 {
 				return q, bulk.Refuse(bulk.Invalid, outcome.Value, "_count: %s is not a number of resources", outcome.Quote(value))
@@ -137,7 +154,7 @@ func (h *Handlers) query(raw string) (query, error) {
 	if len(q.matches) == 0 {
 		return q, nil
 	}
-	of, err := search.Parse("Group?"+strings.Join(q.matches, "&"), search.Env{Bases: h.Bases, Now: h.Store.Now()})
+	of, err := search.Parse(typ+"?"+strings.Join(q.matches, "&"), search.Env{Bases: h.Bases, Now: h.Store.Now()})
 	if err != nil {
 		return q, bulk.Refuse(bulk.Invalid, outcome.Value, "%v", err)
 	}
@@ -151,53 +168,60 @@ func escape(s string) string { return strings.ReplaceAll(url.QueryEscape(s), "+"
 // A page is what is sent of what a search finds.
 type page struct {
 	query
-	total  int     // on all pages
-	groups []group // in the order of their ids
-	size   int     // of their bodies, bytes
-	next   string  // the least id on the pages behind; "" if this is the last
+	total int     // on all pages
+	found []match // in the order of their ids
+	size  int     // of their bodies, bytes
+	next  string  // the least id on the pages behind; "" if this is the last
 }
 
-// A group is one that was found.
-type group struct {
+// A match is a resource that was found.
+type match struct {
 	id   string
 	body json.RawMessage
 }
 
-func (p *page) find(r *http.Request, s export.Snapshot) error {
-	ext, err := s.Extents(store.Section{Kind: store.Live, Type: groupType}, fhir.None, s.Watermark())
-	if err != nil {
-		return err
-	}
+func (p *page) find(all func(each func(line []byte)) error) error {
 	matches := func([]byte) bool { return true }
 	if p.filter != nil {
 		matches = p.filter.Matcher().Match
 	}
-	lost, err := s.Lines(r.Context(), fhir.None, s.Watermark(), ext, func(line []byte) error {
+	return all(func(line []byte) {
 		if matches(line) {
 			p.add(line)
 		}
-		return nil
-	}, func() {})
-	if err == nil && lost > 0 {
-		err = fmt.Errorf("search Groups: %d cannot be read: %w", lost, store.ErrCorrupt)
-	}
-	return err
+	})
 }
 
-// add takes a Group in and what does not fit any more out again.
+// add takes a resource in and what does not fit any more out again.
 func (p *page) add(line []byte) {
 	p.total++
 	id := search.ID(line)
 	if id <= p.after || p.count == 0 || p.next != "" && id >= p.next {
 		return
 	}
-	at, _ := slices.BinarySearchFunc(p.groups, id, func(g group, id string) int { return strings.Compare(g.id, id) })
-	p.groups = slices.Insert(p.groups, at, group{id, bytes.Clone(line)})
+	at, _ := slices.BinarySearchFunc(p.found, id, func(m match, id string) int { return strings.Compare(m.id, id) })
+	p.found = slices.Insert(p.found, at, match{id, bytes.Clone(line)})
 	p.size += len(line)
-	for n := len(p.groups); n > p.count || n > 1 && p.size > maxPage; n-- {
-		last := p.groups[n-1]
-		p.groups, p.size, p.next = slices.Delete(p.groups, n-1, n), p.size-len(last.body), last.id
+	for n := len(p.found); n > p.count || n > 1 && p.size > maxPage; n-- {
+		last := p.found[n-1]
+		p.found, p.size, p.next = slices.Delete(p.found, n-1, n), p.size-len(last.body), last.id
 	}
+}
+
+// groups calls each for every Group that there is at the watermark.
+func groups(r *http.Request, s export.Snapshot, each func(line []byte)) error {
+	ext, err := s.Extents(store.Section{Kind: store.Live, Type: groupType}, fhir.None, s.Watermark())
+	if err != nil {
+		return err
+	}
+	lost, err := s.Lines(r.Context(), fhir.None, s.Watermark(), ext, func(line []byte) error {
+		each(line)
+		return nil
+	}, func() {})
+	if err == nil && lost > 0 {
+		err = fmt.Errorf("search Groups: %d cannot be read: %w", lost, store.ErrCorrupt)
+	}
+	return err
 }
 
 var groupType, _ = fhir.ParseType("Group")
@@ -227,13 +251,14 @@ type mode struct {
 }
 
 func (h *Handlers) bundle(p *page, raw string) searchset {
-	b := searchset{ResourceType: "Bundle", Type: "searchset", Total: p.total, Link: []link{{"self", h.Base + "/Group" + suffix(raw)}}}
-	for _, g := range p.groups {
-		b.Entry = append(b.Entry, entry{h.Base + "/Group/" + g.id, g.body, mode{"match"}})
+	at := h.Base + "/" + p.typ
+	b := searchset{ResourceType: "Bundle", Type: "searchset", Total: p.total, Link: []link{{"self", at + suffix(raw)}}}
+	for _, m := range p.found {
+		b.Entry = append(b.Entry, entry{at + "/" + m.id, m.body, mode{"match"}})
 	}
 	if p.next != "" {
-		next := slices.Concat(p.matches, []string{"_count=" + strconv.Itoa(p.count), after + "=" + p.groups[len(p.groups)-1].id})
-		b.Link = append(b.Link, link{"next", h.Base + "/Group?" + strings.Join(next, "&")})
+		next := slices.Concat(p.matches, p.format, []string{"_count=" + strconv.Itoa(p.count), after + "=" + p.found[len(p.found)-1].id})
+		b.Link = append(b.Link, link{"next", at + "?" + strings.Join(next, "&")})
 	}
 	return b
 }
