@@ -125,12 +125,6 @@ func (r *reading) param(p param) {
 	}
 }
 
-// names are all parameters of a kick-off, whether supported here or not.
-var names = []string{
-	"_type", "_since", "_until", "_outputFormat", "patient", "allowPartialManifests",
-	"_elements", "_typeFilter", "includeAssociatedData", "organizeOutputBy", "_minimumFileSize", "_maximumFileSize",
-}
-
 // meant is the parameter that a misspelt name stands for, "" if that is none.
 // Most of them narrow an answer: without one a client gets more than it asked
 // for, and may well not see that it was left out (decisions.md 2). What such a
