@@ -1,6 +1,9 @@
 package api
 
 import (
+	"maps"
+	"slices"
+
 	"tidemark/api/export"
 	"tidemark/api/publish"
 )
@@ -10,3 +13,6 @@ func (s *Server) Jobs() *export.Jobs { return s.jobs }
 
 // Pages are the server's, for tests that publish when they want to.
 func (s *Server) Pages() *publish.Pages { return s.pages }
+
+// Statuses are those that refusals become.
+func Statuses() []int { return slices.Sorted(maps.Values(statusOf)) }

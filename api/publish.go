@@ -34,15 +34,3 @@ func (s *Server) publishRoutes(r chi.Router, b *bulk.Publishing) {
 	const file = base + "/publish/{page}/{file}"
 	s.at(r, base+bulk.PageFilePath, file, reading(s.seen.wrapFile(file, b.File)))
 }
-
-// publishOperation is how /metadata lists it, if anything is published.
-func publishOperation(o Options) []operation {
-	if len(o.Publish.Types) == 0 {
-		return nil
-	}
-	return []operation{{
-		Name:          "bulk-publish",
-		Definition:    "http://hl7.org/fhir/uv/bulkdata/OperationDefinition/bulk-publish",
-		Documentation: "GET: a manifest of all resources of some types, and a chain of increments behind it; files and pages never change. Bulk Data 4.0.",
-	}}
-}

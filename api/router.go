@@ -13,6 +13,7 @@ import (
 	"github.com/go-chi/chi/v5"
 
 	"tidemark/api/bulk"
+	"tidemark/api/manual"
 	"tidemark/api/outcome"
 	"tidemark/api/read"
 )
@@ -46,17 +47,23 @@ func (s *Server) at(r chi.Router, pattern, route string, m methods) {
 	})
 }
 
-func (s *Server) routes(b *bulk.Handlers, one *read.Handlers, p *bulk.Publishing) http.Handler {
+func (s *Server) routes(b *bulk.Handlers, one *read.Handlers, p *bulk.Publishing, self *manual.Handlers) http.Handler {
 	info := func(route string, h handler) http.Handler { return s.seen.wrap(route, slog.LevelInfo, h) }
 	debug := func(route string, h handler) http.Handler { return s.seen.wrap(route, slog.LevelDebug, h) }
 	const (
-		metadata = base + "/metadata"
-		status   = base + "/export/{job}"
-		page     = base + "/export/{job}/page/{page}"
-		file     = base + "/export/{job}/{file}"
+		metadata   = base + "/metadata"
+		operations = base + "/OperationDefinition"
+		status     = base + "/export/{job}"
+		page       = base + "/export/{job}/page/{page}"
+		file       = base + "/export/{job}/{file}"
 	)
 	named := chi.NewRouter()
-	s.at(named, metadata, metadata, reading(info(metadata, s.metadata)))
+	for _, at := range []string{base, base + "/"} {
+		s.at(named, at, base, reading(info(base, self.Page)))
+	}
+	s.at(named, metadata, metadata, reading(info(metadata, self.Statement)))
+	s.at(named, operations, operations, reading(info(operations, one.AllOwn(self.Operations))))
+	s.at(named, operations+"/{id}", operations+"/{id}", reading(info(operations+"/{id}", one.Own(self.Operations))))
 	for _, k := range bulk.KickOffs {
 		start := info(base+k.Path, func(w http.ResponseWriter, r *http.Request) error { return b.Start(k, w, r) })
 		by := methods{}
@@ -79,7 +86,7 @@ func (s *Server) routes(b *bulk.Handlers, one *read.Handlers, p *bulk.Publishing
 	if s.o.Metrics != nil {
 		s.at(named, "/metrics", "/metrics", reading(s.o.Metrics))
 	}
-	named.NotFound(info("unknown", notFound).ServeHTTP)
+	named.NotFound(info("unknown", s.notFound).ServeHTTP)
 
 	// Probes come under whatever name the platform knows us by, and learn
 	// nothing: they alone stand before the check of Host.
@@ -108,9 +115,10 @@ func outermost(next http.Handler) http.Handler {
 	})
 }
 
-func notFound(w http.ResponseWriter, _ *http.Request) error {
+// notFound says where to look instead, in words that stay true whatever is added.
+func (s *Server) notFound(w http.ResponseWriter, _ *http.Request) error {
 	fail(w, oneFault(http.StatusNotFound, outcome.NotFound,
-		"nothing is here: this server has metadata, $export, Patient/$export, Group/[id]/$export and the jobs and files that they lead to, Patient/[id], Group/[id] and Group?name=, under "+base))
+		"nothing is here: GET "+s.o.PublicURL+"/metadata tells what there is, and to people the page at "+s.o.PublicURL+" does"))
 	return nil
 }
 

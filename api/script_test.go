@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"hash/crc32"
+	"html"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -481,7 +482,10 @@ func (e *script) request(t *testing.T, input string) *http.Request {
 	return req
 }
 
-var expires = regexp.MustCompile(`^Expires: .* GMT$`)
+var (
+	expires = regexp.MustCompile(`^Expires: .* GMT$`)
+	weak    = regexp.MustCompile(`^ETag: W/"[0-9a-f]{8}"$`)
+)
 
 // shown are the headers that are part of the interface. The length of a gzip
 // depends on the compressor.
@@ -489,7 +493,7 @@ func shown(resp *http.Response) []string {
 	var lines []string
 	for _, name := range []string{
 		"Accept-Ranges", "Allow", "Cache-Control", "Content-Encoding", "Content-Length", "Content-Location", "Content-Range",
-		"Content-Type", "ETag", "Expires", "Preference-Applied", "Retry-After", "Tidemark-CRC32", "Vary", "X-Export-Status", "X-Progress",
+		"Content-Security-Policy", "Content-Type", "ETag", "Expires", "Preference-Applied", "Retry-After", "Tidemark-CRC32", "Vary", "X-Export-Status", "X-Progress",
 	} {
 		for _, v := range resp.Header.Values(name) {
 			gzip := resp.Header.Get("Content-Encoding") == "gzip"
@@ -501,7 +505,7 @@ func shown(resp *http.Response) []string {
 		}
 	}
 	for i, l := range lines {
-		lines[i] = expires.ReplaceAllString(l, "Expires: {in export.expires}")
+		lines[i] = weak.ReplaceAllString(expires.ReplaceAllString(l, "Expires: {in export.expires}"), "ETag: {weak}")
 	}
 	slices.Sort(lines)
 	return lines
@@ -530,8 +534,24 @@ func show(t *testing.T, resp *http.Response, body []byte) string {
 			t.Fatal(err)
 		}
 		return b.String()
+	case strings.HasPrefix(media, "text/html"):
+		return pageText(string(body))
 	}
 	return string(body)
+}
+
+var (
+	style = regexp.MustCompile(`(?s)<style>(.*?)</style>`)
+	cell  = regexp.MustCompile(`</(td|th|text)>`)
+	tag   = regexp.MustCompile(`<[^>]*>`)
+	empty = regexp.MustCompile(`( \| )?\n+`)
+)
+
+// pageText is what of a page people read.
+func pageText(page string) string {
+	text := cell.ReplaceAllString(style.ReplaceAllString(page, ""), " |")
+	text = html.UnescapeString(tag.ReplaceAllString(text, ""))
+	return strings.TrimSpace(empty.ReplaceAllString(strings.ReplaceAll(text, "|", "| "), "\n")) + "\n"
 }
 
 type operationOutcome struct {

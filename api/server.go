@@ -26,8 +26,10 @@ import (
 
 	"tidemark/api/bulk"
 	"tidemark/api/export"
+	"tidemark/api/manual"
 	"tidemark/api/publish"
 	"tidemark/api/read"
+	"tidemark/store/fhir"
 )
 
 // Options of a server. Store and PublicURL are needed, the rest has defaults.
@@ -60,6 +62,9 @@ type Options struct {
 	Workers          int           // export.workers, default half of the processors and at least 2
 	MaxBody          int64         // limits.body, default 1 MiB
 	Presets          bulk.Presets  // presets
+	// Deletions is how long they are known (retention.deleted); it is told to
+	// clients if it is not 0.
+	Deletions time.Duration
 
 	// Publish is what $bulk-publish offers; without types there is none. Limits,
 	// Logger and Meter are the server's.
@@ -104,14 +109,13 @@ func (o Options) withDefaults() Options {
 
 // A Server answers HTTP for one store.
 type Server struct {
-	o            Options
-	jobs         *export.Jobs
-	pages        *publish.Pages
-	hosts        hosts
-	seen         *observer
-	capabilities capabilityStatement
-	handler      http.Handler
-	listener     net.Listener // set by Listen
+	o        Options
+	jobs     *export.Jobs
+	pages    *publish.Pages
+	hosts    hosts
+	seen     *observer
+	handler  http.Handler
+	listener net.Listener // set by Listen
 }
 
 // New makes a server. It finds the jobs that outlived a restart, and starts
@@ -137,8 +141,7 @@ func New(o Options) (*Server, error) {
 			Checkpoint:     o.Checkpoint,
 			Logger:         o.Logger,
 		}),
-		hosts:        newHosts(o.Listen, public, o.Hosts),
-		capabilities: newCapabilities(o, time.Now()),
+		hosts: newHosts(o.Listen, public, o.Hosts),
 	}
 	if s.pages, err = publish.New(o.Store, o.publishing()); err != nil {
 		return nil, err
@@ -149,9 +152,36 @@ func New(o Options) (*Server, error) {
 	if err := s.countJobs(); err != nil {
 		return nil, err
 	}
+	self, err := manual.New(s.facts())
+	if err != nil {
+		return nil, err
+	}
 	s.handler = s.routes(&bulk.Handlers{Jobs: s.jobs, Base: o.PublicURL, Bases: o.OwnBases, MaxBody: o.MaxBody, Now: o.Store.Now, Presets: o.Presets},
-		&read.Handlers{Store: o.Store, Base: o.PublicURL, Bases: o.OwnBases}, &bulk.Publishing{Pages: s.pages, Base: o.PublicURL})
+		&read.Handlers{Store: o.Store, Base: o.PublicURL, Bases: o.OwnBases}, &bulk.Publishing{Pages: s.pages, Base: o.PublicURL}, self)
 	return s, nil
+}
+
+// facts are what the server tells of itself.
+func (s *Server) facts() manual.Facts {
+	jobs := s.jobs.Options()
+	return manual.Facts{
+		Base: s.o.PublicURL, Version: s.o.Version, Started: time.Now(),
+		FileMaxBytes: jobs.Limits.Bytes, FileMaxResources: jobs.Limits.Resources,
+		Expires: jobs.Expires, RetryAfter: s.o.RetryAfter, Deletions: s.o.Deletions,
+		MaxJobs: jobs.MaxJobs, PollsPerMinute: jobs.PollsPerMinute, MaxBody: s.o.MaxBody,
+		Presets:   s.o.Presets,
+		Published: s.o.Publish.Types,
+		Watermark: s.watermark,
+	}
+}
+
+// watermark is up to when an export would go that is started now.
+func (s *Server) watermark() (fhir.Instant, error) {
+	present, err := s.o.Store.Present()
+	if err != nil {
+		return fhir.None, err
+	}
+	return present.Watermark(), present.Close()
 }
 
 // publicURL checks the base of all URLs that we emit.

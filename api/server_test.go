@@ -255,19 +255,22 @@ func TestMetadata(t *testing.T) {
 		t.Errorf("date %s", got.Date)
 	}
 	rest := got.Rest[0]
-	if len(got.Rest) != 1 || rest.Mode != "server" || len(rest.Operation) != 1 ||
-		rest.Operation[0].Name != "export" || rest.Operation[0].Definition != "http://hl7.org/fhir/uv/bulkdata/OperationDefinition/export" {
+	const guide = "http://hl7.org/fhir/uv/bulkdata/OperationDefinition/"
+	if len(got.Rest) != 1 || rest.Mode != "server" || !slices.Equal(rest.Operation, []operation{{"export", guide + "export"}, {"export-v4", guide + "export|4.0.0"}}) {
 		t.Errorf("%+v", rest.Operation)
 	}
 	if len(rest.Resource) != len(fhir.AllTypes()) {
 		t.Errorf("%d resources, want %d", len(rest.Resource), len(fhir.AllTypes()))
 	}
 	for _, r := range rest.Resource {
-		var want []operation
-		if at := strings.ToLower(r.Type); at == "patient" || at == "group" { // by either name, for the test suites look for one of them
-			definition := "http://hl7.org/fhir/uv/bulkdata/OperationDefinition/" + at + "-export"
-			want = []operation{{"export", definition}, {at + "-export", definition}}
-		}
+		// By either name, for the test suites look for one of them.
+		want := map[string][]operation{
+			"Patient": {{"export", guide + "patient-export"}, {"patient-export", guide + "patient-export"}, {"export-v4", guide + "patient-export|4.0.0"}},
+			"Group": {
+				{"export", guide + "group-export"}, {"group-export", guide + "group-export"},
+				{"davinci-data-export", "http://hl7.org/fhir/us/davinci-atr/OperationDefinition/davinci-data-export"}, {"export-v4", guide + "group-export|4.0.0"},
+			},
+		}[r.Type]
 		if !slices.Equal(r.Operation, want) {
 			t.Errorf("%s advertises the operations %v", r.Type, r.Operation)
 		}

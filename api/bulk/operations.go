@@ -99,7 +99,8 @@ var Parameters = []Parameter{
 	{
 		Name: "includeAssociatedData", Type: "code", Max: "*", Levels: allLevels, Example: "LatestProvenanceResources",
 		Means: "`RelevantProvenanceResources`: all Provenance about the resources that are sent; `LatestProvenanceResources`: of each the latest one. Either stands in place of the Provenance that comes by default, whatever `_since` and `_type` say. Names for lists of types, in place of `_type`: " +
-			"`" + strings.Join(Presets(nil).values(), "`, `") + "`.",
+			"`" + strings.Join(Presets(nil).values(), "`, `") + "`. " +
+			"`_departed`, with any of them: with `_since`, what has left the export since then and lives is named in files of their own, in the manifest's `extension` (`tidemark-departed`), in the form of `deleted`.",
 		Refused: "Other values; `handling=lenient` leaves them out. A list of types together with `_type`.",
 	},
 	{
@@ -217,6 +218,14 @@ var Operations = []Operation{
 	version4("export-v4", "export", "", export.System),
 	version4("patient-export-v4", "patient-export", "Patient", export.Patient),
 	version4("group-export-v4", "group-export", "Group", export.Group),
+}
+
+// Publish is an operation of servers that publish any types.
+var Publish = Operation{
+	ID: "bulk-publish", Guide: guide + "bulk-publish", Names: []string{"bulk-publish"}, Methods: []string{http.MethodGet},
+	Call:  "The answer is a manifest; whoever asks again sends its `ETag` in `If-None-Match`, and has 304 if nothing is new.",
+	Title: "What is published for all to follow",
+	Text:  "A manifest of all resources of some types, and behind its `link` a chain of increments; files and pages never change. It is of the 4.0.0 ballot.",
 }
 
 // version4 is an export in the words of the ballot of version 4, which goes by

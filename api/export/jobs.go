@@ -125,6 +125,9 @@ func New(db Store, o Options) *Jobs {
 	return j
 }
 
+// Options are those that hold, with their defaults.
+func (j *Jobs) Options() Options { return j.o }
+
 func (j *Jobs) newJob(expires time.Time) *job {
 	return &job{ruling: &sync.Mutex{}, expires: expires, polls: newBucket(j.o.PollsPerMinute)}
 }

@@ -184,6 +184,7 @@ func apiOptions(c *config.Config, db *store.DB, tel *telemetry, log *slog.Logger
 		PollsPerMinute:   c.Limits.PollsPerMinute,
 		Workers:          c.Export.Workers,
 		MaxBody:          int64(c.Limits.Body),
+		Deletions:        time.Duration(c.Retention.Deleted),
 		Presets:          presets(c),
 		Publish:          publishOptions(c),
 		Metrics:          publicMetrics(c, tel),
