@@ -220,7 +220,7 @@ func (d *demo) stay(ctx context.Context) error {
 	base := d.server.base()
 	d.screen.line(" Still running, Ctrl-C ends it. Now you:")
 	for _, command := range []string{
-		"curl -s " + base + "/metadata",
+		"curl -s " + base + "/metadata   # what it can do; for people: " + base,
 		"curl -s -D- -H 'Accept: application/fhir+json' -H 'Prefer: respond-async' '" + base + "/$export?_type=Patient'",
 		"curl -s CONTENT-LOCATION                  # the manifest, from the header above",
 		"curl -s --compressed URL | head -1        # a file of the manifest",
