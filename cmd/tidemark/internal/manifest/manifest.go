@@ -26,9 +26,10 @@ const Header = "Tidemark-CRC32"
 // Names of what Tidemark adds to manifests. Version 4 has them as the last part
 // of an extension's url.
 const (
-	extBytes = "tidemark-bytes"
-	extCRC   = "tidemark-crc32"
-	extOurs  = "tidemark-" // what only our manifests have begins with it
+	extBytes    = "tidemark-bytes"
+	extCRC      = "tidemark-crc32"
+	extDeparted = "tidemark-departed"
+	extOurs     = "tidemark-" // what only our manifests have begins with it
 )
 
 // A Manifest lists the files of an export, or those of one of its pages.
@@ -41,6 +42,7 @@ type Manifest struct {
 	Published           bool   // of $bulk-publish: a later file may hold a newer version
 	Output              []File
 	Deleted             []File
+	Departed            []File // in the form of Deleted: what lives, but has left the export
 	Error               []File // version 4 calls it outcome
 }
 
@@ -157,10 +159,14 @@ func (m *Manifest) UnmarshalJSON(text []byte) error {
 	// fileSize may be that of the compressed file (the guide does not say); here
 	// it never is.
 	ours := r.ours()
+	departed, err := r.departed()
+	if err != nil {
+		return fmt.Errorf("%s: %w", extDeparted, explain(err))
+	}
 	for _, list := range []struct {
 		to   *[]File
 		from []rawFile
-	}{{&m.Output, r.Output}, {&m.Deleted, r.Deleted}, {&m.Error, append(r.Error, r.Outcome...)}} {
+	}{{&m.Output, r.Output}, {&m.Deleted, r.Deleted}, {&m.Departed, departed}, {&m.Error, append(r.Error, r.Outcome...)}} {
 		for i := range list.from {
 			f, err := list.from[i].file(ours)
 			if err != nil {
@@ -186,6 +192,58 @@ func (r *raw) ours() bool {
 		}
 	}
 	return found
+}
+
+// departed are the files of what has left an export.
+func (r *raw) departed() (files []rawFile, err error) {
+	if r.Extension.Kind() == '[' {
+		return r.departed4()
+	}
+	err = extensions(r.Extension, func(name string, v jsontext.Value) error {
+		if name != extDeparted {
+			return nil
+		}
+		return json.Unmarshal(v, &files)
+	})
+	return files, err
+}
+
+// departed4 reads them from version 4: an Extension for each, whose own say what
+// entries do.
+func (r *raw) departed4() (files []rawFile, err error) {
+	var list []struct {
+		URL       string         `json:"url"`
+		Extension jsontext.Value `json:"extension"`
+	}
+	if json.Unmarshal(r.Extension, &list) != nil {
+		return nil, nil // another server's
+	}
+	for _, e := range list {
+		if path.Base(e.URL) != extDeparted {
+			continue
+		}
+		var about []struct {
+			URL     string `json:"url"`
+			Text    string `json:"valueUrl"`
+			Decimal *int64 `json:"valueDecimal"`
+		}
+		if err := json.Unmarshal(e.Extension, &about); err != nil {
+			return nil, err
+		}
+		f := rawFile{Extension: e.Extension}
+		for _, a := range about {
+			switch a.URL {
+			case "url":
+				f.URL = a.Text
+			case "count":
+				f.Count = a.Decimal
+			case "fileSize":
+				f.FileSize = a.Decimal
+			}
+		}
+		files = append(files, f)
+	}
+	return files, nil
 }
 
 func (r *rawFile) file(ours bool) (File, error) {

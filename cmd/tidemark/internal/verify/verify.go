@@ -112,6 +112,7 @@ func list(pages []*manifest.Manifest) (entries []*entry) {
 	for _, m := range pages {
 		add(output, m.Output)
 		add(deleted, m.Deleted)
+		add(deleted, m.Departed) // in the same form, and not in output either
 		add(outcomes, m.Error)
 	}
 	return entries
