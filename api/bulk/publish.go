@@ -67,20 +67,15 @@ func (h *Publishing) File(w http.ResponseWriter, r *http.Request) error {
 
 // published is a page as version 4 of the guide has it: what is empty is left out.
 type published struct {
-	ManifestType        string     `json:"manifestType"`
-	TransactionTime     string     `json:"transactionTime"`
-	RequiresAccessToken bool       `json:"requiresAccessToken"`
-	OutputFormat        string     `json:"outputFormat"`
-	UpdateCadence       string     `json:"updateCadence"`
-	Output              []entry4   `json:"output,omitempty"`
-	Deleted             []entry4   `json:"deleted,omitempty"`
-	Outcome             []entry4   `json:"outcome,omitempty"`
-	Link                []nextLink `json:"link"`
-}
-
-type nextLink struct {
-	Relation string `json:"relation"`
-	URL      string `json:"url"`
+	ManifestType        string   `json:"manifestType"`
+	TransactionTime     string   `json:"transactionTime"`
+	RequiresAccessToken bool     `json:"requiresAccessToken"`
+	OutputFormat        string   `json:"outputFormat"`
+	UpdateCadence       string   `json:"updateCadence"`
+	Output              []entry4 `json:"output,omitempty"`
+	Deleted             []entry4 `json:"deleted,omitempty"`
+	Outcome             []entry4 `json:"outcome,omitempty"`
+	Link                []link   `json:"link"`
 }
 
 func (h *Publishing) manifest(m publish.Manifest) published {
@@ -89,7 +84,7 @@ func (h *Publishing) manifest(m publish.Manifest) published {
 		TransactionTime: m.TransactionTime.String(),
 		OutputFormat:    ndjson,
 		UpdateCadence:   cadence(h.Pages.Every()),
-		Link:            []nextLink{{"next", h.next(m.Next)}},
+		Link:            []link{{"next", h.next(m.Next)}},
 	}
 	for i, f := range m.Files {
 		e := newEntry4(h.Base, h.page(m.Page)+"/"+strconv.Itoa(m.Before+i+1)+".ndjson", f, m.Severities)

@@ -13,7 +13,7 @@ func TestPublish(t *testing.T) {
 	}{
 		{"a directory", "publish: {types: [Organization, Practitioner, Slot], public: true, every: 1d, grace: 1d}", nil},
 		{"not for everybody", "publish: {types: [Patient, Observation]}", nil},
-		{"no type", "publish: {types: [Organisation]}", []string{`tidemark.yaml:1: publish.types: "Organisation" is not a FHIR R4 resource type`}},
+		{"no type", "publish: {types: [Organisation]}", []string{`tidemark.yaml:1: publish.types: not resource types of FHIR R4: "Organisation" (did you mean Organization?)`}},
 		{"patients for everybody", "publish: {types: [Organization, Schedule, Patient], public: true}", []string{
 			"tidemark.yaml:1: publish.types: Schedule, Patient can be about a patient and so is never public: take it out, or set publish.public: false",
 		}},

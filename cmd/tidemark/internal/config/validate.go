@@ -370,13 +370,12 @@ func WholeName(pattern string) (*regexp.Regexp, error) {
 // about a patient.
 func (l *loader) validatePublish() {
 	p := &l.Publish
+	if wrong := unknownTypes(p.Types); len(wrong) > 0 {
+		l.invalid("publish.types", "not resource types of FHIR R4: %s", strings.Join(wrong, ", "))
+	}
 	var never []string
 	for _, name := range p.Types {
-		t, ok := fhir.ParseType(name)
-		if !ok {
-			l.invalid("publish.types", "%q is not a FHIR R4 resource type", name)
-		}
-		if fhir.MayNamePatient(t) {
+		if t, ok := fhir.ParseType(name); ok && fhir.MayNamePatient(t) {
 			never = append(never, name)
 		}
 	}
