@@ -77,6 +77,34 @@ func TestChosen(t *testing.T) {
 					t.Fatal(err)
 				}
 				maps.DeleteFunc(want, func(name string, _ bool) bool { return !strings.HasPrefix(name, fmt.Sprint(live)) })
+				links, beside, linked := map[string]string{}, map[string]string{}, map[fhir.Key]bool{}
+				if err := of.Links(t.Context(), live, since, s.Watermark(), func(k fhir.Key, patients []string, to []fhir.Key) error {
+					links[k.ID] = fmt.Sprint(patients)
+					for _, ref := range to {
+						linked[ref] = true
+					}
+					return nil
+				}); err != nil {
+					t.Fatal(err)
+				}
+				if d := cmp.Diff(refs, linked); d != "" {
+					t.Errorf("seed %d, choice %v: references beside compartments (-rows +directories):\n%s", seed, c, d)
+				}
+				ext, err := of.Extents(live, since, s.Watermark())
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := of.Compartments(t.Context(), since, s.Watermark(), ext, func(line []byte, patients []string) error {
+					_, id, _ := strings.Cut(string(line), `"id":"`)
+					id, _, _ = strings.Cut(id, `"`)
+					beside[id] = fmt.Sprint(patients)
+					return nil
+				}, func() {}); err != nil {
+					t.Fatal(err)
+				}
+				if d := cmp.Diff(links, beside); d != "" || len(links) != len(rows) {
+					t.Errorf("seed %d, choice %v: compartments, %d of %d (-directories +beside lines):\n%s", seed, c, len(links), len(rows), d)
+				}
 				if d := cmp.Diff(want, rows); d != "" {
 					t.Errorf("seed %d, choice %v: rows one by one (-rows +export):\n%s", seed, c, d)
 				}

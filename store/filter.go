@@ -58,6 +58,64 @@ func (s *Snapshot) Lines(ctx context.Context, since, upto fhir.Instant, ext []Ex
 	})
 }
 
+// Compartments is Lines with the Patients in whose compartments each row lies. fn
+// may not keep the slices.
+func (s *Snapshot) Compartments(ctx context.Context, since, upto fhir.Instant, ext []Extent, fn func(line []byte, patients []string) error, step func()) (lost int, err error) {
+	var d dirReading
+	defer d.close()
+	var patients []string
+	unknown := 0
+	lost, err = s.blocks(ctx, since, upto, ext, step, func(x Extent, text []byte, counts []bool) error {
+		links, err := d.links(s, x)
+		if errors.Is(err, ErrCorrupt) || errors.Is(err, syscall.EIO) {
+			unknown += x.Rows
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		i := 0
+		for line := range bytes.Lines(text) {
+			if counts[i] {
+				patients = patients[:0]
+				for _, p := range links.Patients.Of(i) {
+					patients = append(patients, links.Patients.Names[p])
+				}
+				if err := fn(line, patients); err != nil {
+					return err
+				}
+			}
+			i++
+		}
+		return nil
+	})
+	return lost + unknown, err
+}
+
+// A dirReading reads directories beside bodies, one at a time as well.
+type dirReading struct {
+	seg *seg
+	dir *segment.Directory
+}
+
+func (r *dirReading) close() {
+	if r.seg != nil {
+		_ = r.dir.Close() // was only read
+	}
+	r.seg = nil
+}
+
+func (r *dirReading) links(s *Snapshot, x Extent) (links segment.Links, err error) {
+	if g := s.seg(segment.ID(x.Segment)); r.seg != g {
+		r.close()
+		if r.dir, err = g.r.OpenDirectory(); err != nil {
+			return links, err
+		}
+		r.seg = g
+	}
+	return r.dir.Links(x.Block)
+}
+
 // blocks calls fn for each extent with the text of its block, and which of the
 // rows in it count.
 func (s *Snapshot) blocks(ctx context.Context, since, upto fhir.Instant, ext []Extent, step func(), fn func(x Extent, text []byte, counts []bool) error) (lost int, err error) {

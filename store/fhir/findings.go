@@ -193,14 +193,15 @@ func (s *Scanner) reference(i int) int {
 }
 
 // takeReference notes the target of a reference if it lies in no Patient's
-// compartment: the other references lead to what an export has anyway.
+// compartment: the other references lead to what an export has anyway, and are
+// noted only for who asks for all.
 func (s *Scanner) takeReference(ref []byte) {
 	if s.again { // it was noted at the first look
 		return
 	}
 	name, id, ok := referenceTarget(ref, s.OwnBases)
 	t := typeNumbers[string(name)]
-	if !ok || t == 0 || inCompartment[t] {
+	if !ok || t == 0 || inCompartment[t] && !s.AllReferences {
 		return
 	}
 	// Mostly it is one of the last again.

@@ -48,6 +48,9 @@ type Scanner struct {
 	// OwnBases are the bases under which absolute references are references to
 	// our resources, such as http://server/fhir.
 	OwnBases []string
+	// AllReferences: Resource.References are those to any type, not only to types
+	// that lie in no Patient's compartment.
+	AllReferences bool
 
 	src   []byte
 	depth int // the bound in force

@@ -412,3 +412,25 @@ func instantOf(s string) Instant {
 	}
 	return i
 }
+
+// TestAllReferences: who asks for all of them gets those to types of the
+// compartment, too, wherever one stands and however it is written.
+func TestAllReferences(t *testing.T) {
+	some, all := Scanner{OwnBases: []string{ownBase}}, Scanner{OwnBases: []string{ownBase}, AllReferences: true}
+	const doc = `{"resourceType":"Observation","id":"o","subject":{"reference":"Patient/p"},"encounter":{"re\u0066erence":"` + ownBase + `/Encounter/e/_history/2"},` +
+		`"performer":[{"reference":"Practitioner/dr"},{"reference":"http://elsewhere/Patient/q"}],"extension":[{"url":"u","valueReference":{"reference":"Condition/c"}}]}`
+	for s, want := range map[*Scanner][]string{&some: {"Practitioner/dr"}, &all: {"Condition/c", "Encounter/e", "Patient/p", "Practitioner/dr"}} {
+		res, err := s.Scan([]byte(doc))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, k := range res.References {
+			got = append(got, k.String())
+		}
+		slices.Sort(got)
+		if !slices.Equal(got, want) {
+			t.Errorf("all %t: %v, want %v", s.AllReferences, got, want)
+		}
+	}
+}
