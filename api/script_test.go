@@ -295,6 +295,7 @@ func (e *script) http(t *testing.T, input string) string {
 type manifest struct {
 	TransactionTime        string
 	Request                string
+	OutputOrganizedBy      string
 	Output, Deleted, Error []listed
 	Extension              json.RawMessage
 }
@@ -310,9 +311,10 @@ func (m manifest) departed() []listed {
 
 // listed is a file in a manifest.
 type listed struct {
-	Type, URL string
-	Count     int
-	Extension struct {
+	Type, URL       string
+	Count           int
+	ContinuesInFile string
+	Extension       struct {
 		Bytes int    `json:"tidemark-bytes"`
 		CRC32 string `json:"tidemark-crc32"`
 	}
@@ -439,6 +441,9 @@ func (e *script) export(t *testing.T, at, query string) string {
 	m := e.manifest(t, resp)
 	var out strings.Builder
 	fmt.Fprintf(&out, "request %s\ntransactionTime %s\n", m.Request, m.TransactionTime)
+	if m.OutputOrganizedBy != "" {
+		fmt.Fprintf(&out, "outputOrganizedBy %s\n", m.OutputOrganizedBy)
+	}
 	for _, list := range []struct {
 		name  string
 		files []listed
@@ -446,7 +451,14 @@ func (e *script) export(t *testing.T, at, query string) string {
 		for _, f := range list.files {
 			body := e.get(t, f.URL)
 			f.prove(t, []byte(body))
-			fmt.Fprintf(&out, "%s %s %d %s\n%s", list.name, f.Type, f.Count, strings.ReplaceAll(f.URL, e.jobs[len(e.jobs)-1], "{job}"), body)
+			typ, on := f.Type, ""
+			if typ == "" {
+				typ = "(none)"
+			}
+			if f.ContinuesInFile != "" {
+				on = "\ncontinues in " + f.ContinuesInFile
+			}
+			fmt.Fprintf(&out, "%s %s %d %s\n%s", list.name, typ, f.Count, strings.ReplaceAll(f.URL+on, e.jobs[len(e.jobs)-1], "{job}"), body)
 		}
 	}
 	return out.String()

@@ -627,6 +627,52 @@ func (p *Snapshot) LastStates(_ context.Context, t fhir.Type, since fhir.Instant
 	return nil
 }
 
+// Compartments implements export.Snapshot.
+func (p *Snapshot) Compartments(ctx context.Context, since, upto fhir.Instant, ext []store.Extent, fn func([]byte, []string) error, step func()) (lost int, err error) {
+	for _, x := range ext {
+		rows := p.rowsOf(x, since, upto)
+		lost, err := p.Lines(ctx, since, upto, []store.Extent{x}, func(line []byte) error {
+			r := rows[0]
+			rows = rows[1:]
+			return fn(line, r.Patients)
+		}, step)
+		if err != nil {
+			return lost, err
+		}
+	}
+	return 0, nil
+}
+
+// Links implements export.Snapshot.
+func (p *Snapshot) Links(ctx context.Context, sec store.Section, since, upto fhir.Instant, fn func(fhir.Key, []string, []fhir.Key) error) error {
+	for i := range p.rows {
+		if r := &p.rows[i]; r.sec == sec && p.counts(r, since, upto) {
+			if err := errors.Join(ctx.Err(), fn(r.key, r.Patients, r.Refers)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// Scratch implements export.Snapshot.
+func (p *Snapshot) Scratch(string) (export.Scratch, error) {
+	p.store.mu.Lock()
+	defer p.store.mu.Unlock()
+	if p.store.full {
+		return nil, store.ErrNoRoom
+	}
+	return &scratch{}, nil
+}
+
+type scratch struct{ bytes.Buffer }
+
+// Open implements export.Scratch.
+func (s *scratch) Open() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(s.Bytes())), nil }
+
+// Remove implements export.Scratch.
+func (s *scratch) Remove() error { return nil }
+
 // Draft implements export.Snapshot.
 func (p *Snapshot) Draft(name string) (export.Draft, error) {
 	p.store.mu.Lock()

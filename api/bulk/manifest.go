@@ -14,6 +14,7 @@ type manifest struct {
 	TransactionTime     string    `json:"transactionTime"`
 	Request             string    `json:"request"`
 	RequiresAccessToken bool      `json:"requiresAccessToken"`
+	OutputOrganizedBy   string    `json:"outputOrganizedBy,omitempty"`
 	Output              []entry   `json:"output"`
 	Deleted             []entry   `json:"deleted"`
 	Error               []entry   `json:"error"`
@@ -35,10 +36,12 @@ func (h *Handlers) next(id string, m export.Manifest) []link {
 }
 
 type entry struct {
-	Type      string `json:"type"`
-	URL       string `json:"url"`
-	Count     int64  `json:"count"`
-	Extension proof  `json:"extension"`
+	Type  string `json:"type,omitempty"` // none of files in blocks
+	URL   string `json:"url"`
+	Count int64  `json:"count"`
+	// ContinuesInFile is where the last block goes on.
+	ContinuesInFile string `json:"continuesInFile,omitempty"`
+	Extension       proof  `json:"extension"`
 }
 
 // A proof is what a file can be checked by once it was downloaded (tidemark
@@ -96,19 +99,25 @@ func (h *Handlers) face(id string, m export.Manifest) any {
 
 func (h *Handlers) manifest(id string, m export.Manifest) manifest {
 	out := manifest{
-		TransactionTime: m.TransactionTime.String(),
-		Request:         m.Request,
-		Output:          []entry{},
-		Deleted:         []entry{},
-		Error:           []entry{},
-		Link:            h.next(id, m),
-		Extension:       extension{Epoch: m.Epoch, Cut: cutOf(m.Cut)},
+		TransactionTime:   m.TransactionTime.String(),
+		Request:           m.Request,
+		Output:            []entry{},
+		Deleted:           []entry{},
+		Error:             []entry{},
+		Link:              h.next(id, m),
+		OutputOrganizedBy: organizedBy(m),
+		Extension:         extension{Epoch: m.Epoch, Cut: cutOf(m.Cut)},
 	}
 	for i, f := range m.Files {
 		e := entry{URL: h.fileURL(id, m.From+i+1), Count: f.Rows, Extension: proofOf(f)}
 		switch f.List {
 		case export.Output:
-			e.Type = f.Type.String()
+			if m.By == 0 {
+				e.Type = f.Type.String()
+			}
+			if f.Continues {
+				e.ContinuesInFile = h.fileURL(id, m.From+i+2)
+			}
 			out.Output = append(out.Output, e)
 		case export.Deleted:
 			e.Type = "Bundle"
@@ -124,6 +133,15 @@ func (h *Handlers) manifest(id string, m export.Manifest) manifest {
 	return out
 }
 
+// organizedBy is the type whose resources the files' blocks are about, "" if each
+// file is of a type.
+func organizedBy(m export.Manifest) string {
+	if m.By == 0 {
+		return ""
+	}
+	return m.By.String()
+}
+
 // manifest4 is the answer as the ballot of version 4 has it: lists that are empty
 // are not there, and extensions are FHIR's.
 type manifest4 struct {
@@ -131,6 +149,7 @@ type manifest4 struct {
 	TransactionTime     string       `json:"transactionTime"`
 	RequiresAccessToken bool         `json:"requiresAccessToken"`
 	OutputFormat        string       `json:"outputFormat"`
+	OutputOrganizedBy   string       `json:"outputOrganizedBy,omitempty"`
 	Output              []entry4     `json:"output,omitempty"`
 	Deleted             []entry4     `json:"deleted,omitempty"`
 	Outcome             []entry4     `json:"outcome,omitempty"`
@@ -139,12 +158,13 @@ type manifest4 struct {
 }
 
 type entry4 struct {
-	Type          string       `json:"type,omitempty"`
-	URL           string       `json:"url"`
-	Count         int64        `json:"count"`
-	FileSize      int64        `json:"fileSize"` // bytes of the NDJSON (decisions.md 2)
-	CountSeverity []severity   `json:"countSeverity,omitempty"`
-	Extension     []extension4 `json:"extension,omitempty"`
+	Type            string       `json:"type,omitempty"`
+	URL             string       `json:"url"`
+	Count           int64        `json:"count"`
+	FileSize        int64        `json:"fileSize"` // bytes of the NDJSON (decisions.md 2)
+	CountSeverity   []severity   `json:"countSeverity,omitempty"`
+	ContinuesInFile string       `json:"continuesInFile,omitempty"`
+	Extension       []extension4 `json:"extension,omitempty"`
 }
 
 type severity struct {
@@ -167,10 +187,11 @@ const manifestType = "http://hl7.org/fhir/uv/bulkdata/StructureDefinition/BulkDa
 
 func (h *Handlers) manifest4(id string, m export.Manifest) manifest4 {
 	out := manifest4{
-		ManifestType:    manifestType,
-		TransactionTime: m.TransactionTime.String(),
-		OutputFormat:    ndjson,
-		Link:            h.next(id, m),
+		ManifestType:      manifestType,
+		TransactionTime:   m.TransactionTime.String(),
+		OutputFormat:      ndjson,
+		OutputOrganizedBy: organizedBy(m),
+		Link:              h.next(id, m),
 		Extension: []extension4{
 			{URL: extensionURL(h.Base, "tidemark-epoch"), ValueInteger: new(int64(m.Epoch))},
 			{URL: extensionURL(h.Base, "tidemark-cut"), Extension: cut4(m.Cut)},
@@ -180,6 +201,9 @@ func (h *Handlers) manifest4(id string, m export.Manifest) manifest4 {
 		e := newEntry4(h.Base, h.fileURL(id, m.From+i+1), f, m.Severities)
 		switch f.List {
 		case export.Output:
+			if f.Continues {
+				e.ContinuesInFile = h.fileURL(id, m.From+i+2)
+			}
 			out.Output = append(out.Output, e)
 		case export.Deleted:
 			out.Deleted = append(out.Deleted, e)
@@ -209,7 +233,9 @@ func newEntry4(base, url string, f export.OutputFile, severities []outcome.Tally
 	}
 	switch f.List {
 	case export.Output:
-		e.Type = f.Type.String()
+		if f.Type != 0 { // none of files in blocks
+			e.Type = f.Type.String()
+		}
 	case export.Errors:
 		for _, s := range severities {
 			e.CountSeverity = append(e.CountSeverity, severity{string(s.Severity), s.Count})

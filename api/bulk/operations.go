@@ -124,9 +124,9 @@ var Parameters = []Parameter{
 		Refused: "What is no positive number.",
 	},
 	{
-		Name: "organizeOutputBy", Type: "string", Max: "0", Levels: allLevels,
-		Means:   "Is not supported: every file holds one resource type.",
-		Refused: "Every value; `handling=lenient` leaves it out.",
+		Name: "organizeOutputBy", Type: "string", Max: "1", Levels: allLevels, Example: "Patient",
+		Means:   "Files of blocks in place of files of one type: each begins with a Parameters resource whose `header` names a resource of this type; then come that resource, whatever `_since`, what lies in its compartment or refers to it, and what that refers to. A resource stands in every block that it belongs to; what belongs to none is left out and counted in `error`. A block that goes on in another file has its header there, too, and `continuesInFile` leads there. `deleted` stays as it is.",
+		Refused: "What is no type that others can refer to, or lies outside of the level; `handling=lenient` leaves it out.",
 	},
 }
 

@@ -18,7 +18,7 @@ const maxNotes = 100
 // is refused (decisions.md 1).
 const maxAhead = fhir.Instant(time.Minute / time.Millisecond)
 
-const known = "known are _type, _typeFilter, _elements, includeAssociatedData, _since, _until, _outputFormat, allowPartialManifests, _minimumFileSize, _maximumFileSize and, but for the system, patient"
+const known = "known are _type, _typeFilter, _elements, includeAssociatedData, organizeOutputBy, _since, _until, _outputFormat, allowPartialManifests, _minimumFileSize, _maximumFileSize and, but for the system, patient"
 
 // An asking is what is known of a kick-off beside its parameters.
 type asking struct {
@@ -115,7 +115,7 @@ func (r *reading) param(p param) {
 	case "exportType":
 		r.exportType(p)
 	case "organizeOutputBy":
-		r.leaveOut(p, "is not supported by this server")
+		r.organize(p)
 	default:
 		if right := meant(p.name); right != "" {
 			r.fault(outcome.NotSupported, "the parameter %s is not known here, and too like %s to be left out: write %s, or remove it", outcome.Quote(p.name), right, right)
@@ -157,19 +157,9 @@ func letters(name string) string {
 	}, name)
 }
 
-// leaveOut drops a parameter if the client allowed it, and says so in the
-// manifest; else it is a fault.
-func (r *reading) leaveOut(p param, why string) {
-	if r.lenient {
-		r.note("the parameter %s with the value %s %s and was left out", outcome.Quote(p.name), outcome.Quote(p.value), why)
-		return
-	}
-	r.fault(outcome.NotSupported, `the parameter %s with the value %s %s: %s ("Prefer: handling=lenient" leaves it out)`,
-		outcome.Quote(p.name), outcome.Quote(p.value), why, known)
-}
-
-// leaveOutUnknown does so with a parameter that nobody knows. What it says is
-// not repeated: it may be anything.
+// leaveOutUnknown drops a parameter that nobody knows, if the client allowed it,
+// and says so in the manifest; else it is a fault. What it says is not repeated: it
+// may be anything.
 func (r *reading) leaveOutUnknown(p param) {
 	if r.lenient {
 		r.note("the parameter %s is not known here and was left out", outcome.Quote(p.name))

@@ -104,9 +104,10 @@ type saving struct {
 }
 
 // reached says that all up to a place is done. What goes with Provenance that is
-// attached is known in memory only, so such a job begins anew.
+// attached, and of blocks what is sorted, is known to this process only, so such a
+// job begins anew.
 func (g *gathering) reached(sec store.Section, at *position) error {
-	if g.saving.keep == nil || g.sent != nil || len(g.files) == 0 || time.Since(g.saving.last) < g.saving.every {
+	if g.saving.keep == nil || g.sent != nil || g.arranging != nil || len(g.files) == 0 || time.Since(g.saving.last) < g.saving.every {
 		return nil
 	}
 	g.r.Checkpoint = &checkpoint{Type: sec.Type, At: at, Notes: g.notes}

@@ -3,6 +3,7 @@ package export
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -26,6 +27,19 @@ type choosing struct {
 	left    map[string]fhir.Instant   // who has left the Group, and when
 	refs    map[fhir.Key]fhir.Instant // what the rows refer to, each with the instant behind which it counts
 	targets targets                   // what a Provenance goes with
+	all     *choosing                 // the same whatever the window, once somebody asks
+}
+
+// timeless is c without its window.
+func (c *choosing) timeless() *choosing {
+	all := &choosing{group: c.group, live: map[string]fhir.Instant{}, refs: map[fhir.Key]fhir.Instant{}, targets: targets{all: c.targets.all, since: fhir.None}}
+	for id := range c.live {
+		all.live[id] = fhir.None
+	}
+	for key := range c.refs {
+		all.refs[key] = fhir.None
+	}
+	return all
 }
 
 // of is what of s is held of a type.
@@ -68,7 +82,7 @@ var groupType, _ = fhir.ParseType("Group")
 //
 // It goes on from the rule's checkpoint, and returns what was selected since the
 // last one that it made.
-func choose(ctx context.Context, s Snapshot, r *rule, o Options, how identifying, keep func(*rule, selection) error, progress func(float64)) (selection, error) {
+func choose(ctx context.Context, s Snapshot, r *rule, o Options, how identifying, keep func(*rule, selection) error, progress func(float64)) (_ selection, err error) {
 	q := r.Pending
 	o.Limits = o.Limits.under(q.MaxBytes)
 	filters, err := o.filters(q.Filters, r.Upto)
@@ -87,6 +101,10 @@ func choose(ctx context.Context, s Snapshot, r *rule, o Options, how identifying
 			return nil, err
 		}
 	}
+	if q.By != 0 {
+		g.arranging = g.arrange(ctx, q.By, o)
+		defer func() { err = errors.Join(err, g.arranging.end()) }()
+	}
 	notes := q.Notes
 	if q.aboutSome() {
 		who, err := q.cohort(ctx, s, how, o.Bases)
@@ -103,13 +121,8 @@ func choose(ctx context.Context, s Snapshot, r *rule, o Options, how identifying
 	if r.Checkpoint != nil {
 		g.notes = r.Checkpoint.Notes
 	}
-	if err := g.add(ctx, Output, store.Live, q.Types, o.Limits); err != nil {
+	if err := g.output(ctx, q, o); err != nil {
 		return nil, err
-	}
-	if q.Attach != ByDefault {
-		if err := g.attach(ctx, q.Attach, o); err != nil {
-			return nil, err
-		}
 	}
 	if r.Since != fhir.None {
 		if err := g.add(ctx, Deleted, store.Deleted, q.deletable(), o.Limits); err != nil {
@@ -122,6 +135,27 @@ func choose(ctx context.Context, s Snapshot, r *rule, o Options, how identifying
 		}
 	}
 	return g.files, r.addErrors(s, append(slices.Clip(notes), g.notes...))
+}
+
+// output makes the files of the list of that name.
+func (g *gathering) output(ctx context.Context, q *Request, o Options) error {
+	if g.arranging != nil {
+		if err := g.arranging.prepare(ctx); err != nil {
+			return err
+		}
+	}
+	if err := g.add(ctx, Output, store.Live, q.Types, o.Limits); err != nil {
+		return err
+	}
+	if q.Attach != ByDefault {
+		if err := g.attach(ctx, q.Attach, o); err != nil {
+			return err
+		}
+	}
+	if g.arranging != nil {
+		return g.arranging.finish(ctx, q.Types, o.Limits)
+	}
+	return nil
 }
 
 // choose finds out what goes with the Patients of a cohort.
@@ -155,7 +189,8 @@ type gathering struct {
 	filters map[fhir.Type]*search.Filter
 	// projection is what is left of each resource; nil: all.
 	projection *elements.Projection
-	sent       *sending // what is; nil: nobody asks
+	arranging  *arranging // nil: a type to a file
+	sent       *sending   // what is; nil: nobody asks
 	progress   func(float64)
 
 	blocks, done int             // that are looked at
@@ -183,12 +218,15 @@ func (g *gathering) measure(types []fhir.Type) {
 		if g.asks(types, sec.Type) {
 			g.blocks += g.s.Blocks(sec)
 		}
-		if g.asks(types, sec.Type) && (g.projection != nil || g.filters[sec.Type] != nil) {
+		if g.asks(types, sec.Type) && (g.projection != nil || g.filters[sec.Type] != nil || g.arranging != nil) {
 			g.blocks += bodyCost * g.s.Blocks(sec)
 		}
 		if g.r.Pending.departs() && g.asks(types, sec.Type) && g.filters[sec.Type] != nil {
 			g.blocks += bodyCost * g.s.Blocks(sec) // read twice
 		}
+	}
+	if g.arranging != nil {
+		g.arranging.measure(types)
 	}
 }
 
@@ -343,7 +381,7 @@ func (g *gathering) add(ctx context.Context, list List, kind store.Kind, types [
 			return err
 		}
 		if list == Output { // deletions are told whatever they were of (decisions.md 4)
-			if err := g.output(ctx, s, sec, extents, at, l); err != nil {
+			if err := g.section(ctx, s, sec, extents, at, l); err != nil {
 				return err
 			}
 			if err := g.reached(sec, nil); err != nil {
@@ -356,8 +394,8 @@ func (g *gathering) add(ctx context.Context, list List, kind store.Kind, types [
 	return nil
 }
 
-// output appends the files of a section, as it lies on the disk where that can be.
-func (g *gathering) output(ctx context.Context, s Snapshot, sec store.Section, extents []store.Extent, at position, l Limits) (err error) {
+// section appends the files of one, as it lies on the disk where that can be.
+func (g *gathering) section(ctx context.Context, s Snapshot, sec store.Section, extents []store.Extent, at position, l Limits) (err error) {
 	match := g.matcher(sec.Type)
 	switch {
 	case g.sent != nil && sec.Type == provenanceType:
@@ -376,6 +414,9 @@ func (g *gathering) output(ctx context.Context, s Snapshot, sec store.Section, e
 
 // write makes files of what matches of extents from a place on; match nil: all.
 func (g *gathering) write(ctx context.Context, s Snapshot, sec store.Section, extents []store.Extent, at position, since fhir.Instant, match func(line []byte) bool, l Limits) (err error) {
+	if g.arranging != nil {
+		return g.arranging.gather(ctx, s, sec, extents, since, match)
+	}
 	if g.projection != nil {
 		return g.make(ctx, s, sec, extents, at, since, match, l)
 	}

@@ -54,6 +54,7 @@ type Options struct {
 	Workers        int           // jobs planned at the same time, at least 2 (default half of the processors)
 	Bases          []string      // of absolute references to resources here
 	Checkpoint     time.Duration // of work that a restart may cost a job that is planned (default 1 s; negative: none)
+	Memory         int           // of what a job in blocks sorts at a time, bytes (default 64 MiB)
 	Logger         *slog.Logger
 }
 
@@ -77,6 +78,9 @@ func (o Options) withDefaults() Options {
 		o.Workers = defaultWorkers()
 	}
 	o.Workers = max(o.Workers, minWorkers)
+	if o.Memory == 0 {
+		o.Memory = gatherMemory
+	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -250,6 +254,7 @@ type Manifest struct {
 	Page            int             // of this one, counted from 1
 	More            bool            // there is another page, or will be
 	Working         *WorkingError   // the job is not done; nil: it is
+	By              fhir.Type       // of the blocks; 0: a type to a file
 }
 
 // Manifest tells what the job delivers, in the first page of its manifest.
@@ -285,7 +290,7 @@ func (j *Jobs) Page(id string, page int) (Manifest, error) {
 		}
 	}
 	m := Manifest{
-		Face: r.Face, Separate: r.Separate, Request: r.Request, TransactionTime: r.Upto, Epoch: s.Epoch(), Cut: r.Cut, Expires: s.Expires(),
+		Face: r.Face, Separate: r.Separate, Request: r.Request, TransactionTime: r.Upto, Epoch: s.Epoch(), Cut: r.Cut, Expires: s.Expires(), By: r.By,
 		From: from, Files: r.Files[from:], Severities: outcome.Count(r.Errors), Page: page, More: page <= len(r.Pages),
 	}
 	if m.More {

@@ -29,7 +29,7 @@ func (l Limits) under(maxBytes int64) Limits {
 // plan decides which files a job has. It asks for counts only and reads no
 // body, so its cost does not depend on the size of the store.
 func plan(s Snapshot, q Request, l Limits) (rule, error) {
-	r := rule{Level: q.Level, Face: q.Face, Separate: q.Separate, Request: q.URL, Since: q.Since, Upto: upto(s.Watermark(), q.Upto), Cut: s.Cut()}
+	r := rule{Level: q.Level, Face: q.Face, Separate: q.Separate, Request: q.URL, Since: q.Since, Upto: upto(s.Watermark(), q.Upto), Cut: s.Cut(), By: q.By}
 	if r.Since != fhir.None && r.Since < s.Forgotten() { // a snapshot that is opened again does not know
 		q.Notes = append(slices.Clip(q.Notes), forgotten(r.Since, s.Forgotten()))
 	}

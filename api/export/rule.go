@@ -69,6 +69,7 @@ type Request struct {
 	MaxBytes int64           // of an output file, where that is less than the server's limit; 0: the server's
 	Partial  bool            // the manifest may come in pages while the job is planned
 	Departed bool            // tell what has left the export since then and lives
+	By       fhir.Type       // in blocks of resources of this type; 0: a type to a file
 	Notes    []outcome.Issue // what was left out, one line each in the manifest's error
 }
 
@@ -92,7 +93,7 @@ func (q *Request) aboutSome() bool { return q.Level == Group || len(q.Patients) 
 func (q *Request) chosen() bool { return q.aboutSome() || q.readsBodies() || q.departs() }
 
 func (q *Request) readsBodies() bool {
-	return len(q.Filters)+len(q.Elements) > 0 || q.Attach != ByDefault
+	return len(q.Filters)+len(q.Elements) > 0 || q.Attach != ByDefault || q.By != 0
 }
 
 // A List is one of the lists of files in a manifest.
@@ -110,7 +111,7 @@ const (
 // extents, or the rule's own text for the list of errors.
 type OutputFile struct {
 	List  List
-	Type  fhir.Type // of the rows; 0 for errors
+	Type  fhir.Type // of the rows; 0 for errors, and for blocks of many types
 	From  int       // extents [From, To) of the section
 	To    int
 	Rows  int64
@@ -119,6 +120,8 @@ type OutputFile struct {
 	// CRC is the CRC-32 (IEEE) of the NDJSON; nil if it is not known before rows
 	// have been taken out of the file's blocks.
 	CRC *uint32
+	// Continues: its last block goes on in the next file.
+	Continues bool
 }
 
 // section is where the file's rows lie.
@@ -139,6 +142,7 @@ type rule struct {
 	Since    fhir.Instant
 	Upto     fhir.Instant // inclusive, never after the watermark: the transactionTime
 	Cut      store.Cut    // where in Kafka the snapshot was taken
+	By       fhir.Type    // of the blocks; 0: a type to a file
 	Files    []OutputFile
 	// Pending is the request while the job is being planned.
 	Pending *Request
@@ -162,7 +166,7 @@ type rule struct {
 // guess.
 //
 // Since 3 there are filters and elements: a program that did not know them would
-// send all. Since 4 there are faces.
+// send all. Since 4 there are faces and blocks.
 const ruleVersion = 4
 
 // Types stand by name and None as null, so that the stored form depends on
@@ -176,6 +180,7 @@ type ruleForm struct {
 	Since     *int64          `json:"since,omitempty"`
 	Upto      int64           `json:"upto"`
 	Cut       *cutForm        `json:"cut,omitempty"`
+	By        string          `json:"by,omitempty"`
 	Files     []fileForm      `json:"files,omitempty"`
 	Pending   *pendingForm    `json:"pending,omitempty"`
 	Failure   []outcome.Issue `json:"failure,omitempty"`
@@ -235,14 +240,15 @@ func (f *cutForm) cut() (c store.Cut) {
 }
 
 type fileForm struct {
-	List  List    `json:"list"`
-	Type  string  `json:"type,omitempty"`
-	From  int     `json:"from,omitempty"`
-	To    int     `json:"to,omitempty"`
-	Rows  int64   `json:"rows"`
-	Bytes int64   `json:"bytes"`
-	Made  bool    `json:"made,omitempty"`
-	CRC   *uint32 `json:"crc,omitempty"`
+	List      List    `json:"list"`
+	Type      string  `json:"type,omitempty"`
+	From      int     `json:"from,omitempty"`
+	To        int     `json:"to,omitempty"`
+	Rows      int64   `json:"rows"`
+	Bytes     int64   `json:"bytes"`
+	Made      bool    `json:"made,omitempty"`
+	CRC       *uint32 `json:"crc,omitempty"`
+	Continues bool    `json:"continues,omitempty"`
 }
 
 func (r rule) encode() ([]byte, error) {
@@ -250,6 +256,7 @@ func (r rule) encode() ([]byte, error) {
 		Version: ruleVersion, Level: r.Level, Face: r.Face, Separate: r.Separate, Request: r.Request, Since: instantForm(r.Since), Upto: int64(r.Upto), Cut: formOfCut(r.Cut),
 		Failure: r.Failure, Check: r.Checkpoint.form(), Pages: r.Pages, Pieces: r.Pieces, Errors: r.Errors,
 	}
+	form.By = typeForm(r.By)
 	if q := r.Pending; q != nil {
 		form.Pending = &pendingForm{Group: q.Group, Patients: q.Patients, Filters: q.Filters, Elements: q.Elements, Attach: q.Attach, Departed: q.Departed, MaxBytes: q.MaxBytes, Partial: q.Partial, Notes: q.Notes}
 		for _, t := range q.Types {
@@ -257,11 +264,7 @@ func (r rule) encode() ([]byte, error) {
 		}
 	}
 	for _, f := range r.Files {
-		typ := ""
-		if f.Type != 0 {
-			typ = f.Type.String()
-		}
-		form.Files = append(form.Files, fileForm{f.List, typ, f.From, f.To, f.Rows, f.Bytes, f.Made, f.CRC})
+		form.Files = append(form.Files, fileForm{f.List, typeForm(f.Type), f.From, f.To, f.Rows, f.Bytes, f.Made, f.CRC, f.Continues})
 	}
 	return json.Marshal(form)
 }
@@ -291,8 +294,11 @@ func decodeRule(b []byte) (rule, error) {
 	if r.Checkpoint, known = form.Check.checkpoint(); !known {
 		return rule{}, fmt.Errorf("the rule has come to the resource type %q", form.Check.Type)
 	}
+	if r.By, known = fhir.ParseType(form.By); !known && form.By != "" {
+		return rule{}, fmt.Errorf("the rule has blocks of the resource type %q", form.By)
+	}
 	if p := form.Pending; p != nil {
-		r.Pending = &Request{Level: r.Level, Face: r.Face, Separate: r.Separate, Group: p.Group, Patients: p.Patients, URL: r.Request, Since: r.Since, Upto: r.Upto, Filters: p.Filters, Elements: p.Elements, Attach: p.Attach, Departed: p.Departed, MaxBytes: p.MaxBytes, Partial: p.Partial, Notes: p.Notes}
+		r.Pending = &Request{By: r.By, Level: r.Level, Face: r.Face, Separate: r.Separate, Group: p.Group, Patients: p.Patients, URL: r.Request, Since: r.Since, Upto: r.Upto, Filters: p.Filters, Elements: p.Elements, Attach: p.Attach, Departed: p.Departed, MaxBytes: p.MaxBytes, Partial: p.Partial, Notes: p.Notes}
 		for _, name := range p.Types {
 			t, known := fhir.ParseType(name)
 			if !known {
@@ -303,12 +309,20 @@ func decodeRule(b []byte) (rule, error) {
 	}
 	for _, f := range form.Files {
 		typ, known := fhir.ParseType(f.Type)
-		if known == (f.List == Errors) {
+		if known == (f.List == Errors || f.List == Output && r.By != 0) {
 			return rule{}, fmt.Errorf("a file of the rule lists %q with resource type %q", f.List, f.Type)
 		}
-		r.Files = append(r.Files, OutputFile{f.List, typ, f.From, f.To, f.Rows, f.Bytes, f.Made, f.CRC})
+		r.Files = append(r.Files, OutputFile{f.List, typ, f.From, f.To, f.Rows, f.Bytes, f.Made, f.CRC, f.Continues})
 	}
 	return r, nil
+}
+
+// typeForm is a type by its name, "" for none.
+func typeForm(t fhir.Type) string {
+	if t == 0 {
+		return ""
+	}
+	return t.String()
 }
 
 // instantForm and instantOf keep None as null.

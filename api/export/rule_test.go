@@ -17,9 +17,11 @@ func TestRuleRoundTrip(t *testing.T) {
 	for _, want := range []rule{
 		{Since: fhir.None, Upto: 5},
 		{Request: "http://x/$export?a=b&c", Since: -7, Upto: 5, Errors: "{}\n", Files: []OutputFile{
-			{Output, patient, 0, 3, 10, 20, false, nil}, {Deleted, patient, 2, 3, 1, 2, false, new(uint32(0))}, {Output, patient, 0, 0, 1, 2, true, new(uint32(9))}, {List: Errors, Rows: 1, Bytes: 3},
+			{Output, patient, 0, 3, 10, 20, false, nil, false}, {Deleted, patient, 2, 3, 1, 2, false, new(uint32(0)), false}, {Output, patient, 0, 0, 1, 2, true, new(uint32(9)), false}, {List: Errors, Rows: 1, Bytes: 3},
 		}},
 		{Since: 0, Upto: 0, Face: STU4, Separate: true, Cut: store.Cut{Lag: time.Second, Partitions: []store.Covered{{Partition: store.Partition{Topic: "t", ID: 3}, Next: 4, Behind: 5}}}},
+		{Upto: 5, By: patient, Files: []OutputFile{{Output, 0, 0, 0, 10, 20, true, nil, true}, {Output, 0, 0, 0, 1, 2, true, nil, false}, {Deleted, patient, 0, 1, 1, 2, false, nil, false}}},
+		{Request: "r", By: patient, Pending: &Request{URL: "r", By: patient}},
 		{Level: Group, Face: STU4, Separate: true, Request: "r", Since: fhir.None, Pending: &Request{
 			Level: Group, Face: STU4, Separate: true, MaxBytes: 7, Partial: true, Group: "g", Patients: []string{"a"}, URL: "r", Types: []fhir.Type{patient}, Since: fhir.None,
 			Filters: []string{"Patient?active=true"}, Elements: []string{"id"}, Attach: Latest, Departed: true,
@@ -49,14 +51,14 @@ func TestRuleRoundTrip(t *testing.T) {
 func TestRuleForm(t *testing.T) {
 	patient, _ := fhir.ParseType("Patient")
 	got, err := rule{Request: "r", Since: 1, Upto: 2, Errors: "e", Files: []OutputFile{
-		{Output, patient, 3, 4, 5, 6, false, nil}, {List: Errors, Rows: 1, Bytes: 1},
+		{Output, patient, 3, 4, 5, 6, false, nil, false}, {List: Errors, Rows: 1, Bytes: 1},
 	}}.encode()
 	const want = `{"v":4,"request":"r","since":1,"upto":2,"files":[` +
 		`{"list":"output","type":"Patient","from":3,"to":4,"rows":5,"bytes":6},{"list":"error","rows":1,"bytes":1}],"errors":"e"}`
 	if err != nil || string(got) != want {
 		t.Errorf("got  %s (%v)\nwant %s", got, err, want)
 	}
-	for _, bad := range []string{"", "[]", `{"v":0}`, `{"v":5}`, `{"v":2,"files":[{"list":"output","type":"Nothing"}]}`, `{"v":2,"files":[{"list":"error","type":"Patient"}]}`, `{"v":2,"pending":{"types":["Nothing"]}}`, `{"v":2,"level":"planet"}`, `{"v":4,"face":"v9"}`, `{"v":4,"checkpoint":{"type":"Nothing"}}`} {
+	for _, bad := range []string{"", "[]", `{"v":0}`, `{"v":5}`, `{"v":2,"files":[{"list":"output","type":"Nothing"}]}`, `{"v":2,"files":[{"list":"error","type":"Patient"}]}`, `{"v":2,"pending":{"types":["Nothing"]}}`, `{"v":2,"level":"planet"}`, `{"v":4,"face":"v9"}`, `{"v":4,"upto":1,"by":"Nothing"}`, `{"v":4,"files":[{"list":"output"}]}`, `{"v":4,"by":"Patient","files":[{"list":"output","type":"Patient"}]}`, `{"v":4,"checkpoint":{"type":"Nothing"}}`} {
 		if _, err := decodeRule([]byte(bad)); err == nil {
 			t.Errorf("%s was read as a rule", bad)
 		}
@@ -67,7 +69,7 @@ func TestRuleForm(t *testing.T) {
 func TestRuleOfTheVersionBefore(t *testing.T) {
 	patient, _ := fhir.ParseType("Patient")
 	got, err := decodeRule([]byte(`{"v":1,"request":"r","upto":2,"files":[{"list":"output","type":"Patient","to":1,"rows":5,"bytes":6}]}`))
-	want := rule{Request: "r", Since: fhir.None, Upto: 2, Files: []OutputFile{{Output, patient, 0, 1, 5, 6, false, nil}}}
+	want := rule{Request: "r", Since: fhir.None, Upto: 2, Files: []OutputFile{{Output, patient, 0, 1, 5, 6, false, nil, false}}}
 	if diff := cmp.Diff(want, got); err != nil || diff != "" {
 		t.Errorf("%v, -want +got:\n%s", err, diff)
 	}

@@ -61,6 +61,13 @@ type Snapshot interface {
 	// LastStates calls fn for the lines of resources that were deleted since an
 	// instant, as they were then, as long as they are kept.
 	LastStates(ctx context.Context, t fhir.Type, since fhir.Instant, fn func(line []byte) error) error
+	// Compartments is Lines with the Patients in whose compartments each row lies.
+	Compartments(ctx context.Context, since, upto fhir.Instant, ext []store.Extent, fn func(line []byte, patients []string) error, step func()) (lost int, err error)
+	// Links calls fn for the rows that Extents lists, with their compartments and
+	// what References tells of each.
+	Links(ctx context.Context, sec store.Section, since, upto fhir.Instant, fn func(key fhir.Key, patients []string, refs []fhir.Key) error) error
+	// Scratch begins a file that a job removes itself.
+	Scratch(name string) (Scratch, error)
 	// Draft begins a file of lines that are not as they are stored, Made opens it.
 	Draft(name string) (Draft, error)
 	Made(name string) (File, error)
@@ -111,6 +118,13 @@ type Draft interface {
 	Discard() error // and remove what was written
 }
 
+// A Scratch is written, then read as often as need be.
+type Scratch interface {
+	io.Writer
+	Open() (io.ReadCloser, error)
+	Remove() error
+}
+
 // Of lets jobs work on a store.
 func Of(db *store.DB) Store { return stored{db} }
 
@@ -152,6 +166,14 @@ func (s snapshot) Draft(name string) (Draft, error) {
 		return nil, err // not a nil *store.Draft
 	}
 	return d, nil
+}
+
+func (s snapshot) Scratch(name string) (Scratch, error) {
+	f, err := s.Snapshot.Scratch(name)
+	if err != nil {
+		return nil, err // not a nil *store.Scratch
+	}
+	return f, nil
 }
 
 func (s snapshot) Made(name string) (File, error) {

@@ -247,7 +247,7 @@ func passes(err error) bool {
 
 // failed is the rule of a job that cannot be done.
 func (r rule) failed(why []outcome.Issue) rule {
-	return rule{Level: r.Level, Face: r.Face, Separate: r.Separate, Request: r.Request, Since: r.Since, Upto: r.Upto, Failure: why}
+	return rule{Level: r.Level, Face: r.Face, Separate: r.Separate, Request: r.Request, Since: r.Since, Upto: r.Upto, By: r.By, Failure: why}
 }
 
 // choose plans one job. A panic is a fault of this job alone: without this it

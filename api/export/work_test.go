@@ -217,22 +217,24 @@ func TestPlanningFails(t *testing.T) {
 // A job whose files find no room is made once there is.
 func TestMakingWaitsForRoom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		db := groupStore(t)
-		j := export.New(db, export.Options{})
-		q := ofGroup("g")
-		q.Elements = []string{"id"}
-		db.Fill(true)
-		id := start(t, j, q)
-		stop := runs(t, j)
-		synctest.Wait()
-		db.Fill(false)
-		working(t, j, id)
-		time.Sleep(time.Minute)
-		m, err := j.Manifest(id)
-		if err != nil || len(m.Files) == 0 || !m.Files[0].Made {
-			t.Errorf("%v, %v", m.Files, err)
+		cut, blocks := ofGroup("g"), ofGroup("g")
+		cut.Elements, blocks.By = []string{"id"}, key(t, "Patient/p").Type
+		for _, q := range []export.Request{cut, blocks} {
+			db := groupStore(t)
+			j := export.New(db, export.Options{Memory: 1}) // nothing is sorted without a file
+			db.Fill(true)
+			id := start(t, j, q)
+			stop := runs(t, j)
+			synctest.Wait()
+			db.Fill(false)
+			working(t, j, id)
+			time.Sleep(time.Minute)
+			m, err := j.Manifest(id)
+			if err != nil || len(m.Files) == 0 || !m.Files[0].Made {
+				t.Errorf("%v, %v", m.Files, err)
+			}
+			stop()
 		}
-		stop()
 	})
 }
 

@@ -1,0 +1,189 @@
+package export
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+)
+
+// maxHeld is what of a block is held in memory before its file is chosen, bytes. A
+// block of a Patient is a few megabytes. One that is larger begins a file of its
+// own, so that it is split only if no file can take it.
+const maxHeld = 32 << 20
+
+// A binding writes blocks to files, each whole if a file can take it.
+type binding struct {
+	a      *arranging
+	limits Limits
+	file   OutputFile // the one being written
+	draft  Draft      // nil: none
+
+	id       []byte // of the block
+	header   []byte // nil: the block has not begun
+	context  []byte // the resource itself, if it goes with whatever else there is
+	held     []byte // lines that are not written yet
+	lengths  []int  // of them
+	written  bool   // part of the block: the rest goes on there
+	inFile   int64  // lines of the block in the file, without the header
+	finished int64  // lines
+}
+
+// bind makes the files.
+func (a *arranging) bind(ctx context.Context, l Limits) (err error) {
+	b := &binding{a: a, limits: l, file: OutputFile{List: Output, Made: true}}
+	defer func() { // also after a panic, which ends this job alone
+		if b.draft != nil {
+			err = errors.Join(err, b.draft.Discard())
+		}
+	}()
+	c, err := a.blocks.sorted()
+	if err != nil {
+		return err
+	}
+	if err = b.all(ctx, c); err == nil {
+		err = errors.Join(c.err(), b.flush())
+	}
+	if err = errors.Join(err, c.close()); err != nil {
+		return fmt.Errorf("write the files of blocks: %w", err)
+	}
+	return nil
+}
+
+func (b *binding) all(ctx context.Context, c cursor) error {
+	for c.next() {
+		id, tail := cutKey(c.key())
+		if !bytes.Equal(id, b.id) {
+			if err := b.end(); err != nil {
+				return err
+			}
+			b.id = append(b.id[:0], id...)
+		}
+		if err := b.line(tail[0], c.value()); err != nil {
+			return err
+		}
+		if b.finished++; b.finished%lookEvery == 0 {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			b.a.g.did(b.a.bound(lookEvery))
+		}
+	}
+	return b.end()
+}
+
+// line takes a line of the block.
+func (b *binding) line(rank byte, line []byte) error {
+	switch {
+	case rank == contextRank && b.header == nil:
+		b.context = append(b.context[:0], line...)
+		return nil
+	case rank == contextRank: // it is there
+		return nil
+	case b.header == nil:
+		b.header = fmt.Appendf(nil, `{"resourceType":"Parameters","parameter":[{"name":"header","valueReference":{"reference":"%s/%s"}}]}`+"\n", b.a.by, b.id)
+		if len(b.context) > 0 {
+			if err := b.take(b.context); err != nil {
+				return err
+			}
+		}
+	}
+	return b.take(line)
+}
+
+func (b *binding) take(line []byte) error {
+	if b.written {
+		return b.write(line)
+	}
+	b.held, b.lengths = append(b.held, line...), append(b.lengths, len(line))
+	if b.size() <= min(maxHeld, noLimit(b.limits.Bytes)) && b.rows() <= noLimit(b.limits.Resources) {
+		return nil
+	}
+	if err := b.flush(); err != nil { // a file of its own
+		return err
+	}
+	return b.release()
+}
+
+// size and rows are what the block would add to a file.
+func (b *binding) size() int64 { return int64(len(b.header) + len(b.held)) }
+func (b *binding) rows() int64 { return int64(1 + len(b.lengths)) }
+
+// end ends the block. One of which there is only the resource itself, which has
+// not changed, is none.
+func (b *binding) end() error {
+	if b.header != nil && !b.written {
+		if b.file.Bytes+b.size() > noLimit(b.limits.Bytes) || b.file.Rows+b.rows() > noLimit(b.limits.Resources) {
+			if err := b.flush(); err != nil {
+				return err
+			}
+		}
+		if err := b.release(); err != nil {
+			return err
+		}
+	}
+	b.header, b.written, b.context = nil, false, b.context[:0]
+	return nil
+}
+
+// release writes what of the block is held, and all that comes as it comes.
+func (b *binding) release() error {
+	b.written = true
+	if err := b.begin(); err != nil {
+		return err
+	}
+	rest := b.held
+	for _, n := range b.lengths {
+		if err := b.write(rest[:n]); err != nil {
+			return err
+		}
+		rest = rest[n:]
+	}
+	b.held, b.lengths = b.held[:0], b.lengths[:0]
+	return nil
+}
+
+// begin writes the header: of a block, or of what of it goes on in another file.
+func (b *binding) begin() error {
+	b.inFile = 0
+	return b.add(b.header)
+}
+
+// write writes a line of the block, in the next file if this one is full.
+func (b *binding) write(line []byte) error {
+	if b.inFile > 0 && (b.file.Bytes+int64(len(line)) > noLimit(b.limits.Bytes) || b.file.Rows+1 > noLimit(b.limits.Resources)) {
+		b.file.Continues = true
+		if err := errors.Join(b.flush(), b.begin()); err != nil {
+			return err
+		}
+	}
+	b.inFile++
+	return b.add(line)
+}
+
+func (b *binding) add(line []byte) (err error) {
+	if b.draft == nil {
+		if b.draft, err = b.a.g.s.Draft(fileName(len(b.a.g.r.Files) + 1)); err != nil {
+			return err
+		}
+	}
+	b.file.Rows++
+	b.file.Bytes += int64(len(line))
+	return b.draft.Add(line)
+}
+
+// flush ends the file, if one was begun.
+func (b *binding) flush() error {
+	if b.draft == nil {
+		return nil
+	}
+	d := b.draft
+	b.draft = nil
+	if err := d.Keep(); err != nil {
+		return err
+	}
+	g := b.a.g
+	g.r.Files, g.files = append(g.r.Files, b.file), append(g.files, nil)
+	b.file = OutputFile{List: Output, Made: true}
+	return nil
+}
