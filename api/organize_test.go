@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -312,8 +313,11 @@ func (m *machine) sameHowever(path, since, by string, want []blockFile) {
 		whole += f.text
 	}
 	for _, o := range []export.Options{
-		{Memory: 1 << 10}, {Memory: 20 << 10},
-		{Memory: 1 << 10, Limits: export.Limits{Bytes: 700}}, {Limits: export.Limits{Resources: 3}}, {Limits: export.Limits{Resources: 40}},
+		{Memory: 1 << 10},
+		{Memory: 20 << 10},
+		{Memory: 1 << 10, Limits: export.Limits{Bytes: 700}},
+		{Limits: export.Limits{Resources: 3}},
+		{Limits: export.Limits{Resources: 40}},
 	} {
 		files := m.inDirect(q, o)
 		for i, f := range files {
@@ -470,7 +474,7 @@ func (m *machine) inDirect(q export.Request, o export.Options) (files []blockFil
 		if man, err = j.Manifest(id); err == nil {
 			break
 		}
-		if _, working := err.(*export.WorkingError); !working {
+		if _, working := errors.AsType[*export.WorkingError](err); !working {
 			m.t.Fatal(err)
 		}
 		time.Sleep(time.Millisecond)

@@ -320,15 +320,14 @@ func (a *arranging) sections() []store.Section {
 
 // whole is what an export holds of a type, whatever its window.
 func (a *arranging) whole(t fhir.Type) Snapshot {
-	switch g := a.g; {
-	case g.c == nil:
+	g := a.g
+	if g.c == nil {
 		return g.r.Level.of(g.s, Output, t)
-	default:
-		if g.c.all == nil {
-			g.c.all = g.c.timeless()
-		}
-		return g.c.all.of(g.s, Output, t)
 	}
+	if g.c.all == nil {
+		g.c.all = g.c.timeless()
+	}
+	return g.c.all.of(g.s, Output, t)
 }
 
 // follow finds the edges that directories tell, to what is wanted: of what has no
@@ -401,8 +400,10 @@ func (a *arranging) link(key fhir.Key, owners []string, refs []fhir.Key) error {
 
 // draws tells whether a resource brings with it what it refers to.
 func (a *arranging) draws(key, ref fhir.Key) bool {
-	lists := key.Type == provenanceType || key.Type == groupType
-	return ref != key && ref.Type != a.by && !(lists && fhir.OnlyTargeted(ref.Type))
+	if (key.Type == provenanceType || key.Type == groupType) && fhir.OnlyTargeted(ref.Type) {
+		return false // what it lists
+	}
+	return ref != key && ref.Type != a.by
 }
 
 // linkOwned notes the edges of a resource with blocks of its own.
