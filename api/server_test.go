@@ -267,8 +267,10 @@ func TestMetadata(t *testing.T) {
 		want := map[string][]operation{
 			"Patient": {{"export", guide + "patient-export"}, {"patient-export", guide + "patient-export"}, {"export-v4", guide + "patient-export|4.0.0"}},
 			"Group": {
-				{"export", guide + "group-export"}, {"group-export", guide + "group-export"},
-				{"davinci-data-export", "http://hl7.org/fhir/us/davinci-atr/OperationDefinition/davinci-data-export"}, {"export-v4", guide + "group-export|4.0.0"},
+				{"export", guide + "group-export"},
+				{"group-export", guide + "group-export"},
+				{"davinci-data-export", "http://hl7.org/fhir/us/davinci-atr/OperationDefinition/davinci-data-export"},
+				{"export-v4", guide + "group-export|4.0.0"},
 			},
 		}[r.Type]
 		if !slices.Equal(r.Operation, want) {

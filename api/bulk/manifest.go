@@ -136,10 +136,10 @@ func (h *Handlers) manifest(id string, m export.Manifest) manifest {
 // organizedBy is the type whose resources the files' blocks are about, "" if each
 // file is of a type.
 func organizedBy(m export.Manifest) string {
-	if m.By == 0 {
-		return ""
+	if m.By != 0 {
+		return m.By.String()
 	}
-	return m.By.String()
+	return ""
 }
 
 // manifest4 is the answer as the ballot of version 4 has it: lists that are empty

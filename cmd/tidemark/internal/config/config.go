@@ -102,7 +102,7 @@ type Compaction struct {
 type Retention struct {
 	// Deletions are told to exports for so long. An older _since is answered with an OperationOutcome that says so.
 	Deleted Duration `yaml:"deleted"`
-	// The last state of a resource before its deletion.
+	// The last state of a resource before its deletion. By it a deleted Patient is recognised whom a Group names by an identifier only.
 	LastState Duration `yaml:"last_state"`
 	// Records that could not be decoded.
 	DeadLetters Duration `yaml:"dead_letters"`
