@@ -182,6 +182,7 @@ func (b *binding) flush() error {
 	if err := d.Keep(); err != nil {
 		return err
 	}
+	b.file.CRC = new(d.CRC32())
 	g := b.a.g
 	g.r.Files, g.files = append(g.r.Files, b.file), append(g.files, nil)
 	b.file = OutputFile{List: Output, Made: true}
