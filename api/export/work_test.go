@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"runtime"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -243,15 +244,15 @@ func TestMakingWaitsForRoom(t *testing.T) {
 func TestMakingWaitsLonger(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		db := groupStore(t)
-		tries := 0
-		db.OnLines = func() { tries++ }
+		var tries atomic.Int64
+		db.OnLines = func() { tries.Add(1) }
 		j := export.New(db, export.Options{})
 		db.Fill(true)
 		id := start(t, j, export.Request{Since: fhir.None, Upto: fhir.None, Elements: []string{"id"}, Types: []fhir.Type{key(t, "Patient/a").Type}})
 		stop := runs(t, j)
 		time.Sleep(time.Hour)
-		if tries < 20 || tries > 40 {
-			t.Errorf("tried %d times in an hour", tries)
+		if n := tries.Load(); n < 20 || n > 40 {
+			t.Errorf("tried %d times in an hour", n)
 		}
 		db.Fill(false)
 		time.Sleep(2 * time.Minute)

@@ -180,7 +180,7 @@ func TestGroupCommand(t *testing.T) {
 		t.Errorf("the export after one joined and one left: %s", d)
 	}
 	shown(t, r)
-	contains(t, r.get("/fhir/metadata"), "_people (Patient, Group)")
+	contains(t, r.get("/fhir/metadata"), "_people (Group, Patient)")
 
 	// What was said later wins, whatever the clock says of this machine.
 	r.send("groups", `{"resourceType":"Group","id":"ahead","meta":{"lastUpdated":"2999-01-01T00:00:00.000Z"},"type":"person","actual":true,"member":[{"entity":{"reference":"Patient/p1"}}]}`)
