@@ -108,7 +108,6 @@ type job struct {
 
 	ruling    *sync.Mutex        // the rule is being replaced
 	selection map[int]selection  // pieces of it, while somebody reads
-	sums      map[int]uint32     // checksums that became known when files were opened, by their numbers
 	started   time.Time          // when this process began to plan it
 	progress  float64            // of planning, as a share of 1
 	wait      time.Duration      // before it was tried the last time
@@ -297,43 +296,10 @@ func (j *Jobs) Page(id string, page int) (Manifest, error) {
 	if m.More {
 		m.Files = r.Files[from:r.Pages[page-1]]
 	}
-	if len(r.Pages) == 0 { // pages never change
-		j.addSums(id, m.Files)
-	}
 	if r.Pending != nil {
 		m.Working = j.working(id, r)
 	}
 	return m, nil
-}
-
-// addSums adds checksums that were not known when the job was planned, because rows
-// had to be taken out of blocks first.
-func (j *Jobs) addSums(id string, files []OutputFile) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	job := j.jobs[id]
-	for i := range files {
-		if files[i].CRC != nil || job == nil {
-			continue
-		}
-		if crc, known := job.sums[i+1]; known {
-			files[i].CRC = &crc
-		}
-	}
-}
-
-// opened remembers the checksum of a file.
-func (j *Jobs) opened(id string, n int, crc uint32) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	job := j.jobs[id]
-	if job == nil {
-		return
-	}
-	if job.sums == nil {
-		job.sums = map[int]uint32{}
-	}
-	job.sums[n] = crc
 }
 
 // cut ends a page of the manifest behind what is done now, unless somebody else
