@@ -220,7 +220,7 @@ func TestRunBeginsAnewAfterErasure(t *testing.T) {
 		}
 		defer running(t, p)()
 		for _, asks := range []bool{true, false} {
-			time.Sleep(10 * time.Minute)
+			time.Sleep(10*time.Minute + 7*time.Second) // not in the instant in which Run looks by itself
 			if _, err := p.Root(); err != nil {
 				t.Fatal(err)
 			}
