@@ -11,6 +11,7 @@ import (
 	"runtime"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/dustin/go-humanize"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/errgroup"
@@ -100,6 +101,19 @@ func (db *DB) roomToCut() error {
 		return fmt.Errorf("%w: the reserve was given up and is not back", ErrNoRoom)
 	}
 	return nil
+}
+
+// roomToMake: what a job writes beside what is stored may be as large as the store,
+// and stays until the job expires. It leaves room to intake.
+func (db *DB) roomToMake() error {
+	if db.o.Spare == 0 {
+		return nil
+	}
+	usage, err := db.fs.GetDiskUsage(db.dir)
+	if err != nil || usage.AvailBytes >= uint64(db.o.Spare) { // a disk that cannot tell stops nothing
+		return nil
+	}
+	return fmt.Errorf("%w: %s are free, files that jobs write leave %s", ErrNoRoom, humanize.IBytes(usage.AvailBytes), humanize.IBytes(uint64(db.o.Spare)))
 }
 
 // unwritten says of an error that it came of writing. A cut is begun anew by

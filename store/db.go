@@ -91,6 +91,10 @@ type Options struct {
 	Scrub time.Duration
 	// Reserve is how many bytes of the disk are held for when it is full; 0: none.
 	Reserve int64
+	// Spare is how many bytes of the disk must be free for files that jobs write
+	// beside what is stored; 0: any. Let it be more than what intake needs: a job can
+	// wait, and can be large.
+	Spare int64
 	// Cache is Pebble's, bytes (default 96 MiB).
 	Cache int64
 	// MergeOff leaves fresh segments as they are; for tests.

@@ -80,6 +80,9 @@ type Draft struct {
 // File or Keep is called with; a file of that name that an earlier process has
 // left is replaced.
 func (s *Snapshot) Draft(name string) (*Draft, error) {
+	if err := s.db.roomToMake(); err != nil {
+		return nil, err
+	}
 	p, err := s.newPrivate(name + ".made")
 	if err != nil {
 		return nil, s.disguise(err)
@@ -106,6 +109,9 @@ func (d *Draft) Add(line []byte) error {
 func (d *Draft) flush() error {
 	if len(d.text) == 0 {
 		return nil
+	}
+	if err := d.p.s.db.roomToMake(); err != nil {
+		return err
 	}
 	k := compressors.Get().(*segment.Compressor)
 	block := k.Block(d.text)

@@ -27,6 +27,9 @@ func (s *Snapshot) Scratch(name string) (*Scratch, error) {
 
 // Write appends to the file. ErrNoRoom says that the disk does not take it.
 func (f *Scratch) Write(b []byte) (int, error) {
+	if err := f.p.s.db.roomToMake(); err != nil {
+		return 0, err
+	}
 	n, err := f.p.Write(b)
 	return n, f.p.s.disguise(err)
 }

@@ -140,6 +140,7 @@ func storeOptions(c *config.Config, tel *telemetry, log *slog.Logger) store.Opti
 		Cores:          c.Compaction.Cores,
 		WriteRate:      int64(c.Compaction.WriteRate),
 		Reserve:        int64(c.Store.Reserve),
+		Spare:          int64(c.Store.MinFree) + int64(c.Store.MinFree)/4,
 		Scrub:          time.Duration(c.Store.Scrub),
 		SettleAfter:    time.Duration(c.Compaction.SettleAfter),
 		LastState:      time.Duration(c.Retention.LastState),

@@ -62,7 +62,7 @@ type Config struct {
 type Store struct {
 	// The store's directory: one directory, one process, a local disk.
 	Path string `yaml:"path"`
-	// With less free space on the store's disk than this, intake waits and downloads go on. 0B: never wait.
+	// With less free space on the store's disk than this, intake waits and downloads go on; jobs that write files wait with a quarter more. 0B: never wait.
 	MinFree Bytes `yaml:"min_free"`
 	// Room on the disk that is kept for when it is full: export jobs can still be deleted then, and cleaned up after. 0B: none.
 	Reserve Bytes `yaml:"reserve"`
