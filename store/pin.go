@@ -77,7 +77,7 @@ func (db *DB) Pin(_ context.Context, id string, expires time.Time, rule func(*Sn
 	if err := db.writable(); err != nil {
 		return nil, err
 	}
-	s, err := db.snapshotReady()
+	s, err := db.snapshotReady(true)
 	if err != nil {
 		return nil, err
 	}
@@ -114,11 +114,12 @@ func (db *DB) keep(id string, s *Snapshot) error {
 
 // Present is a snapshot at the present watermark that is not durable: for who
 // reads at once and closes it. ErrNotReady before the bootstrap is over.
-func (db *DB) Present() (*Snapshot, error) { return db.snapshotReady() }
+func (db *DB) Present() (*Snapshot, error) { return db.snapshotReady(false) }
 
 // snapshotReady takes a snapshot at the watermark, and raises the promise in
-// memory at once: whatever is sealed from now on lies after it.
-func (db *DB) snapshotReady() (*Snapshot, error) {
+// memory at once: whatever is sealed from now on lies after it. Where in Kafka that
+// was nobody asks of one that is only read.
+func (db *DB) snapshotReady(stands bool) (*Snapshot, error) {
 	db.mu.Lock()
 	defer db.mu.Unlock()
 	if db.failed != nil {
@@ -130,7 +131,9 @@ func (db *DB) snapshotReady() (*Snapshot, error) {
 	}
 	db.promised = max(db.promised, w)
 	s := db.snapshot(w)
-	s.stands = db.cut(w)
+	if stands {
+		s.stands = db.cut(w)
+	}
 	return s, nil
 }
 

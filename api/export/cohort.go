@@ -98,7 +98,10 @@ func (q *Request) cohort(ctx context.Context, s Snapshot, how identifying, bases
 		case how == ifNone && reads:
 			return nil, errHeavy
 		case how == now:
-			if err := errors.Join(w.identify(ctx, s, q.Since), w.choose(ctx, s, q.Since, bases)); err != nil {
+			if err := w.identify(ctx, s, q.Since); err != nil {
+				return nil, err
+			}
+			if err := w.choose(ctx, s, q.Since, bases); err != nil {
 				return nil, err
 			}
 		}
