@@ -145,16 +145,32 @@ func organizedBy(m export.Manifest) string {
 // manifest4 is the answer as the ballot of version 4 has it: lists that are empty
 // are not there, and extensions are FHIR's.
 type manifest4 struct {
-	ManifestType        string       `json:"manifestType"`
-	TransactionTime     string       `json:"transactionTime"`
-	RequiresAccessToken bool         `json:"requiresAccessToken"`
-	OutputFormat        string       `json:"outputFormat"`
-	OutputOrganizedBy   string       `json:"outputOrganizedBy,omitempty"`
-	Output              []entry4     `json:"output,omitempty"`
-	Deleted             []entry4     `json:"deleted,omitempty"`
-	Outcome             []entry4     `json:"outcome,omitempty"`
-	Link                []link       `json:"link,omitempty"`
-	Extension           []extension4 `json:"extension"`
+	ManifestType        string `json:"manifestType"`
+	TransactionTime     string `json:"transactionTime"`
+	RequiresAccessToken bool   `json:"requiresAccessToken"`
+	OutputFormat        string `json:"outputFormat"`
+	OutputOrganizedBy   string `json:"outputOrganizedBy,omitempty"`
+	lists4
+	Link      []link       `json:"link,omitempty"`
+	Extension []extension4 `json:"extension"`
+}
+
+// lists4 are the files of a manifest.
+type lists4 struct {
+	Output  []entry4 `json:"output,omitempty"`
+	Deleted []entry4 `json:"deleted,omitempty"`
+	Outcome []entry4 `json:"outcome,omitempty"`
+}
+
+func (l *lists4) add(list export.List, e entry4) {
+	switch list {
+	case export.Output:
+		l.Output = append(l.Output, e)
+	case export.Deleted:
+		l.Deleted = append(l.Deleted, e)
+	case export.Errors:
+		l.Outcome = append(l.Outcome, e)
+	}
 }
 
 type entry4 struct {
@@ -183,11 +199,12 @@ type extension4 struct {
 	Extension    []extension4 `json:"extension,omitempty"`
 }
 
-const manifestType = "http://hl7.org/fhir/uv/bulkdata/StructureDefinition/BulkDataManifest"
+// manifestTypes is where the guide defines manifests.
+const manifestTypes = "http://hl7.org/fhir/uv/bulkdata/StructureDefinition/"
 
 func (h *Handlers) manifest4(id string, m export.Manifest) manifest4 {
 	out := manifest4{
-		ManifestType:      manifestType,
+		ManifestType:      manifestTypes + "BulkDataManifest",
 		TransactionTime:   m.TransactionTime.String(),
 		OutputFormat:      ndjson,
 		OutputOrganizedBy: organizedBy(m),
@@ -199,19 +216,13 @@ func (h *Handlers) manifest4(id string, m export.Manifest) manifest4 {
 	}
 	for i, f := range m.Files {
 		e := newEntry4(h.Base, h.fileURL(id, m.From+i+1), f, m.Severities)
-		switch f.List {
-		case export.Output:
-			if f.Continues {
-				e.ContinuesInFile = h.fileURL(id, m.From+i+2)
-			}
-			out.Output = append(out.Output, e)
-		case export.Deleted:
-			out.Deleted = append(out.Deleted, e)
-		case export.Departed:
-			out.Extension = append(out.Extension, extension4{URL: extensionURL(h.Base, "tidemark-departed"), Extension: departed4(e)})
-		case export.Errors:
-			out.Outcome = append(out.Outcome, e)
+		if f.Continues {
+			e.ContinuesInFile = h.fileURL(id, m.From+i+2)
 		}
+		if f.List == export.Departed {
+			out.Extension = append(out.Extension, extension4{URL: extensionURL(h.Base, "tidemark-departed"), Extension: departed4(e)})
+		}
+		out.add(f.List, e)
 	}
 	return out
 }

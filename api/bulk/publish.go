@@ -12,7 +12,6 @@ import (
 
 	"github.com/go-chi/chi/v5"
 
-	"tidemark/api/export"
 	"tidemark/api/publish"
 )
 
@@ -67,35 +66,25 @@ func (h *Publishing) File(w http.ResponseWriter, r *http.Request) error {
 
 // published is a page as version 4 of the guide has it: what is empty is left out.
 type published struct {
-	ManifestType        string   `json:"manifestType"`
-	TransactionTime     string   `json:"transactionTime"`
-	RequiresAccessToken bool     `json:"requiresAccessToken"`
-	OutputFormat        string   `json:"outputFormat"`
-	UpdateCadence       string   `json:"updateCadence"`
-	Output              []entry4 `json:"output,omitempty"`
-	Deleted             []entry4 `json:"deleted,omitempty"`
-	Outcome             []entry4 `json:"outcome,omitempty"`
-	Link                []link   `json:"link"`
+	ManifestType        string `json:"manifestType"`
+	TransactionTime     string `json:"transactionTime"`
+	RequiresAccessToken bool   `json:"requiresAccessToken"`
+	OutputFormat        string `json:"outputFormat"`
+	UpdateCadence       string `json:"updateCadence"`
+	lists4
+	Link []link `json:"link"`
 }
 
 func (h *Publishing) manifest(m publish.Manifest) published {
 	out := published{
-		ManifestType:    "http://hl7.org/fhir/uv/bulkdata/StructureDefinition/BulkPublishManifest",
+		ManifestType:    manifestTypes + "BulkPublishManifest",
 		TransactionTime: m.TransactionTime.String(),
 		OutputFormat:    ndjson,
 		UpdateCadence:   cadence(h.Pages.Every()),
 		Link:            []link{{"next", h.next(m.Next)}},
 	}
 	for i, f := range m.Files {
-		e := newEntry4(h.Base, h.page(m.Page)+"/"+strconv.Itoa(m.Before+i+1)+".ndjson", f, m.Severities)
-		switch f.List {
-		case export.Output:
-			out.Output = append(out.Output, e)
-		case export.Deleted:
-			out.Deleted = append(out.Deleted, e)
-		case export.Errors:
-			out.Outcome = append(out.Outcome, e)
-		}
+		out.add(f.List, newEntry4(h.Base, h.page(m.Page)+"/"+strconv.Itoa(m.Before+i+1)+".ndjson", f, m.Severities))
 	}
 	return out
 }

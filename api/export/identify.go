@@ -89,14 +89,6 @@ func (w *walk) lookBack(ctx context.Context, s Snapshot, since fhir.Instant) (go
 	if since == fhir.None {
 		return gone, true, nil
 	}
-	told, err := s.Extents(store.Section{Kind: store.Deleted, Type: patientType}, min(since, s.Watermark()), s.Watermark())
-	if err != nil {
-		return nil, false, err
-	}
-	deleted := 0
-	for _, x := range told {
-		deleted += x.Rows
-	}
 	known := map[string]bool{}
 	err = s.LastStates(ctx, patientType, since, func(line []byte) error {
 		known[search.ID(line)] = true
@@ -108,7 +100,15 @@ func (w *walk) lookBack(ctx context.Context, s Snapshot, since fhir.Instant) (go
 		})
 		return nil
 	})
-	return gone, len(known) >= deleted, err
+	if err != nil {
+		return nil, false, err
+	}
+	all = true
+	err = s.Rows(ctx, store.Section{Kind: store.Deleted, Type: patientType}, since, s.Watermark(), func(row *store.Row) error {
+		all = all && known[row.Key.ID]
+		return nil
+	})
+	return gone, all, err
 }
 
 // An identified is a Patient with an identifier that was looked for.
