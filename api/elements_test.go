@@ -6,8 +6,6 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net/url"
-	"os"
-	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
@@ -90,23 +88,10 @@ func TestElementsKilled(t *testing.T) {
 		}
 		m.apply(changes...)
 	}
-	bodies, err := filepath.Glob(filepath.Join(m.dir, "segments", "*.ndjson.gz"))
-	m.must(err)
-	damaged, err := os.ReadFile(bodies[len(bodies)/2])
-	m.must(err)
-	damaged[len(damaged)/2] ^= 0x10
-	m.must(os.WriteFile(bodies[len(bodies)/2], damaged, 0o600))
+	m.damage(6)
 	const query = "?_elements=note&_typeFilter=Observation%3Fvalue-string:missing=false"
 	read := func(status string) (text string) {
-		var doc manifest
-		for {
-			resp, body := m.get(status)
-			if resp.StatusCode == 200 {
-				m.must(json.Unmarshal(body, &doc))
-				break
-			}
-			time.Sleep(20 * time.Millisecond) // polls are limited
-		}
+		doc := m.manifestOf(status)
 		for _, f := range append(doc.Output, doc.Error...) {
 			_, b := m.get("/fhir" + strings.TrimPrefix(f.URL, public))
 			f.prove(t, b)

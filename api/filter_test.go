@@ -136,20 +136,22 @@ func TestFilterDamage(t *testing.T) {
 	m := newMachine(t)
 	m.apply(obs(t, "sound", "a", ""))
 	m.apply(obs(t, "damaged", "a", ""), obs(t, "too", "a", ""))
-	m.damage()
+	m.damage(0)
 	_, _, status, text := m.kick("GET", "/", "?_typeFilter=Observation%3Fsubject%3DPatient/a", "")
 	if errors := m.errorsOf(text); status != 200 || !strings.Contains(text, `"count":1,`) || !strings.Contains(errors, "Observation: 2 resources are damaged") {
 		t.Errorf("%d %s\n%s", status, text, errors)
 	}
 }
 
-// damage turns a bit of the body that was written last.
-func (m *machine) damage() {
+// damage turns a bit of a body: 0 of the one that was written last, 1 of the one
+// before.
+func (m *machine) damage(before int) {
 	m.t.Helper()
 	bodies, err := filepath.Glob(filepath.Join(m.dir, "segments", "*.ndjson.gz"))
 	m.must(err)
-	body, err := os.ReadFile(bodies[len(bodies)-1])
+	path := bodies[len(bodies)-1-before]
+	body, err := os.ReadFile(path)
 	m.must(err)
 	body[len(body)/2] ^= 0x10
-	m.must(os.WriteFile(bodies[len(bodies)-1], body, 0o600))
+	m.must(os.WriteFile(path, body, 0o600))
 }

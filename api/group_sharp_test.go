@@ -583,7 +583,7 @@ func TestGroupByIdentifierDamage(t *testing.T) {
 	m := newMachine(t)
 	m.apply(group(t, "g", "", named("1")))
 	m.apply(identified(t, "a", "", "1"), identified(t, "b", "", "2"))
-	m.damage()
+	m.damage(0)
 	_, _, status, text := m.kick("GET", "/Group/g/", "?_type=Observation", "")
 	if errs := m.errorsOf(text); status != http.StatusOK || !strings.Contains(errs, "Patient: 2 resources are damaged") {
 		t.Errorf("%d %s\n%s", status, text, errs)

@@ -57,11 +57,15 @@ func (m *machine) manifestOf(status string) (doc manifest) {
 	m.t.Helper()
 	for {
 		resp, body := m.get(status)
-		if resp.StatusCode != http.StatusAccepted {
+		switch resp.StatusCode {
+		case http.StatusOK:
 			m.must(json.Unmarshal(body, &doc))
 			return doc
+		case http.StatusAccepted:
+			time.Sleep(20 * time.Millisecond) // polls are limited
+		default:
+			m.t.Fatalf("%s: %s %s", status, resp.Status, body)
 		}
-		time.Sleep(5 * time.Millisecond)
 	}
 }
 

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
-	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -357,15 +356,7 @@ func TestOrganizedKilled(t *testing.T) {
 		m.apply(append(changes, patient(t, fmt.Sprintf("canary%d", i)), scanned(t, `{"resourceType":"Practitioner","id":"dr"}`))...)
 	}
 	read := func(status string) (text string) {
-		var doc manifest
-		for {
-			resp, body := m.get(status)
-			if resp.StatusCode == 200 {
-				m.must(json.Unmarshal(body, &doc))
-				break
-			}
-			time.Sleep(20 * time.Millisecond) // polls are limited
-		}
+		doc := m.manifestOf(status)
 		for _, f := range doc.Output {
 			_, b := m.get("/fhir" + strings.TrimPrefix(f.URL, public))
 			text += fmt.Sprintln(f.Count) + string(b)
@@ -402,12 +393,7 @@ func TestOrganizedDamage(t *testing.T) {
 	m := newMachine(t)
 	m.apply(patient(t, "a"), obs(t, "sound", "a", ""))
 	m.apply(obs(t, "damaged", "a", ""), obs(t, "too", "b", ""))
-	bodies, err := filepath.Glob(filepath.Join(m.dir, "segments", "*.ndjson.gz"))
-	m.must(err)
-	body, err := os.ReadFile(bodies[len(bodies)-1])
-	m.must(err)
-	body[len(body)/2] ^= 0x10
-	m.must(os.WriteFile(bodies[len(bodies)-1], body, 0o600))
+	m.damage(0)
 	for _, by := range []string{"Patient", "Observation"} {
 		files, notes := m.organized("/", "?", by)
 		if blocks := inBlocks(t, files); len(blocks) != 1 || !strings.Contains(notes, "Observation: 2 resources are damaged") {
