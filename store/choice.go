@@ -290,31 +290,6 @@ func (s *Snapshot) Rows(ctx context.Context, sec segment.Section, since, upto fh
 	})
 }
 
-// Links calls fn for the rows that Extents would list for the same window, with
-// the Patients in whose compartments each lies and what it refers to, as References
-// has it. fn may keep nothing of the slices.
-func (s *Snapshot) Links(ctx context.Context, sec segment.Section, since, upto fhir.Instant, fn func(key fhir.Key, patients []string, refs []fhir.Key) error) error {
-	var rows []segment.Row
-	return s.looked(ctx, sec, since, upto, func(d *segment.Directory, b int, counted func() ([]bool, error)) error {
-		counts, err := counted()
-		if err != nil || !slices.Contains(counts, true) {
-			return err
-		}
-		if rows, err = d.Rows(rows[:0], b); err != nil {
-			return err
-		}
-		for i, ok := range counts {
-			if !ok {
-				continue
-			}
-			if err := fn(rows[i].Key, rows[i].Patients, rows[i].References); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-}
-
 // looked calls fn for the blocks in which rows may count, with what finds out
 // which do.
 func (s *Snapshot) looked(ctx context.Context, sec segment.Section, since, upto fhir.Instant, fn func(d *segment.Directory, b int, counted func() ([]bool, error)) error) error {

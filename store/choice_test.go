@@ -65,28 +65,22 @@ func TestChosen(t *testing.T) {
 				if err := of.References(t.Context(), segment.Section{Kind: segment.Live, Type: observationType}, since, s.Watermark(), func(k fhir.Key) { gotRefs[k] = true }); err != nil {
 					t.Fatal(err)
 				}
-				rows := map[string]bool{}
+				rows, links, beside, linked := map[string]bool{}, map[string]string{}, map[string]string{}, map[fhir.Key]bool{}
 				live := segment.Section{Kind: segment.Live, Type: observationType}
 				if err := of.Rows(t.Context(), live, since, s.Watermark(), func(row *Row) error {
 					if row.Placed == fhir.None {
 						t.Errorf("%v was placed at no time", row.Key)
 					}
 					rows[fmt.Sprintf("%s/%s", live, row.Key.ID)] = true
-					return nil
-				}); err != nil {
-					t.Fatal(err)
-				}
-				maps.DeleteFunc(want, func(name string, _ bool) bool { return !strings.HasPrefix(name, fmt.Sprint(live)) })
-				links, beside, linked := map[string]string{}, map[string]string{}, map[fhir.Key]bool{}
-				if err := of.Links(t.Context(), live, since, s.Watermark(), func(k fhir.Key, patients []string, to []fhir.Key) error {
-					links[k.ID] = fmt.Sprint(patients)
-					for _, ref := range to {
+					links[row.Key.ID] = fmt.Sprint(row.Patients)
+					for _, ref := range row.References {
 						linked[ref] = true
 					}
 					return nil
 				}); err != nil {
 					t.Fatal(err)
 				}
+				maps.DeleteFunc(want, func(name string, _ bool) bool { return !strings.HasPrefix(name, fmt.Sprint(live)) })
 				if d := cmp.Diff(refs, linked); d != "" {
 					t.Errorf("seed %d, choice %v: references beside compartments (-rows +directories):\n%s", seed, c, d)
 				}

@@ -643,18 +643,6 @@ func (p *Snapshot) Compartments(ctx context.Context, since, upto fhir.Instant, e
 	return 0, nil
 }
 
-// Links implements export.Snapshot.
-func (p *Snapshot) Links(ctx context.Context, sec store.Section, since, upto fhir.Instant, fn func(fhir.Key, []string, []fhir.Key) error) error {
-	for i := range p.rows {
-		if r := &p.rows[i]; r.sec == sec && p.counts(r, since, upto) {
-			if err := errors.Join(ctx.Err(), fn(r.key, r.Patients, r.Refers)); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
 // Scratch implements export.Snapshot.
 func (p *Snapshot) Scratch(string) (export.Scratch, error) {
 	p.store.mu.Lock()

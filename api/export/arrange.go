@@ -375,9 +375,9 @@ func (a *arranging) followIn(ctx context.Context, sec store.Section, loose bool,
 	case !fhir.Referred(sec.Type) && sec.Type != provenanceType:
 		return nil // all of it lies in compartments
 	}
-	err := s.Links(ctx, sec, fhir.None, a.g.r.Upto, func(key fhir.Key, patients []string, refs []fhir.Key) error {
-		if owners := a.members(patients); loose == (len(owners) == 0) {
-			return link(key, owners, refs)
+	err := s.Rows(ctx, sec, fhir.None, a.g.r.Upto, func(row *store.Row) error {
+		if owners := a.members(row.Patients); loose == (len(owners) == 0) {
+			return link(row.Key, owners, row.References)
 		}
 		return nil
 	})

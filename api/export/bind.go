@@ -14,11 +14,9 @@ const maxHeld = 32 << 20
 
 // A binding writes blocks to files, each whole if a file can take it.
 type binding struct {
-	a      *arranging
-	limits Limits
-	file   OutputFile // the one being written
-	draft  Draft      // nil: none
+	writing
 
+	a        *arranging
 	id       []byte // of the block
 	header   []byte // nil: the block has not begun
 	context  []byte // the resource itself, if it goes with whatever else there is
@@ -31,12 +29,8 @@ type binding struct {
 
 // bind makes the files.
 func (a *arranging) bind(ctx context.Context, l Limits) (err error) {
-	b := &binding{a: a, limits: l, file: OutputFile{List: Output, Made: true}}
-	defer func() { // also after a panic, which ends this job alone
-		if b.draft != nil {
-			err = errors.Join(err, b.draft.Discard())
-		}
-	}()
+	b := &binding{writing: writing{g: a.g, limits: l, file: OutputFile{List: Output, Made: true}}, a: a}
+	defer func() { err = errors.Join(err, b.discard()) }() // also after a panic, which ends this job alone
 	c, err := a.blocks.sorted()
 	if err != nil {
 		return err
@@ -66,7 +60,7 @@ func (b *binding) all(ctx context.Context, c cursor) error {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			b.a.g.did(b.a.bound(lookEvery))
+			b.g.did(b.a.bound(lookEvery))
 		}
 	}
 	return b.end()
@@ -113,7 +107,7 @@ func (b *binding) rows() int64 { return int64(1 + len(b.lengths)) }
 // not changed, is none.
 func (b *binding) end() error {
 	if b.header != nil && !b.written {
-		if b.file.Bytes+b.size() > noLimit(b.limits.Bytes) || b.file.Rows+b.rows() > noLimit(b.limits.Resources) {
+		if b.full(b.size(), b.rows()) {
 			if err := b.flush(); err != nil {
 				return err
 			}
@@ -146,45 +140,17 @@ func (b *binding) release() error {
 // begin writes the header: of a block, or of what of it goes on in another file.
 func (b *binding) begin() error {
 	b.inFile = 0
-	return b.add(b.header)
+	return b.put(b.header)
 }
 
 // write writes a line of the block, in the next file if this one is full.
 func (b *binding) write(line []byte) error {
-	if b.inFile > 0 && (b.file.Bytes+int64(len(line)) > noLimit(b.limits.Bytes) || b.file.Rows+1 > noLimit(b.limits.Resources)) {
+	if b.inFile > 0 && b.full(int64(len(line)), 1) {
 		b.file.Continues = true
 		if err := errors.Join(b.flush(), b.begin()); err != nil {
 			return err
 		}
 	}
 	b.inFile++
-	return b.add(line)
-}
-
-func (b *binding) add(line []byte) (err error) {
-	if b.draft == nil {
-		if b.draft, err = b.a.g.s.Draft(fileName(len(b.a.g.r.Files) + 1)); err != nil {
-			return err
-		}
-	}
-	b.file.Rows++
-	b.file.Bytes += int64(len(line))
-	return b.draft.Add(line)
-}
-
-// flush ends the file, if one was begun.
-func (b *binding) flush() error {
-	if b.draft == nil {
-		return nil
-	}
-	d := b.draft
-	b.draft = nil
-	if err := d.Keep(); err != nil {
-		return err
-	}
-	b.file.CRC = new(d.CRC32())
-	g := b.a.g
-	g.r.Files, g.files = append(g.r.Files, b.file), append(g.files, nil)
-	b.file = OutputFile{List: Output, Made: true}
-	return nil
+	return b.put(line)
 }

@@ -10,15 +10,63 @@ import (
 	"tidemark/store/fhir"
 )
 
-// A making writes the files of a section whose lines are changed. They are cut at
-// the sizes that they really have.
-type making struct {
+// A writing writes files of a job one after the other. Who says where one ends is
+// whoever has it.
+type writing struct {
 	g      *gathering
 	limits Limits
 	file   OutputFile // the one being written
 	draft  Draft      // nil: none
-	text   []byte
-	at     position // in the extents
+}
+
+// full tells whether the file has no room for some lines, bytes together.
+func (w *writing) full(bytes, lines int64) bool {
+	return w.file.Bytes+bytes > noLimit(w.limits.Bytes) || w.file.Rows+lines > noLimit(w.limits.Resources)
+}
+
+// put adds a line, to a new file if none was begun.
+func (w *writing) put(line []byte) (err error) {
+	if w.draft == nil {
+		if w.draft, err = w.g.s.Draft(fileName(len(w.g.r.Files) + 1)); err != nil {
+			return err
+		}
+	}
+	w.file.Rows++
+	w.file.Bytes += int64(len(line))
+	return w.draft.Add(line)
+}
+
+// flush ends a file, if one was begun.
+func (w *writing) flush() error {
+	if w.draft == nil {
+		return nil
+	}
+	d := w.draft
+	w.draft = nil
+	if err := d.Keep(); err != nil {
+		return err
+	}
+	w.file.CRC = new(d.CRC32())
+	w.g.r.Files, w.g.files = append(w.g.r.Files, w.file), append(w.g.files, nil)
+	w.file = OutputFile{List: w.file.List, Type: w.file.Type, Made: true}
+	return nil
+}
+
+// discard removes a file that was not ended.
+func (w *writing) discard() error {
+	if w.draft == nil {
+		return nil
+	}
+	return w.draft.Discard()
+}
+
+// A making writes the files of a section whose lines are changed. They are cut at
+// the sizes that they really have.
+type making struct {
+	writing
+
+	text []byte
+	at   position // in the extents
 }
 
 // fileName is what file n of a job is called beside its snapshot, counted from 1.
@@ -27,12 +75,8 @@ func fileName(n int) string { return "f" + strconv.Itoa(n) }
 // draft makes files of a list and a type of what fill adds. at is where it begins in
 // the extents that it goes through.
 func (g *gathering) draft(list List, t fhir.Type, at position, l Limits, fill func(*making) error) (err error) {
-	m := making{g: g, limits: l, file: OutputFile{List: list, Type: t, Made: true}, at: at}
-	defer func() { // also after a panic, which ends this job alone
-		if m.draft != nil {
-			err = errors.Join(err, m.draft.Discard())
-		}
-	}()
+	m := making{writing: writing{g: g, limits: l, file: OutputFile{List: list, Type: t, Made: true}}, at: at}
+	defer func() { err = errors.Join(err, m.discard()) }() // also after a panic, which ends this job alone
 	if err := fill(&m); err != nil {
 		return err
 	}
@@ -72,9 +116,8 @@ func (g *gathering) project(ctx context.Context, s Snapshot, sec store.Section, 
 	return nil
 }
 
-func (m *making) add(line []byte) (err error) {
-	size := int64(len(line))
-	if m.file.Rows > 0 && (m.file.Bytes+size > noLimit(m.limits.Bytes) || m.file.Rows+1 > noLimit(m.limits.Resources)) {
+func (m *making) add(line []byte) error {
+	if m.file.Rows > 0 && m.full(int64(len(line)), 1) {
 		if err := m.flush(); err != nil {
 			return err
 		}
@@ -82,14 +125,7 @@ func (m *making) add(line []byte) (err error) {
 			return err
 		}
 	}
-	if m.draft == nil {
-		if m.draft, err = m.g.s.Draft(fileName(len(m.g.r.Files) + 1)); err != nil {
-			return err
-		}
-	}
-	m.file.Rows++
-	m.file.Bytes += size
-	return m.draft.Add(line)
+	return m.put(line)
 }
 
 // reached says that a file is whole. The lists behind the output are made anew by
@@ -101,21 +137,4 @@ func (m *making) reached() error {
 	before := m.at
 	before.Line-- // the line at hand is the first of the next file
 	return m.g.reached(store.Section{Kind: store.Live, Type: m.file.Type}, &before)
-}
-
-// flush ends a file, if one was begun.
-func (m *making) flush() error {
-	if m.draft == nil {
-		return nil
-	}
-	d := m.draft
-	m.draft = nil
-	if err := d.Keep(); err != nil {
-		return err
-	}
-	m.file.CRC = new(d.CRC32())
-	m.g.r.Files = append(m.g.r.Files, m.file)
-	m.g.files = append(m.g.files, nil)
-	m.file.Rows, m.file.Bytes = 0, 0
-	return nil
 }

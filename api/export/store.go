@@ -63,9 +63,6 @@ type Snapshot interface {
 	LastStates(ctx context.Context, t fhir.Type, since fhir.Instant, fn func(line []byte) error) error
 	// Compartments is Lines with the Patients in whose compartments each row lies.
 	Compartments(ctx context.Context, since, upto fhir.Instant, ext []store.Extent, fn func(line []byte, patients []string) error, step func()) (lost int, err error)
-	// Links calls fn for the rows that Extents lists, with their compartments and
-	// what References tells of each.
-	Links(ctx context.Context, sec store.Section, since, upto fhir.Instant, fn func(key fhir.Key, patients []string, refs []fhir.Key) error) error
 	// Scratch begins a file that a job removes itself.
 	Scratch(name string) (Scratch, error)
 	// Draft begins a file of lines that are not as they are stored, Made opens it.
