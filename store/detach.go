@@ -89,18 +89,19 @@ const keysSuffix = ".keys"
 func (s *Snapshot) keys(ext []Extent, v span) ([]byte, error) {
 	var list bytes.Buffer
 	var rows []segment.Row
+	var dirs dirReading
+	defer dirs.close()
 	for _, e := range ext {
 		g := s.seg(segment.ID(e.Segment))
 		_, counts, err := s.counts(g, e, v.of(g))
 		if err != nil {
 			return nil, err
 		}
-		d, err := g.r.OpenDirectory()
+		dir, err := dirs.of(g)
 		if err != nil {
 			return nil, err
 		}
-		rows, err = d.Rows(rows[:0], e.Block)
-		if err := errors.Join(err, d.Close()); err != nil {
+		if rows, err = dir.Rows(rows[:0], e.Block); err != nil {
 			return nil, err
 		}
 		for i, ok := range counts {

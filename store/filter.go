@@ -105,15 +105,25 @@ func (r *dirReading) close() {
 	r.seg = nil
 }
 
-func (r *dirReading) links(s *Snapshot, x Extent) (links segment.Links, err error) {
-	if g := s.seg(segment.ID(x.Segment)); r.seg != g {
-		r.close()
-		if r.dir, err = g.r.OpenDirectory(); err != nil {
-			return links, err
-		}
-		r.seg = g
+// of is the directory of a segment.
+func (r *dirReading) of(g *seg) (dir *segment.Directory, err error) {
+	if r.seg == g {
+		return r.dir, nil
 	}
-	return r.dir.Links(x.Block)
+	r.close()
+	if r.dir, err = g.r.OpenDirectory(); err != nil {
+		return nil, err
+	}
+	r.seg = g
+	return r.dir, nil
+}
+
+func (r *dirReading) links(s *Snapshot, x Extent) (links segment.Links, err error) {
+	dir, err := r.of(s.seg(segment.ID(x.Segment)))
+	if err != nil {
+		return links, err
+	}
+	return dir.Links(x.Block)
 }
 
 // blocks calls fn for each extent with the text of its block, and which of the

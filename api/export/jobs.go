@@ -141,7 +141,7 @@ func (j *Jobs) Start(ctx context.Context, q Request) (string, error) {
 	if err := j.reserve(ctx); err != nil {
 		return "", err
 	}
-	id := newID()
+	id := NewID()
 	planned := true
 	s, err := j.db.Pin(ctx, id, time.Now().Add(j.o.Expires), func(s Snapshot) ([]byte, error) {
 		r, err := plan(s, q, j.o.Limits)
@@ -211,8 +211,8 @@ func (j *Jobs) untilFree() time.Duration {
 // jobID is the length of a job's id.
 const jobID = 32
 
-// newID is 128 random bits: who knows it may read the job's files.
-func newID() string {
+// NewID is 128 random bits: who knows it may read the files of what it names.
+func NewID() string {
 	var b [16]byte
 	_, _ = rand.Read(b[:]) // never fails
 	return hex.EncodeToString(b[:])

@@ -2,8 +2,6 @@ package publish
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -46,7 +44,7 @@ func (p *Pages) Publish(ctx context.Context, root bool) error {
 }
 
 func (p *Pages) publish(ctx context.Context, t table, tail *page, root bool) error {
-	at := page{place: t.after(tail, newID())}
+	at := page{place: t.after(tail, export.NewID())}
 	s, err := p.db.Pin(ctx, at.pin(), never, func(s export.Snapshot) (_ []byte, err error) {
 		if at.record, err = p.plan(s, tail, root || tail == nil); err != nil {
 			return nil, err
@@ -164,13 +162,6 @@ func only(s export.Snapshot, r record) error {
 		all = append(all, ext...)
 	}
 	return s.Only(all)
-}
-
-// newID is 128 random bits: who is shown a page learns no other's URL.
-func newID() string {
-	var b [16]byte
-	_, _ = rand.Read(b[:]) // never fails
-	return hex.EncodeToString(b[:])
 }
 
 // tell writes down and counts a page that was made. Its id stays out of the log:
