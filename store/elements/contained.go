@@ -28,11 +28,11 @@ type span struct{ from, to int }
 // appendContained appends what stays of the contained resources, a member: those
 // that an element that is kept refers to, and those that they refer to. The others
 // were not asked for, and the resource would be invalid with them (FHIR R4, dom-3).
-func (c *cut) appendContained(m member, empty *bool) {
-	in := inside{list: c.line[m.colon+1 : m.end]}
-	members(c.line, 0, func(m member) bool {
-		if c.keep.holds(plain(c.dst, c.line[m.name:m.colon])) {
-			in.reach(c.dst, c.line[m.colon+1:m.end])
+func (c *cut) appendContained(m compact.Member, empty *bool) {
+	in := inside{list: c.line[m.Colon+1 : m.End]}
+	compact.Members(c.line, 0, func(m compact.Member) bool {
+		if c.keep.holds(compact.Plain(c.dst, c.line[m.Name:m.Colon])) {
+			in.reach(c.dst, c.line[m.Colon+1:m.End])
 		}
 		return true
 	})
@@ -40,7 +40,7 @@ func (c *cut) appendContained(m member, empty *bool) {
 		return
 	}
 	c.comma(empty)
-	c.dst = append(c.dst, c.line[m.name:m.colon+1]...)
+	c.dst = append(c.dst, c.line[m.Name:m.Colon+1]...)
 	if in.more {
 		c.dst = append(c.dst, in.list...)
 		return
@@ -80,9 +80,9 @@ func (in *inside) read(scratch []byte) {
 
 // idOf is the id of the resource at a place.
 func (in *inside) idOf(scratch []byte, at int) (id span) {
-	members(in.list, at, func(m member) bool {
-		if in.list[m.colon+1] == '"' && string(plain(scratch, in.list[m.name:m.colon])) == "id" {
-			id = span{m.colon + 1, m.end}
+	compact.Members(in.list, at, func(m compact.Member) bool {
+		if in.list[m.Colon+1] == '"' && string(compact.Plain(scratch, in.list[m.Name:m.Colon])) == "id" {
+			id = span{m.Colon + 1, m.End}
 		}
 		return true
 	})
@@ -97,8 +97,8 @@ func (in *inside) reach(scratch, text []byte) {
 			continue
 		}
 		end := compact.SkipText(text, i)
-		if end+1 < len(text) && text[end] == ':' && text[end+1] == '"' && string(plain(scratch, text[i:end])) == "reference" {
-			ref := plain(scratch, text[end+1:compact.SkipText(text, end+1)])
+		if end+1 < len(text) && text[end] == ':' && text[end+1] == '"' && string(compact.Plain(scratch, text[i:end])) == "reference" {
+			ref := compact.Plain(scratch, text[end+1:compact.SkipText(text, end+1)])
 			if len(ref) > 1 && ref[0] == '#' { // # alone is the resource itself
 				in.stay(append(scratch, ref[1:]...), len(scratch))
 			}
@@ -119,7 +119,7 @@ func (in *inside) stay(scratch []byte, from int) {
 	}
 	for i := range in.n {
 		id := in.list[in.id[i].from:in.id[i].to]
-		if !in.stays[i] && len(id) > 0 && string(plain(scratch, id)) == string(scratch[from:]) {
+		if !in.stays[i] && len(id) > 0 && string(compact.Plain(scratch, id)) == string(scratch[from:]) {
 			in.stays[i], in.any = true, true
 			in.reach(scratch, in.list[in.text[i].from:in.text[i].to])
 		}

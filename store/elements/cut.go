@@ -45,17 +45,17 @@ type cut struct {
 func (c *cut) all() []byte {
 	c.dst = append(c.dst, '{')
 	empty, tagged := true, false
-	end := members(c.line, 0, func(m member) bool {
-		name := plain(c.dst, c.line[m.name:m.colon])
+	end := compact.Members(c.line, 0, func(m compact.Member) bool {
+		name := compact.Plain(c.dst, c.line[m.Name:m.Colon])
 		switch {
 		case string(name) == "meta":
 			tagged = true
 			c.comma(&empty)
-			c.dst = append(c.dst, c.line[m.name:m.colon+1]...)
-			c.dst = appendMeta(c.dst, c.line[m.colon+1:m.end])
+			c.dst = append(c.dst, c.line[m.Name:m.Colon+1]...)
+			c.dst = appendMeta(c.dst, c.line[m.Colon+1:m.End])
 		case c.keep.holds(name):
 			c.comma(&empty)
-			c.dst = append(c.dst, c.line[m.name:m.end]...)
+			c.dst = append(c.dst, c.line[m.Name:m.End]...)
 		case string(name) == "contained":
 			c.appendContained(m, &empty)
 		}
@@ -83,9 +83,9 @@ func appendMeta(dst, meta []byte) []byte {
 	}
 	var tag []byte
 	from, to := 0, 0
-	members(meta, 0, func(m member) bool {
-		if string(plain(dst, meta[m.name:m.colon])) == "tag" {
-			from, to = m.colon+1, m.end
+	compact.Members(meta, 0, func(m compact.Member) bool {
+		if string(compact.Plain(dst, meta[m.Name:m.Colon])) == "tag" {
+			from, to = m.Colon+1, m.End
 			tag = meta[from:to]
 		}
 		return tag == nil
@@ -143,16 +143,16 @@ func hasTag(scratch, tag []byte) bool {
 
 func isSubsetted(scratch, tag []byte) bool {
 	system, code := false, false
-	members(tag, 0, func(m member) bool {
-		value := tag[m.colon+1 : m.end]
+	compact.Members(tag, 0, func(m compact.Member) bool {
+		value := tag[m.Colon+1 : m.End]
 		if value[0] != '"' {
 			return true
 		}
-		switch string(plain(scratch, tag[m.name:m.colon])) {
+		switch string(compact.Plain(scratch, tag[m.Name:m.Colon])) {
 		case "system":
-			system = string(plain(scratch, value)) == subsettedSystem
+			system = string(compact.Plain(scratch, value)) == subsettedSystem
 		case "code":
-			code = string(plain(scratch, value)) == subsettedCode
+			code = string(compact.Plain(scratch, value)) == subsettedCode
 		}
 		return true
 	})

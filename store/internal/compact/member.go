@@ -1,0 +1,40 @@
+package compact
+
+import (
+	"bytes"
+
+	"github.com/go-json-experiment/json/jsontext"
+)
+
+// A Member is a "name":value of an object, as places in its text: the name with
+// its quotes is from Name to Colon, the value from behind that to End.
+type Member struct{ Name, Colon, End int }
+
+// Members calls fn for each member of the object at i, until it says false, and
+// returns the place behind the object, or behind the last member seen.
+func Members(b []byte, i int, fn func(m Member) bool) int {
+	for i++; b[i] != '}'; {
+		m := Member{Name: i, Colon: SkipText(b, i)}
+		m.End = Skip(b, m.Colon+1)
+		if !fn(m) {
+			return m.End
+		}
+		if i = m.End; b[i] == ',' {
+			i++
+		}
+	}
+	return i + 1
+}
+
+// Plain is what a string says. One with escapes is written into what dst has left,
+// behind its end, and lives until something is appended there.
+func Plain(dst, quoted []byte) []byte {
+	if bytes.IndexByte(quoted, '\\') < 0 {
+		return quoted[1 : len(quoted)-1]
+	}
+	b, err := jsontext.AppendUnquote(dst, quoted)
+	if err != nil { // only in what no scanner has seen
+		return quoted[1 : len(quoted)-1]
+	}
+	return b[len(dst):]
+}
