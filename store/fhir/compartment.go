@@ -86,6 +86,10 @@ var extraPaths = map[string]string{
 	"Task":   "for focus",
 }
 
+// ownPaths are compartments of resources that no export of Patients holds. Whose
+// data a Binary is part of, it may say itself.
+var ownPaths = map[string]string{"Binary": "securityContext"}
+
 // referredTypes lie outside of the Patient compartment and are what its
 // resources refer to: without them clinical data cannot be read. Exports of
 // Patients and Groups hold them, too.
@@ -228,7 +232,7 @@ func newRoots() []*node {
 	for number := range all {
 		root := newHead()
 		name := typeNames[number]
-		for path := range strings.FieldsSeq(patientPaths[name] + " " + extraPaths[name]) {
+		for path := range strings.FieldsSeq(patientPaths[name] + " " + extraPaths[name] + " " + ownPaths[name]) {
 			at := root
 			for name := range strings.SplitSeq(path, ".") {
 				at = at.child(name, passage)

@@ -173,25 +173,6 @@ func (s *Scanner) takePatient(ref []byte) {
 	s.found.patients = append(s.found.patients, s.keep(id))
 }
 
-// refers tells whether a member that no node is for is the literal reference of
-// a Reference, whose text begins at i. Wherever one stands counts, in extensions
-// and contained resources, too.
-func (s *Scanner) refers(name text, escaped bool, i int) bool {
-	if s.again || i >= len(s.src) || s.src[i] != '"' {
-		return false
-	}
-	return string(s.plain(s.src[name.from:name.to], escaped)) == "reference"
-}
-
-// reference reads the text of one.
-func (s *Scanner) reference(i int) int {
-	end, escaped := s.text(i + 1)
-	if end >= 0 {
-		s.takeReference(s.plain(s.src[i+1:end-1], escaped))
-	}
-	return end
-}
-
 // takeReference notes the target of a reference if it lies in no Patient's
 // compartment: the other references lead to what an export has anyway, and are
 // noted only for who asks for all.
@@ -201,10 +182,24 @@ func (s *Scanner) takeReference(ref []byte) {
 	}
 	name, id, ok := referenceTarget(ref, s.OwnBases)
 	t := typeNumbers[string(name)]
-	if !ok || t == 0 || inCompartment[t] && !s.AllReferences {
+	if ok && t != 0 && (!inCompartment[t] || s.AllReferences) {
+		s.note(t, id)
+	}
+}
+
+// takeURL notes where an Attachment leads. That is no reference: who asks for all
+// of them does not mean it.
+func (s *Scanner) takeURL(url []byte) {
+	if s.AllReferences {
 		return
 	}
-	// Mostly it is one of the last again.
+	if id, ok := attachedTo(url, s.OwnBases); ok {
+		s.note(Binary, id)
+	}
+}
+
+// note adds a reference. Mostly it is one of the last again.
+func (s *Scanner) note(t Type, id []byte) {
 	known := s.found.references
 	for _, r := range known[max(0, len(known)-8):] {
 		if r.typ == t && bytes.Equal(s.arena[r.id.from:r.id.to], id) {

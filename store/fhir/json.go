@@ -34,7 +34,7 @@ func (s *Scanner) expected(i int, reason string) int {
 // value reads a value that somebody cares about.
 func (s *Scanner) value(i int, n *node, depth int) int {
 	if n == nil || i >= len(s.src) {
-		return s.pass(i, depth)
+		return s.pass(i, depth, false)
 	}
 	switch c := s.src[i]; {
 	case c == '"':
@@ -44,7 +44,7 @@ func (s *Scanner) value(i int, n *node, depth int) int {
 	case c == '[' && n.is < typeText && n.is != metaObject:
 		return s.list(i+1, n, depth+1)
 	}
-	end := s.pass(i, depth)
+	end := s.pass(i, depth, false)
 	if end < 0 {
 		return end
 	}
@@ -104,8 +104,8 @@ func (s *Scanner) object(i int, n *node, depth int) int {
 		if child == nil && n == headNode {
 			s.late = append(s.late, lateMember{name, escaped, i})
 		}
-		if child == nil && s.refers(name, escaped, i) {
-			i = s.reference(i)
+		if child == nil {
+			i = s.passMember(name, escaped, i, depth, false)
 		} else {
 			i = s.value(i, child, depth)
 		}
@@ -153,8 +153,38 @@ func (s *Scanner) list(i int, n *node, depth int) int {
 	}
 }
 
-// pass validates a value that nobody cares about.
-func (s *Scanner) pass(i, depth int) int {
+// passMember validates the value at i of a member that no node is for. Two kinds
+// lead to other resources wherever they stand, in extensions and contained
+// resources, too: the reference of a Reference, and the url of an Attachment.
+func (s *Scanner) passMember(name text, escaped bool, i, depth int, attachment bool) int {
+	if s.again || i >= len(s.src) { // they were noted at the first look
+		return s.pass(i, depth, false)
+	}
+	switch s.src[i] {
+	case '"':
+		switch plain := s.plain(s.src[name.from:name.to], escaped); {
+		case string(plain) == "reference":
+			return s.lead(i, s.takeReference)
+		case attachment && string(plain) == "url":
+			return s.lead(i, s.takeURL)
+		}
+	case '{', '[':
+		return s.pass(i, depth, IsAttachment(s.plain(s.src[name.from:name.to], escaped)))
+	}
+	return s.pass(i, depth, false)
+}
+
+// lead reads a text that leads somewhere.
+func (s *Scanner) lead(i int, take func([]byte)) int {
+	end, escaped := s.text(i + 1)
+	if end >= 0 {
+		take(s.plain(s.src[i+1:end-1], escaped))
+	}
+	return end
+}
+
+// pass validates a value that nobody cares about, or Attachments.
+func (s *Scanner) pass(i, depth int, attachment bool) int {
 	if i >= len(s.src) {
 		return s.fail(i, reasonEnd)
 	}
@@ -163,9 +193,9 @@ func (s *Scanner) pass(i, depth int) int {
 		end, _ := s.text(i + 1)
 		return end
 	case '{':
-		return s.passObject(i+1, depth+1)
+		return s.passObject(i+1, depth+1, attachment)
 	case '[':
-		return s.passList(i+1, depth+1)
+		return s.passList(i+1, depth+1, attachment)
 	case 't':
 		return s.literal(i, "true")
 	case 'f':
@@ -177,7 +207,7 @@ func (s *Scanner) pass(i, depth int) int {
 	}
 }
 
-func (s *Scanner) passObject(i, depth int) int {
+func (s *Scanner) passObject(i, depth int, attachment bool) int {
 	if depth > s.depth {
 		return s.fail(i-1, reasonDepth)
 	}
@@ -197,12 +227,7 @@ func (s *Scanner) passObject(i, depth int) int {
 		if i = s.colon(end); i < 0 {
 			return i
 		}
-		if s.refers(name, escaped, i) {
-			i = s.reference(i)
-		} else {
-			i = s.pass(i, depth)
-		}
-		if i < 0 {
+		if i = s.passMember(name, escaped, i, depth, attachment); i < 0 {
 			return i
 		}
 		i = s.space(i)
@@ -217,7 +242,7 @@ func (s *Scanner) passObject(i, depth int) int {
 	}
 }
 
-func (s *Scanner) passList(i, depth int) int {
+func (s *Scanner) passList(i, depth int, attachment bool) int {
 	if depth > s.depth {
 		return s.fail(i-1, reasonDepth)
 	}
@@ -226,7 +251,7 @@ func (s *Scanner) passList(i, depth int) int {
 		return i + 1
 	}
 	for {
-		if i = s.pass(i, depth); i < 0 {
+		if i = s.pass(i, depth, attachment); i < 0 {
 			return i
 		}
 		i = s.space(i)

@@ -23,6 +23,7 @@ var compartments = map[string]string{
 		DetectedIssue Device EpisodeOfCare ExplanationOfBenefit FamilyMemberHistory Immunization ImmunizationEvaluation
 		ImmunizationRecommendation MolecularSequence NutritionOrder RelatedPerson SupplyDelivery VisionPrescription`,
 	"performer":                 "DeviceRequest Observation ServiceRequest",
+	"securityContext":           "Binary",
 	"performer.actor":           "MedicationAdministration Procedure",
 	"activity.detail.performer": "CarePlan",
 	"author":                    "Basic Composition DocumentManifest DocumentReference QuestionnaireResponse",
@@ -115,6 +116,14 @@ func naive(t *testing.T, doc []byte, ownBase string) Resource {
 			res.References = append(res.References, key)
 		}
 	}
+	for _, url := range naiveAttachments(root) {
+		switch id, is := strings.CutPrefix(literal(url, ownBase), "Binary/"); {
+		case is && validID([]byte(id)):
+			res.References = append(res.References, Key{Binary, id})
+		case url != "" && url[0] != '#' && !strings.HasPrefix(url, "data:"):
+			res.References = append(res.References, Key{Binary, naiveOrigin(url)})
+		}
+	}
 	slices.SortFunc(res.References, Key.Compare)
 	res.References = slices.Compact(res.References)
 	if typ == "Group" {
@@ -139,6 +148,44 @@ func naiveReferences(v any) (refs []string) {
 		}
 	}
 	return refs
+}
+
+// naiveAttachments lists the urls of all Attachments.
+func naiveAttachments(v any) (urls []string) {
+	switch v := v.(type) {
+	case map[string]any:
+		for name, member := range v {
+			for _, a := range each(member) {
+				a, _ := a.(map[string]any)
+				if s, ok := a["url"].(string); ok && attachmentName.MatchString(name) {
+					urls = append(urls, s)
+				}
+			}
+			urls = append(urls, naiveAttachments(member)...)
+		}
+	case []any:
+		for _, e := range v {
+			urls = append(urls, naiveAttachments(e)...)
+		}
+	}
+	return urls
+}
+
+var (
+	attachmentName = regexp.MustCompile(`^(attachment|content|document|form|image|photo|presentedForm|.*Attachment)$`)
+	urlParts       = regexp.MustCompile(`(?s)^([^:/?#]*:)(?://([^/?#]*))?`)
+)
+
+func naiveOrigin(url string) string {
+	m := urlParts.FindStringSubmatch(url)
+	switch {
+	case m == nil:
+		return Relative
+	case m[2] == "" && !strings.HasPrefix(url[len(m[1]):], "//"):
+		return strings.ToLower(m[1])
+	}
+	o := strings.ToLower(m[1] + "//" + m[2][strings.LastIndexByte(m[2], '@')+1:])
+	return o[:min(len(o), maxOrigin)]
 }
 
 func naiveMembers(root map[string]any, ownBase string) []Member {
