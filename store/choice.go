@@ -31,11 +31,45 @@ type Choice struct {
 	Refer func(fhir.Key) (after fhir.Instant, ok bool)
 }
 
+// Renewing is s where of the rows that count those do from the beginning that
+// refer to a Binary that is renewed: with it they have changed. It is closed
+// with s.
+func (s *Snapshot) Renewing(renewed func(fhir.Key) bool) *Snapshot {
+	c := choosing{every: true}
+	if s.choice != nil {
+		c = choosing{Choice: s.choice.Choice, every: s.choice.every, least: s.choice.least, hashes: s.choice.hashes}
+	}
+	c.renewed = renewed
+	again := *s
+	again.choice = &c
+	return &again
+}
+
+// Attached tells whether a row in the blocks of extents may refer to a Binary, or an
+// attachment lead elsewhere. It reads nothing.
+func (s *Snapshot) Attached(ext []Extent) bool {
+	segs := finder{segs: s.segs}
+	return slices.ContainsFunc(ext, func(e Extent) bool {
+		g := segs.find(segment.ID(e.Segment))
+		return g != nil && g.r.Blocks()[e.Block].Attached > 0
+	})
+}
+
+// AnyAttached is Attached for all blocks of a section.
+func (s *Snapshot) AnyAttached(sec segment.Section) bool {
+	return slices.ContainsFunc(s.segs, func(g *seg) bool {
+		info := g.r.Section(sec)
+		return slices.ContainsFunc(g.r.Blocks()[info.From:info.To], func(k segment.BlockInfo) bool { return k.Attached > 0 })
+	})
+}
+
 // choosing is a Choice at work.
 type choosing struct {
 	Choice
-	least  fhir.Instant // of all their instants
-	hashes []uint32     // of Patients, sorted
+	every   bool // all rows, whatever Choice says
+	renewed func(fhir.Key) bool
+	least   fhir.Instant // of all their instants
+	hashes  []uint32     // of Patients, sorted
 
 	located sync.Once
 	blocks  map[location]bool // where rows of Keys may lie; nil: anywhere
@@ -76,11 +110,31 @@ const (
 )
 
 // ofAll tells whether the choice is what lies in the compartment of any Patient.
-func (c *choosing) ofAll() bool { return c.Patients == nil && c.Keys == nil && c.Refer == nil }
+func (c *choosing) ofAll() bool {
+	return c.every || c.Patients == nil && c.Keys == nil && c.Refer == nil
+}
 
 // since is the change instant behind which rows count at the earliest.
 func (c *choosing) since(since fhir.Instant) fhir.Instant {
-	if c == nil || c.ofAll() {
+	switch {
+	case c == nil:
+		return since
+	case c.renewed != nil:
+		return fhir.None
+	case c.ofAll():
+		return since
+	}
+	return min(since, c.least)
+}
+
+// sinceIn is the same for the rows of one block.
+func (c *choosing) sinceIn(k *segment.BlockInfo, since fhir.Instant) fhir.Instant {
+	switch {
+	case c == nil:
+		return since
+	case c.renewed != nil && k.Attached > 0:
+		return fhir.None
+	case c.ofAll():
 		return since
 	}
 	return min(since, c.least)
@@ -92,6 +146,12 @@ func (c *choosing) look(s *seg, b, to int) look {
 		return all
 	}
 	k := &s.r.Blocks()[b]
+	if c.every {
+		if c.renewed != nil && k.Attached > 0 {
+			return apart
+		}
+		return all
+	}
 	switch {
 	case c.Refer != nil, c.Keys != nil && (c.blocks == nil || c.blocks[location{s.id(), b}]):
 		return apart
@@ -103,7 +163,7 @@ func (c *choosing) look(s *seg, b, to int) look {
 		return none
 	case c.Patients != nil && c.passes(s, b, to):
 		return none
-	case c.Patients == nil && k.Loose == 0:
+	case c.Patients == nil && k.Loose == 0 && (c.renewed == nil || k.Attached == 0):
 		return all
 	}
 	return apart
@@ -187,6 +247,10 @@ func (c *choosing) behind(d *segment.Directory, b int, sec segment.Section, sinc
 	behind := make([]fhir.Instant, len(links.Cells))
 	for i := range behind {
 		behind[i] = always
+		if c.every {
+			behind[i] = since
+			continue
+		}
 		if c.Nobodys && len(links.Patients.Of(i)) == 0 {
 			behind[i] = since
 		}
@@ -195,7 +259,33 @@ func (c *choosing) behind(d *segment.Directory, b int, sec segment.Section, sinc
 		}
 	}
 	c.byReference(links, behind)
-	return links.Cells, behind, c.byKey(d, b, sec, links, behind)
+	if err := c.byKey(d, b, sec, links, behind); err != nil {
+		return nil, nil, err
+	}
+	c.renew(links, behind)
+	return links.Cells, behind, nil
+}
+
+// renew lets those of the rows that count do so from the beginning which refer to
+// what is renewed.
+func (c *choosing) renew(links segment.Links, behind []fhir.Instant) {
+	if c.renewed == nil {
+		return
+	}
+	renewed := make([]bool, len(links.References.Names))
+	for i, key := range links.References.Names {
+		renewed[i] = key.Type == fhir.Binary && c.renewed(key)
+	}
+	for i := range behind {
+		if behind[i] == always {
+			continue
+		}
+		for _, r := range links.References.Of(i) {
+			if renewed[r] {
+				behind[i] = fhir.None
+			}
+		}
+	}
 }
 
 // byReference lets the rows count that refer to something chosen.
@@ -317,7 +407,7 @@ func (s *Snapshot) lookedIn(g *seg, info segment.SectionInfo, v span, fn func(d 
 	}
 	for b := info.From; b < info.To && err == nil; b++ {
 		k := &g.r.Blocks()[b]
-		if k.Last <= s.choice.since(v.since) || k.First > v.upto || k.Last < v.after.Instant || s.choice.look(g, b, info.To) == none {
+		if k.Last <= s.choice.sinceIn(k, v.since) || k.First > v.upto || k.Last < v.after.Instant || s.choice.look(g, b, info.To) == none {
 			continue
 		}
 		err = fn(d, b, func() ([]bool, error) {

@@ -53,9 +53,10 @@ func TestChosen(t *testing.T) {
 			for i := range 30 {
 				since := append(marks, fhir.None)[r.IntN(len(marks)+1)]
 				c := randomChoice(r, since)
-				want, refs := chosen(told, since, c)
+				renewed := randomRenewal(r)
+				want, refs := chosen(told, since, c, renewed)
 				got, gotRefs := map[string]bool{}, map[fhir.Key]bool{}
-				of := s.Choosing(c)
+				of := renewed.of(s.Choosing(c), s)
 				for _, kind := range []segment.Kind{segment.Live, segment.Deleted} {
 					readChosen(t, of, segment.Section{Kind: kind, Type: observationType}, since, fmt.Sprint("f", i), got)
 				}
@@ -133,7 +134,9 @@ func randomChanges(r *rand.Rand, n int) []Change {
 		}
 		ch := observationOf(id, "x", fmt.Sprint(r.Uint64(), strings.Repeat("x", 8000))) // so that there are many blocks
 		ch.Patients = slices.Sorted(maps.Keys(patients))
-		if r.IntN(2) == 0 {
+		if r.IntN(40) == 0 {
+			ch = referring(ch, fmt.Sprintf("Binary/b%d", r.IntN(5)))
+		} else if r.IntN(2) == 0 {
 			ch = referring(ch, fmt.Sprintf("Practitioner/dr%d", r.IntN(9)))
 		}
 		list = append(list, ch)
@@ -184,6 +187,33 @@ func randomChoice(r *rand.Rand, since fhir.Instant) Choice {
 	return Choice{Patients: patients, Keys: keys, Outside: r.IntN(2) == 0, Nobodys: r.IntN(4) == 0}
 }
 
+// A renewal is of Binaries that have changed, to whose referrers that matters.
+type renewal struct {
+	every    bool // of all rows, not only of a choice
+	binaries map[fhir.Key]bool
+}
+
+func randomRenewal(r *rand.Rand) renewal {
+	if r.IntN(2) == 0 {
+		return renewal{}
+	}
+	n := renewal{r.IntN(3) == 0, map[fhir.Key]bool{}}
+	for range r.IntN(4) {
+		n.binaries[fhir.Key{Type: fhir.Binary, ID: fmt.Sprintf("b%d", r.IntN(5))}] = true
+	}
+	return n
+}
+
+func (n renewal) of(chosen, all *Snapshot) *Snapshot {
+	switch renewed := func(k fhir.Key) bool { return n.binaries[k] }; {
+	case n.every:
+		return all.Renewing(renewed)
+	case n.binaries != nil:
+		return chosen.Renewing(renewed)
+	}
+	return chosen
+}
+
 // A visible is a row that is visible at a snapshot.
 type visible struct {
 	sec      segment.Section
@@ -231,10 +261,16 @@ func visibles(t *testing.T, db *DB, s *Snapshot) (list []visible) {
 
 // chosen says of all rows that are visible which Observations are picked, and what the
 // picked ones that live refer to.
-func chosen(told []visible, since fhir.Instant, c Choice) (rows map[string]bool, refs map[fhir.Key]bool) {
+func chosen(told []visible, since fhir.Instant, c Choice, n renewal) (rows map[string]bool, refs map[fhir.Key]bool) {
 	rows, refs = map[string]bool{}, map[fhir.Key]bool{}
 	for _, v := range told {
 		in, after := picks(c, v, since)
+		if n.every {
+			in, after = true, since
+		}
+		if slices.ContainsFunc(v.refs, func(k fhir.Key) bool { return n.binaries[k] }) {
+			after = fhir.None
+		}
 		if in && v.instant > after {
 			rows[fmt.Sprintf("%s/%s", v.sec, v.key.ID)] = true
 			for _, k := range v.refs {

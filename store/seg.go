@@ -196,10 +196,10 @@ func (v span) of(s *seg) span {
 // window cuts through are left to the rows; all others are answered from
 // memory. Called with mu held; cut holds the deaths that the rows need.
 func (s *seg) extents(dst []Extent, sec segment.SectionInfo, v span, c *choosing) (out []Extent, cut map[int][]death) {
-	blocks, since := s.r.Blocks(), c.since(v.since)
+	blocks := s.r.Blocks()
 	for b := sec.From; b < sec.To; b++ {
 		k := &blocks[b]
-		if k.Last <= since || k.First > v.upto || k.Last < v.after.Instant {
+		if k.Last <= c.sinceIn(k, v.since) || k.First > v.upto || k.Last < v.after.Instant {
 			continue
 		}
 		how := c.look(s, b, sec.To)

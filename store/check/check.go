@@ -299,7 +299,7 @@ func (c *checker) rows(r *segment.Reader, b int, rows []segment.Row, buried *int
 		lead.Patients = 0
 	}
 	size, first, last := int64(0), rows[0].Instant, rows[0].Instant
-	loose, shared := int32(0), int32(0)
+	loose, shared, attached := int32(0), int32(0), int32(0)
 	for i := range rows {
 		row := &rows[i]
 		size += int64(row.Length)
@@ -308,6 +308,9 @@ func (c *checker) rows(r *segment.Reader, b int, rows []segment.Row, buried *int
 			loose++
 		case n > 1:
 			shared++
+		}
+		if row.Attached() {
+			attached++
 		}
 		first, last = min(first, row.Instant), max(last, row.Instant)
 		c.report.Rows++
@@ -351,6 +354,9 @@ func (c *checker) rows(r *segment.Reader, b int, rows []segment.Row, buried *int
 	}
 	if loose != k.Loose || shared != k.Shared {
 		c.fault("S4: %s, block %d: %d of its rows lie in no compartment and %d in several, the table says %d and %d", name, b, loose, shared, k.Loose, k.Shared)
+	}
+	if attached != k.Attached {
+		c.fault("S4: %s, block %d: attachments of %d of its rows lead elsewhere, the table says %d", name, b, attached, k.Attached)
 	}
 	if size != k.Sum.Size {
 		c.fault("S4: %s, block %d: its rows are %d bytes, the table says %d", name, b, size, k.Sum.Size)

@@ -11,7 +11,7 @@ import (
 
 // Version is the format of segments that this release writes. Others are
 // refused; FORMAT.md has the history.
-const Version = 3
+const Version = 4
 
 const (
 	magic       = "TIDEMARK"
@@ -90,6 +90,9 @@ type BlockInfo struct {
 	Lead   Place        // of its first row; the patients only where they are the order
 	Loose  int32        // rows that lie in no Patient's compartment
 	Shared int32        // rows that lie in those of several
+	// Attached rows refer to a Binary, or an attachment of theirs leads elsewhere
+	// (fhir.AttachedTo).
+	Attached int32
 
 	chunk    int64 // offset in the directory
 	chunkLen int32
@@ -172,6 +175,7 @@ func (b *BlockInfo) encode(c *coder, settled bool) {
 	}
 	c.Uint(uint64(b.Loose))
 	c.Uint(uint64(b.Shared))
+	c.Uint(uint64(b.Attached))
 	c.Uint(uint64(b.chunkLen))
 	c.B = binary.LittleEndian.AppendUint32(c.B, b.chunkCRC)
 }
@@ -241,10 +245,10 @@ func (b *BlockInfo) decode(c *coder, settled bool, at, chunk *int64) {
 		b.Lead.Patients = binary.LittleEndian.Uint32(c.Take(4))
 		b.Lead.Instant += fhir.Instant(c.ReadUint())
 	}
-	b.Loose, b.Shared = int32(c.ReadUint()), int32(c.ReadUint())
+	b.Loose, b.Shared, b.Attached = int32(c.ReadUint()), int32(c.ReadUint()), int32(c.ReadUint())
 	b.chunkLen = int32(c.ReadUint())
 	b.chunkCRC = binary.LittleEndian.Uint32(c.Take(4))
-	if b.Stored < 0 || b.Rows <= 0 || b.Loose < 0 || b.Shared < 0 || b.chunkLen < 0 || b.Sum.Size < 0 || b.Sum.Size > 1<<31 {
+	if b.Stored < 0 || b.Rows <= 0 || b.Loose < 0 || b.Shared < 0 || b.Attached < 0 || b.chunkLen < 0 || b.Sum.Size < 0 || b.Sum.Size > 1<<31 {
 		c.Bad = true
 		b.Stored, b.chunkLen = 0, 0
 	}

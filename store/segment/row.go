@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"math"
+	"slices"
 
 	"tidemark/store/fhir"
 )
@@ -128,6 +129,12 @@ func (r *Row) Compare(s *Row) int {
 // patient lie side by side.
 func (r *Row) CompareByPatient(s *Row) int {
 	return cmp.Or(r.Section.Compare(s.Section), r.Place().CompareByPatient(s.Place()))
+}
+
+// Attached tells whether the row refers to a Binary, or an attachment of it leads
+// elsewhere.
+func (r *Row) Attached() bool {
+	return slices.ContainsFunc(r.References, func(k fhir.Key) bool { return k.Type == fhir.Binary })
 }
 
 // Bound is the row's place in the order of time.

@@ -82,7 +82,7 @@ func (w *Writer) Append(b Block, rows []Row) error {
 	}
 	w.x.sections[n-1].To++
 	first, last := rows[0].Instant, rows[0].Instant
-	loose, shared := int32(0), int32(0)
+	loose, shared, attached := int32(0), int32(0), int32(0)
 	for i := range rows {
 		first, last = min(first, rows[i].Instant), max(last, rows[i].Instant)
 		switch len(rows[i].Patients) {
@@ -92,11 +92,14 @@ func (w *Writer) Append(b Block, rows []Row) error {
 		default:
 			shared++
 		}
+		if rows[i].Attached() {
+			attached++
+		}
 	}
 	chunk := encodeChunk(rows, &w.from)
 	w.x.blocks = append(w.x.blocks, BlockInfo{
 		Offset: w.at, Stored: int32(len(b.Data)), Rows: int32(len(rows)), Sum: b.Sum,
-		First: first, Last: last, Lead: rows[0].Place(), Loose: loose, Shared: shared,
+		First: first, Last: last, Lead: rows[0].Place(), Loose: loose, Shared: shared, Attached: attached,
 		chunk: int64(len(w.meta)), chunkLen: int32(len(chunk)), chunkCRC: crc32.Checksum(chunk, castagnoli),
 	})
 	w.meta = append(w.meta, chunk...)
