@@ -60,6 +60,7 @@ type Options struct {
 	MaxJobs          int           // limits.jobs, default 100
 	PollsPerMinute   int           // limits.polls_per_minute, per job, default 120
 	Workers          int           // export.workers, default half of the processors and at least 2
+	Inline           int64         // export.inline_attachments, bytes of content, default 0: none
 	MaxBody          int64         // limits.body, default 1 MiB
 	Presets          bulk.Presets  // presets
 	// Deletions is how long they are known (retention.deleted); it is told to
@@ -138,6 +139,8 @@ func New(o Options) (*Server, error) {
 			PollsPerMinute: o.PollsPerMinute,
 			Workers:        o.Workers,
 			Bases:          o.OwnBases,
+			Base:           o.PublicURL,
+			Inline:         o.Inline,
 			Checkpoint:     o.Checkpoint,
 			Logger:         o.Logger,
 		}),

@@ -300,6 +300,7 @@ type Snapshot struct {
 	open             int
 	revoked          bool
 	choice           *store.Choice
+	renewed          func(fhir.Key) bool
 	kept             map[string][]byte
 }
 
@@ -308,32 +309,53 @@ func (p *Snapshot) Choosing(c store.Choice) export.Snapshot {
 	return &Snapshot{store: p.store, watermark: p.watermark, forgotten: p.forgotten, rows: p.rows, choice: &c}
 }
 
+// Renewing implements export.Snapshot.
+func (p *Snapshot) Renewing(renewed func(fhir.Key) bool) export.Snapshot {
+	return &Snapshot{store: p.store, watermark: p.watermark, forgotten: p.forgotten, rows: p.rows, choice: p.choice, renewed: renewed}
+}
+
+// Attached implements export.Snapshot: it does not look which rows are asked for.
+func (p *Snapshot) Attached([]store.Extent) bool {
+	return slices.ContainsFunc(p.rows, row.attached)
+}
+
+// AnyAttached implements export.Snapshot.
+func (p *Snapshot) AnyAttached(sec store.Section) bool {
+	return slices.ContainsFunc(p.rows, func(r row) bool { return r.sec == sec && r.attached() })
+}
+
 // counts tells whether a row is one of the window's and of the choice.
 func (p *Snapshot) counts(r *row, since, upto fhir.Instant) bool {
 	if r.c > p.watermark || r.d <= p.watermark || r.c > upto {
 		return false
 	}
+	renewed := p.renewed != nil && slices.ContainsFunc(r.Refers, p.renewed)
+	behind := func(after fhir.Instant) bool { return renewed || r.c > after }
 	c := p.choice
 	switch {
 	case c == nil:
-		return r.c > since
+		return behind(since)
 	case c.Patients == nil && c.Keys == nil && c.Refer == nil:
-		return r.c > since && len(r.Patients) > 0
-	case c.Nobodys && len(r.Patients) == 0 && r.c > since:
+		return behind(since) && len(r.Patients) > 0
+	case c.Nobodys && len(r.Patients) == 0 && behind(since):
 		return true
 	}
 	for _, id := range r.Patients {
-		if after, ok := c.Patients[id]; ok && r.c > after {
+		if after, ok := c.Patients[id]; ok && behind(after) {
 			return true
 		}
 	}
-	if after, ok := c.Keys[r.key]; ok && r.c > after && (!c.Outside || len(r.Patients) == 0) {
+	if after, ok := c.Keys[r.key]; ok && behind(after) && (!c.Outside || len(r.Patients) == 0) {
 		return true
 	}
 	return c.Refer != nil && slices.ContainsFunc(r.Refers, func(k fhir.Key) bool {
 		after, ok := c.Refer(k)
-		return ok && r.c > after
+		return ok && behind(after)
 	})
+}
+
+func (r row) attached() bool {
+	return slices.ContainsFunc(r.Refers, func(k fhir.Key) bool { return k.Type == fhir.Binary })
 }
 
 // Rosters implements export.Snapshot.

@@ -106,10 +106,9 @@ var zero = []byte{0}
 // take takes a line that is sent.
 func (a *arranging) take(t fhir.Type, line []byte, patients []string) error {
 	a.number++
-	text := line
-	if p := a.g.projection; p != nil {
-		a.text = p.Append(a.text[:0], line, t)
-		text = a.text
+	text, err := a.shape(line, t)
+	if err != nil {
+		return err
 	}
 	if a.byPatient() {
 		return a.takeByPatient(t, line, text, patients)
@@ -135,6 +134,21 @@ func (a *arranging) take(t fhir.Type, line []byte, patients []string) error {
 		a.left[t]++
 	}
 	return nil
+}
+
+// shape is a line as it is sent.
+func (a *arranging) shape(line []byte, t fhir.Type) (text []byte, err error) {
+	if p := a.g.projection; p != nil {
+		a.text = p.Append(a.text[:0], line, t)
+		line = a.text
+	}
+	if f := a.g.following; f != nil && t != fhir.Binary {
+		if line, err = f.follow(line); err != nil {
+			return nil, err
+		}
+		f.followed()
+	}
+	return line, nil
 }
 
 func (a *arranging) takeByPatient(t fhir.Type, line, text []byte, patients []string) error {
@@ -235,6 +249,10 @@ func (a *arranging) candidate(key, text []byte, placed bool) error {
 
 // gather takes the lines of extents that match.
 func (a *arranging) gather(ctx context.Context, s Snapshot, sec store.Section, extents []store.Extent, since fhir.Instant, match func(line []byte) bool) error {
+	if a.g.following != nil {
+		a.g.following.begin(nil)
+		defer func() { a.g.noteStrays(sec.Type, a.g.following.strays) }()
+	}
 	lost, err := s.Compartments(ctx, since, a.g.r.Upto, extents, func(line []byte, patients []string) error {
 		if match != nil && !match(line) {
 			return nil
@@ -527,10 +545,9 @@ func (a *arranging) addFocal(ctx context.Context, types []fhir.Type) error {
 		if match != nil && !match(line) || a.known != nil && !a.known[id] {
 			return nil
 		}
-		text := line
-		if g.projection != nil {
-			a.text = g.projection.Append(a.text[:0], line, a.by)
-			text = a.text
+		text, err := a.shape(line, a.by)
+		if err != nil {
+			return err
 		}
 		return a.putInto([]byte(id), contextRank, 0, text)
 	}, func() {})

@@ -24,6 +24,8 @@ type position struct {
 	Extent int `json:"extent"` // that is being read
 	Line   int `json:"line"`   // of it: so many are done
 	Lost   int `json:"lost"`   // rows so far that could not be read
+	// Strays are where attachments led so far, nil for nowhere else.
+	Strays *strays `json:"strays,omitempty"`
 }
 
 type checkForm struct {

@@ -90,7 +90,7 @@ func choose(ctx context.Context, s Snapshot, r *rule, o Options, how identifying
 		return nil, err
 	}
 	g := gathering{
-		s: s, r: r, of: r.Level.of, filters: filters, progress: progress,
+		s: s, r: r, of: r.Level.of, how: how, filters: filters, progress: progress,
 		saving: saving{every: o.Checkpoint, last: time.Now(), keep: keep},
 	}
 	if q.Attach != ByDefault {
@@ -120,6 +120,9 @@ func choose(ctx context.Context, s Snapshot, r *rule, o Options, how identifying
 	}
 	if r.Checkpoint != nil {
 		g.notes = r.Checkpoint.Notes
+	}
+	if err := g.follow(ctx, q, o); err != nil {
+		return nil, err
 	}
 	if err := g.output(ctx, q, o); err != nil {
 		return nil, err
@@ -186,10 +189,12 @@ type gathering struct {
 	c       *choosing // nil: the export is about all Patients
 	r       *rule
 	of      func(s Snapshot, list List, t fhir.Type) Snapshot // what of s is held of a type
+	how     identifying
 	filters map[fhir.Type]*search.Filter
 	// projection is what is left of each resource; nil: all.
 	projection *elements.Projection
 	arranging  *arranging // nil: a type to a file
+	following  *following // nil: nothing has attachments
 	sent       *sending   // what is; nil: nobody asks
 	progress   func(float64)
 
@@ -375,7 +380,7 @@ func (g *gathering) add(ctx context.Context, list List, kind store.Kind, types [
 			g.skipped(sec)
 			continue
 		}
-		s := g.of(g.s, list, sec.Type)
+		s := g.held(list, sec.Type)
 		extents, err := g.r.extents(s, sec)
 		if err != nil {
 			return err
@@ -417,8 +422,14 @@ func (g *gathering) write(ctx context.Context, s Snapshot, sec store.Section, ex
 	if g.arranging != nil {
 		return g.arranging.gather(ctx, s, sec, extents, since, match)
 	}
-	if g.projection != nil {
-		return g.make(ctx, s, sec, extents, at, since, match, l)
+	leads, err := g.leads(ctx, s, sec, extents, since, match != nil)
+	switch {
+	case err != nil:
+		return err
+	case leads && g.how != now:
+		return errHeavy
+	case leads || g.projection != nil:
+		return g.make(ctx, s, sec, extents, at, since, match, leads, l)
 	}
 	if match != nil {
 		if extents, err = g.filtered(ctx, s, sec, extents, since, match); err != nil {

@@ -53,6 +53,8 @@ type Options struct {
 	PollsPerMinute int           // status requests per job (default 120)
 	Workers        int           // jobs planned at the same time, at least 2 (default half of the processors)
 	Bases          []string      // of absolute references to resources here
+	Base           string        // of the URLs of Binaries here
+	Inline         int64         // content of attachments up to so many bytes takes the place of its URL (default 0: none)
 	Checkpoint     time.Duration // of work that a restart may cost a job that is planned (default 1 s; negative: none)
 	Memory         int           // of what a job in blocks sorts at a time, bytes (default 64 MiB)
 	Logger         *slog.Logger

@@ -65,8 +65,9 @@ func (w *writing) discard() error {
 type making struct {
 	writing
 
-	text []byte
-	at   position // in the extents
+	text  []byte
+	at    position // in the extents
+	leads bool     // attachments lead to where they are changed
 }
 
 // fileName is what file n of a job is called beside its snapshot, counted from 1.
@@ -85,8 +86,11 @@ func (g *gathering) draft(list List, t fhir.Type, at position, l Limits, fill fu
 
 // make reads the rows of extents once, and writes of each that matches what was
 // asked for.
-func (g *gathering) make(ctx context.Context, s Snapshot, sec store.Section, extents []store.Extent, at position, since fhir.Instant, match func(line []byte) bool, l Limits) error {
+func (g *gathering) make(ctx context.Context, s Snapshot, sec store.Section, extents []store.Extent, at position, since fhir.Instant, match func(line []byte) bool, leads bool, l Limits) error {
 	return g.draft(Output, sec.Type, at, l, func(m *making) error {
+		if m.leads = leads; leads {
+			g.following.begin(at.Strays)
+		}
 		return g.project(ctx, s, sec, extents, since, match, m)
 	})
 }
@@ -102,10 +106,9 @@ func (g *gathering) project(ctx context.Context, s Snapshot, sec store.Section, 
 		if match != nil && !match(line) {
 			return nil
 		}
-		m.text = g.projection.Append(m.text[:0], line, sec.Type)
-		return m.add(m.text)
+		return m.shape(line, sec.Type)
 	}, func() {
-		m.at = position{m.at.Extent + 1, 0, m.at.Lost + extents[m.at.Extent].Rows - m.at.Line}
+		m.at = position{Extent: m.at.Extent + 1, Lost: m.at.Lost + extents[m.at.Extent].Rows - m.at.Line}
 		g.did(bodyCost)
 	})
 	if err != nil {
@@ -113,6 +116,28 @@ func (g *gathering) project(ctx context.Context, s Snapshot, sec store.Section, 
 	}
 	g.did(bodyCost * (g.s.Blocks(sec) - len(extents) + at.Extent))
 	g.noteLost(sec, m.at.Lost)
+	if m.leads {
+		g.noteStrays(sec.Type, g.following.strays)
+	}
+	return nil
+}
+
+// shape adds a line as it is sent.
+func (m *making) shape(line []byte, t fhir.Type) (err error) {
+	if m.g.projection != nil {
+		m.text = m.g.projection.Append(m.text[:0], line, t)
+		line = m.text
+	}
+	if !m.leads {
+		return m.add(line)
+	}
+	if line, err = m.g.following.follow(line); err != nil {
+		return err
+	}
+	if err := m.add(line); err != nil {
+		return err
+	}
+	m.g.following.followed()
 	return nil
 }
 
@@ -136,5 +161,8 @@ func (m *making) reached() error {
 	}
 	before := m.at
 	before.Line-- // the line at hand is the first of the next file
+	if m.leads {
+		before.Strays = m.g.following.strays.clone()
+	}
 	return m.g.reached(store.Section{Kind: store.Live, Type: m.file.Type}, &before)
 }

@@ -29,27 +29,42 @@ func (l Limits) under(maxBytes int64) Limits {
 // plan decides which files a job has. It asks for counts only and reads no
 // body, so its cost does not depend on the size of the store.
 func plan(s Snapshot, q Request, l Limits) (rule, error) {
+	r := q.rule(s)
+	pending := q.chosen()
+	if !pending {
+		var err error
+		if pending, err = r.refersToBinaries(s, q.Types); err != nil {
+			return rule{}, err
+		}
+	}
+	if pending {
+		r.Pending = &q
+		return r, nil
+	}
+	return r, r.fill(s, q, l)
+}
+
+// rule is that of a request without its files.
+func (q *Request) rule(s Snapshot) rule {
 	r := rule{Level: q.Level, Face: q.Face, Separate: q.Separate, Request: q.URL, Since: q.Since, Upto: upto(s.Watermark(), q.Upto), Cut: s.Cut(), By: q.By}
 	if r.Since != fhir.None && r.Since < s.Forgotten() { // a snapshot that is opened again does not know
 		q.Notes = append(slices.Clip(q.Notes), forgotten(r.Since, s.Forgotten()))
 	}
-	if q.chosen() {
-		r.Pending = &q
-		return r, nil
-	}
+	return r
+}
+
+// fill adds the files of whole types.
+func (r *rule) fill(s Snapshot, q Request, l Limits) error {
 	l = l.under(q.MaxBytes)
 	if err := r.add(s, Output, store.Live, q.Types, l); err != nil {
-		return rule{}, err
+		return err
 	}
 	if q.Since != fhir.None { // without _since nothing was there to be deleted (decisions.md 4)
 		if err := r.add(s, Deleted, store.Deleted, q.Types, l); err != nil {
-			return rule{}, err
+			return err
 		}
 	}
-	if err := r.addErrors(s, q.Notes); err != nil {
-		return rule{}, err
-	}
-	return r, nil
+	return r.addErrors(s, q.Notes)
 }
 
 // add appends the files of one list, a type to a file, types in alphabetical

@@ -43,7 +43,14 @@ type Snapshot interface {
 	Sections(kind store.Kind) []store.Section
 	// Choosing is the snapshot for the rows of a choice only; it is closed with it.
 	Choosing(c store.Choice) Snapshot
+	// Renewing is the snapshot where rows of the choice count from the beginning
+	// that refer to a Binary which is renewed; it is closed with it.
+	Renewing(renewed func(fhir.Key) bool) Snapshot
 	Extents(sec store.Section, since, upto fhir.Instant) ([]store.Extent, error)
+	// Attached tells whether rows in the blocks of extents may refer to a Binary, or
+	// an attachment lead elsewhere; AnyAttached, whether any of a section does.
+	Attached(ext []store.Extent) bool
+	AnyAttached(sec store.Section) bool
 	// Sum is the CRC-32 of the NDJSON of extents, unless rows must be taken out of
 	// them first.
 	Sum(ext []store.Extent) (crc uint32, known bool)
@@ -154,6 +161,10 @@ func (s stored) Snapshot(id string) (Snapshot, error) {
 type snapshot struct{ *store.Snapshot }
 
 func (s snapshot) Choosing(c store.Choice) Snapshot { return snapshot{s.Snapshot.Choosing(c)} }
+
+func (s snapshot) Renewing(renewed func(fhir.Key) bool) Snapshot {
+	return snapshot{s.Snapshot.Renewing(renewed)}
+}
 
 func (s snapshot) Rosters(since fhir.Instant) (Rosters, error) { return s.Snapshot.Rosters(since) }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -23,8 +24,22 @@ func PlanWhole(s Snapshot, types []fhir.Type, since fhir.Instant, l Limits) (Who
 	if len(types) == 0 {
 		return Whole{}, errors.New("plan an export of whole types: no type is given") // it would be all
 	}
-	r, err := plan(s, Request{Level: System, Types: types, Since: since, Upto: fhir.None}, l)
-	return Whole{r}, err
+	q := Request{Level: System, Types: types, Since: since, Upto: fhir.None}
+	r := q.rule(s)
+	for _, sec := range r.sections(s, store.Live, types) {
+		if s.AnyAttached(sec) {
+			q.Notes = append(q.Notes, asTheyCame(sec.Type))
+		}
+	}
+	return Whole{r}, r.fill(s, q, l)
+}
+
+// asTheyCame says of what goes out as it lies on the disk where its attachments lead.
+func asTheyCame(t fhir.Type) outcome.Issue {
+	return outcome.Issue{
+		Severity: outcome.Information, Code: outcome.Incomplete,
+		Text: fmt.Sprintf("%s: attachments of what is published lead to where they led when it came; an export makes the URLs of Binaries that are here absolute", t),
+	}
 }
 
 // Empty tells whether nothing is and nothing was deleted in the window.

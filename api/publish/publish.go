@@ -89,12 +89,12 @@ func (o Options) withDefaults() Options {
 
 // validate refuses to show everybody what may be about somebody (decisions.md 5).
 func (o Options) validate() error {
-	if !o.Public {
-		return nil
-	}
 	var faults []error
 	for _, t := range o.Types {
-		if fhir.MayNamePatient(t) {
+		switch {
+		case t == fhir.Binary: // a page does not know whose it is
+			faults = append(faults, errors.New("publish.types: Binary is never published: it may belong to a patient's data, whoever may read the pages"))
+		case o.Public && fhir.MayNamePatient(t):
 			faults = append(faults, fmt.Errorf("publish.types: %s can be about a patient, so it is never public: take it out, or set publish.public: false", t))
 		}
 	}

@@ -184,6 +184,7 @@ func apiOptions(c *config.Config, db *store.DB, tel *telemetry, log *slog.Logger
 		MaxJobs:          c.Limits.Jobs,
 		PollsPerMinute:   c.Limits.PollsPerMinute,
 		Workers:          c.Export.Workers,
+		Inline:           int64(c.Export.InlineAttachments),
 		MaxBody:          int64(c.Limits.Body),
 		Deletions:        time.Duration(c.Retention.Deleted),
 		Presets:          presets(c),

@@ -206,6 +206,8 @@ type Export struct {
 	RetryAfter Duration `yaml:"retry_after"`
 	// Jobs of Groups, of some Patients, with filters or elements that are worked on at the same time: more of them, less for intake and downloads. One is kept for those that read no bodies, so at least 2. 0: half of the processors.
 	Workers int `yaml:"workers"`
+	// Content of attachments that came over Kafka as Binary takes the place of its URL up to this size. 0B: never, the URL becomes absolute.
+	InlineAttachments Bytes `yaml:"inline_attachments"`
 }
 
 // ExportFile is how an export is cut into files.

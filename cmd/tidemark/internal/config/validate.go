@@ -379,6 +379,9 @@ func (l *loader) validatePublish() {
 			never = append(never, name)
 		}
 	}
+	if slices.Contains(p.Types, fhir.Binary.String()) {
+		l.invalid("publish.types", "Binary is never published: it may belong to a patient's data; take it out")
+	}
 	if p.Public && never != nil {
 		l.invalid("publish.types", "%s can be about a patient and so is never public: take it out, or set publish.public: false", strings.Join(never, ", "))
 	}
