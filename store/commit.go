@@ -172,6 +172,9 @@ func (c *commit) fill(b *pebble.Batch, s *seg) error {
 		value = r.cur.Encode(value[:0], n)
 		w.set(r.key, value)
 	}
+	for i := range c.rows {
+		w.refers(&c.rows[i].Row)
+	}
 	for id, list := range c.deaths {
 		w.set(index.DeathsKey(id, c.meta.Commit), index.EncodeDeaths(list))
 	}

@@ -41,8 +41,9 @@ func (r *reindex) scatter(sorted *pebble.DB, g *seg) error {
 		return err
 	}
 	defer dir.Close()
-	b := sorted.NewBatch()
-	defer func() { _ = b.Close() }()
+	b, refs := sorted.NewBatch(), r.kv.NewBatch()
+	defer func() { _, _ = b.Close(), refs.Close() }()
+	w := batchWriter{b: refs}
 	var rows []segment.Row
 	for i := range g.r.Blocks() {
 		if rows, err = dir.Rows(rows[:0], i); err != nil {
@@ -65,15 +66,17 @@ func (r *reindex) scatter(sorted *pebble.DB, g *seg) error {
 			if err := b.Set(replayKey(row), stateOf(row).Encode(nil, number), nil); err != nil {
 				return err
 			}
+			w.refers(row)
 		}
-		if b.Len() > 4<<20 {
-			if err := b.Commit(pebble.NoSync); err != nil {
+		if b.Len() > 4<<20 || refs.Len() > 4<<20 {
+			if err := errors.Join(w.err, b.Commit(pebble.NoSync), refs.Commit(pebble.NoSync)); err != nil {
 				return err
 			}
-			b = sorted.NewBatch()
+			b, refs = sorted.NewBatch(), r.kv.NewBatch()
+			w.b = refs
 		}
 	}
-	return b.Commit(pebble.NoSync)
+	return errors.Join(w.err, b.Commit(pebble.NoSync), refs.Commit(pebble.NoSync))
 }
 
 // ofResource tells whether a row says something about a resource's newest state.

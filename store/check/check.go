@@ -346,7 +346,9 @@ func (c *checker) rows(r *segment.Reader, b int, rows []segment.Row, buried *int
 		}
 		if keyed(row.Section) && !dead {
 			c.newest++
-			c.isNewest(row, fmt.Sprintf("%s, block %d, row %d", name, b, i))
+			place := fmt.Sprintf("%s, block %d, row %d", name, b, i)
+			c.isNewest(row, place)
+			c.refers(row, place)
 		}
 	}
 	if first != k.First || last != k.Last || lead != k.Lead {
@@ -393,6 +395,27 @@ func (c *checker) isNewest(row *segment.Row, place string) {
 	}
 }
 
+// refers proves that the index leads from each Binary to a resource that refers
+// to it. What a Binary refers to opens no other.
+func (c *checker) refers(row *segment.Row, place string) {
+	if row.Section.Kind != segment.Live || row.Key.Type == binary {
+		return
+	}
+	for _, k := range row.References {
+		if k.Type != binary {
+			continue
+		}
+		_, closer, err := c.s.Index.Get(index.ReferrerKey(k.ID, row.Key))
+		if err != nil {
+			c.fault("R1: %s: it refers to a Binary, and the index does not lead back: run `tidemark reindex`: %w", place, err)
+			return
+		}
+		closer.Close()
+	}
+}
+
+var binary, _ = fhir.ParseType("Binary")
+
 // body proves a block's bytes, and that its lines are the rows'.
 func (c *checker) body(r *segment.Reader, body vfs.File, b int, rows []segment.Row) {
 	text, err := r.Lines(nil, body, b)
@@ -432,7 +455,10 @@ func (c *checker) states() error {
 	if n != c.newest {
 		c.fault("I2: the index knows %d resources, the segments hold %d", n, c.newest)
 	}
-	return err
+	return errors.Join(err, index.Scan(c.s.Index, index.Referrers(), func(k, _ []byte) error {
+		_, _, err := index.ParseReferrerKey(k)
+		return err
+	}))
 }
 
 // pins proves that what snapshots hold is there.

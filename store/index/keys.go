@@ -24,6 +24,7 @@ const (
 	spaceJoined    = 'o'
 	spaceGroup     = 'g'
 	spaceBackup    = 'b'
+	spaceReferrer  = 'f'
 )
 
 // MetaKey is the key of Meta.
@@ -166,3 +167,32 @@ func Backups() *pebble.IterOptions { return space(spaceBackup) }
 
 // Groups bounds the members of Groups.
 func Groups() *pebble.IterOptions { return space(spaceGroup) }
+
+// ReferrerKey says that a resource refers to the Binary with an id, or did once.
+// The resources that refer to one lie side by side, sorted by type.
+func ReferrerKey(binary string, by fhir.Key) []byte {
+	return segment.PackID(append(referrersOf(binary), byte(by.Type)), by.ID)
+}
+
+func referrersOf(binary string) []byte {
+	var packed [64]byte
+	id := segment.PackID(packed[:0], binary)
+	return append([]byte{spaceReferrer, byte(len(id))}, id...)
+}
+
+// ParseReferrerKey is the inverse of ReferrerKey.
+func ParseReferrerKey(k []byte) (binary string, by fhir.Key, err error) {
+	if len(k) < 2 || len(k) < 2+int(k[1])+2 {
+		return "", by, fmt.Errorf("%w: referrer key", ErrCorrupt)
+	}
+	id, rest := k[2:2+k[1]], k[2+k[1]:]
+	return segment.UnpackID(id), fhir.Key{Type: fhir.Type(rest[0]), ID: segment.UnpackID(rest[1:])}, nil
+}
+
+// Referrers bounds what refers to Binaries, or did.
+func Referrers() *pebble.IterOptions { return space(spaceReferrer) }
+
+// ReferrersOf bounds what refers to one Binary, or did. No type is numbered 255.
+func ReferrersOf(binary string) *pebble.IterOptions {
+	return &pebble.IterOptions{LowerBound: referrersOf(binary), UpperBound: append(referrersOf(binary), 255)}
+}
