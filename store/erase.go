@@ -83,10 +83,6 @@ func (db *DB) enforce(ctx context.Context) (Erased, error) {
 	db.merging.Lock()
 	defer db.merging.Unlock()
 	done := Erased{At: time.Now().UTC()}
-	// What was taken in before the list knew is judged by it when it is committed.
-	if err := db.Flush(); err != nil { //nolint:contextcheck // the end of ctx must not cut a commit short
-		return done, err
-	}
 	doom, err := db.findErased(ctx)
 	defer func() { _ = db.release(doom.held) }()
 	if err != nil {
@@ -115,7 +111,7 @@ func (db *DB) enforce(ctx context.Context) (Erased, error) {
 	}
 	done.Jobs = append(done.Jobs, more...)
 	done.Segments, done.DeadLetters, done.Groups = len(segs), doom.letters, doom.groups
-	if err := db.release(doom.held); err != nil {
+	if err := errors.Join(db.release(doom.held), db.forgetReferrers()); err != nil {
 		return done, fmt.Errorf("erase: %w", err)
 	}
 	doom.held = nil
@@ -130,6 +126,7 @@ type doomed struct {
 	held    []*seg // that were searched
 	rows    map[*seg]map[uint64]struct{}
 	keys    map[fhir.Key]struct{} // of the rows
+	theirs  map[fhir.Key]struct{} // of those that go with a Patient's compartment
 	unread  error                 // segments that cannot be searched
 	living  []fhir.Key
 	groups  []string // that name a Patient of the list, and live
@@ -152,11 +149,34 @@ func (d *doomed) segments() []*seg {
 	return list
 }
 
-// findErased reads the directories of all segments, of those too that were merged
+// findErased finds all that must go. The Binaries that go with it are put on the
+// list first, before anything that leads to them goes: so an erasure that is cut
+// short finds them again.
+func (db *DB) findErased(ctx context.Context) (*doomed, error) {
+	d, err := db.searchErased(ctx)
+	if err != nil {
+		return d, err
+	}
+	attached, err := db.attached(ctx, d)
+	if err != nil || len(attached) == 0 {
+		return d, err
+	}
+	if err := errors.Join(db.addErased(attached...), db.release(d.held)); err != nil {
+		d.held = nil
+		return d, err
+	}
+	return db.searchErased(ctx)
+}
+
+// searchErased reads the directories of all segments, of those too that were merged
 // away and that only snapshots hold. Deletions stay: they say what was deleted
 // and in whose compartment it lay, and clients must be told.
-func (db *DB) findErased(ctx context.Context) (*doomed, error) {
-	d := &doomed{held: db.holdAll(), rows: map[*seg]map[uint64]struct{}{}, keys: map[fhir.Key]struct{}{}}
+func (db *DB) searchErased(ctx context.Context) (*doomed, error) {
+	// What was taken in before the list knew is judged by it when it is committed.
+	if err := db.Flush(); err != nil { //nolint:contextcheck // the end of ctx must not cut a commit short
+		return &doomed{}, err
+	}
+	d := &doomed{held: db.holdAll(), rows: map[*seg]map[uint64]struct{}{}, keys: map[fhir.Key]struct{}{}, theirs: map[fhir.Key]struct{}{}}
 	list := db.erased.Load()
 	db.mu.Lock()
 	v := span{since: fhir.None, upto: always, w: always, after: db.view.closed}
@@ -218,6 +238,9 @@ func (d *doomed) search(db *DB, s *seg, dir *segment.Directory, list *erasedList
 					continue
 				}
 				d.add(s, row.Seq)
+				if list.takes(row.Key, row.Patients) {
+					d.theirs[row.Key] = struct{}{}
+				}
 			}
 		}
 	}

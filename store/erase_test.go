@@ -293,6 +293,10 @@ func TestEraseStopsDownloads(t *testing.T) {
 // TestEraseCutShort lets an erasure fail at every write in turn: asked for
 // again it ends, and what it should erase is refused from the first moment on.
 func TestEraseCutShort(t *testing.T) {
+	eraseCutShort(t, canaryFeed)
+}
+
+func eraseCutShort(t *testing.T, fill func(*testing.T, vfs.FS) (*DB, *feed, Options, []Change)) {
 	for n := 1; ; n++ {
 		ended := false
 		synctest.Test(t, func(t *testing.T) {
@@ -310,7 +314,7 @@ func TestEraseCutShort(t *testing.T) {
 				}
 				return nil
 			}))
-			db, _, o, log := canaryFeed(t, fs)
+			db, _, o, log := fill(t, fs)
 			e := Erasure{Key: fhir.Key{Type: patientType, ID: "anna"}, Compartment: true}
 			mu.Lock()
 			left = n

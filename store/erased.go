@@ -79,10 +79,12 @@ func (l *erasedList) refuses(key fhir.Key, patients []string) bool {
 	if l == nil || len(l.list) == 0 {
 		return false
 	}
-	if l.has(l.hashOf(erasedResource, key.String())) || key.Type == patientResource && l.has(l.hashOf(erasedCompartment, key.ID)) {
-		return true
-	}
-	return key.Type != groupType && l.names(patients)
+	return l.has(l.hashOf(erasedResource, key.String())) || l.takes(key, patients)
+}
+
+// takes tells whether a resource goes with the compartment of an erased Patient.
+func (l *erasedList) takes(key fhir.Key, patients []string) bool {
+	return key.Type == patientResource && l.has(l.hashOf(erasedCompartment, key.ID)) || key.Type != groupType && l.names(patients)
 }
 
 // names tells whether one of some Patients was erased with its compartment.
@@ -199,8 +201,9 @@ func appendErased(fs vfs.FS, dir string, lines ...erasedLine) error {
 	return nil
 }
 
-// add puts an erasure on the list: from now on nothing of it is stored any more.
-func (db *DB) addErased(e Erasure) error {
+// addErased puts erasures on the list: from now on nothing of them is stored any
+// more.
+func (db *DB) addErased(list ...Erasure) error {
 	old := db.erased.Load()
 	next := &erasedList{key: old.key, list: map[erasedHash]struct{}{}}
 	var lines []erasedLine
@@ -212,13 +215,19 @@ func (db *DB) addErased(e Erasure) error {
 	for h := range old.list {
 		next.list[h] = struct{}{}
 	}
-	h := next.entry(e)
-	if next.has(h) {
-		return nil // asked for again: perhaps a crash cut it short
-	}
-	next.list[h] = struct{}{}
 	now := time.Now().UTC()
-	if err := appendErased(db.fs, db.dir, append(lines, erasedLine{Hash: hex.EncodeToString(h[:]), At: &now})...); err != nil {
+	for _, e := range list {
+		h := next.entry(e)
+		if next.has(h) {
+			continue // asked for again: perhaps a crash cut it short
+		}
+		next.list[h] = struct{}{}
+		lines = append(lines, erasedLine{Hash: hex.EncodeToString(h[:]), At: &now})
+	}
+	if len(next.list) == len(old.list) {
+		return nil
+	}
+	if err := appendErased(db.fs, db.dir, lines...); err != nil {
 		return err
 	}
 	db.erased.Store(next)

@@ -15,7 +15,7 @@ import (
 
 type eraseCmd struct {
 	Resource    string `arg:"" help:"What to erase, as Type/id."`
-	Compartment bool   `help:"With a Patient: everything in the Patient's compartment, too, but for Groups."`
+	Compartment bool   `help:"With a Patient: everything in the Patient's compartment, too, and what is attached to it, but for Groups."`
 	Yes         bool   `help:"Do it. Without this it is only said what would be erased."`
 
 	configFlags `embed:""`
@@ -27,6 +27,7 @@ func (*eraseCmd) Help() string {
 	return `Takes a resource, or all that lies in a Patient's compartment, out of all history: every version, dead letters, the files of export
 jobs. Jobs and published pages that hold any of it end at once, downloads under way stop. Clients are told by one entry in deleted for each resource.
 What was erased is refused for ever, wherever it comes from: Kafka, reindex, restore. It works beside the running server.
+With a Patient's compartment go the Binaries to which only that refers; a single resource leaves what is attached to it.
 
 This cannot be undone.
 

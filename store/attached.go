@@ -1,0 +1,120 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/cockroachdb/pebble/v2"
+
+	"tidemark/store/fhir"
+	"tidemark/store/index"
+	"tidemark/store/segment"
+)
+
+// errStays ends a search for who else refers to a Binary.
+var errStays = errors.New("somebody else refers to it")
+
+// attached lists the Binaries to which only what goes with an erased compartment
+// refers, or did: an attachment goes with what it is attached to. One that lies in
+// a compartment itself goes by that.
+func (db *DB) attached(ctx context.Context, d *doomed) (list []Erasure, err error) {
+	if len(d.theirs) == 0 {
+		return nil, nil
+	}
+	named := map[string]struct{}{}
+	err = index.Scan(db.kv, index.Referrers(), func(k, _ []byte) error {
+		binary, by, err := index.ParseReferrerKey(k)
+		if _, his := d.theirs[by]; his {
+			named[binary] = struct{}{}
+		}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the index: %w", err)
+	}
+	now := db.snapshotNow()
+	defer func() { err = errors.Join(err, now.Close()) }()
+	erased := db.erased.Load()
+	for id := range named {
+		key := fhir.Key{Type: binaryResource, ID: id}
+		if erased.refuses(key, nil) {
+			continue
+		}
+		switch stays, err := now.isOthers(ctx, key, erased); {
+		case err != nil:
+			return nil, err
+		case !stays:
+			list = append(list, Erasure{Key: key})
+		}
+	}
+	return list, nil
+}
+
+// isOthers tells whether a Binary is about somebody who is not erased: it says so
+// itself, or something refers to it that stays.
+func (s *Snapshot) isOthers(ctx context.Context, binary fhir.Key, erased *erasedList) (bool, error) {
+	st, err := s.db.newest(binary)
+	if err != nil && !errors.Is(err, ErrUnknown) {
+		return false, err
+	}
+	if err == nil && st.Kind == segment.Live && st.Patients != 0 {
+		return true, nil
+	}
+	err = s.Referrers(ctx, binary, func(row *segment.Row) error {
+		if erased.refuses(row.Key, row.Patients) {
+			return nil
+		}
+		return errStays
+	})
+	if errors.Is(err, errStays) {
+		return true, nil
+	}
+	return false, err
+}
+
+// forgetReferrers takes out of the index what resources referred to that are gone.
+func (db *DB) forgetReferrers() error {
+	var gone [][]byte
+	err := index.Scan(db.kv, index.Referrers(), func(k, _ []byte) error {
+		lives, err := db.referrerLives(k)
+		if err == nil && !lives {
+			gone = append(gone, slices.Clone(k))
+		}
+		return err
+	})
+	if err != nil || len(gone) == 0 {
+		return err
+	}
+	db.commitMu.Lock() // a resource may have come back since, and a commit brought its references
+	defer db.commitMu.Unlock()
+	b := db.kv.NewBatch()
+	defer b.Close()
+	w := batchWriter{b: b}
+	for _, k := range gone {
+		lives, err := db.referrerLives(k)
+		if err != nil {
+			return err
+		}
+		if !lives {
+			w.delete(k)
+		}
+	}
+	if err := errors.Join(w.err, b.Commit(pebble.Sync)); err != nil {
+		return db.fail(fmt.Errorf("forget what erased resources referred to: %w", err))
+	}
+	return nil
+}
+
+func (db *DB) referrerLives(k []byte) (bool, error) {
+	_, by, err := index.ParseReferrerKey(k)
+	if err != nil {
+		return false, fmt.Errorf("read the index: %w", err)
+	}
+	st, err := db.newest(by)
+	if errors.Is(err, ErrUnknown) {
+		return false, nil
+	}
+	return err == nil && st.Kind == segment.Live, err
+}
