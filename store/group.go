@@ -383,12 +383,24 @@ func (s *Snapshot) Resource(key fhir.Key) ([]byte, error) {
 	if err != nil || len(ext) == 0 {
 		return nil, errors.Join(err, fmt.Errorf("%s: %w", key.Type, ErrUnknown))
 	}
-	b, err := of.visible(ext[0], of.span(fhir.None, s.pin.Watermark))
+	var r reading
+	defer r.close()
+	text, counts, err := r.block(of, ext[0], of.span(fhir.None, s.pin.Watermark))
 	if err != nil {
 		return nil, err
 	}
-	line, err := segment.Inflate(nil, b)
-	return bytes.TrimSuffix(line, newline), err
+	i := 0
+	for line := range bytes.Lines(text) {
+		switch line = bytes.TrimSuffix(line, newline); {
+		case !counts[i]:
+			i++
+		case len(line) > len(text)/2: // a large one is not held twice
+			return line, nil
+		default:
+			return bytes.Clone(line), nil
+		}
+	}
+	return nil, fmt.Errorf("%w: a row that counts is not in its block", ErrCorrupt)
 }
 
 // regrouping is a row that says how a Group's membership changed.
