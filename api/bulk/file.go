@@ -2,6 +2,7 @@ package bulk
 
 import (
 	"fmt"
+	"maps"
 	"net/http"
 	"strconv"
 	"strings"
@@ -35,39 +36,61 @@ func (h *Handlers) File(w http.ResponseWriter, r *http.Request) error {
 // are told.
 func send(w http.ResponseWriter, r *http.Request, d *export.Download, name, caching string) error {
 	gzip := gzipWanted(r.Header)
-	tag := etag(name, gzip)
-	part, err := choose(r, tag, d.Size(gzip))
+	b := Body{
+		Tag: etag(name, gzip), Vary: "Accept-Encoding", Caching: caching, Size: d.Size(gzip), Type: ndjson, Head: http.Header{},
+		Write: func(off, n int64) error { return d.Write(w, gzip, off, n) },
+	}
+	// Of the NDJSON, whatever the coding and the part: what a client holds in the
+	// end can be proved by it.
+	b.Head.Set("Tidemark-CRC32", hex32(d.CRC32()))
+	if gzip {
+		b.Head.Set("Content-Encoding", "gzip")
+	}
+	return b.Serve(w, r)
+}
+
+// A Body is bytes that can be had whole or in part, and are the same whenever the
+// same ETag stands over them.
+type Body struct {
+	Tag     string // strong, with its quotes
+	Vary    string
+	Caching string
+	Size    int64
+	Type    string
+	Head    http.Header              // what else goes with the bytes
+	Write   func(off, n int64) error // bytes [off, off+n)
+}
+
+// Serve answers a GET or HEAD: with the bytes or the range of them that is asked
+// for, with 304 for who has them, or with an error that says what is wrong.
+func (b Body) Serve(w http.ResponseWriter, r *http.Request) error {
+	part, err := choose(r, b.Tag, b.Size)
 	if err != nil {
 		if part.status == http.StatusRequestedRangeNotSatisfiable {
-			w.Header().Set("Content-Range", "bytes */"+strconv.FormatInt(d.Size(gzip), 10))
+			w.Header().Set("Content-Range", "bytes */"+strconv.FormatInt(b.Size, 10))
 		}
 		return err
 	}
 	head := w.Header()
-	head.Set("ETag", tag)
-	head.Set("Vary", "Accept-Encoding")
-	head.Set("Cache-Control", caching)
+	head.Set("ETag", b.Tag)
+	head.Set("Vary", b.Vary)
+	head.Set("Cache-Control", b.Caching)
 	if part.status == http.StatusNotModified {
 		w.WriteHeader(part.status)
 		return nil
 	}
-	// Of the NDJSON, whatever the coding and the part: what a client holds in the
-	// end can be proved by it.
-	head.Set("Tidemark-CRC32", hex32(d.CRC32()))
+	maps.Copy(head, b.Head)
 	head.Set("Accept-Ranges", "bytes")
-	head.Set("Content-Type", ndjson)
+	head.Set("Content-Type", b.Type)
 	head.Set("Content-Length", strconv.FormatInt(part.n, 10))
-	if gzip {
-		head.Set("Content-Encoding", "gzip")
-	}
 	if part.status == http.StatusPartialContent {
-		head.Set("Content-Range", part.contentRange(d.Size(gzip)))
+		head.Set("Content-Range", part.contentRange(b.Size))
 	}
 	w.WriteHeader(part.status)
 	if r.Method == http.MethodHead {
 		return nil
 	}
-	return d.Write(w, gzip, part.off, part.n)
+	return b.Write(part.off, part.n)
 }
 
 // ndjson is what output files are.
@@ -99,7 +122,7 @@ func (p part) contentRange(size int64) string {
 func choose(r *http.Request, tag string, size int64) (part, error) {
 	whole := part{http.StatusOK, 0, size}
 	if m := r.Header.Values("If-Match"); len(m) > 0 && !matches(m, tag, false) {
-		return part{status: http.StatusPreconditionFailed}, refuse(Precondition, outcome.Invalid, "If-Match names another file or another coding than %s", tag)
+		return part{status: http.StatusPreconditionFailed}, refuse(Precondition, outcome.Invalid, "If-Match names another file or another form of it than %s", tag)
 	}
 	if m := r.Header.Values("If-None-Match"); len(m) > 0 && matches(m, tag, true) {
 		return part{status: http.StatusNotModified}, nil
