@@ -11,6 +11,7 @@ import (
 	"tidemark/api/export"
 	"tidemark/api/outcome"
 	"tidemark/api/publish"
+	"tidemark/api/read"
 	"tidemark/store"
 )
 
@@ -36,6 +37,7 @@ var statusOf = map[bulk.Kind]int{
 	bulk.Precondition:  http.StatusPreconditionFailed,
 	bulk.Range:         http.StatusRequestedRangeNotSatisfiable,
 	bulk.Missing:       http.StatusNotFound,
+	bulk.Unfit:         http.StatusUnprocessableEntity,
 }
 
 // faultOf decides what a client hears of an error. What is no fault of the
@@ -78,6 +80,8 @@ func (s *Server) faultOf(err error) fault {
 		return oneFault(http.StatusGone, outcome.Deleted, "this published page was withdrawn: drop what came from its chain, and begin again at $bulk-publish")
 	case errors.Is(err, publish.ErrNoRoot):
 		return s.later("nothing is published at this moment: the server is making a manifest, or is still reading its topics for the first time: come again")
+	case errors.Is(err, read.ErrBusy):
+		return s.later("the server is sending as many large attachments as it has memory for: come again")
 	case errors.Is(err, store.ErrRevoked): // decisions.md 6
 		return oneFault(http.StatusGone, outcome.Deleted, "this export job was ended because something that it held was erased: start a new one")
 	case errors.Is(err, store.ErrNotReady):

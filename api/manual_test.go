@@ -47,6 +47,8 @@ func withID(t *testing.T) *apitest.Store {
 	db := newStore(t)
 	db.Put(key(t, "Patient/ID"), instant(t, "2026-01-01T08:00:00.000Z"), apitest.Links{})
 	db.Put(key(t, "Group/ID"), instant(t, "2026-01-01T08:00:00.000Z"), apitest.Links{Members: []string{"Patient/ID"}})
+	db.Put(key(t, "Binary/ID"), instant(t, "2026-01-01T08:00:00.000Z"), apitest.Links{More: `,"contentType":"text/plain","data":"eA=="`})
+	db.Put(key(t, "DocumentReference/ID"), instant(t, "2026-01-01T08:00:00.000Z"), apitest.Links{Patients: []string{"ID"}, Refers: []fhir.Key{key(t, "Binary/ID")}})
 	return db
 }
 

@@ -56,6 +56,7 @@ func (s *Server) routes(b *bulk.Handlers, one *read.Handlers, p *bulk.Publishing
 		status     = base + "/export/{job}"
 		page       = base + "/export/{job}/page/{page}"
 		file       = base + "/export/{job}/{file}"
+		binary     = base + "/Binary/{id}"
 	)
 	named := chi.NewRouter()
 	for _, at := range []string{base, base + "/"} {
@@ -76,6 +77,7 @@ func (s *Server) routes(b *bulk.Handlers, one *read.Handlers, p *bulk.Publishing
 		route := base + "/" + name + "/{id}"
 		s.at(named, route, route, reading(info(route, one.Resource(name))))
 	}
+	s.at(named, binary, binary, reading(info(binary, func(w http.ResponseWriter, r *http.Request) error { return one.Binary(newSender(w), r) })))
 	s.at(named, base+"/Group", base+"/Group", reading(info(base+"/Group", one.Groups)))
 	job := reading(info(status, b.Status))
 	job[http.MethodDelete] = info(status, b.Delete)

@@ -275,7 +275,7 @@ func (e *script) http(t *testing.T, input string) string {
 	if resp.Header.Get("X-Content-Type-Options") != "nosniff" {
 		t.Error("no nosniff")
 	}
-	if loc := resp.Header.Get("Content-Location"); loc != "" {
+	if loc := resp.Header.Get("Content-Location"); resp.StatusCode == http.StatusAccepted && loc != "" {
 		e.jobs = append(e.jobs, loc[strings.LastIndex(loc, "/")+1:])
 	}
 	var out strings.Builder
@@ -504,8 +504,8 @@ var (
 func shown(resp *http.Response) []string {
 	var lines []string
 	for _, name := range []string{
-		"Accept-Ranges", "Allow", "Cache-Control", "Content-Encoding", "Content-Length", "Content-Location", "Content-Range",
-		"Content-Security-Policy", "Content-Type", "ETag", "Expires", "Preference-Applied", "Retry-After", "Tidemark-CRC32", "Vary", "X-Export-Status", "X-Progress",
+		"Accept-Ranges", "Allow", "Cache-Control", "Content-Disposition", "Content-Encoding", "Content-Length", "Content-Location", "Content-Range",
+		"Content-Security-Policy", "Content-Type", "ETag", "Expires", "Last-Modified", "Preference-Applied", "Retry-After", "Tidemark-CRC32", "Vary", "X-Export-Status", "X-Progress",
 	} {
 		for _, v := range resp.Header.Values(name) {
 			gzip := resp.Header.Get("Content-Encoding") == "gzip"

@@ -160,7 +160,7 @@ func New(o Options) (*Server, error) {
 		return nil, err
 	}
 	s.handler = s.routes(&bulk.Handlers{Jobs: s.jobs, Base: o.PublicURL, Bases: o.OwnBases, MaxBody: o.MaxBody, Now: o.Store.Now, Presets: o.Presets},
-		&read.Handlers{Store: o.Store, Base: o.PublicURL, Bases: o.OwnBases}, &bulk.Publishing{Pages: s.pages, Base: o.PublicURL}, self)
+		read.New(o.Store, o.PublicURL, o.OwnBases), &bulk.Publishing{Pages: s.pages, Base: o.PublicURL}, self)
 	return s, nil
 }
 

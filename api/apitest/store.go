@@ -413,6 +413,19 @@ func (p *Snapshot) Resource(key fhir.Key) ([]byte, error) {
 	return nil, store.ErrUnknown
 }
 
+// Referrers implements export.Snapshot.
+func (p *Snapshot) Referrers(_ context.Context, binary fhir.Key, fn func(*store.Row) error) error {
+	for _, r := range p.rows {
+		if r.sec.Kind != store.Live || r.key.Type == binary.Type || r.c > p.watermark || r.d <= p.watermark || !slices.Contains(r.Refers, binary) {
+			continue
+		}
+		if err := fn(&store.Row{Section: r.sec, Key: r.key, Instant: r.c, Patients: r.Patients, References: r.Refers}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Known implements export.Snapshot.
 func (p *Snapshot) Known(key fhir.Key) (bool, error) {
 	return slices.ContainsFunc(p.rows, func(r row) bool { return r.key == key }), nil

@@ -19,6 +19,7 @@ const (
 	Precondition                  // If-Match
 	Range                         // lies behind the end
 	Missing                       // there is no such thing
+	Unfit                         // there is, but it cannot be sent as it is asked for
 )
 
 // An Error is a request that cannot be answered as it stands. It says

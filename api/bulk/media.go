@@ -90,6 +90,45 @@ func Readable(r *http.Request) error {
 	return unreadable(r.Header, "this server")
 }
 
+// PrefersResource tells whether who reads a Binary wants the resource as FHIR, and
+// not its content, whose media type is given in lower case, without parameters
+// (FHIR R4, "Serving Binary Resources using the RESTful API"). _format always asks
+// for FHIR. Accept does where it names FHIR; application/json does if nothing else
+// is accepted that the content is. Any other wish gets the content, whatever it is.
+func PrefersResource(r *http.Request, media string) (bool, error) {
+	if asked, _ := formatOf(r.URL.RawQuery); asked {
+		return true, Readable(r)
+	}
+	fhir, content := named(r.Header, jsonTypes[0]), weight(r.Header, media)
+	switch {
+	case fhir > 0:
+		return fhir >= content, nil
+	case content > 0:
+		return false, nil
+	case named(r.Header, jsonTypes[1]) > 0:
+		return !strings.HasSuffix(media, "+json"), nil
+	case slices.ContainsFunc(list(r.Header, "Accept"), unwritten):
+		return true, unreadable(r.Header, "this server")
+	}
+	return false, nil
+}
+
+// named is how welcome a media type is to a client that names it itself.
+func named(h http.Header, name string) (q float64) {
+	for _, e := range list(h, "Accept") {
+		if e.value == name && !otherRelease(e.fhirVersion()) {
+			q = max(q, e.q())
+		}
+	}
+	return q
+}
+
+// unwritten tells whether a range of Accept asks for FHIR in a form, or of a
+// release, that is not written here.
+func unwritten(e element) bool {
+	return e.q() > 0 && (e.value == "application/fhir+xml" || e.value == jsonTypes[0] && otherRelease(e.fhirVersion()))
+}
+
 // formatOf is the parameter _format. The + of a media type that was not escaped
 // has become a space.
 func formatOf(raw string) (asked bool, format string) {

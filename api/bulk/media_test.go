@@ -87,3 +87,50 @@ func TestReadable(t *testing.T) {
 		}
 	}
 }
+
+// TestPrefersResource: who reads a Binary gets FHIR where FHIR is asked for, and
+// else the content, whatever else it may have asked for.
+func TestPrefersResource(t *testing.T) {
+	const pdf, patient, xacml = "application/pdf", "application/fhir+json", "application/xacml+json"
+	tests := []struct {
+		query, accept, media string
+		want                 string // "resource", "content", or of what is said
+	}{
+		{"", "", pdf, "content"},
+		{"", "*/*", pdf, "content"},
+		{"", "application/pdf", pdf, "content"},
+		{"", "image/png", pdf, "content"},
+		{"", "application/*", "image/png", "content"},
+		{"", "text/html, application/xml;q=0.9, */*;q=0.8", pdf, "content"},
+		{"", "application/json, text/plain, */*", pdf, "content"}, // what libraries of browsers send unasked
+		{"", "application/fhir+json", pdf, "resource"},
+		{"", "application/fhir+json, */*", pdf, "resource"},
+		{"", "application/fhir+json;fhirVersion=4.0", patient, "resource"}, // even if the content is FHIR
+		{"", "application/fhir+json;q=0.5, application/pdf", pdf, "content"},
+		{"", "application/fhir+json;q=0", pdf, "content"},
+		{"", "application/json", pdf, "resource"},
+		{"", "application/json", xacml, "content"},
+		{"", "application/json", "application/json", "content"},
+		{"", "application/xml", pdf, "content"},
+		{"", "application/fhir+xml", pdf, `send "Accept: application/fhir+json"`},
+		{"", "application/fhir+xml, */*;q=0.1", pdf, "content"},
+		{"", "application/fhir+json; fhirVersion=5.0", pdf, "answers in FHIR R4 only"},
+		{"_format=json", "application/pdf", pdf, "resource"},
+		{"_format=application/json", "", "application/json", "resource"},
+		{"_format=application/pdf", "", pdf, "_format=json"},
+	}
+	for _, tt := range tests {
+		r := httptest.NewRequest(http.MethodGet, "/Binary/b?"+tt.query, nil)
+		if tt.accept != "" {
+			r.Header.Set("Accept", tt.accept)
+		}
+		resource, err := PrefersResource(r, tt.media)
+		got := map[bool]string{true: "resource", false: "content"}[resource]
+		if e, is := errors.AsType[*Error](err); is {
+			got = e.Issues[0].Text
+		}
+		if !strings.Contains(got, tt.want) {
+			t.Errorf("?%s, Accept %s, of %s: %s (%v), want %s", tt.query, tt.accept, tt.media, got, err, tt.want)
+		}
+	}
+}

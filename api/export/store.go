@@ -89,6 +89,9 @@ type Snapshot interface {
 	Rosters(since fhir.Instant) (Rosters, error)
 	// Resource is the body of one; ErrUnknown if there is none.
 	Resource(key fhir.Key) ([]byte, error)
+	// Referrers calls fn for the row of each resource that refers to a Binary, until
+	// fn returns an error; of a snapshot that is new.
+	Referrers(ctx context.Context, binary fhir.Key, fn func(*store.Row) error) error
 	// Known tells whether there is such a resource, or was and is deleted.
 	Known(key fhir.Key) (bool, error)
 	// Keep stores data beside a durable snapshot, Kept returns it.

@@ -135,6 +135,9 @@ func resources(f Facts) (all []resource) {
 		switch r.Type {
 		case "Patient":
 			r.Interaction = []interaction{read}
+		case "Binary":
+			r.Interaction = []interaction{read}
+			r.Documentation = "Read is one to which something refers: its content as it is, or with `Accept: application/fhir+json` or `_format` the resource."
 		case "Group":
 			r.Interaction = []interaction{read, search}
 		case "OperationDefinition":

@@ -196,7 +196,7 @@ func limits(f Facts) []limit {
 
 var statuses = []status{
 	{http.StatusBadRequest, "Headers, parameters or the body are wrong; all faults are named at once."},
-	{http.StatusNotFound, "There is no such job, file, Group or Patient, or no more."},
+	{http.StatusNotFound, "There is no such job, file, Group, Patient or Binary, or no more."},
 	{http.StatusMethodNotAllowed, "Another method is right: `Allow` lists them."},
 	{http.StatusNotAcceptable, "`Accept` or `_format` asks for something else than FHIR R4 as JSON, or `fhirVersion` for another release."},
 	{http.StatusGone, "The job ended early, because something that it held was erased."},
@@ -205,7 +205,7 @@ var statuses = []status{
 	{http.StatusUnsupportedMediaType, "The body is no `application/fhir+json`, is compressed, or `fhirVersion` names another release."},
 	{http.StatusRequestedRangeNotSatisfiable, "`Range` begins behind the end of the file."},
 	{http.StatusMisdirectedRequest, "`Host` is no name of this server."},
-	{http.StatusUnprocessableEntity, "The job cannot be done as it was asked for, such as an export of a Group that lists no members (`actual` is false)."},
+	{http.StatusUnprocessableEntity, "The job cannot be done as it was asked for, such as an export of a Group that lists no members (`actual` is false), or a Binary has no content that can be sent."},
 	{http.StatusTooManyRequests, "Too many jobs, or too many status requests: come again after `Retry-After`."},
 	{http.StatusInternalServerError, "A fault of the server's; its log tells why."},
 	{http.StatusServiceUnavailable, "Not now: come again after `Retry-After`."},

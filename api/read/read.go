@@ -1,5 +1,5 @@
-// Package read answers for single resources: a Patient or a Group by its id, and
-// Groups by what they are called, which is how a client of Bulk Data finds the one
+// Package read answers for single resources: a Patient, a Group or a Binary by its
+// id, and Groups by what they are called, which is how a client of Bulk Data finds the one
 // to export. It reads at the watermark, as an export would; it refuses to be a FHIR
 // server.
 package read
@@ -16,6 +16,7 @@ import (
 	"strings"
 
 	"github.com/go-chi/chi/v5"
+	"golang.org/x/sync/semaphore"
 
 	"tidemark/api/bulk"
 	"tidemark/api/export"
@@ -30,6 +31,13 @@ type Handlers struct {
 	Store export.Store
 	Base  string   // the public base, without a slash at its end
 	Bases []string // of absolute references to resources here
+
+	binaries *semaphore.Weighted // bytes of memory that they may take
+}
+
+// New makes handlers. Bases are those of absolute references to resources here.
+func New(db export.Store, base string, bases []string) *Handlers {
+	return &Handlers{Store: db, Base: base, Bases: bases, binaries: semaphore.NewWeighted(maxHeld)}
 }
 
 // Resource answers with a resource as it is at the watermark (FHIR R4, "read").
@@ -39,9 +47,9 @@ func (h *Handlers) Resource(name string) func(http.ResponseWriter, *http.Request
 		if err := bulk.Readable(r); err != nil {
 			return err
 		}
-		key, err := fhir.ParseKey(name + "/" + chi.URLParam(r, "id"))
-		if err != nil || key.Type != typ {
-			return bulk.Refuse(bulk.Missing, outcome.NotFound, "what stands behind %s/ is not a FHIR id", name)
+		key, err := keyOf(r, typ)
+		if err != nil {
+			return err
 		}
 		s, err := h.Store.Present()
 		if err != nil {
@@ -58,6 +66,15 @@ func (h *Handlers) Resource(name string) func(http.ResponseWriter, *http.Request
 		answer(w, body)
 		return nil
 	}
+}
+
+// keyOf is the resource of a type that a request is about.
+func keyOf(r *http.Request, typ fhir.Type) (fhir.Key, error) {
+	key, err := fhir.ParseKey(typ.String() + "/" + chi.URLParam(r, "id"))
+	if err != nil || key.Type != typ {
+		return key, bulk.Refuse(bulk.Missing, outcome.NotFound, "what stands behind %s/ is not a FHIR id", typ)
+	}
+	return key, nil
 }
 
 func answer(w http.ResponseWriter, body []byte) {
