@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"errors"
 	"slices"
 	"sort"
 	"sync"
@@ -401,14 +400,16 @@ func (s *Snapshot) looked(ctx context.Context, sec segment.Section, since, upto 
 }
 
 func (s *Snapshot) lookedIn(g *seg, info segment.SectionInfo, v span, fn func(d *segment.Directory, b int, counted func() ([]bool, error)) error) error {
-	d, err := g.r.OpenDirectory()
-	if err != nil {
-		return err
-	}
-	for b := info.From; b < info.To && err == nil; b++ {
+	var r dirReading // most segments hold nothing of what few are asked for
+	defer r.close()
+	for b := info.From; b < info.To; b++ {
 		k := &g.r.Blocks()[b]
 		if k.Last <= s.choice.sinceIn(k, v.since) || k.First > v.upto || k.Last < v.after.Instant || s.choice.look(g, b, info.To) == none {
 			continue
+		}
+		d, err := r.of(g)
+		if err != nil {
+			return err
 		}
 		err = fn(d, b, func() ([]bool, error) {
 			s.db.mu.Lock()
@@ -417,6 +418,9 @@ func (s *Snapshot) lookedIn(g *seg, info segment.SectionInfo, v span, fn func(d 
 			_, counts, err := s.counted(d, info.Section, b, dead, v)
 			return counts, err
 		})
+		if err != nil {
+			return err
+		}
 	}
-	return errors.Join(err, d.Close())
+	return nil
 }
