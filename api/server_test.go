@@ -315,6 +315,7 @@ func TestTelemetryHoldsNoSecrets(t *testing.T) {
 	}
 	do("GET", "/fhir/$export?_foo=canary-value&patient=Patient/canary-id")
 	do("GET", "/fhir/Patient/canary-id/$export?canary=1")
+	do("GET", "/fhir/Binary/canary-id")
 	do("CANARY-METHOD", "/fhir/$export")
 	do("DELETE", "/fhir"+job)
 
@@ -343,8 +344,8 @@ func TestTelemetryHoldsNoSecrets(t *testing.T) {
 	if !slices.Contains(names, "GET /fhir/$export") || !slices.Contains(names, "GET /fhir/export/{job}") || !slices.Contains(names, "GET /fhir/export/{job}/{file}") {
 		t.Errorf("spans %v", names)
 	}
-	if n := strings.Count(logs.String(), `"msg":"request"`); n != 8 {
-		t.Errorf("%d requests logged, want 8:\n%s", n, &logs)
+	if n := strings.Count(logs.String(), `"msg":"request"`); n != 9 {
+		t.Errorf("%d requests logged, want 9:\n%s", n, &logs)
 	}
 	checkDownloads(t, metrics)
 }
@@ -370,7 +371,7 @@ func checkDownloads(t *testing.T, m metricdata.ResourceMetrics) {
 			}
 		}
 	}
-	if seen["api.download.size 200"] != 86 || seen["api.download.size 404"] == 0 || seen["api.download.duration"] != 2 || seen["http.server.request.duration"] != 6 {
+	if seen["api.download.size 200"] != 86 || seen["api.download.size 404"] == 0 || seen["api.download.duration"] != 2 || seen["http.server.request.duration"] != 7 {
 		t.Errorf("metrics %v", seen)
 	}
 	if n, ok := seen["api.jobs"]; !ok || n != 0 {

@@ -75,10 +75,11 @@ func (h *Handlers) Binary(w http.ResponseWriter, r *http.Request) error {
 	return out.Serve(w, r)
 }
 
-// All Binaries that are being sent lie in memory: in so many bytes, and whoever
-// comes then waits, for a while. One larger than that passes alone.
+// All Binaries that are being sent lie in memory: in so many bytes, a share of what
+// OPERATIONS.md plans for the process. Whoever comes then waits, for a while. One
+// larger than that passes alone.
 const (
-	maxHeld  = 256 << 20
+	maxHeld  = 64 << 20
 	heldWait = 10 * time.Second
 )
 
