@@ -192,6 +192,9 @@ func readBinary(body []byte) (b binary, err error) {
 			b.data = body[end-int64(len(value)) : end]
 		}
 	}
+	if _, err := dec.ReadToken(); err != nil {
+		return b, corrupt(err)
+	}
 	b.contentType, b.media = sendable(said)
 	return b, nil
 }
@@ -228,7 +231,7 @@ const piece = 64 << 10
 
 // content is what the data says.
 func (b *binary) content() (c content, err error) {
-	if len(b.data) == 0 || b.data[0] != '"' || len(b.data) == 2 {
+	if len(b.data) == 0 || b.data[0] != '"' {
 		return c, unfit("has no content")
 	}
 	c.text = b.data[1 : len(b.data)-1]
@@ -240,7 +243,10 @@ func (b *binary) content() (c content, err error) {
 	if bytes.ContainsAny(c.text, " \t\r\n") { // FHIR lets it stand between the characters
 		c.text = solid(c.text)
 	}
-	if len(c.text)%4 != 0 {
+	switch {
+	case len(c.text) == 0:
+		return c, unfit("has no content")
+	case len(c.text)%4 != 0:
 		return c, unfit("has a content that is not base64")
 	}
 	decoded := make([]byte, base64.StdEncoding.DecodedLen(piece))

@@ -65,7 +65,7 @@ func TestContentBroken(t *testing.T) {
 	long := strings.Repeat("AAAA", piece/4-1)
 	for _, data := range []string{
 		`"SECRET"`, `"SECRET_-"`, `"SECR ET!!"`, `"U0VDUkVU="`, `"U0VDU==="`, `"` + long + `QQ==SECR"`, `"QQ==SECR"`, `"` + long + `AAAASEC!"`, `"SEC\u0000"`,
-		`12345678`, `null`, `{"SECRET":1}`, `["SECR"]`, `""`,
+		`12345678`, `null`, `{"SECRET":1}`, `["SECR"]`, `""`, `" \n"`,
 	} {
 		b, err := readBinary(fmt.Appendf(nil, `{"resourceType":"Binary","id":"b","contentType":"text/plain","data":%s}`, data))
 		if err != nil {
@@ -143,6 +143,36 @@ func TestBinaryBusy(t *testing.T) {
 		}
 		if !h.binaries.TryAcquire(maxHeld) {
 			t.Error("something is still reserved in the end")
+		}
+	})
+}
+
+// FuzzBinary: whatever the resource is, what is said to be its content can be sent,
+// whole and in parts.
+func FuzzBinary(f *testing.F) {
+	for _, s := range []string{
+		`{"resourceType":"Binary","id":"b","contentType":"a/b","data":"eA=="}`, `{"data":"e\/A=","data":"eA= ="}`, `{"meta":{"lastUpdated":"2026-01-02T10:00:00.000Z"},"data":"\u0041AAA"}`,
+		`{"data":"====","contentType":7}`, `{"data":"AAAA\r\n BBBB"}`, `{`, `[]`, `{"data":`,
+	} {
+		f.Add([]byte(s), uint16(1), uint16(1))
+	}
+	f.Fuzz(func(t *testing.T, body []byte, off, n uint16) {
+		b, err := readBinary(body)
+		if err != nil {
+			return
+		}
+		c, err := b.content()
+		if err != nil {
+			return
+		}
+		var whole, part bytes.Buffer
+		if err := c.write(&whole, 0, c.size); err != nil || int64(whole.Len()) != c.size || c.size == 0 {
+			t.Fatalf("%d bytes of %d, %v", whole.Len(), c.size, err)
+		}
+		from := int64(off) % c.size
+		to := from + int64(n)%(c.size-from)
+		if err := c.write(&part, from, to-from); err != nil || !bytes.Equal(part.Bytes(), whole.Bytes()[from:to]) {
+			t.Fatalf("%d to %d: %v", from, to, err)
 		}
 	})
 }
