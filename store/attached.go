@@ -75,46 +75,49 @@ func (s *Snapshot) isOthers(ctx context.Context, binary fhir.Key, erased *erased
 }
 
 // forgetReferrers takes out of the index what resources referred to that are gone.
-func (db *DB) forgetReferrers() error {
+// It asks about each key that there is, while merges and intake go on.
+func (db *DB) forgetReferrers(ctx context.Context) error {
 	var gone [][]byte
-	err := index.Scan(db.kv, index.Referrers(), func(k, _ []byte) error {
-		lives, err := db.referrerLives(k)
-		if err == nil && !lives {
-			gone = append(gone, slices.Clone(k))
-		}
-		return err
+	origin := db.origins()
+	err := db.whileOpen(func() error {
+		return index.Scan(db.kv, index.Referrers(), func(k, _ []byte) error {
+			lives, err := db.referrerLives(k, origin)
+			if err == nil && !lives {
+				gone = append(gone, slices.Clone(k))
+			}
+			return errors.Join(err, ctx.Err())
+		})
 	})
 	if err != nil || len(gone) == 0 {
 		return err
 	}
 	db.commitMu.Lock() // a resource may have come back since, and a commit brought its references
 	defer db.commitMu.Unlock()
-	b := db.kv.NewBatch()
-	defer b.Close()
-	w := batchWriter{b: b}
-	for _, k := range gone {
-		lives, err := db.referrerLives(k)
-		if err != nil {
-			return err
+	return db.whileOpen(func() error {
+		b, origin := db.kv.NewBatch(), db.origins()
+		defer b.Close()
+		w := batchWriter{b: b}
+		for _, k := range gone {
+			lives, err := db.referrerLives(k, origin)
+			if err != nil {
+				return err
+			}
+			if !lives {
+				w.delete(k)
+			}
 		}
-		if !lives {
-			w.delete(k)
+		if err := errors.Join(w.err, b.Commit(pebble.Sync)); err != nil {
+			return db.fail(fmt.Errorf("forget what erased resources referred to: %w", err))
 		}
-	}
-	if err := errors.Join(w.err, b.Commit(pebble.Sync)); err != nil {
-		return db.fail(fmt.Errorf("forget what erased resources referred to: %w", err))
-	}
-	return nil
+		return nil
+	})
 }
 
-func (db *DB) referrerLives(k []byte) (bool, error) {
+func (db *DB) referrerLives(k []byte, origin func(uint64) (Partition, bool)) (bool, error) {
 	_, by, err := index.ParseReferrerKey(k)
 	if err != nil {
 		return false, fmt.Errorf("read the index: %w", err)
 	}
-	st, err := db.newest(by)
-	if errors.Is(err, ErrUnknown) {
-		return false, nil
-	}
-	return err == nil && st.Kind == segment.Live, err
+	st, err := readState(db.kv, by, origin)
+	return st != nil && st.Kind == segment.Live, err
 }

@@ -146,3 +146,40 @@ func pairs(t testing.TB, db *DB) map[string]string {
 	}
 	return found
 }
+
+// TestEraseForgetsWhatWas: what a resource referred to that was deleted long ago, and
+// of which nothing is left, is known no more after the next erasure; what came back
+// is.
+func TestEraseForgetsWhatWas(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := Options{FS: vfs.NewMem(), SettleAfter: time.Minute, LastState: time.Minute, Deleted: time.Hour, Allowance: time.Millisecond}
+		db := mustOpen(t, "store", o)
+		defer db.Close()
+		f := newFeed(t, db)
+		f.advance(time.Second)
+		gone, back := deletionOf("gone"), deletionOf("back")
+		gone.Key.Type, back.Key.Type = documentType, documentType
+		f.commit(documentOf("gone", "anna", "", "b"), documentOf("back", "anna", "", "b"), patientChange("ben", fhir.None, ""))
+		f.advance(time.Minute)
+		f.commit(gone, back)
+		for i := range 90 { // deletions are dropped when there is work, not for their own sake
+			f.advance(time.Minute)
+			f.commit(patientChange("ben", fhir.None, string(rune('a'+i%26))))
+			rewriteAll(t, db)
+		}
+		if _, err := db.newest(gone.Key); err == nil {
+			t.Fatal("the deletion is still known")
+		}
+		f.commit(documentOf("back", "anna", "", "b"))
+		if n := len(pairs(t, db)); n != 2 {
+			t.Fatalf("%d keys before, want 2", n)
+		}
+		mustErase(t, db, Erasure{Key: fhir.Key{Type: patientType, ID: "ben"}})
+		if d := cmp.Diff([]string{"DocumentReference/back > b"}, slices.Sorted(maps.Keys(pairs(t, db)))); d != "" {
+			t.Errorf("what is known (-want +got):\n%s", d)
+		}
+		if _, err := db.Check(true); err != nil {
+			t.Error(err)
+		}
+	})
+}

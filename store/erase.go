@@ -77,23 +77,35 @@ func (db *DB) EnforceErasures(ctx context.Context) (Erased, error) {
 	return db.enforce(ctx)
 }
 
-// enforce finds all rows that the list refuses, deletes what of them lives, and
-// writes their segments anew without them.
+// enforce takes out what the list refuses, and notes what was done.
 func (db *DB) enforce(ctx context.Context) (Erased, error) {
+	done, err := db.takeOut(ctx)
+	if err == nil {
+		err = db.forgetReferrers(ctx)
+	}
+	if err != nil {
+		return done, fmt.Errorf("erase: %w", err)
+	}
+	return done, appendErased(db.fs, db.dir, erasedLine{Erased: &done})
+}
+
+// takeOut finds all rows that the list refuses, deletes what of them lives, and
+// writes their segments anew without them.
+func (db *DB) takeOut(ctx context.Context) (Erased, error) {
 	db.merging.Lock()
 	defer db.merging.Unlock()
 	done := Erased{At: time.Now().UTC()}
 	doom, err := db.findErased(ctx)
 	defer func() { _ = db.release(doom.held) }()
 	if err != nil {
-		return done, fmt.Errorf("erase: %w", err)
+		return done, err
 	}
 	if done.Resources, err = db.deleteErased(doom.living); err != nil { //nolint:contextcheck // nor this one
-		return done, fmt.Errorf("erase: %w", err)
+		return done, err
 	}
 	segs := doom.segments()
 	if done.Jobs, err = db.revoke(segs); err != nil {
-		return done, fmt.Errorf("erase: %w", err)
+		return done, err
 	}
 	// One segment that cannot be written anew keeps the others from nothing.
 	var failed error
@@ -107,18 +119,16 @@ func (db *DB) enforce(ctx context.Context) (Erased, error) {
 	}
 	more, err := db.revokeAll(segs)
 	if err := errors.Join(failed, doom.unread, err); err != nil {
-		return done, fmt.Errorf("erase: %w", err)
+		return done, err
 	}
 	done.Jobs = append(done.Jobs, more...)
 	done.Segments, done.DeadLetters, done.Groups = len(segs), doom.letters, doom.groups
-	if err := errors.Join(db.release(doom.held), db.forgetReferrers()); err != nil {
-		return done, fmt.Errorf("erase: %w", err)
+	if err := db.release(doom.held); err != nil {
+		return done, err
 	}
 	doom.held = nil
-	if done.Elsewhere, err = db.elsewhere(segs); err != nil {
-		return done, fmt.Errorf("erase: %w", err)
-	}
-	return done, appendErased(db.fs, db.dir, erasedLine{Erased: &done})
+	done.Elsewhere, err = db.elsewhere(segs)
+	return done, err
 }
 
 // doomed is what must go: rows by segment, and what of them lives.
