@@ -164,20 +164,27 @@ type binary struct {
 // readBinary finds it in a resource that the store has: nothing of it is copied but
 // what is short.
 func readBinary(body []byte) (b binary, err error) {
+	if b.read(body) != nil { // what stands there is not told
+		return b, fmt.Errorf("read a Binary: %w: it is not JSON", store.ErrCorrupt)
+	}
+	return b, nil
+}
+
+func (b *binary) read(body []byte) error {
 	dec := jsontext.NewDecoder(bytes.NewBuffer(body), jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
 	said := ""
-	if _, err = dec.ReadToken(); err != nil {
-		return b, corrupt(err)
+	if _, err := dec.ReadToken(); err != nil {
+		return err
 	}
 	for dec.PeekKind() == '"' {
 		token, err := dec.ReadToken()
 		if err != nil {
-			return b, corrupt(err)
+			return err
 		}
 		name := token.String()
 		value, err := dec.ReadValue()
 		if err != nil {
-			return b, corrupt(err)
+			return err
 		}
 		end := dec.InputOffset()
 		switch name {
@@ -192,16 +199,9 @@ func readBinary(body []byte) (b binary, err error) {
 			b.data = body[end-int64(len(value)) : end]
 		}
 	}
-	if _, err := dec.ReadToken(); err != nil {
-		return b, corrupt(err)
-	}
 	b.contentType, b.media = sendable(said)
-	return b, nil
-}
-
-// corrupt: the store lets nothing else than JSON in. What stands there is not told.
-func corrupt(error) error {
-	return fmt.Errorf("read a Binary: %w: it is not JSON", store.ErrCorrupt)
+	_, err := dec.ReadToken()
+	return err
 }
 
 // maxType is longer than any media type that there is. Bytes.
