@@ -38,7 +38,7 @@ func (db *DB) attached(ctx context.Context, d *doomed) (list []Erasure, err erro
 	defer func() { err = errors.Join(err, now.Close()) }()
 	erased := db.erased.Load()
 	for id := range named {
-		key := fhir.Key{Type: binaryResource, ID: id}
+		key := fhir.Key{Type: fhir.Binary, ID: id}
 		if erased.refuses(key, nil) {
 			continue
 		}

@@ -89,7 +89,7 @@ func TestEraseAttached(t *testing.T) {
 		}
 		f.advance(time.Second)
 		next := pinNow(t, db, "next")
-		deleted := deletions(t, next, segment.Section{Kind: segment.Deleted, Type: binaryResource}, since)
+		deleted := deletions(t, next, segment.Section{Kind: segment.Deleted, Type: fhir.Binary}, since)
 		if d := cmp.Diff(map[string]bool{"Binary/hers": true, "Binary/old": true, "Binary/guarded": true, "Binary/moved": true}, deleted); d != "" {
 			t.Errorf("clients are told (-want +got):\n%s", d)
 		}

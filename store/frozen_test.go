@@ -126,6 +126,7 @@ func frozenHistory() []Change {
 	for i := range 12 {
 		list = append(list, observationOf(fmt.Sprintf("many-%02d", i), []string{"anna", "ben", "stated"}[i%3], "one of many"))
 	}
+	list[10] = referring(list[10], "Binary/scan")
 	return list
 }
 

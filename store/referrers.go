@@ -13,16 +13,14 @@ import (
 	"tidemark/store/segment"
 )
 
-var binaryResource, _ = fhir.ParseType("Binary")
-
 // refers stores that the Binaries to which a row refers lead to its resource. What
 // a Binary refers to is only who guards it (securityContext): that opens nothing.
 func (w *batchWriter) refers(r *segment.Row) {
-	if r.Section.Kind != segment.Live || r.Key.Type == binaryResource {
+	if r.Section.Kind != segment.Live || r.Key.Type == fhir.Binary {
 		return
 	}
 	for _, k := range r.References {
-		if k.Type == binaryResource {
+		if k.Type == fhir.Binary && !k.Elsewhere() {
 			w.set(index.ReferrerKey(k.ID, r.Key), nil)
 		}
 	}
@@ -37,7 +35,7 @@ const referrersAtOnce = 100
 // returned. To be asked of a snapshot that is new: the index forgets resources that
 // are gone since.
 func (s *Snapshot) Referrers(ctx context.Context, binary fhir.Key, fn func(*segment.Row) error) error {
-	if binary.Type != binaryResource {
+	if binary.Type != fhir.Binary {
 		return nil
 	}
 	in := index.ReferrersOf(binary.ID)

@@ -24,7 +24,7 @@ import (
 
 var documentType, _ = fhir.ParseType("DocumentReference")
 
-func binaryKey(id string) fhir.Key { return fhir.Key{Type: binaryResource, ID: id} }
+func binaryKey(id string) fhir.Key { return fhir.Key{Type: fhir.Binary, ID: id} }
 
 // binaryChange is a Binary in the compartments of some patients (securityContext).
 func binaryChange(id, text string, patients ...string) Change {

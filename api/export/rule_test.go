@@ -30,7 +30,7 @@ func TestRuleRoundTrip(t *testing.T) {
 		{Level: Patient, Failure: []outcome.Issue{{Severity: outcome.Fatal, Code: outcome.Exception, Text: "f"}}},
 		{
 			Level: Group, Pages: []int{2, 3}, Pieces: []piece{{Name: "selection", Sum: 1}, {Name: "selection4", From: 4, Sum: 2}},
-			Checkpoint: &checkpoint{Type: patient, At: &position{1, 2, 3}, Notes: []outcome.Issue{{Severity: outcome.Error, Code: outcome.Incomplete, Text: "n"}}},
+			Checkpoint: &checkpoint{Type: patient, At: &position{1, 2, 3, &strays{Missing: 1, Named: []string{"b"}, Origins: map[string]int{"urn:": 2}, Lost: 3}}, Notes: []outcome.Issue{{Severity: outcome.Error, Code: outcome.Incomplete, Text: "n"}}},
 		},
 	} {
 		b, err := want.encode()

@@ -68,6 +68,34 @@ func TestPublicRefusesPatients(t *testing.T) {
 	}
 }
 
+// TestBinaryIsNotPublished: to nobody, for it may be part of a patient's data. Of
+// types with attachments a page says that these are as they came.
+func TestBinaryIsNotPublished(t *testing.T) {
+	db := apitest.New(0)
+	if _, err := publish.New(db, publish.Options{Types: []fhir.Type{fhir.Binary}}); err == nil || !strings.Contains(err.Error(), "Binary is never published") {
+		t.Errorf("Binary is published: %v", err)
+	}
+	for _, refers := range [][]fhir.Key{nil, {key(t, "Binary/b")}} {
+		now := fhir.FromTime(time.Now())
+		db.Put(key(t, "Practitioner/p"), now, apitest.Links{Refers: refers})
+		db.SetWatermark(now)
+		p, err := publish.New(db, publish.Options{Types: []fhir.Type{typ(t, "Practitioner")}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := p.Publish(t.Context(), true); err != nil {
+			t.Fatal(err)
+		}
+		m, err := p.Root()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if says := len(m.Severities) > 0; says != (refers != nil) {
+			t.Errorf("references %v: the page says %v", refers, m.Severities)
+		}
+	}
+}
+
 // chain counts what a consumer finds: files of the root, and the pages behind it.
 func chain(t testing.TB, p *publish.Pages) (pages int, end string) {
 	t.Helper()

@@ -24,8 +24,6 @@ import (
 	"tidemark/store/fhir"
 )
 
-var binaryType, _ = fhir.ParseType("Binary")
-
 // Binary answers with the content of a Binary as it is at the watermark or, for who
 // wants FHIR, with the resource (FHIR R4, "Serving Binary Resources using the
 // RESTful API").
@@ -33,7 +31,7 @@ var binaryType, _ = fhir.ParseType("Binary")
 // X-Security-Context is not sent: the standard has it for who writes, and it would
 // put a Patient's id where proxies log it. The resource says the same.
 func (h *Handlers) Binary(w http.ResponseWriter, r *http.Request) error {
-	key, err := keyOf(r, binaryType)
+	key, err := keyOf(r, fhir.Binary)
 	if err != nil {
 		return err
 	}

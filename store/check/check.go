@@ -398,11 +398,11 @@ func (c *checker) isNewest(row *segment.Row, place string) {
 // refers proves that the index leads from each Binary to a resource that refers
 // to it. What a Binary refers to opens no other.
 func (c *checker) refers(row *segment.Row, place string) {
-	if row.Section.Kind != segment.Live || row.Key.Type == binary {
+	if row.Section.Kind != segment.Live || row.Key.Type == fhir.Binary {
 		return
 	}
 	for _, k := range row.References {
-		if k.Type != binary {
+		if k.Type != fhir.Binary || k.Elsewhere() {
 			continue
 		}
 		_, closer, err := c.s.Index.Get(index.ReferrerKey(k.ID, row.Key))
@@ -413,8 +413,6 @@ func (c *checker) refers(row *segment.Row, place string) {
 		closer.Close()
 	}
 }
-
-var binary, _ = fhir.ParseType("Binary")
 
 // body proves a block's bytes, and that its lines are the rows'.
 func (c *checker) body(r *segment.Reader, body vfs.File, b int, rows []segment.Row) {
