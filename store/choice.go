@@ -36,7 +36,7 @@ type Choice struct {
 func (s *Snapshot) Renewing(renewed func(fhir.Key) bool) *Snapshot {
 	c := choosing{every: true}
 	if s.choice != nil {
-		c = choosing{Choice: s.choice.Choice, every: s.choice.every, least: s.choice.least, hashes: s.choice.hashes}
+		c = choosing{Choice: s.choice.Choice, every: s.choice.every, first: s.choice.first, hashes: s.choice.hashes}
 	}
 	c.renewed = renewed
 	again := *s
@@ -67,7 +67,7 @@ type choosing struct {
 	Choice
 	every   bool // all rows, whatever Choice says
 	renewed func(fhir.Key) bool
-	least   fhir.Instant // of all their instants
+	first   fhir.Instant // of all their instants
 	hashes  []uint32     // of Patients, sorted
 
 	located sync.Once
@@ -82,16 +82,16 @@ type location struct {
 
 // Choosing is s for the rows of a choice only. It is closed with s.
 func (s *Snapshot) Choosing(of Choice) *Snapshot {
-	c := &choosing{Choice: of, least: always}
+	c := &choosing{Choice: of, first: always}
 	for id, after := range c.Patients {
-		c.least = min(c.least, after)
+		c.first = min(c.first, after)
 		c.hashes = append(c.hashes, segment.PatientsHash([]string{id}))
 	}
 	for _, after := range c.Keys {
-		c.least = min(c.least, after)
+		c.first = min(c.first, after)
 	}
 	if c.Refer != nil {
-		c.least = fhir.None
+		c.first = fhir.None
 	}
 	slices.Sort(c.hashes)
 	chosen := *s
@@ -115,28 +115,26 @@ func (c *choosing) ofAll() bool {
 
 // since is the change instant behind which rows count at the earliest.
 func (c *choosing) since(since fhir.Instant) fhir.Instant {
-	switch {
-	case c == nil:
-		return since
-	case c.renewed != nil:
+	if c != nil && c.renewed != nil {
 		return fhir.None
-	case c.ofAll():
-		return since
 	}
-	return min(since, c.least)
+	return c.least(since)
 }
 
 // sinceIn is the same for the rows of one block.
 func (c *choosing) sinceIn(k *segment.BlockInfo, since fhir.Instant) fhir.Instant {
-	switch {
-	case c == nil:
-		return since
-	case c.renewed != nil && k.Attached > 0:
+	if c != nil && c.renewed != nil && k.Attached > 0 {
 		return fhir.None
-	case c.ofAll():
+	}
+	return c.least(since)
+}
+
+// least is since without what is renewed.
+func (c *choosing) least(since fhir.Instant) fhir.Instant {
+	if c == nil || c.ofAll() {
 		return since
 	}
-	return min(since, c.least)
+	return min(since, c.first)
 }
 
 // look decides about block b of a section that ends before block to.
