@@ -402,7 +402,7 @@ func (s *Snapshot) lookedIn(g *seg, info segment.SectionInfo, v span, fn func(d 
 	defer r.close()
 	for b := info.From; b < info.To; b++ {
 		k := &g.r.Blocks()[b]
-		if k.Last <= s.choice.sinceIn(k, v.since) || k.First > v.upto || k.Last < v.after.Instant || s.choice.look(g, b, info.To) == none {
+		if k.Last <= s.choice.sinceIn(k, v.since) || k.First > v.upto || v.passed(g.r.Blocks(), b, info.To) || s.choice.look(g, b, info.To) == none {
 			continue
 		}
 		d, err := r.of(g)

@@ -83,8 +83,8 @@ func (db *DB) Layout() Layout {
 			continue
 		}
 		l.Droppable += s.droppable(h, v.closed)
-		for i := range s.r.Blocks() {
-			if b := &s.r.Blocks()[i]; b.Last >= v.closed.Instant && b.First <= settle {
+		for b := range compaction.Unsettled(s.r.Sections(), s.r.Blocks(), v.closed) {
+			if b.First <= settle {
 				l.Unsettled += b.Sum.Size
 			}
 		}

@@ -176,7 +176,7 @@ func metas(list []*seg, h horizon, after segment.Bound) []compaction.Meta {
 		out[i] = compaction.Meta{
 			Damaged: s.damaged, Stored: s.r.BodySize(), Raw: s.raw, Dead: s.droppable(h, after), Wanted: s.wanted, First: s.first, Last: s.last,
 			Overdue: s.leastDeath < h.overdue && s.leastDeath <= h.deaths,
-			Window:  s.window(), Blocks: s.r.Blocks(),
+			Window:  s.window(), Sections: s.r.Sections(), Blocks: s.r.Blocks(),
 		}
 	}
 	return out

@@ -56,7 +56,7 @@ func newSeg(r *segment.Reader) *seg {
 // within tells whether no row lies behind a bound, as far as the block table
 // tells.
 func (s *seg) within(b segment.Bound) bool {
-	return s.last < b.Instant || b == segment.Upto(s.last)
+	return s.last < b.Instant || b == segment.Upto(s.last) || s.last == b.Instant && s.r.Footer().Seqs[1] <= b.Seq
 }
 
 // droppable is how many bytes of lines a merge would leave out: of rows that may
@@ -182,6 +182,11 @@ type span struct {
 	after          segment.Bound
 }
 
+// passed tells whether all rows of a block have settled, see segment.Passed.
+func (v span) passed(blocks []segment.BlockInfo, b, to int) bool {
+	return v.after != segment.NoBound && segment.Passed(blocks, b, to, v.after)
+}
+
 func (v span) holds(c fhir.Instant) bool { return v.since < c && c <= v.upto }
 
 // of is v for the rows of one segment.
@@ -199,7 +204,7 @@ func (s *seg) extents(dst []Extent, sec segment.SectionInfo, v span, c *choosing
 	blocks := s.r.Blocks()
 	for b := sec.From; b < sec.To; b++ {
 		k := &blocks[b]
-		if k.Last <= c.sinceIn(k, v.since) || k.First > v.upto || k.Last < v.after.Instant {
+		if k.Last <= c.sinceIn(k, v.since) || k.First > v.upto || v.passed(blocks, b, sec.To) {
 			continue
 		}
 		how := c.look(s, b, sec.To)
@@ -209,7 +214,7 @@ func (s *seg) extents(dst []Extent, sec segment.SectionInfo, v span, c *choosing
 		e := Extent{Segment: uint64(s.id()), Block: b, Rows: int(k.Rows), Bytes: k.Sum.Size, Whole: true}
 		d := s.dead[b]
 		switch {
-		case how == apart || k.First <= v.since || k.Last > v.upto || k.First <= v.after.Instant:
+		case how == apart || k.First <= v.since || k.Last > v.upto || k.Lead.Compare(v.after) <= 0:
 			if cut == nil {
 				cut = map[int][]death{}
 			}

@@ -55,6 +55,7 @@ type Meta struct {
 	Damaged     bool  // it cannot be read: no merge takes it, nor settles past its rows
 	First, Last fhir.Instant
 	Window      *segment.Window // nil: fresh
+	Sections    []segment.SectionInfo
 	Blocks      []segment.BlockInfo
 }
 
@@ -216,16 +217,27 @@ func (s *State) unsettled() iter.Seq[lead] {
 	}
 	return func(yield func(lead) bool) {
 		for i := range s.Fresh {
-			for j := range s.Fresh[i].Blocks {
-				b := &s.Fresh[i].Blocks[j]
-				if b.Last < behind.Instant {
-					continue
-				}
+			for b := range Unsettled(s.Fresh[i].Sections, s.Fresh[i].Blocks, s.Closed) {
 				at := b.Lead.Bound
 				if at.Compare(behind) < 0 {
 					at = behind
 				}
 				if !yield(lead{at, b.Sum.Size + rowOverhead*int64(b.Rows)}) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// Unsettled are the blocks of a fresh segment with rows behind a bound, as far as the
+// block table tells: of what lies in one instant, however much that is, at most one
+// block too many for each section.
+func Unsettled(sections []segment.SectionInfo, blocks []segment.BlockInfo, closed segment.Bound) iter.Seq[*segment.BlockInfo] {
+	return func(yield func(*segment.BlockInfo) bool) {
+		for _, sec := range sections {
+			for b := sec.From; b < sec.To; b++ {
+				if !segment.Passed(blocks, b, sec.To, closed) && !yield(&blocks[b]) {
 					return
 				}
 			}

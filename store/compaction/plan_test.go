@@ -85,11 +85,46 @@ func block(first, last fhir.Instant, seq uint64, raw int64) segment.BlockInfo {
 }
 
 func freshMeta(blocks ...segment.BlockInfo) Meta {
-	m := Meta{First: blocks[0].First, Last: blocks[0].Last, Blocks: blocks, Stored: 1}
+	m := Meta{First: blocks[0].First, Last: blocks[0].Last, Blocks: blocks, Sections: []segment.SectionInfo{{To: len(blocks)}}, Stored: 1}
 	for _, b := range blocks {
 		m.First, m.Last, m.Raw = min(m.First, b.First), max(m.Last, b.Last), m.Raw+b.Sum.Size
 	}
 	return m
+}
+
+// TestPlanSettlesOneInstant: much more than a window holds lies in one instant, in two
+// sections and several segments. Each window takes as much as it may: with windows of
+// a block each, all of it would be gone through once for each block.
+func TestPlanSettlesOneInstant(t *testing.T) {
+	const blocks, raw = 1024, maxWindow / 128
+	s := State{Now: 9100, Settle: 9000, Closed: segment.NoBound}
+	seq, newest := uint64(0), uint64(0)
+	for range 4 {
+		var list []segment.BlockInfo
+		for i := range blocks / 4 {
+			if i == blocks/8 { // another section, whose rows lie among those of the first
+				seq -= 100*blocks/8 - 50
+			}
+			list = append(list, block(100, 100, seq+1, raw))
+			seq += 100
+			newest = max(newest, seq)
+		}
+		m := freshMeta(list...)
+		m.Sections = []segment.SectionInfo{{To: blocks / 8}, {From: blocks / 8, To: blocks / 4}}
+		s.Fresh = append(s.Fresh, m)
+	}
+	windows := 0
+	for s.Closed.Compare(segment.Bound{Instant: 100, Seq: newest}) < 0 {
+		w := s.settle()
+		if w == nil || w.To.Compare(s.Closed) <= 0 {
+			t.Fatalf("after %d windows, closed at %v: %v", windows, s.Closed, w)
+		}
+		s.Closed = w.To
+		windows++
+	}
+	if windows > 2*blocks*raw/maxWindow {
+		t.Errorf("%d windows, want about %d", windows, blocks*raw/maxWindow)
+	}
 }
 
 func TestPlanSettles(t *testing.T) {

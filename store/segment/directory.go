@@ -99,6 +99,13 @@ type BlockInfo struct {
 	chunkCRC uint32
 }
 
+// Passed tells of a block of a fresh segment whether all its rows lie at or before a
+// bound, as far as the table tells; to is where its section ends. Rows are sorted by
+// time there: they lie before the first of the next block.
+func Passed(blocks []BlockInfo, b, to int, bound Bound) bool {
+	return blocks[b].Last < bound.Instant || bound == Upto(blocks[b].Last) || b+1 < to && blocks[b+1].Lead.Compare(bound) <= 0
+}
+
 // SectionInfo says which blocks hold a section's rows.
 type SectionInfo struct {
 	Section
