@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"tidemark/api/outcome"
 	"tidemark/store"
@@ -310,11 +311,8 @@ func (g *gathering) noteStrays(t fhir.Type, s strays) {
 		g.notes = append(g.notes, outcome.Issue{Severity: severity, Code: outcome.Incomplete, Text: fmt.Sprintf(format, args...)})
 	}
 	if s.Missing > 0 {
-		named := ""
-		for _, id := range s.Named {
-			named += ", Binary/" + id
-		}
-		note(outcome.Warning, "%s: %d resources refer to Binaries that this server does not have, among them%s: their URLs are as they came", t, s.Missing, named[1:])
+		note(outcome.Warning, "%s: %d resources refer to Binaries that this server does not have, among them Binary/%s: their URLs are as they came",
+			t, s.Missing, strings.Join(s.Named, ", Binary/"))
 	}
 	for _, origin := range slices.Sorted(maps.Keys(s.Origins)) {
 		where := origin
