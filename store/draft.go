@@ -19,22 +19,30 @@ type private struct {
 }
 
 func (s *Snapshot) newPrivate(name string) (*private, error) {
+	path := s.db.fs.PathJoin(s.db.privateDir(s.of.id), name)
+	file, err := s.createPrivate(path + ".tmp")
+	if err != nil {
+		return nil, err
+	}
+	return &private{s, file, path + ".tmp", path}, nil
+}
+
+// createPrivate makes a file in the snapshot's directory.
+func (s *Snapshot) createPrivate(path string) (vfs.File, error) {
 	if err := s.db.roomToCut(); err != nil {
 		return nil, err
 	}
 	if s.of.revoked.Load() { // an erasure has taken the directory away
 		return nil, ErrRevoked
 	}
-	fs, dir := s.db.fs, s.db.privateDir(s.of.id)
-	if err := fs.MkdirAll(dir, 0o700); err != nil {
+	if err := s.db.fs.MkdirAll(s.db.privateDir(s.of.id), 0o700); err != nil {
 		return nil, s.db.unwritten(err)
 	}
-	path := fs.PathJoin(dir, name)
-	file, err := fs.Create(path+".tmp", "segment")
+	file, err := s.db.fs.Create(path, "segment")
 	if err != nil {
 		return nil, s.db.unwritten(err)
 	}
-	return &private{s, file, path + ".tmp", path}, nil
+	return file, nil
 }
 
 // Write stops, too, once the reserve is given up: a file that was begun before would

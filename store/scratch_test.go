@@ -76,3 +76,75 @@ func TestScratch(t *testing.T) {
 		t.Errorf("what was removed: %v", err)
 	}
 }
+
+// TestScratchIsKept: what was kept is found after a crash, also if it was read
+// before, as long as it was and no other; what was not kept is swept away, and
+// nothing else.
+func TestScratchIsKept(t *testing.T) {
+	fs := vfs.NewCrashableMem()
+	db := mustOpen(t, "store", Options{FS: fs})
+	defer db.Close()
+	newFeed(t, db).commit(patientChange("a", fhir.None, "x"))
+	snap, err := db.Pin(t.Context(), "job", time.Now().Add(time.Hour), func(*Snapshot) ([]byte, error) { return nil, nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer snap.Close()
+	for _, name := range []string{"at-once", "read", "not"} {
+		f, err := snap.Scratch(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.Write([]byte(name)); err != nil || f.Size() != int64(len(name)) {
+			t.Fatalf("%d bytes, %v", f.Size(), err)
+		}
+		if name == "read" {
+			r, err := f.Open()
+			if err = errors.Join(err, r.Close()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if name == "not" {
+			defer f.end()
+			continue
+		}
+		if err := errors.Join(f.Keep(), f.Keep()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := snap.Keep("kept", nil); err != nil {
+		t.Fatal(err)
+	}
+	again := mustOpen(t, "store", Options{FS: fs.CrashClone(vfs.CrashCloneCfg{})})
+	defer again.Close()
+	found, err := again.Snapshot("job")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer found.Close()
+	for _, name := range []string{"at-once", "read"} {
+		f, err := found.FindScratch(name, int64(len(name)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := f.Open()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := io.ReadAll(r); err != nil || string(got) != name || r.Close() != nil {
+			t.Errorf("%s holds %q, %v", name, got, err)
+		}
+		if _, err := found.FindScratch(name, f.Size()-1); !errors.Is(err, ErrCorrupt) {
+			t.Errorf("%s is longer than it was: %v", name, err)
+		}
+	}
+	if _, err := found.FindScratch("never", 0); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("what is not there: %v", err)
+	}
+	if err := found.SweepScratch("read"); err != nil {
+		t.Fatal(err)
+	}
+	if names, err := again.fs.List(again.privateDir("job")); err != nil || len(names) != 2 {
+		t.Errorf("stay: %v, %v", names, err)
+	}
+}
