@@ -11,8 +11,10 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"maps"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -679,22 +681,65 @@ func (p *Snapshot) Compartments(ctx context.Context, since, upto fhir.Instant, e
 }
 
 // Scratch implements export.Snapshot.
-func (p *Snapshot) Scratch(string) (export.Scratch, error) {
+func (p *Snapshot) Scratch(name string) (export.Scratch, error) {
 	p.store.mu.Lock()
 	defer p.store.mu.Unlock()
 	if p.store.full {
 		return nil, store.ErrNoRoom
 	}
-	return &scratch{}, nil
+	return &scratch{p: p, name: name}, nil
 }
 
-type scratch struct{ bytes.Buffer }
+type scratch struct {
+	bytes.Buffer
+	p    *Snapshot
+	name string
+}
+
+// FindScratch implements export.Snapshot: what was kept outlives Restart.
+func (p *Snapshot) FindScratch(name string, size int64) (export.Scratch, error) {
+	p.store.mu.Lock()
+	defer p.store.mu.Unlock()
+	b, kept := p.kept[name]
+	if !kept || int64(len(b)) != size {
+		return nil, store.ErrCorrupt
+	}
+	return &scratch{*bytes.NewBuffer(b), p, name}, nil
+}
+
+// SweepScratch implements export.Snapshot.
+func (p *Snapshot) SweepScratch(but ...string) error {
+	p.store.mu.Lock()
+	defer p.store.mu.Unlock()
+	maps.DeleteFunc(p.kept, func(name string, _ []byte) bool {
+		return isScratch(name) && !slices.Contains(but, name)
+	})
+	return nil
+}
+
+// isScratch tells scratch files by their names, which export gives them, from what
+// else is kept.
+func isScratch(name string) bool {
+	_, err := strconv.Atoi(strings.TrimPrefix(name, "s"))
+	return err == nil
+}
+
+// Size implements export.Scratch.
+func (s *scratch) Size() int64 { return int64(s.Len()) }
+
+// Keep implements export.Scratch.
+func (s *scratch) Keep() error { _, err := s.p.Keep(s.name, s.Bytes()); return err }
 
 // Open implements export.Scratch.
 func (s *scratch) Open() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(s.Bytes())), nil }
 
 // Remove implements export.Scratch.
-func (s *scratch) Remove() error { return nil }
+func (s *scratch) Remove() error {
+	s.p.store.mu.Lock()
+	defer s.p.store.mu.Unlock()
+	delete(s.p.kept, s.name)
+	return nil
+}
 
 // Draft implements export.Snapshot.
 func (p *Snapshot) Draft(name string) (export.Draft, error) {

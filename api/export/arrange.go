@@ -3,7 +3,9 @@ package export
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -61,6 +63,7 @@ type arranging struct {
 	aimed    *filter             // keys of what edges lead to
 	targets  *filter             // keys of what Provenance is about that has no block of its own
 	known    map[string]bool     // blocks; nil: too many
+	place    place               // up to which files are written
 	work     int                 // of writing the files, in blocks
 	left     map[fhir.Type]int64 // rows that belong to no block
 }
@@ -69,18 +72,13 @@ type arranging struct {
 // store looks for in its index.
 const maxKnown = 20_000
 
-func (g *gathering) arrange(ctx context.Context, by fhir.Type, o Options) *arranging {
+func (g *gathering) arrange(by fhir.Type, o Options) *arranging {
 	a := &arranging{g: g, by: by, left: map[fhir.Type]int64{}}
 	if g.r.Since != fhir.None { // else nothing is looked for
 		a.known = map[string]bool{}
 	}
 	a.scanner = fhir.Scanner{OwnBases: o.Bases, AllReferences: true}
-	a.sorter = &sorter{limit: o.Memory, fanIn: maxRuns, scratch: func(n int) (Scratch, error) {
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
-		return g.s.Scratch(fmt.Sprint("s", n))
-	}}
+	a.sorter = &sorter{limit: o.Memory, fanIn: maxRuns, pad: g.pad}
 	for _, s := range []**sorting{&a.blocks, &a.loose, &a.edges, &a.onward, &a.about, &a.owned} {
 		*s = a.sorting()
 	}
@@ -248,23 +246,45 @@ func (a *arranging) candidate(key, text []byte, placed bool) error {
 }
 
 // gather takes the lines of extents that match.
-func (a *arranging) gather(ctx context.Context, s Snapshot, sec store.Section, extents []store.Extent, since fhir.Instant, match func(line []byte) bool) error {
+func (a *arranging) gather(ctx context.Context, s Snapshot, sec store.Section, extents []store.Extent, at position, since fhir.Instant, match func(line []byte) bool) error {
 	if a.g.following != nil {
-		a.g.following.begin(nil)
+		a.g.following.begin(at.Strays)
 		defer func() { a.g.noteStrays(sec.Type, a.g.following.strays) }()
 	}
-	lost, err := s.Compartments(ctx, since, a.g.r.Upto, extents, func(line []byte, patients []string) error {
+	lost, err := a.read(ctx, s, sec, extents, at, since, func(line []byte, patients []string) error {
 		if match != nil && !match(line) {
 			return nil
 		}
 		return a.take(sec.Type, line, patients)
-	}, func() { a.g.did(bodyCost) })
+	})
 	if err != nil {
 		return fmt.Errorf("gather %s for its blocks: %w", sec.Type, err)
 	}
-	a.g.did(bodyCost * (a.g.s.Blocks(sec) - len(extents)))
+	a.g.did(bodyCost * (a.g.s.Blocks(sec) - len(extents) + at.Extent))
 	a.g.noteLost(sec, lost)
 	return nil
+}
+
+// read hands over the lines of extents from a place on. What is done is saved
+// between two of them.
+func (a *arranging) read(ctx context.Context, s Snapshot, sec store.Section, extents []store.Extent, at position, since fhir.Instant, fn func(line []byte, patients []string) error) (lost int, err error) {
+	var fault error
+	_, err = s.Compartments(ctx, since, a.g.r.Upto, extents[at.Extent:], func(line []byte, patients []string) error {
+		if fault != nil {
+			return fault
+		}
+		at.Line++
+		return fn(line, patients)
+	}, func() {
+		at = position{Extent: at.Extent + 1, Lost: at.Lost + extents[at.Extent].Rows - at.Line}
+		if a.g.following != nil {
+			at.Strays = a.g.following.strays.clone()
+		}
+		if a.g.did(bodyCost); fault == nil {
+			fault = a.g.reached(sec.Type, new(at))
+		}
+	})
+	return at.Lost, errors.Join(err, fault)
 }
 
 // measure adds what there is to do beside reading the lines that are sent.
@@ -288,7 +308,16 @@ func (a *arranging) prepare(ctx context.Context) error {
 	if a.byPatient() {
 		return nil // later: then it is known of what
 	}
-	for _, sec := range a.sections() {
+	sections := a.sections()
+	done, at := a.g.rest(sections)
+	for i, sec := range sections {
+		if i < done {
+			a.g.did(bodyCost * a.g.s.Blocks(sec))
+			continue
+		}
+		if i > done {
+			at = position{}
+		}
 		s := a.whole(sec.Type)
 		if sec.Type == provenanceType && a.attached {
 			s = a.g.s
@@ -297,7 +326,7 @@ func (a *arranging) prepare(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("find the extents of %s: %w", sec.Type, err)
 		}
-		_, err = s.Lines(ctx, fhir.None, a.g.r.Upto, extents, func(line []byte) error {
+		_, err = a.read(ctx, s, sec, extents, at, fhir.None, func(line []byte, _ []string) error {
 			res, err := a.scanner.Scan(line)
 			if err != nil {
 				return fmt.Errorf("a stored %s is no resource: %w", sec.Type, store.ErrCorrupt)
@@ -310,9 +339,12 @@ func (a *arranging) prepare(ctx context.Context) error {
 				return nil
 			}
 			return a.link(res.Key, a.owners(res.Key, res.References), res.References)
-		}, func() { a.g.did(bodyCost) })
+		})
 		if err != nil {
 			return fmt.Errorf("follow the references of %s: %w", sec.Type, err)
+		}
+		if err := a.g.reached(sec.Type, nil); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -508,17 +540,106 @@ func (a *arranging) wantOnward() error {
 
 // finish makes the files of what was gathered.
 func (a *arranging) finish(ctx context.Context, types []fhir.Type, l Limits) error {
-	if err := a.follow(ctx); err != nil {
-		return err
+	for _, step := range []struct {
+		stage stage
+		do    func() error
+	}{
+		{stageFollow, func() error { return a.follow(ctx) }},
+		{stageSpread, func() error { return a.spread(ctx) }},
+		{stageFocus, func() error {
+			if err := a.addFocal(ctx, types); err != nil {
+				return err
+			}
+			a.noteLeft()
+			return nil
+		}},
+		{stageBind, func() error { return a.bind(ctx, l) }},
+	} {
+		if a.g.passed(step.stage) {
+			continue
+		}
+		if err := a.g.enter(step.stage); err != nil {
+			return err
+		}
+		if err := step.do(); err != nil {
+			return err
+		}
 	}
-	if err := a.spread(ctx); err != nil {
-		return err
+	return nil
+}
+
+// An arrangedForm is what a checkpoint remembers of blocks.
+type arrangedForm struct {
+	Number   uint64           `json:"number"`
+	Left     map[string]int64 `json:"left,omitempty"`
+	Known    []string         `json:"known,omitempty"`
+	TooMany  bool             `json:"tooMany,omitempty"`
+	Sortings []sortingForm    `json:"sortings"`
+	Filters  []leafForm       `json:"filters"`
+	Bound    place            `json:"bound"`
+}
+
+func (a *arranging) sortings() []*sorting {
+	return []*sorting{a.blocks, a.loose, a.edges, a.onward, a.about, a.owned}
+}
+
+// putAside writes what is in memory, and adds the leaves on which all of it stands.
+func (a *arranging) putAside(named *[]*leaf) (*arrangedForm, error) {
+	form := &arrangedForm{Number: a.number, Left: map[string]int64{}, TooMany: a.known == nil, Known: slices.Sorted(maps.Keys(a.known)), Bound: a.place}
+	for t, n := range a.left {
+		form.Left[t.String()] = n
 	}
-	if err := a.addFocal(ctx, types); err != nil {
-		return err
+	for _, s := range a.sortings() {
+		f, leaves, err := s.putAside()
+		if err != nil {
+			return nil, err
+		}
+		form.Sortings, *named = append(form.Sortings, f), append(*named, leaves...)
 	}
-	a.noteLeft()
-	return a.bind(ctx, l)
+	for _, f := range []*filter{a.wanted, a.aimed, a.targets} {
+		l, err := f.putAside(a.pad)
+		if err != nil {
+			return nil, err
+		}
+		if l == nil {
+			form.Filters = append(form.Filters, leafForm{})
+			continue
+		}
+		form.Filters, *named = append(form.Filters, l.form(filterBits/64)), append(*named, l)
+	}
+	return form, nil
+}
+
+// restore takes up what an earlier process has put aside.
+func (a *arranging) restore(form *arrangedForm) error {
+	a.number, a.place, a.known = form.Number, form.Bound, map[string]bool{}
+	for _, id := range form.Known {
+		a.known[id] = true
+	}
+	if form.TooMany {
+		a.known = nil
+	}
+	for name, n := range form.Left {
+		t, known := fhir.ParseType(name)
+		if !known {
+			return damaged(store.ErrCorrupt)
+		}
+		a.left[t] = n
+	}
+	if len(form.Sortings) != len(a.sortings()) || len(form.Filters) != 3 {
+		return damaged(store.ErrCorrupt)
+	}
+	for i, s := range a.sortings() {
+		if err := s.restore(form.Sortings[i]); err != nil {
+			return err
+		}
+	}
+	for i, f := range []*filter{a.wanted, a.aimed, a.targets} {
+		if err := f.restore(a.pad, form.Filters[i]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // addFocal adds the resources of the blocks that the window does not hold.

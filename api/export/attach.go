@@ -13,6 +13,12 @@ import (
 // attach adds the Provenance of what is sent (decisions.md 3): whatever _since and
 // _type say. Who made something goes only if it goes anyhow.
 func (g *gathering) attach(ctx context.Context, a Attachment, o Options) error {
+	if g.passed(stageAttach) {
+		return nil
+	}
+	if err := g.enter(stageAttach); err != nil {
+		return err
+	}
 	g.sent.end()
 	sec := store.Section{Kind: store.Live, Type: provenanceType}
 	if g.s.Blocks(sec) == 0 {
@@ -33,7 +39,8 @@ func (g *gathering) attach(ctx context.Context, a Attachment, o Options) error {
 			return err
 		}
 	}
-	return g.write(ctx, g.s, sec, extents, position{}, fhir.None, match, o.Limits)
+	_, at := g.rest([]store.Section{sec})
+	return g.write(ctx, g.s, sec, extents, at, fhir.None, match, o.Limits)
 }
 
 // deletable are the types whose deletions are told: what is attached is a
@@ -64,14 +71,53 @@ func (g *gathering) isAbout(line []byte, bases []string) bool {
 }
 
 // sending is what an export sends, as hashes: there may be many millions.
-type sending struct{ all []uint64 }
+type sending struct {
+	all    []uint64
+	kept   int // of them are put aside, on leaves
+	leaves []*leaf
+	forms  []leafForm
+}
 
 func (s *sending) add(key fhir.Key) { s.all = append(s.all, hashKey(key)) }
 
 // end is called when all are there, before any is looked for.
 func (s *sending) end() {
+	whole := s.kept == len(s.all)
 	slices.Sort(s.all)
 	s.all = slices.Compact(s.all)
+	if s.kept = len(s.all); !whole { // now nobody can tell which are put aside
+		s.kept, s.leaves, s.forms = 0, nil, nil
+	}
+}
+
+// putAside puts on a leaf what has come since the last time.
+func (s *sending) putAside(p *pad) error {
+	fresh := s.all[s.kept:]
+	if len(fresh) == 0 {
+		return nil
+	}
+	l, err := p.writeWords(fresh)
+	if err != nil {
+		return err
+	}
+	s.leaves, s.forms, s.kept = append(s.leaves, l), append(s.forms, l.form(int64(len(fresh)))), len(s.all)
+	return nil
+}
+
+// restore takes up what an earlier process has put aside.
+func (s *sending) restore(p *pad, forms []leafForm) error {
+	for _, f := range forms {
+		l, err := p.find(f)
+		if err != nil {
+			return err
+		}
+		if s.all, err = l.readWords(s.all, f.Holds); err != nil {
+			return err
+		}
+		s.leaves = append(s.leaves, l)
+	}
+	s.forms, s.kept = forms, len(s.all)
+	return nil
 }
 
 func (s *sending) find(key fhir.Key) (int, bool) { return slices.BinarySearch(s.all, hashKey(key)) }

@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+
+	"tidemark/store"
 )
 
 // maxHeld is what of a block is held in memory before its file is chosen, bytes. A
@@ -24,7 +26,16 @@ type binding struct {
 	lengths  []int  // of them
 	written  bool   // part of the block: the rest goes on there
 	inFile   int64  // lines of the block in the file, without the header
-	finished int64  // lines
+	before   int64  // records in front of the block
+	finished int64  // records
+	lines    int64  // of the block that are written
+	skip     int64  // lines of it that an earlier process has written
+}
+
+// A place is how far the files of blocks are written.
+type place struct {
+	Records int64 `json:"records"` // in front of the block
+	Lines   int64 `json:"lines"`   // of it, without headers
 }
 
 // bind makes the files.
@@ -35,13 +46,42 @@ func (a *arranging) bind(ctx context.Context, l Limits) (err error) {
 	if err != nil {
 		return err
 	}
-	if err = b.all(ctx, c); err == nil {
+	if err = b.goOn(ctx, c); err == nil {
+		err = b.all(ctx, c)
+	}
+	if err == nil {
 		err = errors.Join(c.err(), b.flush())
 	}
 	if err = errors.Join(err, c.close()); err != nil {
 		return fmt.Errorf("write the files of blocks: %w", err)
 	}
 	return nil
+}
+
+// goOn passes by what an earlier process has written.
+func (b *binding) goOn(ctx context.Context, c cursor) error {
+	done := b.a.place
+	for ; b.finished < done.Records; b.finished++ {
+		if !c.next() {
+			return damaged(errors.Join(store.ErrCorrupt, c.err()))
+		}
+		if b.finished%lookEvery == 0 && ctx.Err() != nil {
+			return ctx.Err()
+		}
+	}
+	b.before, b.skip = done.Records, done.Lines
+	b.g.did(b.a.bound(done.Records))
+	return nil
+}
+
+// reached says that a file is whole, and how much of the block stands in it or
+// before. While all is in memory there is nothing to go on from.
+func (b *binding) reached(lines int64) error {
+	if b.a.blocks.size > 0 {
+		return nil
+	}
+	b.a.place = place{b.before, lines}
+	return b.g.reached(0, nil)
 }
 
 func (b *binding) all(ctx context.Context, c cursor) error {
@@ -51,7 +91,7 @@ func (b *binding) all(ctx context.Context, c cursor) error {
 			if err := b.end(); err != nil {
 				return err
 			}
-			b.id = append(b.id[:0], id...)
+			b.id, b.before = append(b.id[:0], id...), b.finished
 		}
 		if err := b.line(tail[0], c.value()); err != nil {
 			return err
@@ -76,6 +116,13 @@ func (b *binding) line(rank byte, line []byte) error {
 		return nil
 	case b.header == nil:
 		b.header = fmt.Appendf(nil, `{"resourceType":"Parameters","parameter":[{"name":"header","valueReference":{"reference":"%s/%s"}}]}`+"\n", b.a.by, b.id)
+		b.lines = b.skip
+		if b.skip > 0 { // the rest goes on in a file of its own
+			b.written = true
+			if err := b.begin(); err != nil {
+				return err
+			}
+		}
 		if len(b.context) > 0 {
 			if err := b.take(b.context); err != nil {
 				return err
@@ -86,6 +133,10 @@ func (b *binding) line(rank byte, line []byte) error {
 }
 
 func (b *binding) take(line []byte) error {
+	if b.skip > 0 {
+		b.skip--
+		return nil
+	}
 	if b.written {
 		return b.write(line)
 	}
@@ -93,7 +144,7 @@ func (b *binding) take(line []byte) error {
 	if b.size() <= min(maxHeld, noLimit(b.limits.Bytes)) && b.rows() <= noLimit(b.limits.Resources) {
 		return nil
 	}
-	if err := b.flush(); err != nil { // a file of its own
+	if err := b.next(0); err != nil { // a file of its own
 		return err
 	}
 	return b.release()
@@ -108,7 +159,7 @@ func (b *binding) rows() int64 { return int64(1 + len(b.lengths)) }
 func (b *binding) end() error {
 	if b.header != nil && !b.written {
 		if b.full(b.size(), b.rows()) {
-			if err := b.flush(); err != nil {
+			if err := b.next(0); err != nil {
 				return err
 			}
 		}
@@ -147,10 +198,22 @@ func (b *binding) begin() error {
 func (b *binding) write(line []byte) error {
 	if b.inFile > 0 && b.full(int64(len(line)), 1) {
 		b.file.Continues = true
-		if err := errors.Join(b.flush(), b.begin()); err != nil {
+		if err := errors.Join(b.next(b.lines), b.begin()); err != nil {
 			return err
 		}
 	}
 	b.inFile++
+	b.lines++
 	return b.put(line)
+}
+
+// next ends the file at hand.
+func (b *binding) next(lines int64) error {
+	if b.draft == nil {
+		return nil
+	}
+	if err := b.flush(); err != nil {
+		return err
+	}
+	return b.reached(lines)
 }

@@ -91,8 +91,10 @@ func choose(ctx context.Context, s Snapshot, r *rule, o Options, how identifying
 	}
 	g := gathering{
 		s: s, r: r, of: r.Level.of, how: how, filters: filters, progress: progress,
-		saving: saving{every: o.Checkpoint, last: time.Now(), keep: keep},
+		saving: saving{every: o.Checkpoint, begun: time.Now(), last: time.Now(), keep: keep}, pad: newPad(s),
 	}
+	g.pad.given = ctx.Err
+	defer func() { err = errors.Join(err, g.pad.end()) }()
 	if q.Attach != ByDefault {
 		g.sent = &sending{}
 	}
@@ -102,8 +104,10 @@ func choose(ctx context.Context, s Snapshot, r *rule, o Options, how identifying
 		}
 	}
 	if q.By != 0 {
-		g.arranging = g.arrange(ctx, q.By, o)
-		defer func() { err = errors.Join(err, g.arranging.end()) }()
+		g.arranging = g.arrange(q.By, o)
+	}
+	if err := g.restore(); err != nil {
+		return nil, err
 	}
 	notes := q.Notes
 	if q.aboutSome() {
@@ -118,16 +122,13 @@ func choose(ctx context.Context, s Snapshot, r *rule, o Options, how identifying
 	} else {
 		g.measure(q.Types)
 	}
-	if r.Checkpoint != nil {
-		g.notes = r.Checkpoint.Notes
-	}
 	if err := g.follow(ctx, q, o); err != nil {
 		return nil, err
 	}
 	if err := g.output(ctx, q, o); err != nil {
 		return nil, err
 	}
-	if r.Since != fhir.None {
+	if r.Since != fhir.None && !g.passed(stageDelete) {
 		if err := g.add(ctx, Deleted, store.Deleted, q.deletable(), o.Limits); err != nil {
 			return nil, err
 		}
@@ -143,9 +144,15 @@ func choose(ctx context.Context, s Snapshot, r *rule, o Options, how identifying
 // output makes the files of the list of that name.
 func (g *gathering) output(ctx context.Context, q *Request, o Options) error {
 	if g.arranging != nil {
+		if err := g.enter(stagePrepare); err != nil {
+			return err
+		}
 		if err := g.arranging.prepare(ctx); err != nil {
 			return err
 		}
+	}
+	if err := g.enter(stageSend); err != nil {
+		return err
 	}
 	if err := g.add(ctx, Output, store.Live, q.Types, o.Limits); err != nil {
 		return err
@@ -156,9 +163,11 @@ func (g *gathering) output(ctx context.Context, q *Request, o Options) error {
 		}
 	}
 	if g.arranging != nil {
-		return g.arranging.finish(ctx, q.Types, o.Limits)
+		if err := g.arranging.finish(ctx, q.Types, o.Limits); err != nil {
+			return err
+		}
 	}
-	return nil
+	return g.settle()
 }
 
 // choose finds out what goes with the Patients of a cohort.
@@ -203,6 +212,8 @@ type gathering struct {
 	files        selection       // since the last checkpoint
 	notes        []outcome.Issue
 	saving       saving
+	stage        stage // that is under way
+	pad          *pad
 }
 
 // measure finds out how much there is to do.
@@ -368,17 +379,24 @@ func (g *gathering) referredByKeys(ctx context.Context, keys map[fhir.Key]fhir.I
 
 // add appends the files of one list.
 func (g *gathering) add(ctx context.Context, list List, kind store.Kind, types []fhir.Type, l Limits) error {
-	for _, sec := range g.r.sections(g.s, kind, types) {
+	sections := g.r.sections(g.s, kind, types)
+	done, at := 0, position{}
+	if list == Output {
+		done, at = g.rest(sections)
+	}
+	for i, sec := range sections {
 		if g.c != nil && list == Deleted && sec.Type == groupType {
 			continue // the one that is asked for is there, others are nobody's business
 		}
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		done, at := g.resume(sec)
-		if list == Output && done {
+		if i < done {
 			g.skipped(sec)
 			continue
+		}
+		if i > done {
+			at = position{}
 		}
 		s := g.held(list, sec.Type)
 		extents, err := g.r.extents(s, sec)
@@ -389,7 +407,7 @@ func (g *gathering) add(ctx context.Context, list List, kind store.Kind, types [
 			if err := g.section(ctx, s, sec, extents, at, l); err != nil {
 				return err
 			}
-			if err := g.reached(sec, nil); err != nil {
+			if err := g.reached(sec.Type, nil); err != nil {
 				return err
 			}
 			continue
@@ -420,7 +438,7 @@ func (g *gathering) section(ctx context.Context, s Snapshot, sec store.Section, 
 // write makes files of what matches of extents from a place on; match nil: all.
 func (g *gathering) write(ctx context.Context, s Snapshot, sec store.Section, extents []store.Extent, at position, since fhir.Instant, match func(line []byte) bool, l Limits) (err error) {
 	if g.arranging != nil {
-		return g.arranging.gather(ctx, s, sec, extents, since, match)
+		return g.arranging.gather(ctx, s, sec, extents, at, since, match)
 	}
 	leads, err := g.leads(ctx, s, sec, extents, since, match != nil)
 	switch {

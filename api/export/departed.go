@@ -53,10 +53,19 @@ func (g *gathering) depart(ctx context.Context, q *Request, l Limits) error {
 			return fmt.Errorf("find what has left an export: %w", err)
 		}
 	}
-	for _, t := range d.asked(q) {
+	g.stage = stageDepart
+	asked := d.asked(q)
+	done := 0
+	if c := g.r.Checkpoint; c != nil && c.Stage == stageDepart {
+		done = slices.Index(asked, c.Type) + 1
+	}
+	for _, t := range asked[done:] {
 		err := g.draft(Departed, t, position{}, l, func(m *making) error { return d.write(ctx, t, m) })
 		if err != nil {
 			return fmt.Errorf("write what has left an export of %s: %w", t, err)
+		}
+		if err := g.reached(t, nil); err != nil {
+			return err
 		}
 	}
 	return nil

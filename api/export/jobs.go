@@ -55,7 +55,7 @@ type Options struct {
 	Bases          []string      // of absolute references to resources here
 	Base           string        // of the URLs of Binaries here
 	Inline         int64         // content of attachments up to so many bytes takes the place of its URL (default 0: none)
-	Checkpoint     time.Duration // of work that a restart may cost a job that is planned (default 1 s; negative: none)
+	Checkpoint     time.Duration // of work that a restart may cost a job that is planned (default 1 s; negative: none); one in blocks or with Provenance attached also a sixteenth of what it has worked
 	Memory         int           // of what a job in blocks sorts at a time, bytes (default 64 MiB)
 	Logger         *slog.Logger
 }
@@ -284,7 +284,7 @@ func (j *Jobs) Page(id string, page int) (Manifest, error) {
 		from = r.Pages[page-2]
 	}
 	if r.Pending != nil && page > len(r.Pages) {
-		if !r.Pending.Partial || len(r.Files) == from {
+		if !r.Pending.Partial || r.ready() == from {
 			return Manifest{}, j.working(id, r)
 		}
 		if r, err = j.cut(id, page); err != nil {
@@ -309,9 +309,19 @@ func (j *Jobs) Page(id string, page int) (Manifest, error) {
 func (j *Jobs) cut(id string, page int) (rule, error) {
 	return j.amend(id, func(r *rule) {
 		if len(r.Pages) == page-1 && r.Pending != nil {
-			r.Pages = append(slices.Clip(r.Pages), len(r.Files))
+			r.Pages = append(slices.Clip(r.Pages), r.ready())
 		}
 	})
+}
+
+// ready is how many files a page can have while a job is planned: deletions stand
+// in the last (decisions.md 5).
+func (r *rule) ready() int {
+	n := slices.IndexFunc(r.Files, func(f OutputFile) bool { return f.List != Output })
+	if n < 0 {
+		return len(r.Files)
+	}
+	return n
 }
 
 // amend changes the rule of a job, durably.

@@ -164,5 +164,5 @@ func (m *making) reached() error {
 	if m.leads {
 		before.Strays = m.g.following.strays.clone()
 	}
-	return m.g.reached(store.Section{Kind: store.Live, Type: m.file.Type}, &before)
+	return m.g.reached(m.file.Type, &before)
 }

@@ -25,7 +25,7 @@ import (
 // makingStore is a real store of some Patients on a disk that can be made faulty.
 func makingStore(t *testing.T, fs vfs.FS) *store.DB {
 	t.Helper()
-	db, err := store.Open("store", store.Options{FS: fs, Allowance: time.Millisecond, CommitInterval: time.Millisecond})
+	db, err := store.Open("store", store.Options{FS: fs, Allowance: time.Millisecond, CommitInterval: time.Millisecond, MergeOff: true})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -290,10 +290,11 @@ func decodeRule(b []byte) (rule, error) {
 	if form.Selection != nil {
 		r.Pieces = []piece{{Name: selectionName, Sum: *form.Selection}}
 	}
-	var known bool
-	if r.Checkpoint, known = form.Check.checkpoint(); !known {
-		return rule{}, fmt.Errorf("the rule has come to the resource type %q", form.Check.Type)
+	var err error
+	if r.Checkpoint, err = form.Check.checkpoint(); err != nil {
+		return rule{}, err
 	}
+	var known bool
 	if r.By, known = fhir.ParseType(form.By); !known && form.By != "" {
 		return rule{}, fmt.Errorf("the rule has blocks of the resource type %q", form.By)
 	}

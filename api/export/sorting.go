@@ -26,12 +26,11 @@ const (
 // A sorter is the memory and the disk that the sortings of a job share. It is for
 // one goroutine.
 type sorter struct {
-	scratch func(n int) (Scratch, error) // makes file n
-	limit   int                          // of what is gathered, bytes
-	fanIn   int                          // runs that are read together
+	pad   *pad
+	limit int // of what is gathered, bytes
+	fanIn int // runs that are read together
 
 	used   int
-	files  int
 	all    []*sorting
 	free   [][]byte // chunks
 	packer *s2.Writer
@@ -148,7 +147,7 @@ func (s *sorting) forget() {
 
 // A sortedRun lies on the disk.
 type sortedRun struct {
-	file    Scratch
+	file    *leaf
 	records int64
 }
 
@@ -163,8 +162,7 @@ func (s *sorting) spill() error {
 // write makes a run of what c goes through, and closes c.
 func (s *sorting) write(c cursor) (err error) {
 	defer func() { err = errors.Join(err, c.close()) }()
-	s.files++
-	f, err := s.scratch(s.files)
+	f, err := s.pad.leaf()
 	if err != nil {
 		return err
 	}
@@ -239,6 +237,39 @@ func (s *sorting) sorted() (cursor, error) {
 	return open(s.runs)
 }
 
+// A sortingForm is how a checkpoint remembers a sorting.
+type sortingForm struct {
+	Count int64      `json:"count,omitempty"`
+	Runs  []leafForm `json:"runs,omitempty"`
+}
+
+// putAside writes what is gathered, and tells what there is then.
+func (s *sorting) putAside() (form sortingForm, all []*leaf, err error) {
+	if s.size > 0 {
+		if err := s.spill(); err != nil {
+			return form, nil, err
+		}
+	}
+	form.Count = s.count
+	for _, r := range s.runs {
+		form.Runs, all = append(form.Runs, r.file.form(r.records)), append(all, r.file)
+	}
+	return form, all, nil
+}
+
+// restore finds what an earlier process has put aside.
+func (s *sorting) restore(form sortingForm) error {
+	s.count = form.Count
+	for _, r := range form.Runs {
+		file, err := s.pad.find(r)
+		if err != nil {
+			return err
+		}
+		s.runs = append(s.runs, sortedRun{file, r.Holds})
+	}
+	return nil
+}
+
 // end removes what lies on the disk.
 func (s *sorting) end() error {
 	runs := s.runs
@@ -293,7 +324,7 @@ func (r *onDisk) next() bool {
 	}
 	r.left--
 	if err := r.unpack(); err != nil {
-		r.fault = fmt.Errorf("read a sorted run: %w", err)
+		r.fault = fmt.Errorf("read a sorted run: %w", damaged(err))
 	}
 	return r.fault == nil
 }

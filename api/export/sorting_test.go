@@ -10,25 +10,40 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"tidemark/store"
 )
 
 // drawer is a disk of files in memory.
 type drawer struct {
-	files map[int]*paper
+	files map[string]*paper
 	made  int
 	fail  func(op string) error
 }
 
 type paper struct {
-	d *drawer
-	n int
-	b bytes.Buffer
+	d    *drawer
+	name string
+	b    bytes.Buffer
+	kept bool
 }
 
-func (d *drawer) scratch(n int) (Scratch, error) {
+func (d *drawer) Scratch(name string) (Scratch, error) {
 	d.made++
-	d.files[n] = &paper{d: d, n: n}
-	return d.files[n], d.fail("make")
+	d.files[name] = &paper{d: d, name: name}
+	return d.files[name], d.fail("make")
+}
+
+func (d *drawer) FindScratch(name string, size int64) (Scratch, error) {
+	if f := d.files[name]; f != nil && f.kept && f.Size() == size {
+		return f, nil
+	}
+	return nil, store.ErrCorrupt
+}
+
+func (d *drawer) SweepScratch(but ...string) error {
+	maps.DeleteFunc(d.files, func(name string, _ *paper) bool { return !slices.Contains(but, name) })
+	return nil
 }
 
 func (p *paper) Write(b []byte) (int, error) {
@@ -40,10 +55,12 @@ func (p *paper) Open() (io.ReadCloser, error) {
 	return io.NopCloser(bytes.NewReader(p.b.Bytes())), p.d.fail("open")
 }
 
-func (p *paper) Remove() error { delete(p.d.files, p.n); return nil }
+func (p *paper) Size() int64   { return int64(p.b.Len()) }
+func (p *paper) Keep() error   { p.kept = true; return p.d.fail("keep") }
+func (p *paper) Remove() error { delete(p.d.files, p.name); return nil }
 
 func newDrawer() *drawer {
-	return &drawer{files: map[int]*paper{}, fail: func(string) error { return nil }}
+	return &drawer{files: map[string]*paper{}, fail: func(string) error { return nil }}
 }
 
 func drain(t *testing.T, s *sorting) (got []string) {
@@ -67,7 +84,7 @@ func TestSorting(t *testing.T) {
 	for seed := range uint64(30) {
 		r := rand.New(rand.NewPCG(seed, 3))
 		d := newDrawer()
-		m := &sorter{scratch: d.scratch, limit: []int{300, 3000, 1 << 20}[seed%3], fanIn: 2 + r.IntN(3)}
+		m := &sorter{pad: newPad(d), limit: []int{300, 3000, 1 << 20}[seed%3], fanIn: 2 + r.IntN(3)}
 		want := []map[string]string{{}, {}}
 		all := []*sorting{m.sorting(), m.sorting()}
 		for range 50 + r.IntN(800) {
@@ -115,7 +132,7 @@ func TestSorting(t *testing.T) {
 func TestSortingFails(t *testing.T) {
 	for _, op := range []string{"make", "write", "open", "cut"} {
 		d := newDrawer()
-		s := (&sorter{scratch: d.scratch, limit: 1000, fanIn: 4}).sorting()
+		s := (&sorter{pad: newPad(d), limit: 1000, fanIn: 4}).sorting()
 		broken := errors.New("broken")
 		d.fail = func(what string) error {
 			if what == op {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/cespare/xxhash/v2"
 
+	"tidemark/store"
 	"tidemark/store/fhir"
 )
 
@@ -205,7 +206,10 @@ func begins(c cursor, key []byte) bool { return compareFirst(c, key) == 0 }
 
 // A filter is a set of keys in bounded memory: what was added is in it, and by
 // chance a little more, which costs a look and changes nothing (Bloom). nil has all.
-type filter struct{ bits []uint64 }
+type filter struct {
+	bits []uint64
+	leaf *leaf // on which they stand; nil: they have changed
+}
 
 // filterBits makes of ten million keys one in twenty a chance hit, in 8 MB.
 const filterBits = 1 << 26
@@ -219,6 +223,10 @@ func (f *filter) add(key []byte) {
 	if f.bits == nil {
 		f.bits = make([]uint64, filterBits/64)
 	}
+	if f.leaf != nil && f.has(key) {
+		return
+	}
+	f.leaf = nil
 	for h, step := f.hash(key), 0; step < 3; step++ {
 		at := places(h, step)
 		f.bits[at/64] |= 1 << (at % 64)
@@ -238,6 +246,31 @@ func (f *filter) has(key []byte) bool {
 		}
 	}
 	return true
+}
+
+// putAside puts the filter on a leaf; nil: there is nothing in it.
+func (f *filter) putAside(p *pad) (_ *leaf, err error) {
+	if f == nil || f.bits == nil {
+		return nil, nil
+	}
+	if f.leaf == nil {
+		f.leaf, err = p.writeWords(f.bits)
+	}
+	return f.leaf, err
+}
+
+// restore takes up what an earlier process has put aside.
+func (f *filter) restore(p *pad, form leafForm) (err error) {
+	if f == nil || form.N == 0 {
+		return nil
+	}
+	if form.Holds != filterBits/64 {
+		return damaged(store.ErrCorrupt)
+	}
+	if f.leaf, err = p.find(form); err == nil {
+		f.bits, err = f.leaf.readWords(nil, form.Holds)
+	}
+	return err
 }
 
 func (f *filter) hash(key []byte) uint64 { return xxhash.Sum64(key) }

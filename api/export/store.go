@@ -72,6 +72,10 @@ type Snapshot interface {
 	Compartments(ctx context.Context, since, upto fhir.Instant, ext []store.Extent, fn func(line []byte, patients []string) error, step func()) (lost int, err error)
 	// Scratch begins a file that a job removes itself.
 	Scratch(name string) (Scratch, error)
+	// FindScratch finds one that was kept, if it has as many bytes.
+	FindScratch(name string, size int64) (Scratch, error)
+	// SweepScratch removes all of them but those of some names.
+	SweepScratch(but ...string) error
 	// Draft begins a file of lines that are not as they are stored, Made opens it.
 	Draft(name string) (Draft, error)
 	Made(name string) (File, error)
@@ -129,6 +133,8 @@ type Draft interface {
 type Scratch interface {
 	io.Writer
 	Open() (io.ReadCloser, error)
+	Size() int64
+	Keep() error // durably: the next process finds it
 	Remove() error
 }
 
@@ -181,6 +187,14 @@ func (s snapshot) Draft(name string) (Draft, error) {
 
 func (s snapshot) Scratch(name string) (Scratch, error) {
 	f, err := s.Snapshot.Scratch(name)
+	if err != nil {
+		return nil, err // not a nil *store.Scratch
+	}
+	return f, nil
+}
+
+func (s snapshot) FindScratch(name string, size int64) (Scratch, error) {
+	f, err := s.Snapshot.FindScratch(name, size)
 	if err != nil {
 		return nil, err // not a nil *store.Scratch
 	}

@@ -175,8 +175,10 @@ func (j *Jobs) planJob(ctx context.Context, q queued) error {
 		}
 	}
 	keep := func(r *rule, c selection) error {
-		if err := keepPiece(s, r, c); err != nil {
-			return err
+		if len(c) > 0 {
+			if err := keepPiece(s, r, c); err != nil {
+				return err
+			}
 		}
 		return j.save(id, *r)
 	}
@@ -186,7 +188,7 @@ func (j *Jobs) planJob(ctx context.Context, q queued) error {
 		r = r.failed(refusal.Issues)
 	case ctx.Err() != nil, errors.Is(err, errHeavy), errors.Is(err, store.ErrRevoked), errors.Is(err, store.ErrClosed):
 		return err
-	case passes(err):
+	case passes(err), errors.Is(err, errAside) && len(r.Pages) == 0:
 		return errors.Join(err, j.giveBack(id, s, err))
 	case err != nil:
 		j.o.Logger.ErrorContext(ctx, "an export job cannot be planned", "err", err)
@@ -224,7 +226,7 @@ func (j *Jobs) save(id string, r rule) error {
 func (j *Jobs) giveBack(id string, s Snapshot, why error) error {
 	kept := false
 	_, err := j.amend(id, func(r *rule) {
-		if kept = r.Checkpoint != nil && (len(r.Pages) > 0 || !errors.Is(why, store.ErrNoRoom)); !kept {
+		if kept = r.Checkpoint != nil && (len(r.Pages) > 0 || !errors.Is(why, store.ErrNoRoom) && !errors.Is(why, errAside)); !kept {
 			r.Files, r.Pieces, r.Checkpoint = nil, nil, nil
 		}
 	})
