@@ -724,6 +724,22 @@ func isScratch(name string) bool {
 	return err == nil
 }
 
+// Spoil cuts a byte off each scratch file that was kept, and counts them.
+func (s *Store) Spoil() (n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range s.pins {
+		p.kept = maps.Clone(p.kept)
+		for name, b := range p.kept {
+			if isScratch(name) {
+				p.kept[name] = b[:len(b)-1]
+				n++
+			}
+		}
+	}
+	return n
+}
+
 // Size implements export.Scratch.
 func (s *scratch) Size() int64 { return int64(s.Len()) }
 

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -244,4 +245,45 @@ func TestKilled(t *testing.T) {
 			t.Errorf("%s: killed %d times", name, killed)
 		}
 	}
+}
+
+// TestDamageAside: what was put aside and is not as it was is made again.
+func TestDamageAside(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := groupStore(t)
+		enter, leave := make(chan struct{}), make(chan struct{})
+		calls := 0
+		db.OnLines = func() {
+			if calls++; calls == 2 {
+				enter <- struct{}{}
+				<-leave
+			}
+		}
+		q := ofGroup("g")
+		q.By = key(t, "Patient/p").Type
+		o := export.Options{Checkpoint: -1, Memory: 1}
+		j := export.New(db, o)
+		id := start(t, j, q)
+		stop := runs(t, j)
+		<-enter
+		sound, spoilt := db.Restart(), db.Restart()
+		if n := spoilt.Spoil(); n == 0 {
+			t.Fatal("nothing was put aside")
+		}
+		j = export.New(spoilt, o)
+		again := runs(t, j)
+		time.Sleep(time.Minute)
+		got := delivered(t, j, id)
+		again()
+		db.OnLines = nil
+		close(leave)
+		stop()
+		j = export.New(sound, o)
+		id = start(t, j, q)
+		stop = runs(t, j)
+		if want := delivered(t, j, id); got != want || got == "" {
+			t.Errorf("got\n%s\nwant\n%s", got, want)
+		}
+		stop()
+	})
 }

@@ -245,7 +245,7 @@ type sortingForm struct {
 
 // putAside writes what is gathered, and tells what there is then.
 func (s *sorting) putAside() (form sortingForm, all []*leaf, err error) {
-	if s.size > 0 {
+	if len(s.records) > 0 {
 		if err := s.spill(); err != nil {
 			return form, nil, err
 		}
