@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -38,10 +39,10 @@ func obs(t testing.TB, id, of, more string) store.Change {
 	return scanned(t, `{"resourceType":"Observation","id":%q,"subject":{"reference":"Patient/%s"}%s}`, id, of, more)
 }
 
-var groupN int
+var groupN atomic.Int64 // tests run side by side
 
 func group(t testing.TB, id, more string, members ...string) store.Change {
-	groupN++
+	n := groupN.Add(1)
 	var l []string
 	for _, m := range members {
 		if !strings.HasPrefix(m, "{") {
@@ -53,7 +54,7 @@ func group(t testing.TB, id, more string, members ...string) store.Change {
 	if len(l) > 0 {
 		text = `,"member":[` + strings.Join(l, ",") + `]`
 	}
-	return scanned(t, `{"resourceType":"Group","id":%q,"meta":{"tag":[{"code":"%d"}]}%s%s}`, id, groupN, text, more)
+	return scanned(t, `{"resourceType":"Group","id":%q,"meta":{"tag":[{"code":"%d"}]}%s%s}`, id, n, text, more)
 }
 
 // kick returns the answer of a kick-off and, if one began, of the last status.
