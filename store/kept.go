@@ -20,6 +20,7 @@ func (s *Snapshot) Keep(name string, data []byte) (sum uint32, err error) {
 	if err := s.db.roomToCut(); err != nil {
 		return 0, err
 	}
+	sum = crc32.ChecksumIEEE(data) // before it is written: a vfs.File may change what it is given
 	if err := s.db.writePrivate(s.db.privateDir(s.of.id), name, data); err != nil {
 		if s.of.revoked.Load() { // an erasure has taken the directory away
 			return 0, ErrRevoked
@@ -29,7 +30,7 @@ func (s *Snapshot) Keep(name string, data []byte) (sum uint32, err error) {
 	if s.of.revoked.Load() { // meanwhile: whoever removed the others may have been before us
 		return 0, errors.Join(ErrRevoked, s.db.removePrivate(s.of.id))
 	}
-	return crc32.ChecksumIEEE(data), nil
+	return sum, nil
 }
 
 func (db *DB) writePrivate(dir, name string, data []byte) error {

@@ -19,6 +19,7 @@ import (
 // sweeps them away. A Scratch is written by one goroutine, then read by as many
 // readers as need be.
 type Scratch struct {
+	own     []byte // what is written, not the caller's
 	s       *Snapshot
 	path    string
 	file    vfs.File // nil: all of it is written
@@ -83,7 +84,8 @@ func (f *Scratch) Write(b []byte) (int, error) {
 	if err := f.s.db.roomToMake(); err != nil {
 		return 0, err
 	}
-	n, err := f.file.Write(b)
+	f.own = append(f.own[:0], b...) // a vfs.File may change what it is given, an io.Writer may not
+	n, err := f.file.Write(f.own)
 	f.size += int64(n)
 	return n, f.s.disguise(f.s.db.unwritten(err))
 }
