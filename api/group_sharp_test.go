@@ -310,6 +310,29 @@ func TestGroupProvenance(t *testing.T) {
 	}
 }
 
+// Provenance about what comes by reference is nobody's in the Group: by default none
+// comes for that alone, at Patient level all does. Who wants it asks for what is
+// about the resources that are sent, and gets none that names another's.
+func TestGroupProvenanceByReference(t *testing.T) {
+	m := newMachine(t)
+	m.apply(patient(t, "a"), patient(t, "x"), scanned(t, `{"resourceType":"Practitioner","id":"dr"}`), group(t, "g", "", "Patient/a"),
+		obs(t, "o", "a", `,"performer":[{"reference":"Practitioner/dr"}]`), obs(t, "of-x", "x", `,"performer":[{"reference":"Practitioner/dr"}]`),
+		provenance(t, "of-dr", "2025-01-01T00:00:00Z", "Practitioner/dr"),
+		provenance(t, "of-dr-and-o", "2025-01-01T00:00:00Z", "Practitioner/dr", "Observation/o"),
+		provenance(t, "of-dr-and-x", "2025-01-01T00:00:00Z", "Practitioner/dr", "Observation/of-x"))
+	for query, want := range map[string][]string{
+		"/Group/g/ ": {"of-dr-and-o"},
+		"/Patient/ ": {"of-dr", "of-dr-and-o", "of-dr-and-x"},
+		"/Group/g/ ?includeAssociatedData=RelevantProvenanceResources": {"of-dr", "of-dr-and-o"},
+	} {
+		path, query, _ := strings.Cut(query, " ")
+		h := m.exportOf(path, query)
+		if got := provenanceIn(h); !slices.Equal(got, want) || h.rows["Practitioner/dr"] == "" {
+			t.Errorf("%s%s: %v, want %v", path, query, got, want)
+		}
+	}
+}
+
 // What Provenance is about may have changed behind _until: the next window brings
 // the change, and the Provenance no more.
 func TestGroupProvenanceUntil(t *testing.T) {

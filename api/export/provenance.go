@@ -15,7 +15,8 @@ import (
 // the window, or if one of its targets has come into the export without a change
 // of the Provenance. The column of references tells its targets, but for those of
 // types that are noted there for whatever reason: who only made something must not
-// draw in what is about others.
+// draw in what is about others. The guide asks for no more at these levels: what
+// targets a resource of the compartment.
 
 // targets are the resources of an export, as sorted hashes: there may be many
 // millions.
