@@ -169,6 +169,7 @@ type DB struct {
 	erasing  sync.Mutex   // one erasure at a time; taken before merging
 	pinning  sync.RWMutex // held for reading while a snapshot is being made durable
 	merging  sync.Mutex   // one merge at a time; taken before commitMu
+	rolling  sync.Mutex   // one roll at a time is changed
 	erased   erasedPointer
 	enforced Erased       // what Open found that had come back
 	open     sync.RWMutex // held for reading by those who use kv with neither; taken last but for mu
@@ -265,6 +266,7 @@ func (db *DB) Run(ctx context.Context) error {
 	var loops sync.WaitGroup
 	loops.Go(func() { db.rewriteLoop(upkeep) })
 	loops.Go(func() { db.watchDisk(upkeep) })
+	loops.Go(func() { db.rollLoop(upkeep) })
 	if db.o.Scrub > 0 {
 		loops.Go(func() { db.scrubLoop(upkeep) })
 	}

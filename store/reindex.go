@@ -123,7 +123,7 @@ func (r *reindex) build() error {
 		return err
 	}
 	fmt.Fprintf(r.out, "%d rows in %d segments; epoch %d; everything up to %v counts as promised\n", r.rows, len(r.list), r.meta.Epoch, promised)
-	fmt.Fprintln(r.out, "lost with the old index: export jobs and their pins, which partitions had joined, topic ids (a re-created topic is not noticed this once), held topics, decisions about gaps, dead letters that were resolved")
+	fmt.Fprintln(r.out, "lost with the old index: export jobs and their pins, which partitions had joined, topic ids (a re-created topic is not noticed this once), held topics, decisions about gaps, whom exports of Groups found in them, dead letters that were resolved")
 	return nil
 }
 

@@ -25,6 +25,7 @@ const (
 	spaceGroup     = 'g'
 	spaceBackup    = 'b'
 	spaceReferrer  = 'f'
+	spaceRoll      = 'l'
 )
 
 // MetaKey is the key of Meta.
@@ -73,6 +74,9 @@ func TopicKey(topic string) []byte { return append([]byte{spaceTopic}, topic...)
 
 // GroupKey is the key of a Group's present members.
 func GroupKey(id string) []byte { return append([]byte{spaceGroup}, id...) }
+
+// RollKey is the key of whom exports of a Group found in it.
+func RollKey(group string) []byte { return append([]byte{spaceRoll}, group...) }
 
 // PinKey is the key of the pin with the given id.
 func PinKey(id string) []byte { return append([]byte{spacePin}, id...) }
@@ -196,3 +200,6 @@ func Referrers() *pebble.IterOptions { return space(spaceReferrer) }
 func ReferrersOf(binary string) *pebble.IterOptions {
 	return &pebble.IterOptions{LowerBound: referrersOf(binary), UpperBound: append(referrersOf(binary), 255)}
 }
+
+// Rolls bounds whom exports of Groups found in them.
+func Rolls() *pebble.IterOptions { return space(spaceRoll) }
