@@ -43,6 +43,7 @@ type Store struct {
 	full      bool  // there is no room for a Draft
 	writers   []io.Writer
 	held      int64
+	rolls     []called
 	short     int // bytes after which files break off, 0: never
 }
 
@@ -362,6 +363,47 @@ func (r row) attached() bool {
 
 // Rosters implements export.Snapshot.
 func (p *Snapshot) Rosters(since fhir.Instant) (export.Rosters, error) { return rosters{p, since}, nil }
+
+// A called is one list of those whom an export found in a Group.
+type called struct {
+	group    string
+	upto, at fhir.Instant
+	found    []string
+}
+
+// Roll implements export.Snapshot.
+func (p *Snapshot) Roll(group string, upto fhir.Instant) (r store.Roll, err error) {
+	p.store.mu.Lock()
+	defer p.store.mu.Unlock()
+	times, of := map[string]int{}, 0
+	for _, c := range p.store.rolls {
+		if c.group != group || c.upto != upto {
+			continue
+		}
+		r.Exact, of = r.Exact || c.at == upto, of+1
+		for _, id := range c.found {
+			times[id]++
+		}
+	}
+	if of == 0 {
+		return r, nil
+	}
+	r.Found = map[string]bool{}
+	for id, n := range times {
+		r.Found[id] = n == of
+	}
+	return r, nil
+}
+
+// CallRoll implements export.Snapshot.
+func (p *Snapshot) CallRoll(group string, upto fhir.Instant, found ...[]string) error {
+	p.store.mu.Lock()
+	defer p.store.mu.Unlock()
+	for _, ids := range found {
+		p.store.rolls = append(p.store.rolls, called{group, upto, p.watermark, ids})
+	}
+	return nil
+}
 
 type rosters struct {
 	p     *Snapshot

@@ -40,6 +40,8 @@ type checkpoint struct {
 	Notes []outcome.Issue // so far
 	// Aside names what else the next process needs; nil: nothing.
 	Aside *asideForm
+	// Roll is the checksum of whom earlier exports found in the Group; nil: none did.
+	Roll *uint32
 }
 
 // A position is a place in a section's extents.
@@ -57,13 +59,14 @@ type checkForm struct {
 	At    *position       `json:"at,omitempty"`
 	Notes []outcome.Issue `json:"notes,omitempty"`
 	Aside *asideForm      `json:"aside,omitempty"`
+	Roll  *uint32         `json:"roll,omitempty"`
 }
 
 func (c *checkpoint) form() *checkForm {
 	if c == nil {
 		return nil
 	}
-	return &checkForm{c.Stage, typeForm(c.Type), c.At, c.Notes, c.Aside}
+	return &checkForm{c.Stage, typeForm(c.Type), c.At, c.Notes, c.Aside, c.Roll}
 }
 
 func (f *checkForm) checkpoint() (*checkpoint, error) {
@@ -77,7 +80,7 @@ func (f *checkForm) checkpoint() (*checkpoint, error) {
 	if !slices.Contains(stages, f.Stage) {
 		return nil, fmt.Errorf("the rule has come to the stage %q: was the store used by a newer program?", f.Stage)
 	}
-	return &checkpoint{f.Stage, t, f.At, f.Notes, f.Aside}, nil
+	return &checkpoint{f.Stage, t, f.At, f.Notes, f.Aside, f.Roll}, nil
 }
 
 // A piece of a selection is which rows the files from one on hold, up to the next
@@ -167,7 +170,10 @@ func (g *gathering) reached(t fhir.Type, at *position) error {
 // save makes a checkpoint. What it names is durable before it is, and what only
 // the one before has named is removed after that.
 func (g *gathering) save(t fhir.Type, at *position) error {
-	c := &checkpoint{Stage: g.stage, Type: t, At: at, Notes: g.notes}
+	if err := g.keepRoll(); err != nil {
+		return fmt.Errorf("keep what a job goes by: %w", err)
+	}
+	c := &checkpoint{Stage: g.stage, Type: t, At: at, Notes: g.notes, Roll: g.rolled}
 	named, err := g.putAside(c)
 	if err != nil {
 		return fmt.Errorf("put aside what a job has found: %w", err)

@@ -109,12 +109,16 @@ func choose(ctx context.Context, s Snapshot, r *rule, o Options, how identifying
 	if err := g.restore(); err != nil {
 		return nil, err
 	}
-	notes := q.Notes
+	notes, called := q.Notes, [][]string(nil)
 	if q.aboutSome() {
-		who, err := q.cohort(ctx, s, how, o.Bases)
+		if err := g.recall(); err != nil {
+			return nil, err
+		}
+		who, err := q.cohort(ctx, s, how, o.Bases, g.roll)
 		if err != nil {
 			return nil, err
 		}
+		called = who.called
 		notes = append(slices.Clip(notes), who.notes...)
 		if err := g.choose(ctx, q, who); err != nil {
 			return nil, err
@@ -138,7 +142,10 @@ func choose(ctx context.Context, s Snapshot, r *rule, o Options, how identifying
 			return nil, err
 		}
 	}
-	return g.files, r.addErrors(s, append(slices.Clip(notes), g.notes...))
+	if err := r.addErrors(s, append(slices.Clip(notes), g.notes...)); err != nil || called == nil {
+		return g.files, err
+	}
+	return g.files, s.CallRoll(q.Group, r.Upto, called...)
 }
 
 // output makes the files of the list of that name.
@@ -206,6 +213,8 @@ type gathering struct {
 	following  *following // nil: nothing has attachments
 	sent       *sending   // what is; nil: nobody asks
 	progress   func(float64)
+	roll       store.Roll // whom earlier exports of the Group found in it
+	rolled     *uint32    // checksum of that, once it is kept with the job
 
 	blocks, done int             // that are looked at
 	referred     []store.Section // of the types that go because something refers to them

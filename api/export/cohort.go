@@ -37,12 +37,15 @@ type cohort struct {
 	deleted map[string]fhir.Instant // members at any instant of the window: whose deletions are told
 	left    map[string]fhir.Instant // of those who were and are not any more, when they left
 	notes   []outcome.Issue
+	// called are who was found, if that took resources to read and a later export can
+	// know it from this one only: a list, or a second of who else may be a member.
+	called [][]string
 }
 
 // check refuses at the kick-off what cannot be exported.
 func (q *Request) check(ctx context.Context, s Snapshot) error {
 	if q.Level == Group && len(q.Patients) > 0 {
-		_, err := q.cohort(ctx, s, never, nil)
+		_, err := q.cohort(ctx, s, never, nil, store.Roll{})
 		return err
 	}
 	for _, id := range q.Patients {
@@ -84,8 +87,9 @@ const (
 
 // cohort finds out whom a request is about. To look for those whom only an
 // identifier names, or a search, resources are read, which a kick-off does not do:
-// then whoever is not found may be one of them. bases are of references in searches.
-func (q *Request) cohort(ctx context.Context, s Snapshot, how identifying, bases []string) (*cohort, error) {
+// then whoever is not found may be one of them. bases are of references in searches,
+// roll is whom earlier exports found in the Group.
+func (q *Request) cohort(ctx context.Context, s Snapshot, how identifying, bases []string, roll store.Roll) (*cohort, error) {
 	c := &cohort{live: map[string]fhir.Instant{}, deleted: map[string]fhir.Instant{}, left: map[string]fhir.Instant{}}
 	doubt := false
 	if q.Level == Group {
@@ -106,12 +110,16 @@ func (q *Request) cohort(ctx context.Context, s Snapshot, how identifying, bases
 			}
 		}
 		c.enrol(&w, q.Since)
+		absent := c.recall(roll, q.Since, len(w.lost) == 0)
+		if how == now && reads {
+			c.call(absent)
+		}
 		doubt = how == never && reads
 	}
 	if len(q.Patients) == 0 {
 		return c, nil
 	}
-	named := &cohort{live: map[string]fhir.Instant{}, deleted: map[string]fhir.Instant{}, notes: c.notes}
+	named := &cohort{live: map[string]fhir.Instant{}, deleted: map[string]fhir.Instant{}, notes: c.notes, called: c.called}
 	for _, id := range q.Patients {
 		if q.Level != Group {
 			named.live[id], named.deleted[id] = q.Since, q.Since
@@ -161,6 +169,52 @@ func (c *cohort) enrol(w *walk, since fhir.Instant) {
 	w.note(c)
 }
 
+// recall corrects what was derived by what is known: whom exports found that ended
+// where the window begins. Of a chain of exports it is the one before.
+//
+// A member whom they found has from then on what is his, if they looked at that very
+// instant; at a later one, somebody may have joined between. One whom they did not
+// find has joined, whatever is the same about him. Whom they found and who is none any
+// more has left: what a client holds of his it has from them, so he counts as one who
+// left then. If Patients cannot be read, any of these may be one of those: sure says
+// that none is.
+func (c *cohort) recall(roll store.Roll, since fhir.Instant, sure bool) (absent []string) {
+	if roll.Found == nil {
+		return nil
+	}
+	for id := range c.live {
+		switch {
+		case !roll.Found[id]:
+			c.live[id] = fhir.None
+		case roll.Exact:
+			c.live[id] = since
+		}
+	}
+	for id := range roll.Found {
+		c.deleted[id] = since
+		if _, member := c.live[id]; member {
+			continue
+		}
+		if absent = append(absent, id); sure {
+			c.left[id] = max(c.left[id], since)
+		}
+	}
+	if sure {
+		return nil
+	}
+	return absent
+}
+
+// call notes who was found, and who else may be a member: those do not seem to have
+// left, and come whole when they are found.
+func (c *cohort) call(absent []string) {
+	found := slices.Collect(maps.Keys(c.live))
+	c.called = [][]string{found}
+	if len(absent) > 0 {
+		c.called = append(c.called, slices.Concat(found, absent))
+	}
+}
+
 // within is the part of t that lies in u, false if none does.
 func within(t, u store.Stay) (store.Stay, bool) {
 	t.Joined = max(t.Joined, u.Joined)
@@ -188,7 +242,7 @@ type walk struct {
 	byName   int                  // members that are elsewhere, or nothing that can be found
 	nobody   int                  // members whose identifier no Patient has
 	several  int                  // members whose identifier several have
-	lost     int                  // Patients who cannot be read and may have one that is looked for
+	lost     map[fhir.Type]int    // resources that cannot be read and may say who is a member
 }
 
 // through meets all members of a Group. A nested Group is gone through again
@@ -198,7 +252,7 @@ func (w *walk) through(ctx context.Context, s Snapshot, id string, since fhir.In
 		return err
 	}
 	w.known, w.patients, w.groups = map[string]store.Roster{}, map[string][]store.Stay{}, map[string][]store.Stay{}
-	w.named = map[string][]store.Stay{}
+	w.named, w.lost = map[string][]store.Stay{}, map[fhir.Type]int{}
 	w.criteria = map[string]*criteria{}
 	w.looked, w.others, w.unknown = map[string]bool{}, map[string]bool{}, map[string]bool{}
 	type step struct {
@@ -299,8 +353,8 @@ func (w *walk) note(c *cohort) {
 	say(w.byName, "members that are elsewhere than here, or named in a way that leads to nobody")
 	say(w.nobody, "members that are named by an identifier only, which no Patient here has")
 	say(w.several, "members that are named by an identifier only, which several Patients here have: none of them is exported for that")
-	if w.lost > 0 {
-		c.notes = append(c.notes, lostRows(patientType, w.lost))
+	for _, t := range slices.Sorted(maps.Keys(w.lost)) {
+		c.notes = append(c.notes, lostRows(t, w.lost[t]))
 	}
 	say(len(w.unknown), "members that are Groups which are unknown here")
 	say(len(w.others), "members that are no Patients, whose own data is not exported")

@@ -18,9 +18,10 @@ import (
 // belong to it.
 //
 // They are evaluated when an export is planned, at its watermark. Who belonged to
-// the Group earlier is not known. It is certain of him for whom it was decided by
-// resources that have not changed in the window; everybody else counts as one who
-// has joined: his data come whole (decisions.md 3: rather repeated than missed).
+// the Group earlier only an export that ended then knows (cohort.recall). Without one
+// it is certain of him for whom it was decided by resources that have not changed in
+// the window; everybody else counts as one who has joined: his data come whole
+// (decisions.md 3: rather repeated than missed).
 
 const (
 	memberFilter = "http://hl7.org/fhir/uv/bulkdata/StructureDefinition/member-filter"
@@ -78,7 +79,7 @@ func understood(searches []string) error {
 // resources of each search's type are read once.
 func (w *walk) choose(ctx context.Context, s Snapshot, since fhir.Instant, bases []string) error {
 	for _, c := range w.criteria {
-		who, err := c.members(ctx, s, since, bases)
+		who, err := c.members(ctx, s, since, bases, w.lose)
 		if err != nil {
 			return fmt.Errorf("find the members of a Group by its searches: %w", err)
 		}
@@ -116,14 +117,14 @@ func (w *walk) admit(c *criteria, id string, t store.Stay) {
 
 // members are those who have a match of each search, each with whether he is
 // certain to have had at the beginning of the window.
-func (c *criteria) members(ctx context.Context, s Snapshot, since fhir.Instant, bases []string) (map[string]bool, error) {
+func (c *criteria) members(ctx context.Context, s Snapshot, since fhir.Instant, bases []string, lose func(fhir.Type, int)) (map[string]bool, error) {
 	changed, err := changedIn(ctx, s, fhir.Key{Type: groupType, ID: c.group}, since)
 	if err != nil {
 		return nil, err
 	}
 	var all map[string]bool
 	for _, text := range c.searches {
-		found, err := match(ctx, s, text, since, bases)
+		found, err := match(ctx, s, text, since, bases, lose)
 		if err != nil {
 			return nil, err
 		}
@@ -147,7 +148,7 @@ func changedIn(ctx context.Context, s Snapshot, key fhir.Key, since fhir.Instant
 
 // match finds the Patients of what matches a search at the watermark, each with
 // whether some of it did so at the beginning of the window.
-func match(ctx context.Context, s Snapshot, text string, since fhir.Instant, bases []string) (map[string]bool, error) {
+func match(ctx context.Context, s Snapshot, text string, since fhir.Instant, bases []string, lose func(fhir.Type, int)) (map[string]bool, error) {
 	upto := s.Watermark()
 	began := min(since, upto)
 	now, err := search.Parse(text, search.Env{Bases: bases, Now: upto})
@@ -166,7 +167,7 @@ func match(ctx context.Context, s Snapshot, text string, since fhir.Instant, bas
 		if err != nil {
 			return err
 		}
-		_, err = s.Lines(ctx, since, upto, ext, func(line []byte) error {
+		lost, err := s.Lines(ctx, since, upto, ext, func(line []byte) error {
 			if !is.Match(line) {
 				return nil
 			}
@@ -181,6 +182,7 @@ func match(ctx context.Context, s Snapshot, text string, since fhir.Instant, bas
 			}
 			return nil
 		}, func() {})
+		lose(now.Type, lost)
 		return err
 	}
 	if began != fhir.None {

@@ -14,7 +14,8 @@ import (
 // (decisions.md 3): all Patients are read once. Whoever has changed in the window
 // may have got the identifier then, so he counts as one who has joined: his data
 // come whole. Who may have been meant when it began and is not any more has left:
-// he is deleted, or others have the identifier, too.
+// he is deleted, or others have the identifier, too. What an export knows that ended
+// where the window begins stands above that (cohort.recall).
 func (w *walk) identify(ctx context.Context, s Snapshot, since fhir.Instant) error {
 	if len(w.named) == 0 {
 		return nil
@@ -135,6 +136,13 @@ func (w *walk) look(ctx context.Context, s Snapshot, since, upto fhir.Instant, c
 		})
 		return nil
 	}, func() {})
-	w.lost += lost
+	w.lose(patientType, lost)
 	return err
+}
+
+// lose counts what cannot be read.
+func (w *walk) lose(t fhir.Type, n int) {
+	if n > 0 {
+		w.lost[t] += n
+	}
 }

@@ -91,6 +91,10 @@ type Snapshot interface {
 	Blocks(sec store.Section) int
 	// Rosters tells who was a member of which Group since an instant.
 	Rosters(since fhir.Instant) (Rosters, error)
+	// Roll is whom earlier exports of a Group found in it that ended at an instant.
+	Roll(group string, upto fhir.Instant) (store.Roll, error)
+	// CallRoll keeps whom this one found; several lists if that is not certain.
+	CallRoll(group string, upto fhir.Instant, found ...[]string) error
 	// Resource is the body of one; ErrUnknown if there is none.
 	Resource(key fhir.Key) ([]byte, error)
 	// Referrers calls fn for the row of each resource that refers to a Binary, until

@@ -1,0 +1,105 @@
+package export_test
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"testing/synctest"
+
+	"tidemark/api/apitest"
+	"tidemark/api/export"
+	"tidemark/store/fhir"
+)
+
+// An interrupted store calls stop when a job has made so many checkpoints.
+type interrupted struct {
+	export.Store
+	after int
+	stop  func()
+}
+
+func (s *interrupted) Amend(id string, rule []byte) error {
+	err := s.Store.Amend(id, rule)
+	if s.after--; s.after == 0 {
+		s.stop()
+	}
+	return err
+}
+
+// TestRecallGoesOn: a job that goes on after a restart goes by what it began with,
+// though other exports have ended meanwhile where its window begins.
+func TestRecallGoesOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		early, since := instant(t, "2026-01-01T10:00:00Z"), instant(t, "2026-01-01T11:00:00Z")
+		db := apitest.New(instant(t, "2026-01-02T12:00:00Z"))
+		for id, value := range map[string]string{"a": "1", "b": "2"} {
+			of := apitest.Links{Patients: []string{id}}
+			for _, typ := range []string{"Condition/", "Encounter/", "Observation/"} {
+				db.Put(key(t, typ+id), early, of)
+			}
+			of.More = `,"identifier":[{"value":"` + value + `"}]`
+			db.Put(key(t, "Patient/"+id), early, of)
+		}
+		db.Put(key(t, "Group/g"), early, apitest.Links{
+			Members: []string{fhir.ByIdentifier(nil, []byte("1")), fhir.ByIdentifier(nil, []byte("2"))},
+			More:    `,"member":[{"entity":{"identifier":{"value":"1"}}},{"entity":{"identifier":{"value":"2"}}}]`,
+		})
+		called := func(found ...string) {
+			t.Helper()
+			s, err := db.Present()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := s.CallRoll("g", since, found); err != nil {
+				t.Fatal(err)
+			}
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		called("a") // b has joined
+		q := ofGroup("g")
+		q.Since = since
+		s := &interrupted{Store: db}
+		text := func(j *export.Jobs, id string) (all string) {
+			t.Helper()
+			m, err := j.Manifest(id)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for n := range m.Files {
+				all += read(t, j, id, n+1, false)
+			}
+			return all
+		}
+
+		j := export.New(s, export.Options{})
+		id := start(t, j, q)
+		end := runs(t, j)
+		synctest.Wait()
+		end()
+		want := text(j, id)
+		if strings.Contains(want, `"id":"a"`) || strings.Count(want, `"id":"b"`) != 4 {
+			t.Fatalf("setup: %s", want)
+		}
+
+		ctx, cancel := context.WithCancel(t.Context())
+		s.after, s.stop = 3, cancel
+		j = export.New(s, export.Options{Checkpoint: -1})
+		id = start(t, j, q)
+		if err := j.Run(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := j.Manifest(id); err == nil {
+			t.Fatal("setup: the job was not cut short")
+		}
+		called() // who looked later has found nobody
+		j = export.New(s, export.Options{})
+		end = runs(t, j)
+		synctest.Wait()
+		end()
+		if got := text(j, id); got != want {
+			t.Errorf("cut short and gone on:\n%s\nwant\n%s", got, want)
+		}
+	})
+}
