@@ -58,7 +58,8 @@ func init() {
 // it also does when the benchmark dies.
 func serveBroker(dir string) error {
 	cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.DataDir(dir),
-		kfake.AllowAutoTopicCreation(), kfake.DefaultNumPartitions(benchPartitions))
+		kfake.AllowAutoTopicCreation(), kfake.DefaultNumPartitions(benchPartitions),
+		kfake.BrokerConfigs(map[string]string{"message.max.bytes": strconv.Itoa(largestGroup)}))
 	if err != nil {
 		return fmt.Errorf("start the broker: %w", err)
 	}
@@ -69,6 +70,9 @@ func serveBroker(dir string) error {
 	_, err = io.Copy(io.Discard, os.Stdin)
 	return err
 }
+
+// largestGroup bounds a Group of half the Patients of a large store, bytes.
+const largestGroup = 64 << 20
 
 // benchPartitions is the number of partitions of every topic.
 const benchPartitions = 8
