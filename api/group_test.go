@@ -55,6 +55,7 @@ func (m *machine) take(status string) held {
 // manifestOf waits for the manifest of a job.
 func (m *machine) manifestOf(status string) (doc manifest) {
 	m.t.Helper()
+	wait := 20 * time.Millisecond
 	for {
 		resp, body := m.get(status)
 		switch resp.StatusCode {
@@ -62,7 +63,8 @@ func (m *machine) manifestOf(status string) (doc manifest) {
 			m.must(json.Unmarshal(body, &doc))
 			return doc
 		case http.StatusAccepted:
-			time.Sleep(20 * time.Millisecond) // polls are limited
+			time.Sleep(wait) // polls are limited
+			wait = min(wait*5/4, time.Second)
 		default:
 			m.t.Fatalf("%s: %s %s", status, resp.Status, body)
 		}

@@ -33,7 +33,7 @@ func TestDownloadGoesOn(t *testing.T) {
 	const n = 240
 	var batch []*kgo.Record
 	rng := rand.NewChaCha8([32]byte{1})
-	for _, kind := range []string{"Binary", "DocumentReference"} {
+	for _, kind := range []string{"Media", "DocumentReference"} {
 		for i := range n {
 			batch = append(batch, r.change(kind, fmt.Sprint(i), noise(rng, 48<<10), time.Now()))
 		}
@@ -70,7 +70,7 @@ func TestDownloadGoesOn(t *testing.T) {
 		d.goOn(t)
 		whole[d.file.Type+" "+d.coding] = d.got
 	}
-	for kind, want := range map[string]int{"Binary": n, "DocumentReference": n - 1} {
+	for kind, want := range map[string]int{"Media": n, "DocumentReference": n - 1} {
 		plain := whole[kind+" identity"]
 		if !bytes.Equal(inflate(t, whole[kind+" gzip"]), plain) {
 			t.Errorf("%s: the codings hold different bytes", kind)

@@ -38,7 +38,7 @@ func TestFullDisk(t *testing.T) {
 	data := noise(rand.NewChaCha8([32]byte{4}), n*each)
 	put := func(from, to int) {
 		for i := from; i < to; i++ {
-			rec := r.change("Binary", fmt.Sprint(i), data[i*each:(i+1)*each], time.Now())
+			rec := r.change("Media", fmt.Sprint(i), data[i*each:(i+1)*each], time.Now())
 			rec.Partition = 0
 			r.put(rec)
 		}

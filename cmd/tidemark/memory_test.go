@@ -55,7 +55,7 @@ func TestMemory(t *testing.T) {
 	began := time.Now()
 	data := noise(rand.NewChaCha8([32]byte{2}), hugeSize)
 	for i := range n {
-		rec := r.change("Binary", fmt.Sprint(i), data[i:i+largeSize], time.Now())
+		rec := r.change("Media", fmt.Sprint(i), data[i:i+largeSize], time.Now())
 		rec.Partition = int32(i % largePartitions)
 		r.put(rec)
 	}
@@ -73,7 +73,7 @@ func TestMemory(t *testing.T) {
 	if !*memoryHuge {
 		return
 	}
-	r.put(r.change("Binary", "huge", data, time.Now()))
+	r.put(r.change("Media", "huge", data, time.Now()))
 	_, m = r.beyond(time.Now(), nil)
 	r.report(t, "one of 100 MiB taken in")
 	r.downloadAll(t, m, n+1, n*largeSize+hugeSize)

@@ -100,7 +100,7 @@ type Compaction struct {
 
 // Retention is how long what is no longer current is kept. What is current is kept for ever.
 type Retention struct {
-	// Deletions are told to exports for so long. An older _since is answered with an OperationOutcome that says so.
+	// Deletions are told to exports for so long. An older _since is answered with an OperationOutcome that says so. Whom exports found in Groups by identifiers or searches is kept as long.
 	Deleted Duration `yaml:"deleted"`
 	// The last state of a resource before its deletion. By it a deleted Patient is recognised whom a Group names by an identifier only.
 	LastState Duration `yaml:"last_state"`
