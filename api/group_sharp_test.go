@@ -76,10 +76,12 @@ func (m *machine) kick(method, path, query, body string) (int, string, int, stri
 		return resp.StatusCode, string(b), 0, ""
 	}
 	status := "/fhir" + strings.TrimPrefix(resp.Header.Get("Content-Location"), public)
+	wait := 5 * time.Millisecond
 	for {
 		resp, body := m.get(status)
 		if resp.StatusCode == http.StatusAccepted {
-			time.Sleep(5 * time.Millisecond)
+			time.Sleep(wait) // polls are limited
+			wait = min(wait*5/4, time.Second)
 			continue
 		}
 		return 202, "", resp.StatusCode, string(body)
