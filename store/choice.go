@@ -54,12 +54,10 @@ func (s *Snapshot) Attached(ext []Extent) bool {
 	})
 }
 
-// AnyAttached is Attached for all blocks of a section.
+// AnyAttached is Attached for all blocks of a section, whose tables it does not go
+// through: each kick-off asks.
 func (s *Snapshot) AnyAttached(sec segment.Section) bool {
-	return slices.ContainsFunc(s.segs, func(g *seg) bool {
-		info := g.r.Section(sec)
-		return slices.ContainsFunc(g.r.Blocks()[info.From:info.To], func(k segment.BlockInfo) bool { return k.Attached > 0 })
-	})
+	return slices.ContainsFunc(s.segs, func(g *seg) bool { return g.r.Section(sec).Attached })
 }
 
 // choosing is a Choice at work.

@@ -46,7 +46,6 @@ type arranging struct {
 	by      fhir.Type
 	scanner fhir.Scanner
 	number  uint64 // of the next line
-	text    []byte // of one
 	ids     []string
 	self    []byte
 	to      []byte
@@ -136,17 +135,12 @@ func (a *arranging) take(t fhir.Type, line []byte, patients []string) error {
 
 // shape is a line as it is sent.
 func (a *arranging) shape(line []byte, t fhir.Type) (text []byte, err error) {
-	if p := a.g.projection; p != nil {
-		a.text = p.Append(a.text[:0], line, t)
-		line = a.text
+	rewrite := a.g.following != nil && t != fhir.Binary
+	text, err = a.g.shape(line, t, rewrite)
+	if err == nil && rewrite {
+		a.g.following.followed()
 	}
-	if f := a.g.following; f != nil && t != fhir.Binary {
-		if line, err = f.follow(line); err != nil {
-			return nil, err
-		}
-		f.followed()
-	}
-	return line, nil
+	return text, err
 }
 
 func (a *arranging) takeByPatient(t fhir.Type, line, text []byte, patients []string) error {

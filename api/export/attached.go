@@ -224,11 +224,25 @@ func (g *gathering) leads(ctx context.Context, s Snapshot, sec store.Section, ex
 	return here, err
 }
 
-// follow is a line with its attachments changed, until the next call.
-func (f *following) follow(line []byte) ([]byte, error) {
+// rewrite is a line with its attachments changed, until the next call.
+func (f *following) rewrite(line []byte) ([]byte, error) {
 	f.met, f.lost = f.met[:0], 0
 	f.text = f.rewriter.Append(f.text[:0], line)
 	return f.text, f.err
+}
+
+// shape is a line as it is sent, until the next call: cut to what was asked for, and,
+// if rewrite, with its attachments changed. following.followed is to be called once
+// it is sent.
+func (g *gathering) shape(line []byte, t fhir.Type, rewrite bool) ([]byte, error) {
+	if g.projection != nil {
+		g.text = g.projection.Append(g.text[:0], line, t)
+		line = g.text
+	}
+	if !rewrite {
+		return line, nil
+	}
+	return g.following.rewrite(line)
 }
 
 // followed counts where the line at hand led, once it is sent.

@@ -211,6 +211,7 @@ type gathering struct {
 	projection *elements.Projection
 	arranging  *arranging // nil: a type to a file
 	following  *following // nil: nothing has attachments
+	text       []byte     // of the line at hand
 	sent       *sending   // what is; nil: nobody asks
 	progress   func(float64)
 	roll       store.Roll // whom earlier exports of the Group found in it

@@ -124,20 +124,15 @@ func (g *gathering) project(ctx context.Context, s Snapshot, sec store.Section, 
 
 // shape adds a line as it is sent.
 func (m *making) shape(line []byte, t fhir.Type) (err error) {
-	if m.g.projection != nil {
-		m.text = m.g.projection.Append(m.text[:0], line, t)
-		line = m.text
-	}
-	if !m.leads {
-		return m.add(line)
-	}
-	if line, err = m.g.following.follow(line); err != nil {
+	if line, err = m.g.shape(line, t, m.leads); err != nil {
 		return err
 	}
 	if err := m.add(line); err != nil {
 		return err
 	}
-	m.g.following.followed()
+	if m.leads {
+		m.g.following.followed()
+	}
 	return nil
 }
 

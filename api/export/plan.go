@@ -44,7 +44,8 @@ func plan(s Snapshot, q Request, l Limits) (rule, error) {
 	return r, r.fill(s, q, l)
 }
 
-// rule is that of a request without its files.
+// rule is that of a request without its files. What the window makes doubtful goes
+// to the request's notes.
 func (q *Request) rule(s Snapshot) rule {
 	r := rule{Level: q.Level, Face: q.Face, Separate: q.Separate, Request: q.URL, Since: q.Since, Upto: upto(s.Watermark(), q.Upto), Cut: s.Cut(), By: q.By}
 	if r.Since != fhir.None && r.Since < s.Forgotten() { // a snapshot that is opened again does not know

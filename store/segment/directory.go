@@ -109,7 +109,8 @@ func Passed(blocks []BlockInfo, b, to int, bound Bound) bool {
 // SectionInfo says which blocks hold a section's rows.
 type SectionInfo struct {
 	Section
-	From, To int // blocks [From, To)
+	From, To int  // blocks [From, To)
+	Attached bool // some of them have such rows; it follows from the table
 }
 
 type index struct {
@@ -229,6 +230,12 @@ func decodeIndex(b []byte) (*index, error) {
 	at, chunk := HeaderSize, int64(len(magic))
 	for i := range x.blocks {
 		x.blocks[i].decode(c, f.Window != nil, &at, &chunk)
+	}
+	for i := range x.sections {
+		s := &x.sections[i]
+		for b := s.From; b < s.To && !s.Attached; b++ {
+			s.Attached = x.blocks[b].Attached > 0
+		}
 	}
 	if c.Bad || len(c.B) != 0 || at+TrailerSize != x.bodySize {
 		return nil, fmt.Errorf("%w: block table", ErrCorrupt)

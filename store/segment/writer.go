@@ -96,6 +96,7 @@ func (w *Writer) Append(b Block, rows []Row) error {
 			attached++
 		}
 	}
+	w.x.sections[n-1].Attached = w.x.sections[n-1].Attached || attached > 0
 	chunk := encodeChunk(rows, &w.from)
 	w.x.blocks = append(w.x.blocks, BlockInfo{
 		Offset: w.at, Stored: int32(len(b.Data)), Rows: int32(len(rows)), Sum: b.Sum,
