@@ -79,12 +79,21 @@ func (r *rule) refersToBinaries(s Snapshot, types []fhir.Type) (bool, error) {
 		case len(binaries)+len(gone) > 0:
 			return true, nil
 		}
-		ext, err := r.extents(s, sec)
-		if err != nil || s.Attached(ext) {
+		if attached, err := r.attached(s, sec); err != nil || attached {
 			return true, err
 		}
 	}
 	return false, nil
+}
+
+// attached tells whether rows of the window may refer to Binaries, or attachments of
+// theirs lead elsewhere.
+func (r *rule) attached(s Snapshot, sec store.Section) (bool, error) {
+	if !s.AnyAttached(sec) {
+		return false, nil
+	}
+	ext, err := r.extents(s, sec)
+	return s.Attached(ext), err
 }
 
 // follow finds out which Binaries are here, if anything may refer to one.

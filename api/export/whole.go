@@ -27,7 +27,11 @@ func PlanWhole(s Snapshot, types []fhir.Type, since fhir.Instant, l Limits) (Who
 	q := Request{Level: System, Types: types, Since: since, Upto: fhir.None}
 	r := q.rule(s)
 	for _, sec := range r.sections(s, store.Live, types) {
-		if s.AnyAttached(sec) {
+		attached, err := r.attached(s, sec)
+		if err != nil {
+			return Whole{}, err
+		}
+		if attached {
 			q.Notes = append(q.Notes, asTheyCame(sec.Type))
 		}
 	}
