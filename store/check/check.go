@@ -334,12 +334,12 @@ func (c *checker) rows(r *segment.Reader, b int, rows []segment.Row, buried *int
 				c.fault("D1: %s, block %d, row %d: its death says otherwise: %v %v %d at %v, the row %v %v %d", name, b, i, d.Section, d.Place, d.Length, d.At, row.Section, row.Place(), row.Length)
 			}
 		}
-		if row.Section.Kind == segment.Last && (!dead || !d.Removed) {
-			c.fault("D3: %s, block %d, row %d: it is the last state of something that is not deleted", name, b, i)
-		}
 		if f.Window == nil && row.Bound().Compare(c.meta.Closed) <= 0 {
 			c.report.Settled++
 			continue // what counts is the same row of a settled segment
+		}
+		if row.Section.Kind == segment.Last && (!dead || !d.Removed) {
+			c.fault("D3: %s, block %d, row %d: it is the last state of something that is not deleted", name, b, i)
 		}
 		if row.Section.Kind == segment.Live && !dead {
 			c.report.Live++
