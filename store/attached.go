@@ -74,31 +74,40 @@ func (s *Snapshot) isOthers(ctx context.Context, binary fhir.Key, erased *erased
 	return false, err
 }
 
-// forgetReferrers takes out of the index what resources referred to that are gone.
-// It asks about each key that there is, while merges and intake go on.
-func (db *DB) forgetReferrers(ctx context.Context) error {
+// forgetErased takes out of the index what resources referred to that are gone, and
+// what led to Provenance that is. It asks about each key that there is, while merges
+// and intake go on.
+func (db *DB) forgetErased(ctx context.Context) error {
 	var gone [][]byte
 	origin := db.origins()
-	err := db.whileOpen(func() error {
-		return index.Scan(db.kv, index.Referrers(), func(k, _ []byte) error {
-			lives, err := db.referrerLives(k, origin)
-			if err == nil && !lives {
-				gone = append(gone, slices.Clone(k))
-			}
-			return errors.Join(err, ctx.Err())
+	for _, in := range append(index.Pointers(), index.Referrers()) {
+		err := db.whileOpen(func() error {
+			return index.Scan(db.kv, in, func(k, _ []byte) error {
+				lives, err := db.leadsToLiving(k, origin)
+				if err == nil && !lives {
+					gone = append(gone, slices.Clone(k))
+				}
+				return errors.Join(err, ctx.Err())
+			})
 		})
-	})
-	if err != nil || len(gone) == 0 {
-		return err
+		if err != nil {
+			return err
+		}
+	}
+	if len(gone) == 0 {
+		return nil
 	}
 	db.commitMu.Lock() // a resource may have come back since, and a commit brought its references
 	defer db.commitMu.Unlock()
+	db.mu.Lock()
+	db.forgot = db.meta.Newest // older snapshots may show what is gone since
+	db.mu.Unlock()
 	return db.whileOpen(func() error {
 		b, origin := db.kv.NewBatch(), db.origins()
 		defer b.Close()
 		w := batchWriter{b: b}
 		for _, k := range gone {
-			lives, err := db.referrerLives(k, origin)
+			lives, err := db.leadsToLiving(k, origin)
 			if err != nil {
 				return err
 			}
@@ -113,11 +122,16 @@ func (db *DB) forgetReferrers(ctx context.Context) error {
 	})
 }
 
-func (db *DB) referrerLives(k []byte, origin func(uint64) (Partition, bool)) (bool, error) {
-	_, by, err := index.ParseReferrerKey(k)
+// leadsToLiving tells whether a key of the index leads to a resource that is alive; or
+// to none.
+func (db *DB) leadsToLiving(k []byte, origin func(uint64) (Partition, bool)) (bool, error) {
+	to, err := index.LeadsTo(k)
 	if err != nil {
 		return false, fmt.Errorf("read the index: %w", err)
 	}
-	st, err := readState(db.kv, by, origin)
+	if to == (fhir.Key{}) {
+		return true, nil
+	}
+	st, err := readState(db.kv, to, origin)
 	return st != nil && st.Kind == segment.Live, err
 }

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"iter"
 	"slices"
 	"sort"
 	"sync"
@@ -28,6 +29,9 @@ type Choice struct {
 	// Refer tells of what rows refer to whether they count for that, and behind
 	// which change instant.
 	Refer func(fhir.Key) (after fhir.Instant, ok bool)
+	// Among are all that Refer can let count, or more, such as ProvenanceOf lists: only
+	// where they lie is Refer asked. nil: anything may be.
+	Among []fhir.Key
 }
 
 // Renewing is s where of the rows that count those do from the beginning that
@@ -148,9 +152,9 @@ func (c *choosing) look(s *seg, b, to int) look {
 		return all
 	}
 	switch {
-	case c.Refer != nil, c.Keys != nil && (c.blocks == nil || c.blocks[location{s.id(), b}]):
+	case c.Refer != nil && c.Among == nil, c.named() && (c.blocks == nil || c.blocks[location{s.id(), b}]):
 		return apart
-	case c.Keys != nil && c.Patients == nil:
+	case c.named() && c.Patients == nil:
 		return none
 	case c.Nobodys && k.Loose > 0:
 		return apart
@@ -164,21 +168,24 @@ func (c *choosing) look(s *seg, b, to int) look {
 	return apart
 }
 
+// named tells whether the choice says where to look by resources' keys.
+func (c *choosing) named() bool { return c.Keys != nil || c.Among != nil }
+
 // maxLocated is how many resources are looked for one by one: of more, every
 // block is likely to hold some.
 const maxLocated = 20_000
 
-// locate finds the blocks in which a choice's Keys lie, if the index knows: it
+// locate finds the blocks in which lies what a choice names, if the index knows: it
 // has a resource's newest row, which may be too new for s.
 func (s *Snapshot) locate() (err error) {
 	c := s.choice
-	if c == nil || c.Keys == nil || len(c.Keys) > maxLocated {
+	if c == nil || !c.named() || len(c.Keys)+len(c.Among) > maxLocated {
 		return nil
 	}
 	c.located.Do(func() {
 		err = s.db.whileOpen(func() error {
 			blocks, origin := map[location]bool{}, s.db.origins()
-			for key := range c.Keys {
+			for key := range c.names() {
 				st, err := readState(s.db.kv, key, origin)
 				if err != nil {
 					return err
@@ -204,6 +211,22 @@ func (s *Snapshot) locate() (err error) {
 		})
 	})
 	return err
+}
+
+// names are the resources that the choice names.
+func (c *choosing) names() iter.Seq[fhir.Key] {
+	return func(yield func(fhir.Key) bool) {
+		for key := range c.Keys {
+			if !yield(key) {
+				return
+			}
+		}
+		for _, key := range c.Among {
+			if !yield(key) {
+				return
+			}
+		}
+	}
 }
 
 // passes tells whether the order of a settled segment leaves none of the

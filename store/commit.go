@@ -28,6 +28,7 @@ type commit struct {
 
 	erased  *erasedList
 	touched map[fhir.Key]*resource
+	targets map[fhir.Key]*resource // what else the Provenance is about that comes
 	groups  map[string]membership
 	rows    []row
 	sorted  []*row                       // as they will stand in the segment
@@ -174,6 +175,9 @@ func (c *commit) fill(b *pebble.Batch, s *seg) error {
 	}
 	for i := range c.rows {
 		w.refers(&c.rows[i].Row)
+	}
+	if err := c.follow(&w); err != nil {
+		return err
 	}
 	for id, list := range c.deaths {
 		w.set(index.DeathsKey(id, c.meta.Commit), index.EncodeDeaths(list))

@@ -183,6 +183,8 @@ type DB struct {
 
 	complete bool           // the broker has every configured topic
 	started  bool           // the bootstrap is over
+	abouts   bool           // the index leads to Provenance by what it is about
+	forgot   fhir.Instant   // that does not hold for snapshots from before
 	promised fhir.Instant   // nothing becomes visible at or before it any more
 	stored   fhir.Instant   // what of it is durable
 	promises []fhir.Instant // promise keys in the index

@@ -25,6 +25,7 @@ type resource struct {
 	patients []string     // of cur, if known
 	known    bool
 	changed  bool
+	set      uint32 // in whose compartments it lay at any time of the commit, or before
 }
 
 // lookUp reads the newest row of every resource that is touched, in key order
@@ -56,7 +57,7 @@ func (c *commit) lookUp() error {
 		if err != nil {
 			return errors.Join(fmt.Errorf("read the index: %w", err), it.Close())
 		}
-		r.cur = &st
+		r.cur, r.set = &st, st.Patients
 	}
 	return errors.Join(it.Error(), it.Close())
 }
@@ -83,7 +84,7 @@ func (c *commit) touch() []*resource {
 			list = append(list, r)
 		}
 	}
-	return list
+	return c.touchTargets(list)
 }
 
 // origins returns what tells a partition by its number.

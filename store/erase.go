@@ -81,7 +81,7 @@ func (db *DB) EnforceErasures(ctx context.Context) (Erased, error) {
 func (db *DB) enforce(ctx context.Context) (Erased, error) {
 	done, err := db.takeOut(ctx)
 	if err == nil {
-		err = db.forgetReferrers(ctx)
+		err = db.forgetErased(ctx)
 	}
 	if err != nil {
 		return done, fmt.Errorf("erase: %w", err)

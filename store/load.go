@@ -29,8 +29,15 @@ func (db *DB) loadMeta() error {
 	if err != nil {
 		return fmt.Errorf("read the store's state: %w", err)
 	}
-	defer closer.Close()
 	db.meta, err = index.DecodeMeta(v)
+	if err := errors.Join(err, closer.Close()); err != nil {
+		return err
+	}
+	db.forgot = db.meta.Newest // an earlier process may have
+	db.abouts, err = index.Has(db.kv, index.AboutsKey())
+	if err == nil && !db.abouts {
+		db.o.Logger.Warn("the index does not tell what Provenance is about: exports of some Patients look through all of it until `tidemark reindex` has been run")
+	}
 	return err
 }
 

@@ -90,6 +90,8 @@ type model struct {
 	merges  [compaction.Widen + 1]int
 	steps   []string
 
+	pointed int // how often what a Provenance is about led to it
+
 	backup   *backedUp // the last, nil if there is none that may be restored
 	restores int
 	restored fhir.Instant // what was promised when the store was last restored or reindexed
@@ -122,7 +124,7 @@ const modelTopic = "fhir"
 var modelSeeds = []uint64{61, 65}
 
 func TestModel(t *testing.T) {
-	windows, restores, merges := 0, 0, [compaction.Widen + 1]int{}
+	windows, restores, led, merges := 0, 0, 0, [compaction.Widen + 1]int{}
 	for i := range *modelRuns + len(modelSeeds) {
 		seed := uint64(i + 1)
 		if i >= *modelRuns {
@@ -133,7 +135,7 @@ func TestModel(t *testing.T) {
 		}
 		synctest.Test(t, func(t *testing.T) {
 			m := runModel(t, seed)
-			windows, restores = windows+m.exports, restores+m.restores
+			windows, restores, led = windows+m.exports, restores+m.restores, led+m.pointed
 			for k, n := range m.merges {
 				merges[k] += n
 			}
@@ -152,6 +154,9 @@ func TestModel(t *testing.T) {
 	}
 	if restores == 0 && *modelSeed == 0 {
 		t.Error("no backup was restored")
+	}
+	if led < 100*(*modelRuns) && *modelSeed == 0 {
+		t.Errorf("only %d times something led to a Provenance", led)
 	}
 	if windows < *modelRuns && *modelSeed == 0 {
 		t.Errorf("only %d windows were exported", windows)
@@ -271,6 +276,9 @@ func (m *model) check(step string) {
 		if _, err := m.db.Check(len(m.steps)%4 == 0); err != nil {
 			m.t.Errorf("after %s: %v", step, err)
 		}
+		now := m.db.snapshotNow()
+		defer now.Close()
+		m.pointed += pointed(m.t, now)
 	}
 }
 
@@ -291,6 +299,9 @@ func (m *model) produce() {
 func (m *model) create() {
 	types := []string{"Patient", "Observation", "Encounter"}
 	typ, _ := fhir.ParseType(types[m.r.IntN(len(types))])
+	if len(m.sources)%4 == 3 {
+		typ = provenanceType
+	}
 	s := &source{kind: sourceKind(m.r.IntN(int(kinds))), key: fhir.Key{Type: typ, ID: fmt.Sprintf("r%d", len(m.sources))}, part: m.r.IntN(len(m.logs))}
 	m.sources = append(m.sources, s)
 	m.send(s, m.next(s, false))
@@ -347,7 +358,35 @@ func (m *model) next(s *source, remove bool) sent {
 	if s.index%3 == 0 { // for the index to lead back to it, whatever happens
 		ch.References = []fhir.Key{binaryKey(fmt.Sprintf("b%d", s.index%5))}
 	}
+	m.relate(&ch, s)
 	return sent{ch: ch, index: s.index, body: string(ch.Body)}
+}
+
+// relate puts a resource into compartments, which it changes now and then, or makes
+// it a Provenance that is about some others, which may not have come.
+func (m *model) relate(ch *Change, s *source) {
+	if s.key.Type == provenanceType {
+		for k := range 3 {
+			n := s.index*7 + k*11
+			key := fhir.Key{Type: groupType, ID: "g"}
+			if i := n % (len(m.sources) + 3); i < len(m.sources) {
+				key = m.sources[i].key
+			} else if k > 0 {
+				key = fhir.Key{Type: observationType, ID: fmt.Sprintf("r%d", i)}
+			}
+			ch.References = append(ch.References, key)
+		}
+		slices.SortFunc(ch.References, fhir.Key.Compare)
+		ch.References = slices.Compact(ch.References)
+		return
+	}
+	switch n := (s.index + len(s.key.ID)) / 2; {
+	case n%5 == 0:
+	case n%7 == 0:
+		ch.Patients = []string{"p0", "p1"}
+	default:
+		ch.Patients = []string{fmt.Sprintf("p%d", n%3)}
+	}
 }
 
 func (m *model) lastUpdated(s *source) fhir.Instant {
@@ -494,6 +533,7 @@ func (m *model) export() {
 		m.t.Errorf("window (%v, %v]: deletions (-oracle +export):\n%s", m.since, w, d)
 	}
 	m.deliver(win)
+	m.pointed += pointed(m.t, s)
 	if err := s.Close(); err != nil {
 		m.t.Error(err)
 	}

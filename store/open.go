@@ -122,7 +122,7 @@ func (db *DB) create(path string, o index.Options) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(kv.Set(index.MetaKey(), m.Encode(), pebble.Sync), kv.Close()); err != nil {
+	if err := errors.Join(kv.Set(index.AboutsKey(), nil, pebble.NoSync), kv.Set(index.MetaKey(), m.Encode(), pebble.Sync), kv.Close()); err != nil {
 		return err
 	}
 	if err := db.fs.Rename(fresh, path); err != nil {

@@ -118,6 +118,7 @@ func (r *reindex) build() error {
 	defer b.Close()
 	w := batchWriter{b: b}
 	w.set(index.MetaKey(), r.meta.Encode())
+	w.set(index.AboutsKey(), nil)
 	w.set(index.PromiseKey(promised), nil)
 	if err := errors.Join(w.err, b.Commit(pebble.Sync)); err != nil {
 		return err

@@ -4,10 +4,12 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 
 	"github.com/cockroachdb/pebble/v2"
 
+	"tidemark/store/fhir"
 	"tidemark/store/index"
 	"tidemark/store/segment"
 )
@@ -67,6 +69,9 @@ func (r *reindex) scatter(sorted *pebble.DB, g *seg) error {
 				return err
 			}
 			w.refers(row)
+			if err := scatterTargets(b, row); err != nil {
+				return err
+			}
 		}
 		if b.Len() > 4<<20 || refs.Len() > 4<<20 {
 			if err := errors.Join(w.err, b.Commit(pebble.NoSync), refs.Commit(pebble.NoSync)); err != nil {
@@ -96,6 +101,29 @@ func replayKey(row *segment.Row) []byte {
 	return append(k, 0)
 }
 
+// awaitedLast marks what follows the rows of a resource: a Provenance that is about it.
+const awaitedLast = 2
+
+// scatterTargets lets the rows of what a Provenance is about be followed by it.
+func scatterTargets(b *pebble.Batch, row *segment.Row) error {
+	if row.Section.Kind != segment.Live || row.Key.Type != provenanceType {
+		return nil
+	}
+	by := segment.PackID(nil, row.Key.ID)
+	for _, key := range row.References {
+		if !fhir.OnlyTargeted(key.Type) {
+			continue
+		}
+		id := index.RowKey(nil, key)
+		k := append([]byte{byte(len(id))}, id...)
+		k = binary.BigEndian.AppendUint64(k, math.MaxUint64)
+		if err := b.Set(append(append(k, by...), awaitedLast), nil, nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // replay goes through the rows of each resource and writes its newest one and
 // the deaths of all others.
 func (r *reindex) replay(sorted *pebble.DB) error {
@@ -121,6 +149,7 @@ type replaying struct {
 	batch  *pebble.Batch
 	key    []byte       // of the resource
 	cur    *index.State // its newest row so far
+	set    uint32       // in whose compartments any of its rows lies
 	deaths map[segment.ID][]index.Death
 	count  int
 	parts  uint64 // how often deaths were written
@@ -132,7 +161,10 @@ func (p *replaying) row(k, v []byte) error {
 		if err := p.end(); err != nil {
 			return err
 		}
-		p.key = slices.Clone(key)
+		p.key, p.set = slices.Clone(key), 0
+	}
+	if k[len(k)-1] == awaitedLast {
+		return p.about(segment.UnpackID(k[1+len(key)+8 : len(k)-1]))
 	}
 	st, err := index.DecodeState(v, func(n uint64) (segment.Partition, bool) { q, ok := p.r.states[n]; return q, ok })
 	if err != nil {
@@ -148,7 +180,43 @@ func (p *replaying) row(k, v []byte) error {
 		return err
 	}
 	p.cur = &st
-	return nil
+	return p.place(st.Patients)
+}
+
+// place links the places that a resource has had.
+func (p *replaying) place(set uint32) error {
+	key, err := index.ParseRowKey(p.key)
+	if err != nil || !targeted(key.Type) {
+		return err
+	}
+	w := batchWriter{b: p.batch}
+	switch {
+	case set == 0 && p.set != 0:
+		w.set(index.AwaitedKey(index.ResourceHash(key), index.Pointer{Set: p.set}), nil)
+	case p.set == 0:
+		p.set = set
+	case set != p.set:
+		w.alike(p.set, set)
+	}
+	return w.err
+}
+
+// about lets the resource lead to a Provenance.
+func (p *replaying) about(id string) error {
+	key, err := index.ParseRowKey(p.key)
+	if err != nil {
+		return err
+	}
+	w, to := batchWriter{b: p.batch}, index.Pointer{Provenance: id}
+	switch {
+	case key.Type == groupType:
+		w.leads(segment.GroupHash(key.ID), to)
+	case p.set != 0:
+		w.leads(p.set, to)
+	default:
+		w.set(index.AwaitedKey(index.ResourceHash(key), to), nil)
+	}
+	return errors.Join(w.err, p.commit(4<<20))
 }
 
 // die records that the newest row so far is superseded by next.

@@ -121,6 +121,9 @@ func (r *rewrite) forget(w *batchWriter) error {
 		}
 		if st != nil && st.Seq == seq {
 			w.delete(index.RowKey(nil, key))
+			if err := w.remember(r.db.kv, key, st.Patients); err != nil {
+				return err
+			}
 		}
 	}
 	return w.err

@@ -21,6 +21,7 @@ import (
 	"tidemark/api/export"
 	"tidemark/store"
 	"tidemark/store/fhir"
+	"tidemark/store/segment"
 )
 
 // A Store is a fake of store.DB.
@@ -351,10 +352,33 @@ func (p *Snapshot) counts(r *row, since, upto fhir.Instant) bool {
 	if after, ok := c.Keys[r.key]; ok && behind(after) && (!c.Outside || len(r.Patients) == 0) {
 		return true
 	}
+	if c.Among != nil && !slices.Contains(c.Among, r.key) {
+		return false
+	}
 	return c.Refer != nil && slices.ContainsFunc(r.Refers, func(k fhir.Key) bool {
 		after, ok := c.Refer(k)
 		return ok && behind(after)
 	})
+}
+
+// ProvenanceOf implements export.Snapshot.
+func (p *Snapshot) ProvenanceOf(_ context.Context, compartments map[uint32]bool) ([]fhir.Key, bool, error) {
+	within := map[fhir.Key]bool{}
+	for i := range p.rows {
+		r := &p.rows[i]
+		set := segment.PatientsHash(r.Patients)
+		if r.key.Type.String() == "Group" {
+			set = segment.GroupHash(r.key.ID)
+		}
+		within[r.key] = within[r.key] || compartments[set]
+	}
+	list := []fhir.Key{}
+	for i := range p.rows {
+		if r := &p.rows[i]; r.key.Type.String() == "Provenance" && slices.ContainsFunc(r.Refers, func(k fhir.Key) bool { return within[k] }) {
+			list = append(list, r.key)
+		}
+	}
+	return list, true, nil
 }
 
 func (r row) attached() bool {

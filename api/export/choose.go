@@ -32,7 +32,7 @@ type choosing struct {
 
 // timeless is c without its window.
 func (c *choosing) timeless() *choosing {
-	all := &choosing{group: c.group, live: map[string]fhir.Instant{}, refs: map[fhir.Key]fhir.Instant{}, targets: targets{all: c.targets.all, since: fhir.None}}
+	all := &choosing{group: c.group, live: map[string]fhir.Instant{}, refs: map[fhir.Key]fhir.Instant{}, targets: targets{all: c.targets.all, since: fhir.None, among: c.targets.among}}
 	for id := range c.live {
 		all.live[id] = fhir.None
 	}
@@ -58,7 +58,9 @@ func (c *choosing) of(s Snapshot, list List, t fhir.Type) Snapshot {
 		}
 		return s.Choosing(store.Choice{Keys: keys}) // no other
 	case t == provenanceType:
-		return s.Choosing(store.Choice{Patients: c.live, Refer: c.targets.refer})
+		chosen := c.targets.choice()
+		chosen.Patients = c.live
+		return s.Choosing(chosen)
 	case !fhir.Referred(t):
 		return s.Choosing(store.Choice{Patients: c.live})
 	}

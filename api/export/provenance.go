@@ -9,6 +9,7 @@ import (
 
 	"tidemark/store"
 	"tidemark/store/fhir"
+	"tidemark/store/segment"
 )
 
 // A Provenance goes with what it is about (decisions.md 3): if it has changed in
@@ -24,7 +25,11 @@ type targets struct {
 	all   []uint64 // up to the watermark: what has changed behind _until was there before
 	fresh []uint64 // those that were not in an export before the window
 	since fhir.Instant
+	among []fhir.Key // all the Provenance that may be about any of them; nil: it is not known
 }
+
+// choice is the Provenance that goes for its targets alone.
+func (t *targets) choice() store.Choice { return store.Choice{Refer: t.refer, Among: t.among} }
 
 // refer tells behind which instant a Provenance counts that is about a resource.
 func (t *targets) refer(key fhir.Key) (after fhir.Instant, ok bool) {
@@ -67,20 +72,31 @@ func (g *gathering) findTargets(ctx context.Context) error {
 			stayers[id] = after
 		}
 	}
-	err := g.gather(ctx, behind(g.c.live, fhir.None), fhir.None, g.s.Watermark(), func(key fhir.Key, _ fhir.Instant) { t.all = append(t.all, hashKey(key)) })
+	compartments := map[uint32]bool{}
+	if group := g.c.group; group != "" {
+		t.all = append(t.all, hashKey(fhir.Key{Type: groupType, ID: group}))
+		compartments[segment.GroupHash(group)] = true
+	}
+	err := g.gather(ctx, behind(g.c.live, fhir.None), fhir.None, g.s.Watermark(), func(row *store.Row) {
+		t.all = append(t.all, hashKey(row.Key))
+		compartments[row.Place().Patients] = true
+	})
 	if err != nil {
 		return err
 	}
+	if t.among, _, err = g.s.ProvenanceOf(ctx, compartments); err != nil {
+		return fmt.Errorf("find the Provenance of an export: %w", err)
+	}
 	if g.r.Since != fhir.None {
-		add := func(key fhir.Key, placed fhir.Instant) {
-			if placed > g.r.Since {
-				t.fresh = append(t.fresh, hashKey(key))
+		add := func(row *store.Row) {
+			if row.Placed > g.r.Since {
+				t.fresh = append(t.fresh, hashKey(row.Key))
 			}
 		}
 		if err := g.gather(ctx, stayers, g.r.Since, g.r.Upto, add); err != nil {
 			return err
 		}
-		err := g.gather(ctx, joiners, fhir.None, g.r.Upto, func(key fhir.Key, _ fhir.Instant) { t.fresh = append(t.fresh, hashKey(key)) })
+		err := g.gather(ctx, joiners, fhir.None, g.r.Upto, func(row *store.Row) { t.fresh = append(t.fresh, hashKey(row.Key)) })
 		if err != nil {
 			return err
 		}
@@ -97,7 +113,7 @@ func (g *gathering) agents(ctx context.Context) error {
 	}
 	sec := store.Section{Kind: store.Live, Type: provenanceType}
 	sent := map[fhir.Key]bool{}
-	if err := g.refer(ctx, store.Choice{Refer: g.c.targets.refer}, sec, g.r.Since, sent); err != nil {
+	if err := g.refer(ctx, g.c.targets.choice(), sec, g.r.Since, sent); err != nil {
 		return err
 	}
 	if err := g.close(ctx, sent, fhir.None); err != nil {
@@ -108,23 +124,26 @@ func (g *gathering) agents(ctx context.Context) error {
 	}
 	found := map[fhir.Key]bool{}
 	all := func(key fhir.Key) (fhir.Instant, bool) { _, ok := g.c.targets.refer(key); return fhir.None, ok }
-	if err := g.refer(ctx, store.Choice{Refer: all}, sec, fhir.None, found); err != nil {
+	ever := g.c.targets.choice()
+	ever.Refer = all
+	if err := g.refer(ctx, ever, sec, fhir.None, found); err != nil {
 		return err
 	}
 	return g.close(ctx, found, g.r.Since)
 }
 
-// gather hands over the rows in some Patients' compartments.
-func (g *gathering) gather(ctx context.Context, patients map[string]fhir.Instant, since, upto fhir.Instant, fn func(fhir.Key, fhir.Instant)) error {
+// gather hands over the rows in some Patients' compartments that a Provenance of
+// theirs may be about: no Groups, who else is in them is nobody's business.
+func (g *gathering) gather(ctx context.Context, patients map[string]fhir.Instant, since, upto fhir.Instant, fn func(*store.Row)) error {
 	if len(patients) == 0 {
 		return nil
 	}
 	rows := g.s.Choosing(store.Choice{Patients: patients})
 	for _, sec := range g.r.sections(g.s, store.Live, nil) {
-		if !fhir.InPatientCompartment(sec.Type) || sec.Type == provenanceType {
+		if !fhir.InPatientCompartment(sec.Type) || sec.Type == provenanceType || sec.Type == groupType {
 			continue
 		}
-		err := rows.Rows(ctx, sec, since, upto, func(row *store.Row) error { fn(row.Key, row.Placed); return nil })
+		err := rows.Rows(ctx, sec, since, upto, func(row *store.Row) error { fn(row); return nil })
 		if err != nil {
 			return fmt.Errorf("find the resources of an export: %w", err)
 		}

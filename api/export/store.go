@@ -34,6 +34,9 @@ type Store interface {
 type Snapshot interface {
 	Watermark() fhir.Instant
 	Epoch() uint64
+	// ProvenanceOf lists the Provenance that may be about what lies in the compartments
+	// of some sets of Patients (Place.Patients), or about Groups (segment.GroupHash).
+	ProvenanceOf(ctx context.Context, compartments map[uint32]bool) (list []fhir.Key, ok bool, err error)
 	// Forgotten is up to where deletions may not be known any more; while a rule is made.
 	Forgotten() fhir.Instant
 	// Cut is where in Kafka the snapshot was taken; while a rule is made.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"slices"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -61,6 +62,7 @@ type checker struct {
 	deaths  map[segment.ID]map[uint64]index.Death
 	report  Report
 	newest  int64 // rows that no death names
+	abouts  bool  // the index leads to Provenance by what it is about
 	faults  []error
 }
 
@@ -77,6 +79,9 @@ func (c *checker) load() error {
 	}
 	c.meta, err = index.DecodeMeta(v)
 	if err := errors.Join(err, closer.Close()); err != nil {
+		return err
+	}
+	if c.abouts, err = index.Has(c.s.Index, index.AboutsKey()); err != nil {
 		return err
 	}
 	return errors.Join(c.loadPartitions(), c.loadSegments(), c.loadDeaths())
@@ -349,6 +354,7 @@ func (c *checker) rows(r *segment.Reader, b int, rows []segment.Row, buried *int
 			place := fmt.Sprintf("%s, block %d, row %d", name, b, i)
 			c.isNewest(row, place)
 			c.refers(row, place)
+			c.about(row, place)
 		}
 	}
 	if first != k.First || last != k.Last || lead != k.Lead {
@@ -414,6 +420,72 @@ func (c *checker) refers(row *segment.Row, place string) {
 	}
 }
 
+// about proves that the index leads to a Provenance from wherever what it is about
+// lies now, or from that itself where it lies in no compartment.
+func (c *checker) about(row *segment.Row, place string) {
+	if !c.abouts || row.Section.Kind != segment.Live || row.Key.Type.String() != "Provenance" {
+		return
+	}
+	it, err := c.s.Index.NewIter(nil)
+	if err != nil {
+		c.fault("%s: read the index: %w", place, err)
+		return
+	}
+	defer it.Close()
+	for _, key := range row.References {
+		if !fhir.OnlyTargeted(key.Type) {
+			continue
+		}
+		switch found, err := c.leads(it, key, row.Key.ID); {
+		case err != nil:
+			c.fault("R2: %s: read what leads to a Provenance: %w", place, err)
+			return
+		case !found:
+			c.fault("R2: %s: it is a Provenance, and the index does not lead to it from the %s that it is about: run `tidemark reindex`", place, key.Type)
+			return
+		}
+	}
+}
+
+// leads tells whether the index leads from a resource to a Provenance about it.
+func (c *checker) leads(it *pebble.Iterator, from fhir.Key, to string) (found bool, err error) {
+	sets := map[uint32]bool{}
+	switch set, err := c.placeOf(from); {
+	case err != nil:
+		return false, err
+	case set != 0:
+		sets[set] = true
+	default:
+		err := index.Each(it, index.AwaitedOf(index.ResourceHash(from)), func(_ []byte, p index.Pointer) {
+			if found = found || p.Provenance == to; p.Provenance == "" {
+				sets[p.Set] = true
+			}
+		})
+		if err != nil || found {
+			return found, err
+		}
+	}
+	_, err = index.Reach(it, sets, math.MaxInt, func(id string) bool { found = id == to; return !found })
+	return found, err
+}
+
+// placeOf is the hash of the Patients in whose compartments a resource lies.
+func (c *checker) placeOf(key fhir.Key) (uint32, error) {
+	if key.Type.String() == "Group" {
+		return segment.GroupHash(key.ID), nil
+	}
+	v, closer, err := c.s.Index.Get(index.RowKey(nil, key))
+	if errors.Is(err, pebble.ErrNotFound) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	defer closer.Close()
+	st, err := index.DecodeState(v, func(n uint64) (segment.Partition, bool) { p, ok := c.numbers[n]; return p, ok })
+	return st.Patients, err
+}
+
 // body proves a block's bytes, and that its lines are the rows'.
 func (c *checker) body(r *segment.Reader, body vfs.File, b int, rows []segment.Row) {
 	text, err := r.Lines(nil, body, b)
@@ -452,6 +524,12 @@ func (c *checker) states() error {
 	})
 	if n != c.newest {
 		c.fault("I2: the index knows %d resources, the segments hold %d", n, c.newest)
+	}
+	for _, in := range index.Pointers() {
+		err = errors.Join(err, index.Scan(c.s.Index, in, func(k, _ []byte) error {
+			_, err := index.ParsePointer(k)
+			return err
+		}))
 	}
 	return errors.Join(err, index.Scan(c.s.Index, index.Referrers(), func(k, _ []byte) error {
 		_, _, err := index.ParseReferrerKey(k)

@@ -288,6 +288,18 @@ func DecodePin(b []byte) (p Pin, err error) {
 	return p, faults(c, "pin")
 }
 
+// Has tells whether there is a key.
+func Has(r pebble.Reader, key []byte) (bool, error) {
+	_, closer, err := r.Get(key)
+	if errors.Is(err, pebble.ErrNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("read the index: %w", err)
+	}
+	return true, closer.Close()
+}
+
 // Scan calls fn for each key and value of a key space, in order.
 func Scan(r pebble.Reader, s *pebble.IterOptions, fn func(key, value []byte) error) error {
 	it, err := r.NewIter(s)

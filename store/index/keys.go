@@ -26,6 +26,8 @@ const (
 	spaceBackup    = 'b'
 	spaceReferrer  = 'f'
 	spaceRoll      = 'l'
+	spaceAbout     = 'v'
+	spaceAwaited   = 'x'
 )
 
 // MetaKey is the key of Meta.
