@@ -312,6 +312,18 @@ func TestGroupProvenance(t *testing.T) {
 	}
 }
 
+// Who else lists a member is nobody's business, nor is who made that list.
+func TestGroupProvenanceAboutGroups(t *testing.T) {
+	m := newMachine(t)
+	m.apply(patient(t, "a"), group(t, "mine", "", "Patient/a"), group(t, "other", "", "Patient/a"),
+		provenance(t, "of-mine", "2025-01-01T00:00:00Z", "Group/mine"), provenance(t, "of-other", "2025-01-01T00:00:00Z", "Group/other"))
+	for path, want := range map[string][]string{"/Group/mine/": {"of-mine"}, "/Group/other/": {"of-other"}, "/Patient/": {"of-mine", "of-other"}} {
+		if got := provenanceIn(m.exportOf(path, "")); !slices.Equal(got, want) {
+			t.Errorf("%s: %v, want %v", path, got, want)
+		}
+	}
+}
+
 // Provenance about what comes by reference is nobody's in the Group: by default none
 // comes for that alone, at Patient level all does. Who wants it asks for what is
 // about the resources that are sent, and gets none that names another's.

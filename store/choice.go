@@ -426,7 +426,7 @@ func (s *Snapshot) lookedIn(g *seg, info segment.SectionInfo, v span, fn func(d 
 		if k.Last <= s.choice.sinceIn(k, v.since) || k.First > v.upto || v.passed(g.r.Blocks(), b, info.To) || s.choice.look(g, b, info.To) == none {
 			continue
 		}
-		d, err := r.of(g)
+		d, err := r.of(s, g)
 		if err != nil {
 			return err
 		}

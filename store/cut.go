@@ -234,10 +234,14 @@ func (s *Snapshot) visible(e Extent, v span) (segment.Block, error) {
 }
 
 // counts tells which rows of an extent count.
-func (s *Snapshot) counts(g *seg, e Extent, v span) ([]segment.Cell, []bool, error) {
+func (s *Snapshot) counts(g *seg, e Extent, v span) (rows []segment.Cell, counts []bool, err error) {
+	d, err := s.directory(g)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer func() { err = errors.Join(err, d.Close()) }()
 	if e.Picked != nil {
-		rows, err := g.cells(e.Block)
-		if err != nil {
+		if rows, err = d.Cells(e.Block); err != nil {
 			return nil, nil, err
 		}
 		counts, ok := e.unpack(len(rows))
@@ -249,12 +253,7 @@ func (s *Snapshot) counts(g *seg, e Extent, v span) ([]segment.Cell, []bool, err
 	s.db.mu.Lock()
 	dead := g.dead[e.Block].until(v.w)
 	s.db.mu.Unlock()
-	d, err := g.r.OpenDirectory()
-	if err != nil {
-		return nil, nil, err
-	}
-	rows, counts, err := s.counted(d, g.r.SectionOf(e.Block), e.Block, dead, v)
-	return rows, counts, errors.Join(err, d.Close())
+	return s.counted(d, g.r.SectionOf(e.Block), e.Block, dead, v)
 }
 
 // A file of blocks is its blocks, a table of them, the table's CRC-32C and length.

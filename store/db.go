@@ -181,8 +181,9 @@ type DB struct {
 	numbers map[uint64]Partition
 	topics  map[string][]byte
 
-	complete bool           // the broker has every configured topic
-	started  bool           // the bootstrap is over
+	complete bool // the broker has every configured topic
+	started  bool // the bootstrap is over
+	chunks   *segment.Chunks
 	abouts   bool           // the index leads to Provenance by what it is about
 	forgot   fhir.Instant   // that does not hold for snapshots from before
 	promised fhir.Instant   // nothing becomes visible at or before it any more

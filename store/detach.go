@@ -97,7 +97,7 @@ func (s *Snapshot) keys(ext []Extent, v span) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		dir, err := dirs.of(g)
+		dir, err := dirs.of(s, g)
 		if err != nil {
 			return nil, err
 		}

@@ -106,12 +106,12 @@ func (r *dirReading) close() {
 }
 
 // of is the directory of a segment.
-func (r *dirReading) of(g *seg) (dir *segment.Directory, err error) {
+func (r *dirReading) of(s *Snapshot, g *seg) (dir *segment.Directory, err error) {
 	if r.seg == g {
 		return r.dir, nil
 	}
 	r.close()
-	if r.dir, err = g.r.OpenDirectory(); err != nil {
+	if r.dir, err = s.directory(g); err != nil {
 		return nil, err
 	}
 	r.seg = g
@@ -119,7 +119,7 @@ func (r *dirReading) of(g *seg) (dir *segment.Directory, err error) {
 }
 
 func (r *dirReading) links(s *Snapshot, x Extent) (links segment.Links, err error) {
-	dir, err := r.of(s.seg(segment.ID(x.Segment)))
+	dir, err := r.of(s, s.seg(segment.ID(x.Segment)))
 	if err != nil {
 		return links, err
 	}

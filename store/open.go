@@ -88,8 +88,8 @@ func newDB(dir string, o Options) *DB {
 		parts: map[Partition]*partition{}, numbers: map[uint64]Partition{}, topics: map[string][]byte{},
 		view: newView(nil, segment.NoBound),
 		segs: map[segment.ID]*seg{}, pins: map[string]*pinned{},
-		cutting: semaphore.NewWeighted(maxCutting),
-		full:    make(chan struct{}, 1), first: make(chan struct{}, 1),
+		cutting: semaphore.NewWeighted(maxCutting), chunks: segment.NewChunks(chunksKept),
+		full: make(chan struct{}, 1), first: make(chan struct{}, 1),
 	}
 	db.room = sync.NewCond(&db.mu)
 	db.m = newInstruments(db)

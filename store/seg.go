@@ -347,7 +347,7 @@ func (s *Snapshot) Sum(ext []Extent) (crc uint32, known bool) {
 // recount counts the rows of blocks that are not meant as a whole, from the
 // directory: without a choice at most two for each section of a segment.
 func (s *Snapshot) recount(g *seg, sec segment.Section, list []Extent, cut map[int][]death, v span) error {
-	d, err := g.r.OpenDirectory()
+	d, err := s.directory(g)
 	if err != nil {
 		return err
 	}
@@ -369,6 +369,19 @@ func (s *Snapshot) recount(g *seg, sec segment.Section, list []Extent, cut map[i
 		}
 	}
 	return d.Close()
+}
+
+// chunksKept is how much of directories stays in memory, bytes: what a few Patients'
+// export reads several times. What many read passes through.
+const chunksKept = 16 << 20
+
+// directory opens that of a segment, for an export.
+func (s *Snapshot) directory(g *seg) (*segment.Directory, error) {
+	d, err := g.r.OpenDirectory()
+	if err == nil {
+		d.Chunks = s.db.chunks
+	}
+	return d, err
 }
 
 // cells reads what decides about the rows of one block.

@@ -150,6 +150,9 @@ func (r *Reader) Sum(from, to int) Sum {
 
 // A Directory is an open directory file, for reading the rows of many blocks.
 type Directory struct {
+	// Chunks keep what is read, for who reads it again; nil: nobody will.
+	Chunks *Chunks
+
 	r *Reader
 	f vfs.File
 }
@@ -197,7 +200,10 @@ func readHead[H any](d *Directory, b int, decode func(chunk []byte, n int) (H, e
 }
 
 func (d *Directory) chunk(b int) ([]byte, error) {
-	k := &d.r.blocks[b]
+	k, key := &d.r.blocks[b], chunkKey{d.r.ID(), b}
+	if kept := d.Chunks.get(key); kept != nil {
+		return kept, nil
+	}
 	chunk := make([]byte, k.chunkLen)
 	if _, err := d.f.ReadAt(chunk, k.chunk); err != nil {
 		return nil, err
@@ -205,6 +211,7 @@ func (d *Directory) chunk(b int) ([]byte, error) {
 	if crc32.Checksum(chunk, castagnoli) != k.chunkCRC {
 		return nil, fmt.Errorf("%w: CRC-32C", ErrCorrupt)
 	}
+	d.Chunks.put(key, chunk)
 	return chunk, nil
 }
 
