@@ -207,7 +207,7 @@ func (w *batchWriter) remember(r pebble.Reader, key fhir.Key, set uint32) (err e
 // is, and some that was. ok is false if it cannot be told, as of an old snapshot after
 // an erasure or a restart, or that is too many to be looked for one by one.
 func (s *Snapshot) ProvenanceOf(ctx context.Context, compartments map[uint32]bool) (list []fhir.Key, ok bool, err error) {
-	if !s.db.abouts || len(compartments) > maxLocated {
+	if !s.db.abouts {
 		return nil, false, nil
 	}
 	err = s.db.whileOpen(func() (err error) {

@@ -9,12 +9,14 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 
 	"tidemark/store/fhir"
 	"tidemark/store/index"
@@ -141,7 +143,9 @@ func testProvenanceOf(t *testing.T, r *rand.Rand) (led int) {
 		}
 		var list []Change
 		for range 1 + r.IntN(4) {
-			list = append(list, change())
+			ch := change() // in whatever order of time: between two of a commit a watermark may lie
+			ch.Timestamp = fhir.FromTime(time.Now()) - fhir.Instant(r.IntN(450))
+			list = append(list, ch)
 		}
 		f.commit(list...)
 		now, err := db.Present()
@@ -152,7 +156,7 @@ func testProvenanceOf(t *testing.T, r *rand.Rand) (led int) {
 		if err := errors.Join(before.Close(), now.Close()); err != nil {
 			t.Fatal(err)
 		}
-		f.advance([]time.Duration{time.Millisecond, time.Second}[r.IntN(2)])
+		f.advance([]time.Duration{time.Millisecond, 100 * time.Millisecond, time.Second}[r.IntN(3)])
 		switch r.IntN(8) {
 		case 0:
 			f.advance(time.Hour)
@@ -180,6 +184,39 @@ func testProvenanceOf(t *testing.T, r *rand.Rand) (led int) {
 	return led
 }
 
+// TestProvenanceBeside: a Provenance is committed after what it is about has moved, or
+// has left all compartments, and is shown beside where that was before.
+func TestProvenanceBeside(t *testing.T) {
+	for name, to := range map[string][]string{"moved": {"ben"}, "nobody's": nil} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				db := mustOpen(t, "store", Options{FS: vfs.NewMem(), Allowance: 500 * time.Millisecond})
+				defer db.Close()
+				f := newFeed(t, db)
+				f.advance(time.Second)
+				f.commit(observationOf("o", "anna", "first"))
+				f.advance(time.Second)
+				now := fhir.FromTime(time.Now())
+				moved := observationOf("o", "anna", "second")
+				moved.Patients, moved.Timestamp = to, now
+				p := provenanceOf("p", fhir.Key{Type: observationType, ID: "o"})
+				p.Timestamp = now - 200
+				f.commit(moved)
+				f.commit(p)
+				f.advance(400 * time.Millisecond)
+				s, err := db.Present()
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer s.Close()
+				if w := s.Watermark(); w < p.Timestamp || w >= now || pointed(t, s) != 1 {
+					t.Errorf("at %v, between %v and %v, nothing leads to the Provenance", w, p.Timestamp, now)
+				}
+			})
+		})
+	}
+}
+
 // TestAmong: of a choice by what Provenance is about the same rows are meant whether
 // it is looked for or looked through, and only its blocks are opened.
 func TestAmong(t *testing.T) {
@@ -193,6 +230,9 @@ func TestAmong(t *testing.T) {
 		for i := range patients {
 			id := fmt.Sprint(i)
 			p := provenanceOf("p"+id, fhir.Key{Type: observationType, ID: "o" + id})
+			if i%2 == 0 {
+				p = provenanceOf("p"+id, fhir.Key{Type: observationType, ID: "o" + id}, fhir.Key{Type: patientType, ID: id})
+			}
 			p.Body = fmt.Appendf(p.Body[:len(p.Body)-1], `,"text":{"div":"%0500d"}}`, i)
 			list = append(list, observationOf("o"+id, id, ""), p)
 		}
@@ -247,6 +287,53 @@ func TestAmong(t *testing.T) {
 		}
 		if keys, opened := chosen(Choice{Refer: refer, Among: []fhir.Key{}}); len(keys) > 0 || opened > 0 {
 			t.Errorf("among none: %v, %d asked about", keys, opened)
+		}
+	})
+}
+
+// TestFewPatientsReadLittle: planning looks at the same blocks several times, and reads
+// them once.
+func TestFewPatientsReadLittle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var reads atomic.Int64
+		fs := errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
+			if op.Kind == errorfs.OpFileReadAt && strings.HasSuffix(op.Path, ".dir") {
+				reads.Add(1)
+			}
+			return nil
+		}))
+		db := mustOpen(t, "store", Options{FS: fs, SettleAfter: time.Minute, Allowance: time.Millisecond, MergeOff: true, smallFile: 1})
+		defer db.Close()
+		f := newFeed(t, db)
+		for day := range 3 {
+			var list []Change
+			for i := range 50 {
+				list = append(list, observationOf(fmt.Sprintf("o%d-%d", day, i), fmt.Sprint(i), ""))
+			}
+			f.commit(list...)
+			f.advance(time.Hour)
+		}
+		s, err := db.Present()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		sec := segment.Section{Kind: segment.Live, Type: observationType}
+		read := func(chosen *Snapshot) (rows int) {
+			err := chosen.Rows(t.Context(), sec, fhir.None, s.Watermark(), func(*segment.Row) error { rows++; return nil })
+			if err != nil {
+				t.Fatal(err)
+			}
+			return rows
+		}
+		reads.Store(0)
+		seven := s.Choosing(Choice{Patients: map[string]fhir.Instant{"7": fhir.None}})
+		if rows := read(seven); rows != 3 || reads.Load() != int64(s.Blocks(sec)) {
+			t.Errorf("%d rows in %d reads of %d blocks", rows, reads.Load(), s.Blocks(sec))
+		}
+		reads.Store(0)
+		if _, err := seven.Extents(sec, fhir.None, s.Watermark()); err != nil || reads.Load() > 0 {
+			t.Errorf("%d chunks are read again: %v", reads.Load(), err)
 		}
 	})
 }
