@@ -106,7 +106,7 @@ func Awaited() *pebble.IterOptions { return space(spaceAwaited) }
 
 // below bounds the keys that begin with head. What follows there is no 255.
 func below(head []byte) *pebble.IterOptions {
-	return &pebble.IterOptions{LowerBound: head, UpperBound: append(head[:len(head):len(head)], 255)}
+	return &pebble.IterOptions{LowerBound: head, UpperBound: append(slices.Clip(head), 255)}
 }
 
 // Each calls fn for each pointer within bounds; fn may not keep the key. The iterator
