@@ -131,7 +131,9 @@ func (p *Pages) plan(s export.Snapshot, tail *page, root bool) (record, error) {
 		if err != nil {
 			return r, err
 		}
-		if !w.Empty() {
+		// Records that could not be decoded make no page of their own, but who follows the
+		// chain is told of them, and its next window begins here.
+		if !w.Empty() || root && len(w.Files()) > 0 {
 			r.Increment = &w
 		}
 	}

@@ -3,11 +3,13 @@
 // snapshot of the store that is kept, read in one or two ways: as an increment,
 // what has changed since the page before, and as a root, everything.
 //
-//	root ──▶ stub ──▶ increment ──▶ increment ──▶ increment ──▶ #pending
-//	                                root ──▶ stub ──▲
+//	root ──▶ stub ──▶ increment ──▶ increment ──▶ increment ──▶ stub ──▶ #pending
+//	                                root ──▶ stub ──▲          root ──▲
 //
 // All roots of a chain lead into the one line of increments, so nobody who
-// follows it has to begin again when there is a fresher root. A new chain begins,
+// follows it has to begin again when there is a fresher root. The stub of one for
+// which nothing had changed stands in the line itself: who waits before it must be
+// led on before his page is taken away. A new chain begins,
 // and the old one ends with #closed, when the line cannot be continued: the
 // configured types are others, something in a page was erased, the store was
 // restored or has forgotten deletions. Then consumers begin at the new root.
@@ -207,7 +209,7 @@ func (p *Pages) Stub(id string) (Manifest, error) {
 	if t.pages[i].Snapshot == nil {
 		return Manifest{}, ErrNotFound
 	}
-	return Manifest{TransactionTime: t.pages[i].upto(), Page: id, Next: Next{Page: t.next(i)}}, nil
+	return Manifest{TransactionTime: t.pages[i].upto(), Page: id, Next: t.next(i)}, nil
 }
 
 // Increment is a page of what has changed since the one before.
@@ -223,7 +225,7 @@ func (p *Pages) Increment(id string) (Manifest, error) {
 	}
 	return Manifest{
 		TransactionTime: at.upto(), Page: id, Files: at.Increment.Files(),
-		Severities: at.Increment.Severities(), Next: Next{Page: t.next(i)},
+		Severities: at.Increment.Severities(), Next: t.next(i),
 	}, nil
 }
 

@@ -207,22 +207,23 @@ func (t table) find(id string) (int, error) {
 	return i, nil
 }
 
-// next is the id of the increment that follows page i, Pending or Closed. It never
-// leads past a page that is gone: what was in it would be missed.
-func (t table) next(i int) string {
+// next is the page that follows page i: the increment, or the stub of a root for
+// which nothing had changed, or Pending or Closed. Whoever waits must be led past such
+// a root, too: what lies before it is taken away in its time. It never leads past a
+// page that is gone: what was in it would be missed.
+func (t table) next(i int) Next {
 	p := t.pages[i]
-	for n, q := range t.pages[i+1:] {
-		if q.chain != p.chain || q.number != p.number+1+n || q.gone {
-			return Closed
-		}
-		if q.Increment != nil {
-			return q.id
-		}
+	switch {
+	case i+1 == len(t.pages) && t.open:
+		return Next{Page: Pending}
+	case i+1 == len(t.pages):
+		return Next{Page: Closed}
 	}
-	if !t.open {
-		return Closed
+	q := t.pages[i+1]
+	if q.chain != p.chain || q.number != p.number+1 || q.gone {
+		return Next{Page: Closed}
 	}
-	return Pending
+	return Next{Page: q.id, Stub: q.Increment == nil}
 }
 
 // outlived are the pages that nobody needs any more: all before the newest root
