@@ -273,23 +273,19 @@ func (j *Jobs) Page(id string, page int) (Manifest, error) {
 		return Manifest{}, err
 	}
 	defer release()
-	if r.Failure != nil {
-		return Manifest{}, &FailedError{r.Failure, r.Separate}
-	}
-	from := 0
-	if page > 1 {
-		if page-1 > len(r.Pages) {
-			return Manifest{}, ErrNotFound
-		}
-		from = r.Pages[page-2]
-	}
-	if r.Pending != nil && page > len(r.Pages) {
-		if !r.Pending.Partial || r.ready() == from {
-			return Manifest{}, j.working(id, r)
-		}
+	if r.ends(page) {
 		if r, err = j.cut(id, page); err != nil {
 			return Manifest{}, err
 		}
+	}
+	from := r.begin(page)
+	switch {
+	case r.Failure != nil:
+		return Manifest{}, &FailedError{r.Failure, r.Separate}
+	case from < 0:
+		return Manifest{}, ErrNotFound
+	case r.Pending != nil && page > len(r.Pages):
+		return Manifest{}, j.working(id, r)
 	}
 	m := Manifest{
 		Face: r.Face, Separate: r.Separate, Request: r.Request, TransactionTime: r.Upto, Epoch: s.Epoch(), Cut: r.Cut, Expires: s.Expires(), By: r.By,
@@ -304,22 +300,43 @@ func (j *Jobs) Page(id string, page int) (Manifest, error) {
 	return m, nil
 }
 
-// cut ends a page of the manifest behind what is done now, unless somebody else
-// was before.
+// cut ends a page of the manifest behind what is done now, unless there is nothing to
+// end any more: somebody else may have been before, the job failed or ended.
 func (j *Jobs) cut(id string, page int) (rule, error) {
 	return j.amend(id, func(r *rule) {
-		if len(r.Pages) == page-1 && r.Pending != nil {
+		if r.ends(page) {
 			r.Pages = append(slices.Clip(r.Pages), r.ready())
 		}
 	})
 }
 
-// ready is how many files a page can have while a job is planned: deletions stand
-// in the last (decisions.md 5).
+// begin is how many files the pages before one have, -1 if not all of them are there.
+func (r *rule) begin(page int) int {
+	switch {
+	case page > len(r.Pages)+1:
+		return -1
+	case page == 1:
+		return 0
+	}
+	return r.Pages[page-2]
+}
+
+// ends tells whether a page that nobody has seen can end with what is done of a job
+// that is being planned.
+func (r *rule) ends(page int) bool {
+	return r.Pending != nil && r.Pending.Partial && page == len(r.Pages)+1 && r.ready() > r.begin(page)
+}
+
+// ready is how many files pages can have while a job is planned: deletions stand in
+// the last (decisions.md 5), and a file leads only to files that can be had (Bulk Data,
+// "continuesInFile"), so one whose last block goes on waits for where that ends.
 func (r *rule) ready() int {
 	n := slices.IndexFunc(r.Files, func(f OutputFile) bool { return f.List != Output })
 	if n < 0 {
-		return len(r.Files)
+		n = len(r.Files)
+	}
+	for n > 0 && r.Files[n-1].Continues {
+		n--
 	}
 	return n
 }
