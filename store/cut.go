@@ -104,13 +104,14 @@ func (db *DB) roomToCut() error {
 }
 
 // roomToMake: what a job writes beside what is stored may be as large as the store,
-// and stays until the job expires. It leaves room to intake.
-func (db *DB) roomToMake() error {
+// and stays until the job expires. It leaves room to intake. n is how much more it
+// will be, as far as that is known.
+func (db *DB) roomToMake(n int64) error {
 	if db.o.Spare == 0 {
 		return nil
 	}
 	usage, err := db.fs.GetDiskUsage(db.dir)
-	if err != nil || usage.AvailBytes >= uint64(db.o.Spare) { // a disk that cannot tell stops nothing
+	if err != nil || usage.AvailBytes >= uint64(db.o.Spare+n) { // a disk that cannot tell stops nothing
 		return nil
 	}
 	return fmt.Errorf("%w: %s are free, files that jobs write leave %s", ErrNoRoom, humanize.IBytes(usage.AvailBytes), humanize.IBytes(uint64(db.o.Spare)))

@@ -23,10 +23,35 @@ func (s *Snapshot) Holds() (n int64) {
 
 // Copy writes an output file beside its durable snapshot, block for block: Made
 // opens it under the same name, with the same bytes, and needs no segment. With it
-// goes a list of the resources in it, for erasures to look at.
+// goes a list of the resources in it, for erasures to look at. A copy that an earlier
+// attempt has left is taken as it is.
 func (s *Snapshot) Copy(ctx context.Context, name string, sec segment.Section, since, upto fhir.Instant, ext []Extent) error {
-	if sec.Kind == segment.Live {
-		keys, err := s.keys(ext, s.span(since, upto))
+	f, err := s.File(ctx, name, sec, since, upto, ext)
+	if err != nil {
+		return err
+	}
+	if !s.copied(name, f) {
+		err = s.copy(name, sec, s.span(since, upto), ext, f)
+	}
+	return errors.Join(err, f.Close())
+}
+
+// copied tells whether there is a copy of a file already, whole.
+func (s *Snapshot) copied(name string, f *File) bool {
+	c, err := s.Made(name)
+	if err != nil {
+		return false
+	}
+	same := c.Size() == f.Size() && c.CRC32() == f.CRC32()
+	return c.Close() == nil && same
+}
+
+func (s *Snapshot) copy(name string, sec segment.Section, v span, ext []Extent, f *File) error {
+	if err := s.db.roomToMake(f.GzipSize()); err != nil {
+		return err
+	}
+	if sec.Kind == segment.Live { // before the copy has a name: none is without its list
+		keys, err := s.keys(ext, v)
 		if err != nil {
 			return s.disguise(err)
 		}
@@ -34,16 +59,11 @@ func (s *Snapshot) Copy(ctx context.Context, name string, sec segment.Section, s
 			return err
 		}
 	}
-	f, err := s.File(ctx, name, sec, since, upto, ext)
-	if err != nil {
-		return err
-	}
 	p, err := s.newPrivate(name + ".made")
 	if err != nil {
-		return s.disguise(errors.Join(err, f.Close()))
+		return s.disguise(err)
 	}
-	err = errors.Join(f.copyTo(p), f.Close())
-	if err != nil {
+	if err := f.copyTo(p); err != nil {
 		return s.disguise(errors.Join(err, p.discard()))
 	}
 	return s.disguise(p.keep())
@@ -55,6 +75,9 @@ func (f *File) copyTo(p *private) error {
 	var text []byte
 	at := int64(0)
 	for _, b := range f.blocks {
+		if err := f.db.roomToMake(b.stored); err != nil {
+			return err
+		}
 		file, err := f.file(b.path)
 		if err != nil {
 			return err

@@ -88,7 +88,7 @@ type Draft struct {
 // File or Keep is called with; a file of that name that an earlier process has
 // left is replaced.
 func (s *Snapshot) Draft(name string) (*Draft, error) {
-	if err := s.db.roomToMake(); err != nil {
+	if err := s.db.roomToMake(0); err != nil {
 		return nil, err
 	}
 	p, err := s.newPrivate(name + ".made")
@@ -118,7 +118,7 @@ func (d *Draft) flush() error {
 	if len(d.text) == 0 {
 		return nil
 	}
-	if err := d.p.s.db.roomToMake(); err != nil {
+	if err := d.p.s.db.roomToMake(0); err != nil {
 		return err
 	}
 	k := compressors.Get().(*segment.Compressor)

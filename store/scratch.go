@@ -81,7 +81,7 @@ func (s *Snapshot) SweepScratch(but ...string) error {
 
 // Write appends to the file. ErrNoRoom says that the disk does not take it.
 func (f *Scratch) Write(b []byte) (int, error) {
-	if err := f.s.db.roomToMake(); err != nil {
+	if err := f.s.db.roomToMake(0); err != nil {
 		return 0, err
 	}
 	f.own = append(f.own[:0], b...) // a vfs.File may change what it is given, an io.Writer may not
