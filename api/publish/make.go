@@ -187,25 +187,33 @@ func (p *Pages) tell(ctx context.Context, at *page) {
 }
 
 // How often Run looks at least, for something to take away or a chain to begin
-// anew, and to try again after a failure; and how soon at the soonest.
+// anew, and to try again after a failure; and how soon at the soonest, by itself and
+// because somebody asked for a root: anybody may, as often as he likes, while there
+// cannot be one.
 const (
 	lookEvery  = time.Minute
 	leastPause = 10 * time.Millisecond
+	askedPause = time.Second
 )
 
 // Run publishes when it is time, and takes away what is outlived, until ctx ends.
 func (p *Pages) Run(ctx context.Context) error {
-	for {
+	for ctx.Err() == nil {
+		began := time.Now()
 		timer := time.NewTimer(max(p.step(ctx), leastPause))
 		select {
 		case <-ctx.Done():
-			timer.Stop()
-			return nil
 		case <-timer.C:
 		case <-p.wake:
-			timer.Stop()
+			timer.Reset(askedPause - time.Since(began))
+			select {
+			case <-ctx.Done():
+			case <-timer.C:
+			}
 		}
+		timer.Stop()
 	}
+	return nil
 }
 
 // step does what is due and tells when to come again.

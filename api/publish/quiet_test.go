@@ -1,12 +1,17 @@
 package publish_test
 
 import (
+	"context"
+	"errors"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"tidemark/api/apitest"
+	"tidemark/api/export"
 	"tidemark/api/publish"
+	"tidemark/store"
 	"tidemark/store/fhir"
 )
 
@@ -104,4 +109,40 @@ func TestLettersAreTold(t *testing.T) {
 			t.Errorf("with a root %v: %v: told of %v, want 1 warning", root, err, m.Severities)
 		}
 	}
+}
+
+// pins counts attempts to publish.
+type pins struct {
+	export.Store
+	n *atomic.Int64
+}
+
+func (p pins) Pin(ctx context.Context, id string, expires time.Time, rule func(export.Snapshot) ([]byte, error)) (export.Snapshot, error) {
+	p.n.Add(1)
+	return p.Store.Pin(ctx, id, expires, rule)
+}
+
+// TestAskingDoesNotPublish: whoever asks for a root that there is not may have it
+// made at once, but a thousand who ask while the disk takes nothing do not fill the
+// log.
+func TestAskingDoesNotPublish(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := apitest.New(0)
+		db.Fail(store.ErrReadOnly)
+		var tried atomic.Int64
+		p, err := publish.New(pins{db, &tried}, publish.Options{Types: []fhir.Type{typ(t, "Organization")}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer running(t, p)()
+		for range 10_000 {
+			if _, err := p.Root(); !errors.Is(err, publish.ErrNoRoot) {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Millisecond)
+		}
+		if n := tried.Load(); n < 5 || n > 15 {
+			t.Errorf("in ten seconds it was tried %d times, want once a second", n)
+		}
+	})
 }
