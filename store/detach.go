@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"tidemark/store/fhir"
+	"tidemark/store/index"
 	"tidemark/store/segment"
 )
 
@@ -101,7 +102,7 @@ func (f *File) copyTo(p *private) error {
 // Detach is Amend for a snapshot of which Copy has made all files: it lets go of
 // its segments, so that they can leave the disk. Who reads them may finish.
 func (db *DB) Detach(id string, rule []byte) error {
-	held, err := db.amend(id, rule, true)
+	held, err := db.amend(id, func(p *index.Pin) { p.Rule, p.Segments = rule, nil })
 	return errors.Join(err, db.release(held))
 }
 

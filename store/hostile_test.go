@@ -67,7 +67,7 @@ func TestErasePinnedAndMerged(t *testing.T) {
 		if err := pinNow(t, db, "job").Close(); err != nil {
 			t.Fatal(err)
 		}
-		if err := db.Amend("job", []byte("an export of anna")); err != nil {
+		if err := db.Amend("job", []byte("an export of anna"), time.Time{}); err != nil {
 			t.Fatal(err)
 		}
 		f.advance(time.Hour)
@@ -192,7 +192,7 @@ func TestAmendBesideUnpin(t *testing.T) {
 		for range 4 {
 			all.Go(func() {
 				for err := error(nil); !errors.Is(err, ErrNotFound); {
-					if err = db.Amend(id, []byte("late")); err != nil && !errors.Is(err, ErrNotFound) {
+					if err = db.Amend(id, []byte("late"), time.Time{}); err != nil && !errors.Is(err, ErrNotFound) {
 						t.Error(err)
 						return
 					}
@@ -212,12 +212,13 @@ func TestAmendBesideUnpin(t *testing.T) {
 	if err := pinNow(t, db, "stays").Close(); err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(db.Amend("stays", []byte("the rule")), db.Close()); err != nil {
+	later := time.Now().Add(9 * time.Hour).Truncate(time.Millisecond)
+	if err := errors.Join(db.Amend("stays", nil, later), db.Amend("stays", []byte("the rule"), time.Time{}), db.Close()); err != nil {
 		t.Fatal(err)
 	}
 	db = mustOpen(t, "store", Options{FS: fs})
 	defer db.Close()
-	if list := db.Pinned(); len(list) != 1 || string(list[0].Rule) != "the rule" {
+	if list := db.Pinned(); len(list) != 1 || string(list[0].Rule) != "the rule" || !list[0].Expires.Equal(later) {
 		t.Errorf("after a restart: %+v", list)
 	}
 }

@@ -192,14 +192,19 @@ func (db *DB) Snapshot(id string) (*Snapshot, error) {
 }
 
 // Amend replaces, durably, what is kept with a snapshot: its owner has found out
-// what the rule for it is.
-func (db *DB) Amend(id string, rule []byte) error {
-	_, err := db.amend(id, rule, false)
+// what the rule for it is, and perhaps when it expires; the zero time leaves that.
+func (db *DB) Amend(id string, rule []byte, expires time.Time) error {
+	_, err := db.amend(id, func(p *index.Pin) {
+		if p.Rule = rule; !expires.IsZero() {
+			p.Expires = fhir.FromTime(expires)
+		}
+	})
 	return err
 }
 
-// amend returns the segments that are let go of: all, if detach.
-func (db *DB) amend(id string, rule []byte, detach bool) (held []*seg, err error) {
+// amend changes what the index has of a snapshot. It returns the segments that are let
+// go of: all, if the change leaves none.
+func (db *DB) amend(id string, change func(*index.Pin)) (held []*seg, err error) {
 	if err := db.writable(); err != nil {
 		return nil, err
 	}
@@ -223,16 +228,13 @@ func (db *DB) amend(id string, rule []byte, detach bool) (held []*seg, err error
 		case pin.Revoked:
 			return ErrRevoked
 		}
-		pin.Rule = rule
-		if detach {
-			pin.Segments = nil
-		}
+		change(&pin)
 		if err := db.kv.Set(index.PinKey(id), pin.Encode(), pebble.Sync); err != nil {
 			return db.fail(fmt.Errorf("store a snapshot: %w", err))
 		}
 		db.mu.Lock()
 		defer db.mu.Unlock()
-		if p.pin = pin; detach {
+		if p.pin = pin; pin.Segments == nil {
 			held, p.segs = p.segs, nil
 		}
 		return nil

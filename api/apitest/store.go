@@ -234,7 +234,7 @@ func (s *Store) Snapshot(id string) (export.Snapshot, error) {
 }
 
 // Amend implements export.Store.
-func (s *Store) Amend(id string, rule []byte) error {
+func (s *Store) Amend(id string, rule []byte, expires time.Time) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch p := s.pins[id]; {
@@ -245,14 +245,16 @@ func (s *Store) Amend(id string, rule []byte) error {
 	case p.revoked:
 		return store.ErrRevoked
 	default:
-		p.rule = rule
+		if p.rule = rule; !expires.IsZero() {
+			p.expires = expires
+		}
 		return nil
 	}
 }
 
 // Detach implements export.Store: the rows are not found any more.
 func (s *Store) Detach(id string, rule []byte) error {
-	if err := s.Amend(id, rule); err != nil {
+	if err := s.Amend(id, rule, time.Time{}); err != nil {
 		return err
 	}
 	s.mu.Lock()
@@ -597,7 +599,11 @@ func (p *Snapshot) Epoch() uint64 { return p.epoch }
 func (p *Snapshot) Rule() []byte { p.store.mu.Lock(); defer p.store.mu.Unlock(); return p.rule }
 
 // Expires is when it may be unpinned.
-func (p *Snapshot) Expires() time.Time { return p.expires }
+func (p *Snapshot) Expires() time.Time {
+	p.store.mu.Lock()
+	defer p.store.mu.Unlock()
+	return p.expires
+}
 
 // Close implements export.Snapshot.
 func (p *Snapshot) Close() error { p.store.mu.Lock(); defer p.store.mu.Unlock(); p.open--; return nil }

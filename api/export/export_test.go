@@ -343,3 +343,75 @@ func TestExtentsThatChanged(t *testing.T) {
 		t.Errorf("opened though the store lies: %v", err)
 	}
 }
+
+// TestPlanningOutlastsExpiry: a job whose planning takes longer than files stay is there
+// as long as somebody asks for it, also across a restart, and then its files stay as
+// long as those of others. One for which nobody asks goes.
+func TestPlanningOutlastsExpiry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := newStore(t, 3)
+		took := 5 * time.Hour
+		db.OnLines = func() { time.Sleep(took) }
+		o := export.Options{Expires: time.Hour, Checkpoint: -1}
+		j := export.New(db, o)
+		stop := runs(t, j)
+		q := everything()
+		q.Elements = []string{"id"}
+		asked, alone := start(t, j, q), start(t, j, q)
+		asks := func(d time.Duration) {
+			t.Helper()
+			for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(40 * time.Minute) {
+				if err := j.Poll(asked); err != nil {
+					t.Fatal(err)
+				}
+				working(t, j, asked)
+			}
+		}
+		asks(3 * time.Hour)
+		if _, err := j.Manifest(alone); !errors.Is(err, export.ErrNotFound) {
+			t.Errorf("nobody has asked for three hours: %v", err)
+		}
+		time.Sleep(50 * time.Minute)
+		before := db.Restart()
+		stopped := make(chan struct{})
+		go func() { stop(); close(stopped) }()
+		db = before
+		db.OnLines = func() { time.Sleep(took) }
+		time.Sleep(20 * time.Minute) // without a server
+		j = export.New(db, o)
+		defer runs(t, j)()
+		asks(4 * time.Hour)
+		<-stopped
+		ready := time.Now()
+		for ; ; time.Sleep(10 * time.Minute) {
+			_, err := j.Manifest(asked)
+			if _, working := errors.AsType[*export.WorkingError](err); !working {
+				break
+			}
+			if err := j.Poll(asked); err != nil {
+				t.Fatal(err)
+			}
+			ready = time.Now()
+		}
+		m, err := j.Manifest(asked)
+		if err != nil || m.Expires.Sub(ready) < time.Hour {
+			t.Fatalf("%v: ready at %v, expires at %v", err, ready, m.Expires)
+		}
+		time.Sleep(time.Until(m.Expires) - time.Second)
+		if _, err := j.Manifest(asked); err != nil {
+			t.Errorf("a second before it expires: %v", err)
+		}
+		again := export.New(db.Restart(), o) // it is durable
+		if _, err := again.Manifest(asked); err != nil {
+			t.Errorf("a second before it expires, after a restart: %v", err)
+		}
+		time.Sleep(2 * time.Second)
+		if _, err := j.Manifest(asked); !errors.Is(err, export.ErrNotFound) {
+			t.Errorf("when it has expired: %v", err)
+		}
+		time.Sleep(2 * time.Minute)
+		if n := len(db.Pinned()); n != 0 {
+			t.Errorf("%d pins stay", n)
+		}
+	})
+}

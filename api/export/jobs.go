@@ -105,7 +105,8 @@ type Jobs struct {
 // A job is what is known of a job beside its rule.
 type job struct {
 	expires time.Time
-	readers int // downloads under way
+	pending bool // it is to be planned, and stays as long as somebody asks for it
+	readers int  // downloads under way
 	polls   bucket
 
 	ruling    *sync.Mutex        // the rule is being replaced
@@ -125,10 +126,17 @@ func New(db Store, o Options) *Jobs {
 		}
 		j.jobs[p.ID] = j.newJob(p.Expires)
 		if r, err := decodeRule(p.Rule); err == nil && r.Pending != nil { // another's fault shows when it is asked for
+			j.jobs[p.ID].await(j.o.Expires) // its client could not ask
 			j.queue(r.Pending.queued(p.ID))
 		}
 	}
 	return j
+}
+
+// await has a job that is to be planned stay for so long from now on, if nobody asks
+// for it again.
+func (j *job) await(long time.Duration) {
+	j.pending, j.expires = true, time.Now().Add(long)
 }
 
 // Options are those that hold, with their defaults.
@@ -157,6 +165,7 @@ func (j *Jobs) Start(ctx context.Context, q Request) (string, error) {
 	j.pending--
 	if err == nil {
 		j.jobs[id] = j.newJob(s.Expires())
+		j.jobs[id].pending = !planned
 	}
 	j.mu.Unlock()
 	if err != nil {
@@ -238,6 +247,9 @@ func (j *Jobs) Poll(id string) error {
 	if wait := job.polls.take(time.Now()); wait > 0 {
 		return &BusyError{Limit: "limits.polls_per_minute", Value: j.o.PollsPerMinute, After: wait}
 	}
+	if job.pending && time.Now().Before(job.expires) {
+		job.await(j.o.Expires)
+	}
 	return nil
 }
 
@@ -295,7 +307,7 @@ func (j *Jobs) Page(id string, page int) (Manifest, error) {
 		m.Files = r.Files[from:r.Pages[page-1]]
 	}
 	if r.Pending != nil {
-		m.Working = j.working(id, r)
+		m.Working, m.Expires = j.working(id, r), j.expires(id)
 	}
 	return m, nil
 }
@@ -307,7 +319,7 @@ func (j *Jobs) cut(id string, page int) (rule, error) {
 		if r.ends(page) {
 			r.Pages = append(slices.Clip(r.Pages), r.ready())
 		}
-	})
+	}, time.Time{})
 }
 
 // begin is how many files the pages before one have, -1 if not all of them are there.
@@ -341,8 +353,9 @@ func (r *rule) ready() int {
 	return n
 }
 
-// amend changes the rule of a job, durably.
-func (j *Jobs) amend(id string, change func(r *rule)) (rule, error) {
+// amend changes the rule of a job, durably, and when it expires, unless that is the
+// zero time.
+func (j *Jobs) amend(id string, change func(r *rule), expires time.Time) (rule, error) {
 	j.mu.Lock()
 	job := j.jobs[id]
 	j.mu.Unlock()
@@ -364,7 +377,17 @@ func (j *Jobs) amend(id string, change func(r *rule)) (rule, error) {
 	if bytes.Equal(b, s.Rule()) {
 		return r, nil
 	}
-	return r, j.db.Amend(id, b)
+	return r, j.db.Amend(id, b, expires)
+}
+
+// expires is when a job goes.
+func (j *Jobs) expires(id string) time.Time {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if job := j.jobs[id]; job != nil {
+		return job.expires
+	}
+	return time.Now()
 }
 
 // open finds a job and keeps it until release is called: no janitor takes

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"tidemark/api/apitest"
 	"tidemark/api/export"
@@ -18,8 +19,8 @@ type interrupted struct {
 	stop  func()
 }
 
-func (s *interrupted) Amend(id string, rule []byte) error {
-	err := s.Store.Amend(id, rule)
+func (s *interrupted) Amend(id string, rule []byte, expires time.Time) error {
+	err := s.Store.Amend(id, rule, expires)
 	if s.after--; s.after == 0 {
 		s.stop()
 	}

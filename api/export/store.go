@@ -21,8 +21,9 @@ type Store interface {
 	Snapshot(id string) (Snapshot, error)
 	// Pinned lists what is pinned.
 	Pinned() []store.Pinned
-	// Amend replaces the rule that is kept with a snapshot.
-	Amend(id string, rule []byte) error
+	// Amend replaces the rule that is kept with a snapshot, and when that expires,
+	// unless it is the zero time.
+	Amend(id string, rule []byte, expires time.Time) error
 	// Detach is Amend for a snapshot of which Copy has made all files: it keeps no
 	// more of the store than these.
 	Detach(id string, rule []byte) error

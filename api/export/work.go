@@ -208,16 +208,29 @@ func (j *Jobs) planJob(ctx context.Context, q queued) error {
 }
 
 // save makes a rule durable that planning has brought forward. Pages are made by
-// those who ask for them.
+// those who ask for them. What is planned can be had from now on as long as what was
+// ready at once.
 func (j *Jobs) save(id string, r rule) error {
+	var expires time.Time
+	if r.Pending == nil {
+		expires = time.Now().Add(j.o.Expires)
+	}
 	_, err := j.amend(id, func(now *rule) {
 		pages := now.Pages
 		*now = r
 		if r.Failure == nil {
 			now.Pages = pages
 		}
-	})
-	return err
+	}, expires)
+	if err != nil || r.Pending != nil {
+		return err
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if job := j.jobs[id]; job != nil {
+		job.pending, job.expires = false, expires
+	}
+	return nil
 }
 
 // giveBack removes what a job has made that is tried again, so that it does not
@@ -229,7 +242,7 @@ func (j *Jobs) giveBack(id string, s Snapshot, why error) error {
 		if kept = r.Checkpoint != nil && (len(r.Pages) > 0 || !errors.Is(why, store.ErrNoRoom) && !errors.Is(why, errAside)); !kept {
 			r.Files, r.Pieces, r.Checkpoint = nil, nil, nil
 		}
-	})
+	}, time.Time{})
 	if err != nil || kept {
 		return err
 	}

@@ -198,7 +198,7 @@ type Resources struct {
 
 // Export is what an export gives.
 type Export struct {
-	// How long a finished export can be downloaded. Its segments stay on disk as long.
+	// How long a finished export can be downloaded, and how long one that is worked on stays though nobody asks for it. Its segments stay on disk as long.
 	Expires Duration `yaml:"expires"`
 	// How an export is cut into files.
 	File ExportFile `yaml:"file"`
