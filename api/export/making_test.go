@@ -150,6 +150,37 @@ func TestPassingFaultEndsJob(t *testing.T) {
 	}
 }
 
+// readOnly is a store whose disk takes no writes for a moment.
+type readOnly struct {
+	export.Store
+	once *atomic.Bool
+}
+
+func (r readOnly) Amend(id string, rule []byte, expires time.Time) error {
+	if r.once.Swap(false) {
+		return store.ErrReadOnly
+	}
+	return r.Store.Amend(id, rule, expires)
+}
+
+// TestReadOnlyForAMoment: a disk that can be written again when the job is given up
+// would keep that for good.
+func TestReadOnlyForAMoment(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var once atomic.Bool
+		j := export.New(readOnly{newStore(t, 3), &once}, export.Options{Checkpoint: -1})
+		q := everything()
+		q.Elements = []string{"id"}
+		once.Store(true)
+		id := start(t, j, q)
+		defer runs(t, j)()
+		time.Sleep(time.Minute)
+		if _, err := j.Manifest(id); err != nil || once.Load() {
+			t.Errorf("the disk was read-only: %v, want the job to be tried again", err)
+		}
+	})
+}
+
 // panics is a store whose drafts panic, and count who is done with them.
 type panics struct {
 	export.Store

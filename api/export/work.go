@@ -249,10 +249,10 @@ func (j *Jobs) giveBack(id string, s Snapshot, why error) error {
 	return s.Clear()
 }
 
-// passes tells of an error that is none of the job's: with room, memory or file
-// descriptors it can be done.
+// passes tells of an error that is none of the job's: with room, on a disk that can be
+// written, with memory or file descriptors it can be done.
 func passes(err error) bool {
-	for _, e := range []error{store.ErrNoRoom, syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM} {
+	for _, e := range []error{store.ErrNoRoom, store.ErrReadOnly, syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM} {
 		if errors.Is(err, e) {
 			return true
 		}
