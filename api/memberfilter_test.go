@@ -2,6 +2,7 @@ package api_test
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -79,6 +80,7 @@ func TestMemberFilter(t *testing.T) {
 		"Patient/b", "Condition/b", "Observation/b", "Patient/c", "Condition/c", "Condition/c2")); len(got) != 3 {
 		t.Errorf("%v", got)
 	}
+	expect("after changes, in no chain", "dm", "?_since="+notOurs(t, first), "Patient/b", "Condition/b", "Observation/b", "Patient/c", "Condition/c", "Condition/c2", "Observation/a2")
 	// What decides about a is the same as before, but the Group asks for something else.
 	second := m.exportOf("/Group/dm/", "")
 	m.apply(group(t, "dm", filters("Condition?code=s|dm", "Patient?birthdate=lt1990")))
@@ -108,5 +110,72 @@ func TestMemberFilter(t *testing.T) {
 	m.apply(group(t, "mixed", filters("Condition?code=s|dm"), "Group/old"))
 	if status, _, ended, text := m.kick("GET", "/Group/mixed/", "", ""); status != 202 || ended != 422 {
 		t.Errorf("searches and Groups: %d, then %d %s", status, ended, text)
+	}
+}
+
+// TestMemberFilterBesideNobody: where a Group has searches and lists members, only
+// those may belong to it, though none of them is a member any more, or can be found.
+func TestMemberFilterBesideNobody(t *testing.T) {
+	m := newMachine(t)
+	final := `,"status":"final"`
+	m.apply(patient(t, "a"), patient(t, "b"), obs(t, "a", "a", final), obs(t, "b", "b", final))
+	for what, member := range map[string]string{
+		"inactive":  `{"entity":{"reference":"Patient/a"},"inactive":true}`,
+		"over":      `{"entity":{"reference":"Patient/a"},"period":{"end":"2020-01-01"}}`,
+		"to-come":   `{"entity":{"reference":"Patient/a"},"period":{"start":"2999-01-01"}}`,
+		"elsewhere": `{"entity":{"reference":"http://elsewhere/Patient/a"}}`,
+		"unnamed":   `{"entity":{"display":"somebody"}}`,
+	} {
+		m.apply(scanned(t, `{"resourceType":"Group","id":%q,"actual":true,"member":[%s]%s}`, what, member, filters("Observation?status=final")))
+		if h := m.exportOf("/Group/"+what+"/", ""); len(h.rows) != 1 {
+			t.Errorf("a list of one who is %s: %v", what, slices.Sorted(maps.Keys(h.rows)))
+		}
+	}
+}
+
+// TestMemberFilterAfterList: a Group that had a list and has searches instead has
+// whoever matches them, also in an increment over that change; whom it listed has left,
+// and what ended of his is told.
+func TestMemberFilterAfterList(t *testing.T) {
+	m := newMachine(t)
+	final := `,"status":"final"`
+	m.apply(patient(t, "a"), patient(t, "b"), patient(t, "c"), obs(t, "of-a", "a", ""), obs(t, "dead", "a", ""), obs(t, "b", "b", final), obs(t, "c", "c", final),
+		group(t, "g", "", "Patient/a", "Patient/b"), group(t, "n", "", "Group/g"))
+	since := "?" + departed + "&_since=" + m.exportOf("/Group/g/", "").at
+	m.each(group(t, "g", filters("Observation?status=final")), deletion(t, "Observation/dead"))
+	m.exportOf("/Group/g/", since).gets(t, "searches for a list", "Observation/b Observation/c Patient/b Patient/c", "Observation/dead", "Observation/of-a Patient/a")
+	nested := m.exportOf("/Group/n/", since)
+	delete(nested.rows, "Group/n")
+	nested.gets(t, "nested", "Observation/b Observation/c Patient/b Patient/c", "Observation/dead", "Observation/of-a Patient/a")
+	m.apply(group(t, "n", filters("Observation?status=final")))
+	nested = m.exportOf("/Group/n/", since)
+	delete(nested.rows, "Group/n")
+	nested.gets(t, "searches for a Group", "Observation/b Observation/c Patient/b Patient/c", "Observation/dead", "Observation/of-a Patient/a")
+	m.apply(group(t, "n", filters("Observation?status=final"), "Patient/b"))
+	nested = m.exportOf("/Group/n/", since)
+	delete(nested.rows, "Group/n")
+	nested.gets(t, "searches and a list for a Group", "Observation/b Patient/b", "Observation/dead", "Observation/of-a Patient/a")
+
+	// Of one whom searches and a list left out nothing is told when the list goes.
+	m.apply(group(t, "g", filters("Observation?status=final"), "Patient/a", "Patient/b"))
+	since = "?" + departed + "&_since=" + m.exportOf("/Group/g/", "").at
+	m.each(obs(t, "of-a", "a", `,"status":"amended"`), deletion(t, "Patient/a"), group(t, "g", filters("Observation?status=final")))
+	m.exportOf("/Group/g/", since).gets(t, "searches alone", "Observation/c Patient/c", "", "")
+}
+
+// TestMemberFilterUnrecalled: a client is warned if nobody knows who was a member at
+// its _since.
+func TestMemberFilterUnrecalled(t *testing.T) {
+	m := newMachine(t)
+	m.apply(patient(t, "a"), identified(t, "i", "", "1"), obs(t, "a", "a", `,"status":"final"`), group(t, "f", filters("Observation?status=final")), group(t, "i", "", named("1")), group(t, "l", "", "Patient/a"))
+	for id, unsure := range map[string]bool{"f": true, "i": true, "l": false} {
+		first := m.exportOf("/Group/"+id+"/", "")
+		m.passes(m.db.Now())
+		for since, want := range map[string]bool{"": false, "?_since=" + first.at: false, "?_since=" + notOurs(t, first): unsure} {
+			_, _, status, text := m.kick("GET", "/Group/"+id+"/", since, "")
+			if notes := m.errorsOf(text); status != 200 || strings.Contains(notes, "is not known here") != want {
+				t.Errorf("Group %s%s: %d %s", id, since, status, notes)
+			}
+		}
 	}
 }

@@ -67,7 +67,7 @@ func (q *Request) check(ctx context.Context, s Snapshot) error {
 	if err != nil {
 		return err
 	}
-	_, _, err = actualGroup(body, nil)
+	_, err = actualGroup(body, nil)
 	return err
 }
 
@@ -93,7 +93,7 @@ func (q *Request) cohort(ctx context.Context, s Snapshot, how identifying, bases
 	c := &cohort{live: map[string]fhir.Instant{}, deleted: map[string]fhir.Instant{}, left: map[string]fhir.Instant{}}
 	doubt := false
 	if q.Level == Group {
-		var w walk
+		w := walk{recalled: roll.Found != nil}
 		if err := w.through(ctx, s, q.Group, q.Since); err != nil {
 			return nil, err
 		}
@@ -113,6 +113,9 @@ func (q *Request) cohort(ctx context.Context, s Snapshot, how identifying, bases
 		absent := c.recall(roll, q.Since, len(w.lost) == 0)
 		if how == now && reads {
 			c.call(absent)
+			if q.Since != fhir.None && roll.Found == nil {
+				c.notes = append(c.notes, unrecalled(q.Since))
+			}
 		}
 		doubt = how == never && reads
 	}
@@ -205,6 +208,15 @@ func (c *cohort) recall(roll store.Roll, since fhir.Instant, sure bool) (absent 
 	return absent
 }
 
+// unrecalled warns that nobody knows who was a member where the window begins.
+func unrecalled(since fhir.Instant) outcome.Issue {
+	return outcome.Issue{
+		Severity: outcome.Warning, Code: outcome.Incomplete,
+		Text: fmt.Sprintf("who belonged to this Group at _since, %v, is not known here: it has members by identifiers or searches, and no export of it is known that ended there. "+
+			"Who may have joined since then comes whole; of who has ceased to be a member it may not be told, nor what was deleted of his. To be rid of that, take an export without _since and drop what it does not hold", since),
+	}
+}
+
 // call notes who was found, and who else may be a member: those do not seem to have
 // left, and come whole when they are found.
 func (c *cohort) call(absent []string) {
@@ -230,6 +242,7 @@ func covers(t, u store.Stay) bool {
 
 // A walk goes through a Group and those nested in it.
 type walk struct {
+	recalled bool // it is known who was a member when the window began
 	rosters  Rosters
 	known    map[string]store.Roster
 	patients map[string][]store.Stay // along all paths
@@ -278,7 +291,7 @@ func (w *walk) through(ctx context.Context, s Snapshot, id string, since fhir.In
 		patients := w.patients
 		if c := w.criteria[at.id]; c != nil {
 			c.times = append(c.times, at.time)
-			patients = c.listed
+			patients = w.listedBy(c)
 		}
 		for ref, stays := range roster.Members {
 			for _, t := range stays {
@@ -300,6 +313,18 @@ func (w *walk) through(ctx context.Context, s Snapshot, id string, since fhir.In
 		}
 	}
 	return nil
+}
+
+// listedBy is where those go whom a Group with searches lists. If it lists nobody any
+// more, whom it listed counts for what he was, unless that is known better.
+func (w *walk) listedBy(c *criteria) map[string][]store.Stay {
+	switch {
+	case c.listed != nil:
+		return c.listed
+	case w.recalled:
+		return map[string][]store.Stay{}
+	}
+	return w.patients
 }
 
 // extend adds a stay unless one covers it.
@@ -329,18 +354,22 @@ func (w *walk) roster(id string, belongs bool) (store.Roster, error) {
 		w.unknown[id] = true
 		return r, nil
 	}
-	n, searches, err := actualGroup(r.Body, r.Members)
-	w.byName += n
-	if len(searches) > 0 {
-		w.criteria[id] = &criteria{group: id, searches: searches}
-		for ref := range r.Members {
-			if !strings.HasPrefix(ref, "Patient/") {
-				return r, refused(outcome.NotSupported, "the Group, or one in it, has a member-filter and members that are no Patients, or named by an identifier only: whom it has cannot be told")
-			}
-			w.criteria[id].listed = map[string][]store.Stay{}
+	g, err := actualGroup(r.Body, r.Members)
+	w.byName += g.unknown
+	if err != nil || len(g.searches) == 0 {
+		return r, err
+	}
+	w.criteria[id] = &criteria{group: id, searches: g.searches}
+	if !g.lists {
+		return r, nil
+	}
+	w.criteria[id].listed = map[string][]store.Stay{}
+	for ref, stays := range r.Members {
+		if !strings.HasPrefix(ref, "Patient/") && slices.ContainsFunc(stays, func(t store.Stay) bool { return t.Left == fhir.None }) {
+			return r, refused(outcome.NotSupported, "the Group, or one in it, has a member-filter and members that are no Patients, or named by an identifier only: whom it has cannot be told")
 		}
 	}
-	return r, err
+	return r, nil
 }
 
 // note says what was met and is not in the export.
@@ -360,11 +389,17 @@ func (w *walk) note(c *cohort) {
 	say(len(w.others), "members that are no Patients, whose own data is not exported")
 }
 
+// A groupSays is what is read in the body of a Group.
+type groupSays struct {
+	unknown  int      // members that are none of the known ones
+	searches []string // by which it says whom it has
+	lists    bool     // somebody, be he a member now or not: only who is listed can be one
+}
+
 // actualGroup refuses a Group that lists nobody but defines who belongs to it,
 // and one whose meaning is modified in a way that we do not know (decisions.md
-// 3). It counts the members that are none of the known ones, and returns the
-// searches by which the Group says whom it has.
-func actualGroup(body []byte, known map[string][]store.Stay) (unknown int, searches []string, err error) {
+// 3).
+func actualGroup(body []byte, known map[string][]store.Stay) (says groupSays, err error) {
 	var g struct {
 		Actual     json.RawMessage   `json:"actual"`
 		Membership json.RawMessage   `json:"membership"` // since R5
@@ -372,13 +407,13 @@ func actualGroup(body []byte, known map[string][]store.Stay) (unknown int, searc
 		Member     []json.RawMessage `json:"member"`
 	}
 	if err := json.Unmarshal(body, &g); err != nil {
-		return 0, nil, refused(outcome.NotSupported, "the Group, or one in it, is no Group of FHIR R4: its member is no array")
+		return groupSays{}, refused(outcome.NotSupported, "the Group, or one in it, is no Group of FHIR R4: its member is no array")
 	}
 	if string(g.Actual) == "false" || string(g.Membership) == `"definitional"` || string(g.Membership) == `"conceptual"` {
-		return 0, nil, refused(outcome.NotSupported, "the Group, or one in it, is no list of members (actual is false, or membership says so): only who is listed can be exported")
+		return groupSays{}, refused(outcome.NotSupported, "the Group, or one in it, is no list of members (actual is false, or membership says so): only who is listed can be exported")
 	}
 	searches, ok := memberFilters(g.Modifiers)
-	modified := !ok
+	says, modified := groupSays{searches: searches, lists: len(g.Member) > 0}, !ok
 	for _, m := range g.Member {
 		var member struct {
 			Modifiers json.RawMessage `json:"modifierExtension"`
@@ -392,19 +427,19 @@ func actualGroup(body []byte, known map[string][]store.Stay) (unknown int, searc
 			} `json:"entity"`
 		}
 		if err := json.Unmarshal(m, &member); err != nil {
-			unknown++ // what is no member in FHIR is none here
+			says.unknown++ // what is no member in FHIR is none here
 			continue
 		}
 		modified = modified || len(member.Modifiers) > 0
 		named := member.Entity.Identifier.Value != "" && (member.Entity.Type == "" || member.Entity.Type == "Patient") // is counted when he is looked for
 		if string(member.Inactive) != "true" && known != nil && !named && !isKnown(member.Entity.Reference, known) {
-			unknown++
+			says.unknown++
 		}
 	}
 	if modified {
-		return 0, nil, refused(outcome.NotSupported, "the Group, or one in it, has a modifierExtension that is not known here: who belongs to it cannot be told for sure")
+		return groupSays{}, refused(outcome.NotSupported, "the Group, or one in it, has a modifierExtension that is not known here: who belongs to it cannot be told for sure")
 	}
-	return unknown, searches, understood(searches)
+	return says, understood(searches)
 }
 
 // isKnown tells whether a reference, whatever stands before it, leads to a
