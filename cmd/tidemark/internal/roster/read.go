@@ -120,6 +120,7 @@ type reading struct {
 	list    List
 	faults  Faults
 	columns []column
+	names   []string        // of columns, none without a heading
 	said    map[string]said // by patient and period
 }
 
@@ -242,16 +243,18 @@ func (in *reading) heading(line int, fields []string, o Options) bool {
 	}
 	seen := map[column]string{}
 	var columns []column
-	for _, f := range fields {
-		c, is := headings[strings.ToLower(f)]
+	for i, f := range fields {
+		f = strings.ToLower(f)
+		c, is := headings[f]
 		other, twice := seen[c]
 		switch {
-		case !is:
-			in.fault(line, "the column %s is not known: %s. Take it out; if this line is a patient, add --no-heading", quote(f), known)
+		case !is: // it is not repeated: it may be a patient's
+			in.fault(line, "column %d is not known: %s. Take it out; if this line is a patient, add --no-heading", i+1, known)
 		case twice && c != who: // of several that say who one may be empty
-			in.fault(line, "the columns %s and %s mean the same", quote(other), quote(f))
+			in.fault(line, "the columns %s and %s mean the same", other, f)
 		}
 		seen[c] = f
+		in.names = append(in.names, f)
 		columns = append(columns, c)
 	}
 	_, byWho := seen[who]
@@ -299,7 +302,7 @@ func (in *reading) record(line int, fields []string) {
 			m.Inactive, err = boolean(f)
 		}
 		if err != nil {
-			in.fault(line, "%s %s", quote(f), err)
+			in.fault(line, "%s %s", in.called(i), err)
 			ok = false
 		}
 	}
@@ -328,9 +331,9 @@ func (in *reading) identifier(line int, m *Member, of Identifier) bool {
 	case of.Value == "":
 		in.fault(line, "has a system and no value")
 	case strings.Contains(of.System, "|"):
-		in.fault(line, "%s is no system: a system is a URL", quote(of.System))
+		in.fault(line, "what stands under system is none: a system is a URL")
 	case err != nil:
-		in.fault(line, "%s %s", quote(of.System), err)
+		in.fault(line, "what stands under system and value %s", err)
 	default:
 		m.Entity = Entity{Type: "Patient", Identifier: &i}
 		return true
@@ -410,12 +413,11 @@ func boolean(s string) (bool, error) {
 
 func isSpace(c rune) bool { return unicode.IsSpace(c) || unicode.IsControl(c) }
 
-// maxQuoted is how much of a value is repeated: enough to find it in its line.
-const maxQuoted = 8
-
-func quote(s string) string {
-	if short := []rune(s); len(short) > maxQuoted {
-		s = string(short[:maxQuoted]) + "…"
+// called names a value by its place. What it says is not repeated, not even its
+// beginning: a name, or a number of a patient's, may be short.
+func (in *reading) called(i int) string {
+	if in.names == nil {
+		return "what stands there"
 	}
-	return fmt.Sprintf("%q", s)
+	return "what stands under " + in.names[i]
 }
