@@ -402,6 +402,29 @@ func TestOrganizedDamage(t *testing.T) {
 	}
 }
 
+// TestOrganizedDamageElsewhere: what refers to something that is sent and cannot be read
+// is counted, though it is not asked for itself, or has not changed in the window.
+func TestOrganizedDamageElsewhere(t *testing.T) {
+	m := newMachine(t)
+	org := func(active bool) store.Change {
+		return scanned(t, `{"resourceType":"Organization","id":"o","active":%t}`, active)
+	}
+	m.apply(scanned(t, `{"resourceType":"Practitioner","id":"dr"}`), org(false))
+	m.apply(scanned(t, `{"resourceType":"PractitionerRole","id":"damaged","practitioner":{"reference":"Practitioner/dr"},"organization":{"reference":"Organization/o"}}`))
+	at := m.exportOf("/", "?").at
+	m.damage(0)
+	m.apply(org(true))
+	const said = "PractitionerRole: 1 resources are damaged on the server's disk, so it is not known what they refer to"
+	for _, query := range []string{"?_type=Practitioner,Organization", "?_since=" + at} {
+		for by, want := range map[string]bool{"Practitioner": true, "Patient": false} { // of a Patient directories tell
+			files, notes := m.organized("/", query, by)
+			if blocks := inBlocks(t, files); strings.Contains(notes, said) != want || len(blocks["Practitioner/dr"]) > 1 {
+				t.Errorf("%s by %s: %v\n%s", query, by, blocks, notes)
+			}
+		}
+	}
+}
+
 // TestOrganizedProvenance: what is attached goes with what it is about, and brings
 // along who made it; a Patient who has not changed begins his block.
 func TestOrganizedProvenance(t *testing.T) {

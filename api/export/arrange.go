@@ -320,7 +320,7 @@ func (a *arranging) prepare(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("find the extents of %s: %w", sec.Type, err)
 		}
-		_, err = a.read(ctx, s, sec, extents, at, fhir.None, func(line []byte, _ []string) error {
+		lost, err := a.read(ctx, s, sec, extents, at, fhir.None, func(line []byte, _ []string) error {
 			res, err := a.scanner.Scan(line)
 			if err != nil {
 				return fmt.Errorf("a stored %s is no resource: %w", sec.Type, store.ErrCorrupt)
@@ -337,11 +337,23 @@ func (a *arranging) prepare(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("follow the references of %s: %w", sec.Type, err)
 		}
+		if lost > 0 {
+			a.g.notes = append(a.g.notes, lostEdges(sec.Type, a.by, lost))
+		}
 		if err := a.g.reached(sec.Type, nil); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// lostEdges says that blocks are not whole, whether what could not be read was to be
+// sent or not.
+func lostEdges(t, by fhir.Type, n int) outcome.Issue {
+	return outcome.Issue{
+		Severity: outcome.Error, Code: outcome.Incomplete,
+		Text: fmt.Sprintf("organizeOutputBy=%s: %s: %d resources are damaged on the server's disk, so it is not known what they refer to: that may be missing in blocks to which it belongs; its operator learns more with: tidemark check", by, t, n),
+	}
 }
 
 // sections are all that edges may come from. Provenance is the first: of others it
@@ -384,7 +396,7 @@ func (a *arranging) follow(ctx context.Context) error {
 	if err := a.followAll(ctx, true, onward); err != nil {
 		return err
 	}
-	if err := a.wantOnward(); err != nil {
+	if err := a.wantOnward(ctx); err != nil {
 		return err
 	}
 	about := func(key fhir.Key, _ []string, refs []fhir.Key) error { return a.linkTargets(key, refs) }
@@ -511,8 +523,11 @@ func (a *arranging) linkTargets(key fhir.Key, refs []fhir.Key) error {
 
 // wantOnward also wants what refers to something wanted, for it may be what leads
 // there.
-func (a *arranging) wantOnward() error {
+func (a *arranging) wantOnward(ctx context.Context) error {
 	for news := true; news; {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		news = false
 		c, err := a.onward.sorted()
 		if err != nil {

@@ -67,18 +67,54 @@ func (a *arranging) followProvenance(ctx context.Context) error {
 }
 
 // reach follows edges from what has no block of its own, until they lead to
-// nothing new. Each layer holds what the one before leads to.
+// nothing new. Each layer holds what the one before leads to; layers are joined as
+// they get many, for each new one is compared with all.
 func (a *arranging) reach(ctx context.Context) (layers []*sorting, err error) {
 	for layer := a.edges; ; {
-		layers = append(layers, layer)
 		next, err := a.beyond(ctx, layer)
 		if err != nil {
 			return nil, err
 		}
-		if layer, err = a.without(next, layers); err != nil || layer.count == 0 {
+		if layers, err = a.join(ctx, append(layers, layer)); err != nil {
+			return nil, err
+		}
+		if layer, err = a.without(ctx, next, layers); err != nil || layer.count == 0 {
 			return layers, err
 		}
 	}
+}
+
+// join makes one of the last layers while the last is not much smaller than the one
+// before: so there are few, and each edge is copied few times. The first, which may
+// be large, stays as it is.
+func (a *arranging) join(ctx context.Context, layers []*sorting) ([]*sorting, error) {
+	for n := len(layers); n > 2 && layers[n-2].count < 2*layers[n-1].count; n = len(layers) {
+		one, err := a.joined(ctx, layers[n-2:])
+		if err != nil {
+			return nil, err
+		}
+		layers = append(layers[:n-2], one)
+	}
+	return layers, nil
+}
+
+// joined is some layers in one. It uses them up.
+func (a *arranging) joined(ctx context.Context, layers []*sorting) (*sorting, error) {
+	one := a.sorting()
+	c, err := unite(layers...)
+	if err != nil {
+		return nil, err
+	}
+	for looks := 1; c.next() && err == nil; looks++ {
+		if err = one.add(nil, c.key()); looks%lookEvery == 0 {
+			err = errors.Join(err, ctx.Err())
+		}
+	}
+	err = errors.Join(err, c.close())
+	for _, l := range layers {
+		err = errors.Join(err, l.end())
+	}
+	return one, err
 }
 
 // beyond is where the resources at the ends of edges lead to.
@@ -106,7 +142,7 @@ func (a *arranging) beyond(ctx context.Context, layer *sorting) (*sorting, error
 }
 
 // without is what of some edges is in no layer. It uses them up.
-func (a *arranging) without(edges *sorting, layers []*sorting) (*sorting, error) {
+func (a *arranging) without(ctx context.Context, edges *sorting, layers []*sorting) (*sorting, error) {
 	fresh := a.sorting()
 	if edges.count == 0 {
 		return fresh, nil
@@ -119,12 +155,16 @@ func (a *arranging) without(edges *sorting, layers []*sorting) (*sorting, error)
 	if err != nil {
 		return nil, errors.Join(err, have.close())
 	}
-	for more := have.next(); c.next() && err == nil; {
+	more := have.next()
+	for looks := 1; c.next() && err == nil; looks++ {
 		for more && bytes.Compare(have.key(), c.key()) < 0 {
 			more = have.next()
 		}
 		if !more || !bytes.Equal(have.key(), c.key()) {
 			err = fresh.add(nil, c.key())
+		}
+		if looks%lookEvery == 0 {
+			err = errors.Join(err, ctx.Err())
 		}
 	}
 	return fresh, errors.Join(err, have.close(), c.close(), edges.end())
