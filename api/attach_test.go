@@ -109,6 +109,25 @@ func TestAttachSome(t *testing.T) {
 	}
 }
 
+// TestAttachUnsent: Provenance about a Practitioner, or a Device, that is sent and about
+// what is a member's and is not sent is attached: it is about nobody else.
+func TestAttachUnsent(t *testing.T) {
+	m := newMachine(t)
+	doctor := func(active bool) store.Change {
+		return scanned(t, `{"resourceType":"Practitioner","id":"dr","active":%t}`, active)
+	}
+	m.apply(patient(t, "a"), patient(t, "b"), obs(t, "o", "a", `,"performer":[{"reference":"Practitioner/dr"}]`), obs(t, "of-b", "b", ""), device(t, "d", "a"), doctor(false), group(t, "g", "", "Patient/a"),
+		provenance(t, "of-dr", "2025-01-01T00:00:00Z", "Practitioner/dr", "Observation/o"), provenance(t, "of-d", "2025-01-01T00:00:00Z", "Device/d", "Patient/a"),
+		provenance(t, "of-dr-and-b", "2025-01-01T00:00:00Z", "Practitioner/dr", "Observation/o", "Observation/of-b"), provenance(t, "of-d-and-gone", "2025-01-01T00:00:00Z", "Device/d", "Observation/gone"))
+	first := m.exportOf("/Group/g/", "")
+	m.apply(scanned(t, `{"resourceType":"Device","id":"d","patient":{"reference":"Patient/a"},"lotNumber":"1"}`), doctor(true))
+	for _, query := range []string{"?_type=Practitioner,Device", "?_since=" + first.at, "?" + departed + "&_since=" + first.at} {
+		if got, want := provenanceIn(m.exportOf("/Group/g/", query+"&includeAssociatedData=RelevantProvenanceResources")), []string{"of-d", "of-dr"}; !slices.Equal(got, want) {
+			t.Errorf("%s: %v, want %v", query, got, want)
+		}
+	}
+}
+
 // TestAttachFilter: a Provenance that matches a filter is not thereby sent, so one
 // about it does not go.
 func TestAttachFilter(t *testing.T) {

@@ -24,6 +24,9 @@ func (g *gathering) attach(ctx context.Context, a Attachment, o Options) error {
 	if g.s.Blocks(sec) == 0 {
 		return nil
 	}
+	if err := g.findOwn(ctx); err != nil {
+		return err
+	}
 	extents, err := g.s.Extents(sec, fhir.None, g.r.Upto)
 	if err != nil {
 		return fmt.Errorf("find the Provenance: %w", err)
@@ -52,6 +55,15 @@ func (q *Request) deletable() []fhir.Type {
 	return append(slices.Clip(q.Types), provenanceType)
 }
 
+// findOwn gathers what is the Patients' of an export of some, sent or not, if nobody
+// has yet.
+func (g *gathering) findOwn(ctx context.Context) error {
+	if g.c == nil || len(g.c.targets.all) > 0 {
+		return nil
+	}
+	return g.findTargets(ctx)
+}
+
 // isAbout tells whether a Provenance is about anything that is sent. In an export
 // of some Patients one that is about others, too, goes by what is a Patient's: it
 // does not follow a Practitioner to whom everybody's data refers.
@@ -63,7 +75,7 @@ func (g *gathering) isAbout(line []byte, bases []string) bool {
 			shared = true
 		case sent:
 			own = true
-		case g.c != nil && fhir.InPatientCompartment(key.Type):
+		case g.c != nil && fhir.InPatientCompartment(key.Type) && !has(g.c.targets.all, key):
 			others = true
 		}
 	})

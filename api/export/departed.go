@@ -89,8 +89,8 @@ func (d *departing) asked(q *Request) (types []fhir.Type) {
 // find gathers what write asks of each type.
 func (d *departing) find(ctx context.Context, q *Request) error {
 	about := d.g.c != nil && (q.Attach != ByDefault || d.g.asks(q.Types, provenanceType))
-	if about && q.Attach != ByDefault { // nobody has asked for the targets yet
-		if err := d.g.findTargets(ctx); err != nil {
+	if about && q.Attach != ByDefault {
+		if err := d.g.findOwn(ctx); err != nil {
 			return err
 		}
 	}
