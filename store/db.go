@@ -184,6 +184,7 @@ type DB struct {
 	complete bool // the broker has every configured topic
 	started  bool // the bootstrap is over
 	chunks   *segment.Chunks
+	onces    onces
 	abouts   bool           // the index leads to Provenance by what it is about
 	forgot   fhir.Instant   // that does not hold for snapshots from before
 	promised fhir.Instant   // nothing becomes visible at or before it any more

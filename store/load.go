@@ -14,7 +14,7 @@ func (db *DB) load() error {
 	if err := db.loadMeta(); err != nil {
 		return err
 	}
-	steps := []func() error{db.loadPromise, db.loadPartitions, db.loadTopics, db.loadSegments, db.loadDeaths, db.loadPins, db.loadErased, db.tidy}
+	steps := []func() error{db.loadPromise, db.loadPartitions, db.loadTopics, db.loadSegments, db.loadDeaths, db.loadPins, db.loadOnces, db.loadErased, db.tidy}
 	for _, step := range steps {
 		if err := step(); err != nil {
 			return err

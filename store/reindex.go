@@ -149,7 +149,10 @@ func (r *reindex) inherit() error {
 			r.meta.Epoch, r.meta.Commit = max(r.meta.Epoch, m.Epoch), max(r.meta.Commit, m.Commit)
 			r.meta.NextSeq, r.meta.NextSegment = max(r.meta.NextSeq, m.NextSeq), max(r.meta.NextSegment, m.NextSegment)
 			r.meta.NextMerge = max(r.meta.NextMerge, m.NextMerge)
-			err = index.Scan(old, index.Backups(), func(k, _ []byte) error { w.set(k, nil); return w.err })
+			err = errors.Join(
+				index.Scan(old, index.Backups(), func(k, _ []byte) error { w.set(k, nil); return w.err }),
+				index.Scan(old, index.Onces(), func(k, v []byte) error { w.set(k, v); return w.err }),
+			)
 		}
 		err = errors.Join(err, closer.Close())
 	}

@@ -43,6 +43,16 @@ func TestGrant(t *testing.T) {
 	}
 }
 
+// TestParse: what grants no reading is no right.
+func TestParse(t *testing.T) {
+	if rights := Parse("system/Patient.cud system/*.write system/Observation.cruds"); len(rights) != 1 {
+		t.Errorf("%v", rights)
+	}
+	if rights := Parse(strings.Repeat("system/Patient.rs ", maxScopes+1)); len(rights) != maxScopes {
+		t.Errorf("of more than %d scopes %d are looked at", maxScopes, len(rights))
+	}
+}
+
 // TestRights: what is granted is what may be exported.
 func TestRights(t *testing.T) {
 	observation, _ := fhir.ParseType("Observation")

@@ -28,6 +28,7 @@ const (
 	spaceRoll      = 'l'
 	spaceAbout     = 'v'
 	spaceAwaited   = 'x'
+	spaceOnce      = 'y'
 )
 
 // MetaKey is the key of Meta.
@@ -202,6 +203,13 @@ func Referrers() *pebble.IterOptions { return space(spaceReferrer) }
 func ReferrersOf(binary string) *pebble.IterOptions {
 	return &pebble.IterOptions{LowerBound: referrersOf(binary), UpperBound: append(referrersOf(binary), 255)}
 }
+
+// OnceKey says that somebody has said something that counts once. The value is until
+// when it is remembered, ms (8).
+func OnceKey(said []byte) []byte { return append([]byte{spaceOnce}, said...) }
+
+// Onces bounds what was said.
+func Onces() *pebble.IterOptions { return space(spaceOnce) }
 
 // Rolls bounds whom exports of Groups found in them.
 func Rolls() *pebble.IterOptions { return space(spaceRoll) }
