@@ -26,7 +26,7 @@ func TestOnce(t *testing.T) {
 		db := mustOpen(t, "store", o)
 		f := newFeed(t, db)
 		f.commit(patientChange("anna", fhir.None, "")) // a store without rows cannot be indexed anew
-		var abandoned []*DB // their disk is gone
+		var abandoned []*DB                            // their disk is gone
 		defer func() {
 			for _, db := range abandoned {
 				db.Close()

@@ -240,8 +240,11 @@ func TestAssertionIsKept(t *testing.T) {
 	var ids [][]byte
 	var until time.Time
 	v := &Verifier{
-		Client:   func(id string) (Client, bool) { return Client{ID: id, Keys: setOf(t, key.public())}, true },
-		Once:     func(id []byte, at time.Time) (bool, error) { ids, until = append(ids, slices.Clone(id)), at; return true, nil },
+		Client: func(id string) (Client, bool) { return Client{ID: id, Keys: setOf(t, key.public())}, true },
+		Once: func(id []byte, at time.Time) (bool, error) {
+			ids, until = append(ids, slices.Clone(id)), at
+			return true, nil
+		},
 		Audience: []string{endpoint}, Now: func() time.Time { return now },
 	}
 	exp := now.Add(4 * time.Minute)

@@ -118,9 +118,9 @@ func constrains(t fhir.Type, query string) bool {
 }
 
 // Grant is what of the scopes that a client asks for it may have.
-func (allowed Rights) Grant(scopes string) (granted Rights, err error) {
+func (rights Rights) Grant(scopes string) (granted Rights, err error) {
 	for _, want := range Parse(scopes) {
-		for _, may := range allowed {
+		for _, may := range rights {
 			if r, ok := want.meet(may); ok {
 				granted = granted.with(r)
 			}
