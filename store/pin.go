@@ -242,14 +242,14 @@ func (db *DB) amend(id string, change func(*index.Pin)) (held []*seg, err error)
 	return held, err
 }
 
-// Pinned lists the durable snapshots.
+// Pinned lists the durable snapshots, the oldest first.
 func (db *DB) Pinned() []Pinned {
 	db.mu.Lock()
-	defer db.mu.Unlock()
 	list := make([]Pinned, 0, len(db.pins))
 	for _, p := range db.pins {
 		list = append(list, Pinned{ID: p.id, Created: p.pin.Created.Time(), Expires: p.pin.Expires.Time(), Rule: p.pin.Rule, Revoked: p.pin.Revoked})
 	}
+	db.mu.Unlock() // there may be thousands, and everybody who asks for a published page lists them
 	slices.SortFunc(list, func(a, b Pinned) int { return a.Created.Compare(b.Created) })
 	return list
 }
