@@ -18,6 +18,7 @@ import (
 	"tidemark/api/apitest"
 	"tidemark/api/export"
 	"tidemark/api/outcome"
+	"tidemark/store"
 	"tidemark/store/fhir"
 )
 
@@ -270,6 +271,33 @@ func TestJobLimit(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		start(t, j, everything()) // expired ones make room without the janitor
 	})
+}
+
+// TestErasureFreesPlaces: a job that an erasure has ended says so until it expires, and
+// nobody waits for its place, also after a restart.
+func TestErasureFreesPlaces(t *testing.T) {
+	for _, restart := range []bool{false, true} {
+		db := newStore(t, 1)
+		o := export.Options{MaxJobs: 2}
+		j := export.New(db, o)
+		old := start(t, j, everything())
+		start(t, j, everything())
+		db.Revoke()
+		if restart {
+			db = db.Restart()
+			j = export.New(db, o)
+			if n := j.Len(); n != 0 {
+				t.Errorf("after a restart files of %d jobs are kept", n)
+			}
+		}
+		start(t, j, everything())
+		if n := j.Len(); n != 1 {
+			t.Errorf("files of %d jobs are kept, want those of the new one", n)
+		}
+		if _, err := j.Manifest(old); !errors.Is(err, store.ErrRevoked) {
+			t.Errorf("the one that was ended: %v", err)
+		}
+	}
 }
 
 // A client that keeps to Retry-After is served each time.

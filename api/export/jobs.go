@@ -106,6 +106,7 @@ type Jobs struct {
 type job struct {
 	expires time.Time
 	pending bool // it is to be planned, and stays as long as somebody asks for it
+	ended   bool // an erasure has ended it: it says so until it expires, and holds nothing
 	readers int  // downloads under way
 	polls   bucket
 
@@ -125,6 +126,7 @@ func New(db Store, o Options) *Jobs {
 			continue
 		}
 		j.jobs[p.ID] = j.newJob(p.Expires)
+		j.jobs[p.ID].ended = p.Revoked
 		if r, err := decodeRule(p.Rule); err == nil && r.Pending != nil { // another's fault shows when it is asked for
 			j.jobs[p.ID].await(j.o.Expires) // its client could not ask
 			j.queue(r.Pending.queued(p.ID))
@@ -197,7 +199,7 @@ func (j *Jobs) reserve(ctx context.Context) error {
 func (j *Jobs) take() bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if len(j.jobs)+j.pending >= j.o.MaxJobs {
+	if j.held()+j.pending >= j.o.MaxJobs {
 		return false
 	}
 	j.pending++
@@ -229,11 +231,21 @@ func NewID() string {
 	return hex.EncodeToString(b[:])
 }
 
-// Len is the number of jobs.
+// Len is the number of jobs whose files are kept.
 func (j *Jobs) Len() int {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return len(j.jobs)
+	return j.held()
+}
+
+// held is Len. Called with mu held.
+func (j *Jobs) held() (n int) {
+	for _, job := range j.jobs {
+		if !job.ended {
+			n++
+		}
+	}
+	return n
 }
 
 // Poll counts a status request against the job's limit.
@@ -487,8 +499,9 @@ func (j *Jobs) keepSweeping(ctx context.Context) error {
 	}
 }
 
-// sweep removes the expired jobs that nobody reads.
+// sweep removes the expired jobs that nobody reads, and sees which an erasure has ended.
 func (j *Jobs) sweep(ctx context.Context) {
+	j.seeEnded()
 	for id, old := range j.expired() {
 		err := j.db.Unpin(ctx, id)
 		if err == nil || errors.Is(err, store.ErrNotFound) {
@@ -500,6 +513,19 @@ func (j *Jobs) sweep(ctx context.Context) {
 		j.mu.Lock()
 		j.jobs[id] = old
 		j.mu.Unlock()
+	}
+}
+
+// seeEnded marks the jobs that an erasure has ended, so that nobody has to wait for
+// their places.
+func (j *Jobs) seeEnded() {
+	pins := j.db.Pinned()
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, p := range pins {
+		if job := j.jobs[p.ID]; job != nil && p.Revoked {
+			job.ended, job.pending = true, false
+		}
 	}
 }
 

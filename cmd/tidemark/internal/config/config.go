@@ -242,7 +242,7 @@ type Auth struct {
 
 // Limits is bounds against clients that ask for too much.
 type Limits struct {
-	// Export jobs that exist at the same time; deleted and expired ones do not count.
+	// Export jobs that exist at the same time; those that were deleted, have expired or were ended by an erasure do not count.
 	Jobs int `yaml:"jobs"`
 	// Status requests a minute and job; more are answered with 429.
 	PollsPerMinute int `yaml:"polls_per_minute"`
