@@ -72,11 +72,21 @@ func (p *Pages) lighten(ctx context.Context) {
 		return
 	}
 	var failed error
+	light := map[string]bool{} // without those that have gone
 	for _, at := range p.table().pages {
-		if !at.gone {
-			failed = errors.Join(failed, p.detach(ctx, at.pin()))
+		if at.gone {
+			continue
 		}
+		pin := at.pin()
+		if !p.light[pin] {
+			if err := p.detach(ctx, pin); err != nil {
+				failed = errors.Join(failed, err)
+				continue
+			}
+		}
+		light[pin] = true
 	}
+	p.light = light
 	if failed != nil && ctx.Err() == nil && !errors.Is(failed, store.ErrClosed) {
 		p.o.Logger.WarnContext(ctx, "published pages keep more on the disk than they need; it is tried again", "err", failed)
 	}

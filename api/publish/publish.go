@@ -111,9 +111,10 @@ type Pages struct {
 	made  metric.Int64Counter
 	wake  chan struct{} // there is something to do before its time
 
-	making sync.Mutex // one page at a time
-	looked time.Time  // when there was last nothing to publish; of Run alone
-	heavy  bool       // a page may keep more than it needs; under making
+	making sync.Mutex      // one page at a time
+	looked time.Time       // when there was last nothing to publish; of Run alone
+	heavy  bool            // a page may keep more than it needs; under making
+	light  map[string]bool // pins of those that do not, which stays so; under making
 
 	mu    sync.Mutex
 	known map[string]*page // by the names of their pins; replaced, never changed

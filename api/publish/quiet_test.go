@@ -146,3 +146,36 @@ func TestAskingDoesNotPublish(t *testing.T) {
 		}
 	})
 }
+
+// opens counts the snapshots that are opened.
+type opens struct {
+	export.Store
+	n *atomic.Int64
+}
+
+func (o opens) Snapshot(id string) (export.Snapshot, error) {
+	o.n.Add(1)
+	return o.Store.Snapshot(id)
+}
+
+// TestPublishLooksAtNewPages: what a page costs does not grow with those that are
+// there, which were looked at when they were made.
+func TestPublishLooksAtNewPages(t *testing.T) {
+	db := apitest.New(0)
+	var opened atomic.Int64
+	p, err := publish.New(opens{db, &opened}, publish.Options{Types: []fhir.Type{typ(t, "Organization")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := range fhir.Instant(50) {
+		db.Put(key(t, "Organization/1"), 1+n, apitest.Links{})
+		db.SetWatermark(1 + n)
+		opened.Store(0)
+		if err := p.Publish(t.Context(), n == 0); err != nil {
+			t.Fatal(err)
+		}
+		if got := opened.Load(); got != 1 {
+			t.Fatalf("with %d pages %d were opened, want the new one", n+1, got)
+		}
+	}
+}
