@@ -277,26 +277,37 @@ func TestJobLimit(t *testing.T) {
 // nobody waits for its place, also after a restart.
 func TestErasureFreesPlaces(t *testing.T) {
 	for _, restart := range []bool{false, true} {
-		db := newStore(t, 1)
-		o := export.Options{MaxJobs: 2}
-		j := export.New(db, o)
-		old := start(t, j, everything())
-		start(t, j, everything())
-		db.Revoke()
-		if restart {
-			db = db.Restart()
-			j = export.New(db, o)
-			if n := j.Len(); n != 0 {
-				t.Errorf("after a restart files of %d jobs are kept", n)
-			}
+		synctest.Test(t, func(t *testing.T) { erasureFreesPlaces(t, restart) })
+	}
+}
+
+func erasureFreesPlaces(t *testing.T, restart bool) {
+	db := newStore(t, 1)
+	o := export.Options{MaxJobs: 2, Expires: time.Hour}
+	j := export.New(db, o)
+	old := start(t, j, everything())
+	start(t, j, everything())
+	db.Revoke()
+	time.Sleep(20 * time.Second)
+	if restart {
+		db = db.Restart()
+		j = export.New(db, o)
+		if n := j.Len(); n != 0 {
+			t.Errorf("after a restart files of %d jobs are kept", n)
 		}
-		start(t, j, everything())
-		if n := j.Len(); n != 1 {
-			t.Errorf("files of %d jobs are kept, want those of the new one", n)
-		}
-		if _, err := j.Manifest(old); !errors.Is(err, store.ErrRevoked) {
-			t.Errorf("the one that was ended: %v", err)
-		}
+	}
+	start(t, j, everything())
+	if n := j.Len(); n != 1 {
+		t.Errorf("files of %d jobs are kept, want those of the new one", n)
+	}
+	if _, err := j.Manifest(old); !errors.Is(err, store.ErrRevoked) {
+		t.Errorf("the one that was ended: %v", err)
+	}
+	time.Sleep(time.Hour - 30*time.Second) // what expires in ten seconds holds no place
+	start(t, j, everything())
+	_, err := j.Start(t.Context(), everything())
+	if busy, ok := errors.AsType[*export.BusyError](err); !ok || busy.After != 30*time.Second {
+		t.Errorf("%v, want to come again when the new one expires", err)
 	}
 }
 

@@ -216,7 +216,9 @@ func (j *Jobs) untilFree() time.Duration {
 	defer j.mu.Unlock()
 	wait := maxRetry
 	for _, job := range j.jobs {
-		wait = min(wait, time.Until(job.expires))
+		if free := time.Until(job.expires); !job.ended {
+			wait = min(wait, free)
+		}
 	}
 	return max(wait, time.Second)
 }
