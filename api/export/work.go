@@ -114,8 +114,8 @@ func (j *Jobs) done(q queued) {
 	j.signal()
 }
 
-// plan plans jobs until ctx ends. What is cut short then begins again with the
-// next process: nothing of a job is true before all of it is.
+// plan plans jobs until ctx ends. What is cut short then the next process takes up
+// at its last checkpoint.
 func (j *Jobs) plan(ctx context.Context) {
 	for {
 		q, ok := j.next(ctx)

@@ -30,8 +30,8 @@ type showGroupCmd struct {
 
 // Help is shown by --help.
 func (*showGroupCmd) Help() string {
-	return `Shows a Group as an export would take it now: as of the watermark, a second or two behind the clock. It works beside the running
-server and without it.
+	return `Shows whom a Group lists as an export would take it now: as of the watermark, a second or two behind the clock. Members of Groups in
+it, and whom its searches match (member-filter), only an export finds. It works beside the running server and without it.
 
   tidemark group show diabetics
   tidemark group show diabetics --members
@@ -122,7 +122,19 @@ func describeGroup(body []byte, members int, at fhir.Instant, out io.Writer) err
 	fmt.Fprintf(table, "written\t%s\n", g.Meta.LastUpdated)
 	fmt.Fprintf(table, "as of\t%s\n", at)
 	fmt.Fprintf(table, "members\t%s; %s entries\n", humanize.Comma(int64(members)), humanize.Comma(int64(len(g.Member))))
+	if n := modifiers(body); n > 0 {
+		fmt.Fprintf(table, "modified\tby %d extensions, searches for members or others: an export finds whom they leave in it, or says why it cannot\n", n)
+	}
 	return table.Flush()
+}
+
+// modifiers is by how many extensions a Group says something else than its list does.
+func modifiers(body []byte) int {
+	var g struct {
+		Modifiers []json.RawMessage `json:"modifierExtension"`
+	}
+	_ = json.Unmarshal(body, &g) // what is no array has none
+	return len(g.Modifiers)
 }
 
 // listMembers names members as the Group does: of an identifier the store keeps

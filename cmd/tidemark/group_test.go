@@ -425,3 +425,16 @@ func TestNobodyToWriteTo(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// A Group that says by searches whom it has is not shown as one of nobody.
+func TestShowModified(t *testing.T) {
+	for body, want := range map[string]string{
+		`{"resourceType":"Group","id":"g","modifierExtension":[{"url":"http://hl7.org/fhir/uv/bulkdata/StructureDefinition/member-filter","valueExpression":{"expression":"Patient?_id=CANARY"}}]}`: "by 1 extensions",
+		`{"resourceType":"Group","id":"g","modifierExtension":5}`: "0 entries",
+	} {
+		var out bytes.Buffer
+		if err := describeGroup([]byte(body), 0, 0, &out); err != nil || !strings.Contains(out.String(), want) || strings.Contains(out.String(), "CANARY") || strings.Contains(out.String(), "modified") != strings.HasPrefix(want, "by") {
+			t.Errorf("%s: %v\n%s", body, err, &out)
+		}
+	}
+}
