@@ -179,3 +179,19 @@ func TestMemberFilterUnrecalled(t *testing.T) {
 		}
 	}
 }
+
+// TestMemberFilterLeavesNested: where a Group with searches has left another, or is
+// deleted, of those whom it listed and its searches left out nothing is told.
+func TestMemberFilterLeavesNested(t *testing.T) {
+	m := newMachine(t)
+	final := `,"status":"final"`
+	m.apply(patient(t, "a"), patient(t, "b"), patient(t, "c"), obs(t, "a", "a", final), obs(t, "b", "b", ""), obs(t, "dead-of-a", "a", ""), obs(t, "dead-of-b", "b", ""),
+		group(t, "n", filters("Observation?status=final"), "Patient/a", "Patient/b"), group(t, "g", "", "Group/n", "Patient/c"))
+	first := m.exportOf("/Group/g/", "")
+	first.gets(t, "at first", "Observation/a Observation/dead-of-a Patient/a Patient/c", "", "")
+	m.each(deletion(t, "Observation/dead-of-a"), deletion(t, "Observation/dead-of-b"))
+	for _, change := range []store.Change{deletion(t, "Group/n"), group(t, "g", "", "Patient/c")} {
+		m.apply(change)
+		m.exportOf("/Group/g/", "?"+departed+"&_since="+first.at).gets(t, "without it", "", "Observation/dead-of-a", "Observation/a Patient/a")
+	}
+}

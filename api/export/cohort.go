@@ -193,6 +193,9 @@ func (c *cohort) recall(roll store.Roll, since fhir.Instant, sure bool) (absent 
 			c.live[id] = since
 		}
 	}
+	if roll.Exact {
+		c.forgetStrangers(roll, since)
+	}
 	for id := range roll.Found {
 		c.deleted[id] = since
 		if _, member := c.live[id]; member {
@@ -206,6 +209,17 @@ func (c *cohort) recall(roll store.Roll, since fhir.Instant, sure bool) (absent 
 		return nil
 	}
 	return absent
+}
+
+// forgetStrangers takes out who has left and was not found when the window began: his
+// Group listed him, and had searches that he did not match, which nobody sees any more.
+func (c *cohort) forgetStrangers(roll store.Roll, since fhir.Instant) {
+	for id := range c.left {
+		if _, was := roll.Found[id]; !was && c.deleted[id] <= since {
+			delete(c.left, id)
+			delete(c.deleted, id)
+		}
+	}
 }
 
 // unrecalled warns that nobody knows who was a member where the window begins.
