@@ -176,7 +176,7 @@ func (c *choosing) named() bool { return c.Keys != nil || c.Among != nil }
 const maxLocated = 20_000
 
 // locate finds the blocks in which lies what a choice names, if the index knows: it
-// has a resource's newest row, which may be too new for s.
+// has a resource's newest row, which may be too new for s, or forgotten.
 func (s *Snapshot) locate() (err error) {
 	c := s.choice
 	if c == nil || !c.named() || len(c.Keys)+len(c.Among) > maxLocated {
@@ -206,11 +206,21 @@ func (s *Snapshot) locate() (err error) {
 					}
 				}
 			}
-			c.blocks = blocks
+			if !s.db.mayHaveForgotten(s.pin.Watermark) { // asked last: merges go on
+				c.blocks = blocks
+			}
 			return nil
 		})
 	})
 	return err
+}
+
+// mayHaveForgotten tells whether the index may know nothing any more of resources that
+// a snapshot shows, as their deletions were forgotten since.
+func (db *DB) mayHaveForgotten(watermark fhir.Instant) bool {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	return watermark < db.meta.Forgotten
 }
 
 // names are the resources that the choice names.

@@ -496,3 +496,46 @@ func TestPlacedAnew(t *testing.T) {
 		}
 	})
 }
+
+// TestChosenForgotten: a snapshot shows what it did after the index has forgotten that
+// there ever was such a resource.
+func TestChosenForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := Options{FS: vfs.NewMem(), SettleAfter: time.Minute, Allowance: time.Millisecond, LastState: time.Minute, Deleted: time.Hour}
+		db := mustOpen(t, "store", o)
+		defer db.Close()
+		f := newFeed(t, db)
+		f.advance(time.Second)
+		p := provenanceOf("p", fhir.Key{Type: observationType, ID: "o"})
+		f.commit(observationOf("o", "anna", ""), p)
+		f.advance(time.Second)
+		old, err := db.Pin(t.Context(), "old", time.Now().Add(100*time.Hour), func(*Snapshot) ([]byte, error) { return nil, nil })
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer old.Close()
+		gone := deletionOf("p")
+		gone.Key.Type = provenanceType
+		f.commit(gone)
+		for range 3 { // settled, the last state gone, the deletion gone
+			f.advance(2 * time.Hour)
+			rewriteAll(t, db)
+		}
+		if _, err := db.newest(p.Key); !errors.Is(err, ErrUnknown) {
+			t.Fatalf("the deletion is not forgotten: %v", err)
+		}
+		among, ok, err := old.ProvenanceOf(t.Context(), map[uint32]bool{segment.PatientsHash([]string{"anna"}): true})
+		if err != nil || !ok || !slices.Equal(among, []fhir.Key{p.Key}) {
+			t.Errorf("what may be about Anna's: %v, told %v: %v", among, ok, err)
+		}
+		all := func(fhir.Key) (fhir.Instant, bool) { return fhir.None, true }
+		for name, c := range map[string]Choice{"among": {Refer: all, Among: among}, "keys": {Keys: map[fhir.Key]fhir.Instant{p.Key: fhir.None}}} {
+			rows := 0
+			sec := segment.Section{Kind: segment.Live, Type: provenanceType}
+			err := old.Choosing(c).Rows(t.Context(), sec, fhir.None, old.Watermark(), func(*segment.Row) error { rows++; return nil })
+			if err != nil || rows != 1 {
+				t.Errorf("%s: %d rows: %v", name, rows, err)
+			}
+		}
+	})
+}

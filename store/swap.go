@@ -23,9 +23,10 @@ func (r *rewrite) swap() error {
 	defer db.commitMu.Unlock()
 	db.mu.Lock()
 	next, used := r.next()
+	db.meta.Forgotten = max(db.meta.Forgotten, r.late) // before the index forgets: who finds nothing there asks then
 	meta := db.meta
 	db.mu.Unlock()
-	meta.Closed, meta.Forgotten = next.closed, max(meta.Forgotten, r.late)
+	meta.Closed = next.closed
 	outputs := map[segment.ID]*seg{}
 	for _, s := range next.all() {
 		if id := s.id(); id >= r.first && id < r.first+segment.ID(len(r.files)) {
