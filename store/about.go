@@ -130,13 +130,14 @@ func (w *batchWriter) arrive(it *pebble.Iterator, placed []followed) error {
 	}
 	slices.SortFunc(placed, func(a, b followed) int { return cmp.Compare(a.hash, b.hash) })
 	for _, f := range placed {
-		err := index.Each(it, index.AwaitedOf(f.hash), func(key []byte, to index.Pointer) {
+		err := index.Each(it, index.AwaitedOf(f.hash), func(key []byte, to index.Pointer) bool {
 			if to.Provenance != "" {
 				w.leads(f.set, to)
 			} else if to.Set != f.set {
 				w.alike(f.set, to.Set)
 			}
 			w.delete(slices.Clone(key))
+			return true
 		})
 		if err != nil {
 			return fmt.Errorf("read the index: %w", err)
@@ -174,10 +175,11 @@ func (c *commit) point(w *batchWriter, it *pebble.Iterator, row *segment.Row) er
 // it had: beside its version there, this Provenance may be shown.
 func (w *batchWriter) awaits(it *pebble.Iterator, resource uint64, to index.Pointer) error {
 	w.set(index.AwaitedKey(resource, to), nil)
-	err := index.Each(it, index.AwaitedOf(resource), func(_ []byte, had index.Pointer) {
+	err := index.Each(it, index.AwaitedOf(resource), func(_ []byte, had index.Pointer) bool {
 		if had.Provenance == "" {
 			w.leads(had.Set, to)
 		}
+		return had.Provenance == "" // sets come first
 	})
 	if err != nil {
 		return fmt.Errorf("read the index: %w", err)

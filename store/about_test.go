@@ -490,3 +490,49 @@ func TestErasedProvenance(t *testing.T) {
 		}
 	})
 }
+
+// TestProvenanceAwaitedByMany: a Provenance about what very many are about costs a commit
+// no more than the first.
+func TestProvenanceAwaitedByMany(t *testing.T) {
+	db := mustOpen(t, "store", Options{FS: vfs.NewMem()})
+	defer db.Close()
+	const resource, had = 7, 9
+	b := db.kv.NewBatch()
+	defer b.Close()
+	w := batchWriter{b: b}
+	for i := range 10_000 {
+		w.set(index.AwaitedKey(resource, index.Pointer{Provenance: fmt.Sprint("p", i)}), nil)
+	}
+	w.set(index.AwaitedKey(resource, index.Pointer{Set: had}), nil)
+	if err := errors.Join(w.err, b.Commit(pebble.NoSync)); err != nil {
+		t.Fatal(err)
+	}
+	it, err := db.kv.NewIter(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer it.Close()
+	more := db.kv.NewBatch()
+	defer more.Close()
+	w, to := batchWriter{b: more}, index.Pointer{Provenance: "last"}
+	if err := errors.Join(w.awaits(it, resource, to), w.err); err != nil {
+		t.Fatal(err)
+	}
+	if n := steps(it); n > 10 {
+		t.Errorf("it took %d steps", n)
+	}
+	if err := more.Commit(pebble.NoSync); err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range [][]byte{index.AwaitedKey(resource, to), index.AboutKey(had, to)} {
+		if there, err := index.Has(db.kv, key); err != nil || !there {
+			t.Errorf("%x is not there: %v", key, err)
+		}
+	}
+}
+
+// steps is how often an iterator was moved.
+func steps(it *pebble.Iterator) (n int) {
+	s := it.Stats()
+	return s.ForwardSeekCount[pebble.InterfaceCall] + s.ForwardStepCount[pebble.InterfaceCall]
+}

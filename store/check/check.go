@@ -3,11 +3,11 @@
 package check
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"slices"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -456,17 +456,22 @@ func (c *checker) leads(it *pebble.Iterator, from fhir.Key, to string) (found bo
 	case set != 0:
 		sets[set] = true
 	default:
-		err := index.Each(it, index.AwaitedOf(index.ResourceHash(from)), func(_ []byte, p index.Pointer) {
-			if found = found || p.Provenance == to; p.Provenance == "" {
+		resource := index.ResourceHash(from)
+		key := index.AwaitedKey(resource, index.Pointer{Provenance: to})
+		if it.SeekGE(key) && bytes.Equal(it.Key(), key) {
+			return true, nil
+		}
+		err := index.Each(it, index.AwaitedOf(resource), func(_ []byte, p index.Pointer) bool {
+			if p.Provenance == "" { // sets come first
 				sets[p.Set] = true
 			}
+			return p.Provenance == ""
 		})
-		if err != nil || found {
-			return found, err
+		if err != nil {
+			return false, err
 		}
 	}
-	_, err = index.Reach(it, sets, math.MaxInt, func(id string) bool { found = id == to; return !found })
-	return found, err
+	return index.Leads(it, sets, to)
 }
 
 // placeOf is the hash of the Patients in whose compartments a resource lies.

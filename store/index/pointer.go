@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"math"
 	"slices"
 
 	"github.com/cespare/xxhash/v2"
@@ -109,15 +110,17 @@ func below(head []byte) *pebble.IterOptions {
 	return &pebble.IterOptions{LowerBound: head, UpperBound: append(slices.Clip(head), 255)}
 }
 
-// Each calls fn for each pointer within bounds; fn may not keep the key. The iterator
-// has no bounds of its own.
-func Each(it *pebble.Iterator, in *pebble.IterOptions, fn func(key []byte, to Pointer)) error {
+// Each calls fn for each pointer within bounds until it says that it has enough; fn may
+// not keep the key. The iterator has no bounds of its own.
+func Each(it *pebble.Iterator, in *pebble.IterOptions, fn func(key []byte, to Pointer) (more bool)) error {
 	for ok := it.SeekGE(in.LowerBound); ok && bytes.Compare(it.Key(), in.UpperBound) < 0; ok = it.Next() {
 		to, err := ParsePointer(it.Key())
 		if err != nil {
 			return err
 		}
-		fn(it.Key(), to)
+		if !fn(it.Key(), to) {
+			return nil
+		}
 	}
 	return it.Error()
 }
@@ -126,27 +129,62 @@ func Each(it *pebble.Iterator, in *pebble.IterOptions, fn func(key []byte, to Po
 // which those lead in turn, until it says that it has enough. One may come more than
 // once. More than limit sets are too many: then it ends and tells false.
 func Reach(it *pebble.Iterator, sets map[uint32]bool, limit int, fn func(id string) (more bool)) (bool, error) {
+	more := true
+	few, err := reach(sets, limit, func(set uint32, add func(uint32)) (bool, error) {
+		err := Each(it, AboutsOf(set), func(_ []byte, to Pointer) bool {
+			if to.Provenance == "" {
+				add(to.Set)
+				return true
+			}
+			more = fn(to.Provenance)
+			return more
+		})
+		return more, err
+	})
+	return few, err
+}
+
+// Leads tells whether Reach would come to a Provenance. It passes by all others, of
+// which there may be very many.
+func Leads(it *pebble.Iterator, sets map[uint32]bool, id string) (found bool, err error) {
+	_, err = reach(sets, math.MaxInt, func(set uint32, add func(uint32)) (bool, error) {
+		key := AboutKey(set, Pointer{Provenance: id})
+		if it.SeekGE(key) && bytes.Equal(it.Key(), key) {
+			found = true
+			return false, nil
+		}
+		err := Each(it, linksOf(set), func(_ []byte, to Pointer) bool { add(to.Set); return true })
+		return true, err
+	})
+	return found, err
+}
+
+// linksOf bounds to which sets a set leads.
+func linksOf(set uint32) *pebble.IterOptions {
+	return &pebble.IterOptions{LowerBound: append(about(set), tailSet), UpperBound: append(about(set), tailSet+1)}
+}
+
+// reach visits sets, and those that it is told to add, until it has enough or they are
+// more than limit: then it tells false.
+func reach(sets map[uint32]bool, limit int, visit func(set uint32, add func(uint32)) (more bool, err error)) (few bool, err error) {
 	seen := make(map[uint32]bool, len(sets))
 	open := make([]uint32, 0, len(sets))
+	add := func(set uint32) {
+		if !seen[set] {
+			seen[set] = true
+			open = append(open, set)
+		}
+	}
 	for set := range sets {
-		open, seen[set] = append(open, set), true
+		add(set)
 	}
 	slices.Sort(open) // as they lie
-	for more := true; len(open) > 0 && more; open = open[1:] {
+	for ; len(open) > 0; open = open[1:] {
 		if len(seen) > limit {
 			return false, nil
 		}
-		err := Each(it, AboutsOf(open[0]), func(_ []byte, to Pointer) {
-			switch {
-			case to.Provenance != "":
-				more = more && fn(to.Provenance)
-			case !seen[to.Set]:
-				seen[to.Set] = true
-				open = append(open, to.Set)
-			}
-		})
-		if err != nil {
-			return false, err
+		if more, err := visit(open[0], add); err != nil || !more {
+			return err == nil, err
 		}
 	}
 	return true, nil
