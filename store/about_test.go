@@ -536,3 +536,53 @@ func steps(it *pebble.Iterator) (n int) {
 	s := it.Stats()
 	return s.ForwardSeekCount[pebble.InterfaceCall] + s.ForwardStepCount[pebble.InterfaceCall]
 }
+
+// TestAmongChanged: what has changed since a snapshot is found where it was, by what has
+// died since; whether merges have moved it meanwhile or not.
+func TestAmongChanged(t *testing.T) {
+	for _, merged := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			db := mustOpen(t, "store", Options{FS: vfs.NewMem(), SettleAfter: time.Minute, Allowance: time.Millisecond, smallFile: 1})
+			defer db.Close()
+			f := newFeed(t, db)
+			f.advance(time.Second)
+			var list []Change
+			for i := range 3000 {
+				p := provenanceOf(fmt.Sprint("p", i), fhir.Key{Type: observationType, ID: fmt.Sprint("o", i)}, fhir.Key{Type: patientType, ID: fmt.Sprint(i)})
+				p.Body = fmt.Appendf(p.Body[:len(p.Body)-1], `,"text":{"div":"%0500d"}}`, i)
+				list = append(list, observationOf(fmt.Sprint("o", i), fmt.Sprint(i), ""), p)
+			}
+			f.commit(list...)
+			f.advance(time.Hour)
+			rewriteAll(t, db)
+			f.commit(provenanceOf("fresh", fhir.Key{Type: observationType, ID: "o9"}))
+			f.advance(time.Second)
+			s := pinNow(t, db, "s")
+			defer s.Close()
+			if merged {
+				f.commit(list[0], list[1])
+				f.advance(3 * time.Hour)
+				rewriteAll(t, db)
+			}
+			for _, id := range []string{"p9", "fresh", "new"} {
+				p := provenanceOf(id, fhir.Key{Type: observationType, ID: "o9"})
+				p.Body = append(p.Body[:len(p.Body)-1], `,"text":{"div":"again"}}`...)
+				f.commit(p)
+			}
+			among, ok, err := s.ProvenanceOf(t.Context(), map[uint32]bool{segment.PatientsHash([]string{"9"}): true})
+			if err != nil || !ok || len(among) != 3 {
+				t.Fatal(among, ok, err)
+			}
+			asked, rows := map[fhir.Key]bool{}, 0
+			refer := func(key fhir.Key) (fhir.Instant, bool) { asked[key] = true; return fhir.None, key.ID == "o9" }
+			sec := segment.Section{Kind: segment.Live, Type: provenanceType}
+			err = s.Choosing(Choice{Refer: refer, Among: among}).Rows(t.Context(), sec, fhir.None, s.Watermark(), func(*segment.Row) error { rows++; return nil })
+			if err != nil || rows != 2 {
+				t.Errorf("merged %v: %d rows, want 2: %v", merged, rows, err)
+			}
+			if !merged && len(asked) > 3000 {
+				t.Errorf("%d references were asked about, of 6000", len(asked))
+			}
+		})
+	}
+}

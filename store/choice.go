@@ -2,12 +2,15 @@ package store
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"iter"
 	"slices"
 	"sort"
 	"sync"
 
 	"tidemark/store/fhir"
+	"tidemark/store/index"
 	"tidemark/store/segment"
 )
 
@@ -176,7 +179,8 @@ func (c *choosing) named() bool { return c.Keys != nil || c.Among != nil }
 const maxLocated = 20_000
 
 // locate finds the blocks in which lies what a choice names, if the index knows: it
-// has a resource's newest row, which may be too new for s, or forgotten.
+// has a resource's newest row, which may be forgotten. Of what is too new for s the
+// row before, if there is one, lies where rows have died since.
 func (s *Snapshot) locate() (err error) {
 	c := s.choice
 	if c == nil || !c.named() || len(c.Keys)+len(c.Among) > maxLocated {
@@ -185,6 +189,7 @@ func (s *Snapshot) locate() (err error) {
 	c.located.Do(func() {
 		err = s.db.whileOpen(func() error {
 			blocks, origin := map[location]bool{}, s.db.origins()
+			changed := map[fhir.Type]bool{}
 			for key := range c.names() {
 				st, err := readState(s.db.kv, key, origin)
 				if err != nil {
@@ -194,7 +199,8 @@ func (s *Snapshot) locate() (err error) {
 					continue
 				}
 				if st.Instant > s.pin.Watermark {
-					return nil
+					changed[key.Type] = true
+					continue
 				}
 				sec, place := st.Section(key.Type), st.Place()
 				for _, g := range s.segs {
@@ -206,13 +212,51 @@ func (s *Snapshot) locate() (err error) {
 					}
 				}
 			}
-			if !s.db.mayHaveForgotten(s.pin.Watermark) { // asked last: merges go on
+			known, err := s.died(blocks, changed)
+			if known && !s.db.mayHaveForgotten(s.pin.Watermark) { // asked last: merges go on
 				c.blocks = blocks
 			}
-			return nil
+			return err
 		})
 	})
 	return err
+}
+
+// died adds the blocks in which rows of some types may have died behind the watermark.
+// It tells whether all commits are known that the index has.
+func (s *Snapshot) died(blocks map[location]bool, types map[fhir.Type]bool) (known bool, err error) {
+	if len(types) == 0 {
+		return true, nil
+	}
+	committed, err := s.db.committed()
+	if err != nil {
+		return false, err
+	}
+	s.db.mu.Lock()
+	defer s.db.mu.Unlock()
+	closed := s.db.view.closed.Instant
+	for _, g := range s.segs {
+		for _, info := range g.r.Sections() {
+			for b := info.From; b < info.To && types[info.Type]; b++ {
+				// Of rows that merges have moved deaths are noted elsewhere.
+				moved := g.dropped || g.window() == nil && g.r.Blocks()[b].First <= closed
+				if d := g.dead[b]; moved || d != nil && d.last > s.pin.Watermark {
+					blocks[location{g.id(), b}] = true
+				}
+			}
+		}
+	}
+	return s.db.meta.Commit >= committed, nil
+}
+
+// committed is the number of the last commit in the index. It is shown a moment later.
+func (db *DB) committed() (uint64, error) {
+	v, closer, err := db.kv.Get(index.MetaKey())
+	if err != nil {
+		return 0, fmt.Errorf("read the store's state: %w", err)
+	}
+	m, err := index.DecodeMeta(v)
+	return m.Commit, errors.Join(err, closer.Close())
 }
 
 // mayHaveForgotten tells whether the index may know nothing any more of resources that
