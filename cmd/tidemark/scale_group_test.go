@@ -35,7 +35,7 @@ func (s *scale) groups() {
 	for _, share := range []struct {
 		name string
 		n    int
-	}{{"3 of", 3}, {"1 % of", len(patients) / 100}, {"10 % of", len(patients) / 10}, {"half of", len(patients) / 2}} {
+	}{{"1 of", 1}, {"3 of", 3}, {"1 % of", len(patients) / 100}, {"10 % of", len(patients) / 10}, {"half of", len(patients) / 2}} {
 		members := make([]int, max(1, share.n))
 		for k := range members {
 			members[k] = patients[k*len(patients)/len(members)]
