@@ -279,7 +279,7 @@ func tampered(text string) string {
 
 func hmacSigned(t testing.TB, kid string, secret []byte, claims map[string]any) string {
 	t.Helper()
-	made, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.HS256, Key: jose.JSONWebKey{Key: secret, KeyID: kid}}, nil)
+	made, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.HS256, Key: secret}, (&jose.SignerOptions{}).WithHeader("kid", kid))
 	if err != nil {
 		t.Fatal(err)
 	}
