@@ -586,3 +586,65 @@ func TestAmongChanged(t *testing.T) {
 		})
 	}
 }
+
+// TestAmongBesideCommits: while commits and merges go on, the same rows are found as if
+// all were looked through.
+func TestAmongBesideCommits(t *testing.T) {
+	db := mustOpen(t, "store", Options{FS: vfs.NewMem(), SettleAfter: 5 * time.Millisecond, Allowance: time.Millisecond, smallFile: 1})
+	defer db.Close()
+	f := newFeed(t, db)
+	o := fhir.Key{Type: observationType, ID: "o"}
+	version := func(i int) Change {
+		p := provenanceOf(fmt.Sprint("p", i%7), o)
+		p.Body = fmt.Appendf(p.Body[:len(p.Body)-1], `,"text":{"div":"%d"}}`, i)
+		return p
+	}
+	f.commit(observationOf("o", "anna", ""), version(0))
+	done := make(chan struct{})
+	defer func() { <-done }()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go func() {
+		defer close(done)
+		for i := 1; ctx.Err() == nil; i++ {
+			f.commit(version(i), version(i+1))
+			if i%20 == 0 {
+				rewriteAll(t, db)
+			}
+		}
+	}()
+	sec := segment.Section{Kind: segment.Live, Type: provenanceType}
+	const enough = 20_000
+	rows := 0
+	for begun := time.Now(); rows < enough && time.Since(begun) < 30*time.Second; {
+		s, err := db.Present()
+		if err != nil {
+			t.Fatal(err)
+		}
+		among, ok, err := s.ProvenanceOf(t.Context(), map[uint32]bool{segment.PatientsHash([]string{"anna"}): true})
+		if err != nil || !ok {
+			t.Fatal(ok, err)
+		}
+		refer := func(key fhir.Key) (fhir.Instant, bool) { return fhir.None, key == o }
+		var seqs [2][]uint64
+		for i, c := range []Choice{{Refer: refer, Among: among}, {Refer: refer}} {
+			err := s.Choosing(c).Rows(t.Context(), sec, fhir.None, s.Watermark(), func(row *segment.Row) error {
+				seqs[i] = append(seqs[i], row.Seq)
+				return nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		if !slices.Equal(seqs[0], seqs[1]) {
+			t.Fatalf("at %v: %v, looked through: %v", s.Watermark(), seqs[0], seqs[1])
+		}
+		rows += len(seqs[0])
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if rows < enough {
+		t.Errorf("only %d rows were found", rows)
+	}
+}
