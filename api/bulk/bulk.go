@@ -206,7 +206,8 @@ func (h *Handlers) pageStatus(head http.Header, m export.Manifest) int {
 }
 
 func progress(head http.Header, e *export.WorkingError) {
-	head.Set("X-Progress", fmt.Sprintf("%.0f %% of the rows looked through", 100*e.Progress))
+	p := e.Progress
+	head.Set("X-Progress", fmt.Sprintf("%.0f %% looked through, %d resources in %d files are ready", 100*p.Share, p.Rows, p.Files))
 	head.Set("Retry-After", RetryAfter(e.After))
 }
 

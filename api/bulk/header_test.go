@@ -1,11 +1,38 @@
 package bulk
 
 import (
+	"math"
 	"net/http"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"tidemark/api/export"
 )
+
+// TestProgress: X-Progress is free text of less than 100 characters (Bulk Data, "Bulk
+// Data Status Request").
+func TestProgress(t *testing.T) {
+	for _, c := range []struct {
+		p    export.Progress
+		want string
+	}{
+		{export.Progress{}, "0 % looked through, 0 resources in 0 files are ready"},
+		{export.Progress{Share: 0.374, Files: 3, Rows: 12345}, "37 % looked through, 12345 resources in 3 files are ready"},
+	} {
+		head := http.Header{}
+		progress(head, &export.WorkingError{Progress: c.p, After: 2 * time.Second})
+		if got := head.Get("X-Progress"); got != c.want || head.Get("Retry-After") != "2" {
+			t.Errorf("%+v: %q, Retry-After %q; want %q", c.p, got, head.Get("Retry-After"), c.want)
+		}
+	}
+	head := http.Header{}
+	progress(head, &export.WorkingError{Progress: export.Progress{Share: 1, Files: math.MaxInt32, Rows: math.MaxInt64}})
+	if got := head.Get("X-Progress"); len(got) >= 100 {
+		t.Errorf("%d characters: %s", len(got), got)
+	}
+}
 
 func TestList(t *testing.T) {
 	tests := []struct {

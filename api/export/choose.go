@@ -84,7 +84,7 @@ var groupType, _ = fhir.ParseType("Group")
 //
 // It goes on from the rule's checkpoint, and returns what was selected since the
 // last one that it made.
-func choose(ctx context.Context, s Snapshot, r *rule, o Options, how identifying, keep func(*rule, selection) error, progress func(float64)) (_ selection, err error) {
+func choose(ctx context.Context, s Snapshot, r *rule, o Options, how identifying, keep func(*rule, selection) error, progress func(Progress)) (_ selection, err error) {
 	q := r.Pending
 	o.Limits = o.Limits.under(q.MaxBytes)
 	filters, err := o.filters(q.Filters, r.Upto)
@@ -215,7 +215,9 @@ type gathering struct {
 	following  *following // nil: nothing has attachments
 	text       []byte     // of the line at hand
 	sent       *sending   // what is; nil: nobody asks
-	progress   func(float64)
+	progress   func(Progress)
+	come       Progress   // so far
+	counted    int        // of its files, in that
 	roll       store.Roll // whom earlier exports of the Group found in it
 	rolled     *uint32    // checksum of that, once it is kept with the job
 
@@ -266,7 +268,13 @@ func (g *gathering) step(sec store.Section) { g.did(g.s.Blocks(sec)) }
 
 func (g *gathering) did(blocks int) {
 	g.done += blocks
-	g.progress(float64(g.done) / float64(max(g.blocks, g.done, 1)))
+	for ; g.counted < len(g.r.Files); g.counted++ {
+		if f := &g.r.Files[g.counted]; f.List == Output {
+			g.come.Files, g.come.Rows = g.come.Files+1, g.come.Rows+f.Rows
+		}
+	}
+	g.come.Share = float64(g.done) / float64(max(g.blocks, g.done, 1))
+	g.progress(g.come)
 }
 
 // references finds what the Patients' rows refer to outside of compartments, and

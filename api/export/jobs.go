@@ -113,7 +113,7 @@ type job struct {
 	ruling    *sync.Mutex        // the rule is being replaced
 	selection map[int]selection  // pieces of it, while somebody reads
 	started   time.Time          // when this process began to plan it
-	progress  float64            // of planning, as a share of 1
+	progress  Progress           // of planning
 	wait      time.Duration      // before it was tried the last time
 	cancel    context.CancelFunc // ends the planning
 }

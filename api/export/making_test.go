@@ -247,13 +247,49 @@ func TestProgressGoesBack(t *testing.T) {
 		id := start(t, j, q)
 		stop := runs(t, j)
 		synctest.Wait()
-		before := working(t, j, id).Progress
+		before := working(t, j, id).Progress.Share
 		slow.Store(true)
 		time.Sleep(11 * time.Second)
-		if after := working(t, j, id).Progress; after < before {
+		if after := working(t, j, id).Progress.Share; after < before {
 			t.Errorf("%v, then %v", before, after)
 		}
 		slow.Store(false)
+		stop()
+	})
+}
+
+// Progress counts what is ready: the rows of the files that there are so far.
+func TestProgressCounts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := groupStore(t)
+		j := export.New(db, export.Options{Limits: export.Limits{Resources: 1}, Checkpoint: -1})
+		q := ofGroup("g")
+		q.Elements = []string{"id"}
+		id := start(t, j, q)
+		var seen []export.Progress
+		db.OnLines = func() { seen = append(seen, working(t, j, id).Progress) }
+		stop := runs(t, j)
+		synctest.Wait()
+		m, err := j.Manifest(id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		amid := 0
+		for i, p := range seen {
+			rows := int64(0)
+			for _, f := range m.Files[:p.Files] {
+				rows += f.Rows
+			}
+			if p.Rows != rows || i > 0 && p.Files < seen[i-1].Files {
+				t.Errorf("%+v: the files that are ready have %d rows", p, rows)
+			}
+			if p.Files > 0 && p.Files < len(m.Files) {
+				amid++
+			}
+		}
+		if amid == 0 {
+			t.Errorf("nothing is ready before all is: %+v", seen)
+		}
 		stop()
 	})
 }

@@ -16,12 +16,19 @@ import (
 
 // A WorkingError says that a job is being planned.
 type WorkingError struct {
-	Progress float64       // as a share of 1
+	Progress Progress
 	After    time.Duration // when to ask again
 	Separate bool          // as the client wishes it told
 }
 
 func (e *WorkingError) Error() string { return "the export is being planned" }
+
+// Progress is how far the planning of a job has come.
+type Progress struct {
+	Share float64 // of what there is to look through, up to 1
+	Files int     // that are ready
+	Rows  int64   // in them
+}
 
 // A FailedError says that a job cannot be done at all.
 type FailedError struct {
@@ -277,7 +284,7 @@ func (j *Jobs) choose(ctx context.Context, q queued, s Snapshot, r *rule, keep f
 	if q.heavy {
 		how = now
 	}
-	return choose(ctx, s, r, j.o, how, keep, func(share float64) { j.report(q.id, share) })
+	return choose(ctx, s, r, j.o, how, keep, func(p Progress) { j.report(q.id, p) })
 }
 
 func (j *Jobs) begin(id string, cancel context.CancelFunc) {
@@ -290,11 +297,11 @@ func (j *Jobs) begin(id string, cancel context.CancelFunc) {
 	}
 }
 
-func (j *Jobs) report(id string, share float64) {
+func (j *Jobs) report(id string, p Progress) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if job := j.jobs[id]; job != nil {
-		job.progress = max(job.progress, share) // it may be tried again
+	if job := j.jobs[id]; job != nil && p.Share >= job.progress.Share { // it may be tried again
+		job.progress = p
 	}
 }
 

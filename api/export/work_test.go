@@ -80,7 +80,7 @@ func TestPlanning(t *testing.T) {
 		db.OnRead = func() { enter <- struct{}{}; <-leave }
 		j := export.New(db, export.Options{})
 		id := start(t, j, ofGroup("g"))
-		if w := working(t, j, id); w.Progress != 0 || w.After != time.Second {
+		if w := working(t, j, id); w.Progress != (export.Progress{}) || w.After != time.Second {
 			t.Errorf("before anybody plans: %+v", w)
 		}
 		stop := runs(t, j)
@@ -91,7 +91,7 @@ func TestPlanning(t *testing.T) {
 		<-enter
 		time.Sleep(8 * time.Second)
 		first := working(t, j, id)
-		if first.Progress <= 0 || first.Progress >= 1 || first.After != 4*time.Second {
+		if first.Progress.Share <= 0 || first.Progress.Share >= 1 || first.After != 4*time.Second {
 			t.Errorf("amid the work: %+v", first)
 		}
 		if _, err := j.Open(t.Context(), id, 1); !errors.Is(err, export.ErrNotFound) {
