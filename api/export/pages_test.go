@@ -134,6 +134,7 @@ func TestPagesInBlocks(t *testing.T) {
 		id = start(t, j, q)
 		stop := runs(t, j)
 		time.Sleep(time.Minute)
+		synctest.Wait() // what it did is seen
 		look()
 		stop()
 		if pages < 2 || split < 4 {
