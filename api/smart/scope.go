@@ -243,3 +243,56 @@ func least(t fhir.Type, queries []string) (list []string) {
 	}
 	return list
 }
+
+// All tells whether the rights are to everything, with types that are to come.
+func (rights Rights) All() bool {
+	var read, search bool
+	for _, r := range rights {
+		if r.Type == 0 && r.Query == "" {
+			read, search = read || r.Read, search || r.Search
+		}
+	}
+	return read && search
+}
+
+// Covers tells whether whoever has the rights may export every resource of a type
+// that others may. Of constraints it knows only which parts they share: a token that
+// says the same in other words has to be asked for in the same.
+func (rights Rights) Covers(t fhir.Type, others Rights) bool {
+	if !others.Exports(t) {
+		return true
+	}
+	mine, theirs := rights.Filters(t), others.Filters(t)
+	switch {
+	case !rights.Exports(t) || theirs == nil && mine != nil:
+		return false
+	case mine == nil:
+		return true
+	}
+	return !slices.ContainsFunc(theirs, func(their string) bool {
+		return !slices.ContainsFunc(mine, func(my string) bool { return narrows(their, my) })
+	})
+}
+
+// narrows tells whether a search asks for all that another does.
+func narrows(query, than string) bool {
+	_, query, _ = strings.Cut(query, "?")
+	_, than, _ = strings.Cut(than, "?")
+	parts := strings.Split(query, "&")
+	return !slices.ContainsFunc(strings.Split(than, "&"), func(p string) bool { return !slices.Contains(parts, p) })
+}
+
+// Constraints are the searches of which a resource of a type must match one to be
+// read by its id (r); nil if all may be.
+func (rights Rights) Constraints(t fhir.Type) (queries []string) {
+	for _, r := range rights {
+		if !r.Read || !r.covers(t) {
+			continue
+		}
+		if r.Query == "" {
+			return nil
+		}
+		queries = append(queries, r.Query)
+	}
+	return least(t, queries)
+}

@@ -1,0 +1,68 @@
+// Package access is who sent a request, and what he may. Every route that gives out a
+// resource or an id asks it; it refuses to know how somebody proved who he is.
+package access
+
+import (
+	"context"
+	"errors"
+	"strconv"
+
+	"tidemark/api/clients"
+	"tidemark/api/smart"
+)
+
+// A Caller is who sent a request, and what he may. The zero value may nothing.
+type Caller struct {
+	Issuer string // of his tokens; "": this server
+	Client string // client_id; "": nobody knows, and no token was asked for
+	Serial uint64 // of the client
+	Token  string // its id, for the audit
+	// Rights are those of the token, never more than the client's.
+	Rights smart.Rights
+	May    clients.Permission
+}
+
+// Anybody is who comes without a token where none is asked for.
+func Anybody() *Caller {
+	return &Caller{Rights: clients.Anything.Rights(), May: clients.Anything}
+}
+
+// An Owner is whose a job is: an issuer and a serial number, "" nobody's. It never
+// comes again for another client.
+type Owner string
+
+// Owner of what the caller starts.
+func (c *Caller) Owner() Owner { return OwnerOf(c.Issuer, c.Serial) }
+
+// OwnerOf is the owner of what a client starts.
+func OwnerOf(issuer string, serial uint64) Owner {
+	if serial == 0 {
+		return ""
+	}
+	return Owner(issuer + "#" + strconv.FormatUint(serial, 10))
+}
+
+// Errors of callers.
+var (
+	// ErrUnknown: it is not known who asks, and it must be (401).
+	ErrUnknown = errors.New("an access token is needed")
+)
+
+// A Denied is what a caller may not (403). It says nothing about what there is.
+type Denied struct{ Text string }
+
+func (e *Denied) Error() string { return e.Text }
+
+type key struct{}
+
+// With is a context in which From finds a caller.
+func With(ctx context.Context, c *Caller) context.Context { return context.WithValue(ctx, key{}, c) }
+
+// From is who sent the request of a context. Nobody has put one there: nobody may
+// anything.
+func From(ctx context.Context) *Caller {
+	if c, ok := ctx.Value(key{}).(*Caller); ok {
+		return c
+	}
+	return &Caller{}
+}
