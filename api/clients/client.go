@@ -25,13 +25,17 @@ type Client struct {
 	// Disabled clients can do nothing until they are enabled.
 	Disabled bool `json:"disabled,omitempty"`
 
-	// It proves itself by keys of this set, or by those at this URL, or, if it cannot
-	// sign, by a secret of which a hash is kept.
+	Proof
+
+	May Permission `json:"may"`
+}
+
+// A Proof is how a client proves itself: by keys of this set, or by those at this URL, or,
+// if it cannot sign, by a secret of which a hash is kept.
+type Proof struct {
 	KeySet     json.RawMessage `json:"jwks,omitempty"`
 	KeysURL    string          `json:"jwks_uri,omitempty"`
 	SecretHash string          `json:"secret_hash,omitempty"`
-
-	May Permission `json:"may"`
 }
 
 // A Permission is what a client may. The zero value is nothing.

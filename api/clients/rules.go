@@ -1,0 +1,119 @@
+package clients
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"tidemark/api/outcome"
+	"tidemark/api/smart"
+	"tidemark/store/fhir"
+)
+
+// Rules of what is a right client.
+type Rules struct {
+	// CheckURL tells whether keys can be fetched from a URL (default: that of a
+	// smart.Fetcher with nothing set).
+	CheckURL func(url string) error
+	// External: clients prove themselves to another server, and need no keys here.
+	External bool
+}
+
+const (
+	maxID     = 255 // bytes: it stands in tokens, headers and the audit
+	maxScopes = 200 // that smart.Parse looks at
+)
+
+// Check says all that is wrong with a client. No error repeats a key or a secret.
+func (r Rules) Check(c *Client) error {
+	faults := []error{checkID(c.ID), r.checkProof(c)}
+	faults = append(faults, c.May.check()...)
+	var named []error
+	for _, err := range faults {
+		if err != nil {
+			named = append(named, fmt.Errorf("client %s: %w", outcome.Quote(c.ID), err))
+		}
+	}
+	return errors.Join(named...)
+}
+
+func checkID(id string) error {
+	strange := func(c rune) bool { return c <= ' ' || c > '~' || c == ':' } // RFC 7617, 2: a user has no colon
+	if id == "" || len(id) > maxID || strings.ContainsFunc(id, strange) {
+		return fmt.Errorf("its id is not 1 to %d printable characters of ASCII without spaces and colons", maxID)
+	}
+	return nil
+}
+
+func (r Rules) checkProof(c *Client) error {
+	ways := 0
+	for _, given := range []bool{c.KeySet != nil, c.KeysURL != "", c.SecretHash != ""} {
+		if given {
+			ways++
+		}
+	}
+	if ways > 1 {
+		return errors.New("it has several ways to prove itself: right is one of keys, a URL of keys, a secret")
+	}
+	switch {
+	case c.KeySet != nil:
+		_, err := smart.ParseKeys(c.KeySet)
+		return err
+	case c.KeysURL != "":
+		check := r.CheckURL
+		if check == nil {
+			check = new(smart.Fetcher).CheckURL
+		}
+		if err := check(c.KeysURL); err != nil {
+			return fmt.Errorf("the URL of its keys: %w", err)
+		}
+	case c.SecretHash == "" && !r.External:
+		return errors.New("it cannot prove itself: give its public keys, or their URL")
+	}
+	return nil
+}
+
+// check says what is wrong with a permission.
+func (p *Permission) check() (faults []error) {
+	for _, l := range p.Levels {
+		if !slices.Contains(Anything.Levels, l) {
+			faults = append(faults, fmt.Errorf("there is no level %s: right are %s", outcome.Quote(l), strings.Join(Anything.Levels, ", ")))
+		}
+	}
+	for _, id := range p.Groups {
+		if id != All && !fhir.ValidID(id) {
+			faults = append(faults, fmt.Errorf("%s is no id of a Group: right are 1 to 64 of A-Z, a-z, 0-9, . and -, or %s for all", outcome.Quote(id), All))
+		}
+	}
+	switch {
+	case p.Level("group") && len(p.Groups) == 0:
+		faults = append(faults, fmt.Errorf("the level group wants Groups: name them, or write %s for all", All))
+	case !p.Level("group") && len(p.Groups) > 0:
+		faults = append(faults, errors.New("Groups are of use with the level group only: add it, or take them out"))
+	}
+	return append(faults, p.checkScopes()...)
+}
+
+func (p *Permission) checkScopes() (faults []error) {
+	list := strings.Fields(p.Scopes)
+	if len(list) > maxScopes {
+		faults = append(faults, fmt.Errorf("it has %d scopes: right are %d at most", len(list), maxScopes))
+	}
+	for _, s := range list {
+		if smart.Parse(s) == nil {
+			faults = append(faults, fmt.Errorf("the scope %s grants nothing: right are such as system/*.rs, system/Patient.rs and system/Observation.rs?category=laboratory", outcome.Quote(s)))
+		}
+	}
+	if len(p.Levels) == 0 || faults != nil {
+		return faults
+	}
+	rights := p.Rights()
+	if !slices.ContainsFunc(fhir.AllTypes(), rights.Exports) {
+		faults = append(faults, errors.New("it has levels, and no scope that lets it export any type: right are such as system/*.rs (to export is r and s)"))
+	}
+	if group, _ := fhir.ParseType("Group"); p.Level("group") && !rights.Reads(group) {
+		faults = append(faults, errors.New("the level group wants a scope to read Groups: add system/Group.rs"))
+	}
+	return faults
+}
