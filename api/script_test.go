@@ -159,7 +159,7 @@ func (e *script) run(t *testing.T, d *datadriven.TestData) string {
 	case "watermark":
 		e.db.SetWatermark(instant(t, d.CmdArgs[0].Key))
 	case "revoke":
-		e.db.Revoke()
+		e.db.Erase()
 	case "epoch":
 		e.db.SetEpoch(2)
 	case "publish":

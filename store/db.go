@@ -41,7 +41,7 @@ var (
 	ErrNotReady = errors.New("not every configured topic has been read up to where it stood when we first saw it")
 	// ErrNotFound: no such snapshot.
 	ErrNotFound = errors.New("no such snapshot")
-	// ErrRevoked: the snapshot held what was erased since.
+	// ErrRevoked: the snapshot held what was erased since, or its owner has ended it.
 	ErrRevoked = errors.New("the snapshot was ended: something that it held was erased")
 	// ErrLocked: another process has the directory.
 	ErrLocked = errors.New("another process uses this store directory: stop it first, or give this one a store.path of its own")

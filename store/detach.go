@@ -159,7 +159,7 @@ func (db *DB) revokeCopies() ([]string, error) {
 		if !hit {
 			continue
 		}
-		held, err := db.revokeOne(p)
+		held, err := db.revokeOne(p, nil)
 		if err := errors.Join(err, db.release(held), db.removePrivate(p.id)); err != nil {
 			return ids, err
 		}

@@ -64,7 +64,7 @@ type Pinned struct {
 	ID               string
 	Created, Expires time.Time
 	Rule             []byte
-	Revoked          bool // it held what was erased: nobody can open it any more
+	Revoked          bool // it was ended before its time: nobody can open it any more
 }
 
 // Pin takes a snapshot at the present watermark and makes it durable under id
@@ -278,7 +278,7 @@ func (db *DB) revoke(segs []*seg) ([]string, error) {
 	db.mu.Unlock()
 	var ids []string
 	for _, p := range hit {
-		held, err := db.revokeOne(p)
+		held, err := db.revokeOne(p, nil) // the rule may name Patients
 		if err != nil {
 			return ids, err
 		}
@@ -290,18 +290,40 @@ func (db *DB) revoke(segs []*seg) ([]string, error) {
 	return ids, nil
 }
 
-// revokeOne durably ends a snapshot and returns what it held.
-func (db *DB) revokeOne(p *pinned) (held []*seg, err error) {
+// Revoke ends a durable snapshot as an erasure does, whatever it holds: nobody can open
+// it any more, who reads it is stopped at the next block, and what only it held leaves
+// the disk. Until it expires rule is what is kept of it, in place of its own; that of one
+// which has ended already is replaced. Durable when it returns; ErrNotFound if there
+// is none.
+func (db *DB) Revoke(id string, rule []byte) error {
+	if err := db.writable(); err != nil {
+		return err
+	}
+	db.pinning.RLock()
+	defer db.pinning.RUnlock()
+	db.mu.Lock()
+	p := db.pins[id]
+	db.mu.Unlock()
+	if p == nil {
+		return ErrNotFound
+	}
+	held, err := db.revokeOne(p, rule)
+	return errors.Join(err, db.release(held), db.removePrivate(id))
+}
+
+// revokeOne durably ends a snapshot, with what is left of its rule, and returns what it
+// held.
+func (db *DB) revokeOne(p *pinned, rule []byte) (held []*seg, err error) {
 	err = db.whileOpen(func() error {
 		p.keeping.Lock()
 		defer p.keeping.Unlock()
 		db.mu.Lock()
 		gone, there := p.pin, db.pins[p.id] == p
 		db.mu.Unlock()
-		if !there || gone.Revoked {
-			return nil // its owner was first
+		if !there || gone.Revoked && rule == nil {
+			return nil // its owner was first, or another who ends it
 		}
-		gone.Revoked, gone.Segments, gone.Rule = true, nil, nil // the rule may name Patients
+		gone.Revoked, gone.Segments, gone.Rule = true, nil, rule
 		if err := db.kv.Set(index.PinKey(p.id), gone.Encode(), pebble.Sync); err != nil {
 			return db.fail(fmt.Errorf("end a snapshot: %w", err))
 		}

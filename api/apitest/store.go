@@ -128,8 +128,8 @@ func (s *Store) SetWatermark(i fhir.Instant) { s.mu.Lock(); defer s.mu.Unlock();
 // Forget says that deletions up to i are no longer known.
 func (s *Store) Forget(i fhir.Instant) { s.mu.Lock(); defer s.mu.Unlock(); s.forgotten = i }
 
-// Revoke ends all snapshots, as an erasure does.
-func (s *Store) Revoke() {
+// Erase ends all snapshots, as an erasure does.
+func (s *Store) Erase() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, p := range s.pins {
@@ -263,6 +263,21 @@ func (s *Store) Detach(id string, rule []byte) error {
 	p.rows = nil
 	s.pins[id] = &p
 	return nil
+}
+
+// Revoke implements export.Store.
+func (s *Store) Revoke(id string, rule []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch p := s.pins[id]; {
+	case s.fail != nil:
+		return s.fail
+	case p == nil:
+		return store.ErrNotFound
+	default:
+		p.revoked, p.rule = true, rule
+		return nil
+	}
 }
 
 // Hold says how many stored bytes each snapshot keeps.

@@ -287,7 +287,7 @@ func erasureFreesPlaces(t *testing.T, restart bool) {
 	j := export.New(db, o)
 	old := start(t, j, everything())
 	start(t, j, everything())
-	db.Revoke()
+	db.Erase()
 	time.Sleep(20 * time.Second)
 	if restart {
 		db = db.Restart()

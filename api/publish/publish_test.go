@@ -252,7 +252,7 @@ func TestRunBeginsAnewAfterErasure(t *testing.T) {
 			if _, err := p.Root(); err != nil {
 				t.Fatal(err)
 			}
-			db.Revoke()
+			db.Erase()
 			if asks {
 				if _, err := p.Root(); err == nil {
 					t.Error("the root that was revoked is shown")

@@ -242,7 +242,7 @@ type Pin struct {
 	Created, Expires fhir.Instant
 	Closed           segment.Bound // Meta's then
 	Segments         []segment.ID  // in the order in which they are read
-	Revoked          bool          // it held what was erased: its segments are let go
+	Revoked          bool          // it was ended before its time: its segments are let go
 	Rule             []byte        // the owner's, not understood here
 }
 
