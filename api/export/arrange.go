@@ -57,14 +57,15 @@ type arranging struct {
 	about  *sorting // (resource, Provenance), the latter without a block of its own
 	owned  *sorting // (resource, block) of what Provenance may be about
 
-	attached bool                // Provenance goes with what is sent: only its edges count
-	wanted   *filter             // keys of what edges may lead to; nil: of all
-	aimed    *filter             // keys of what edges lead to
-	targets  *filter             // keys of what Provenance is about that has no block of its own
-	known    map[string]bool     // blocks; nil: too many
-	place    place               // up to which files are written
-	work     int                 // of writing the files, in blocks
-	left     map[fhir.Type]int64 // rows that belong to no block
+	attached bool                   // Provenance goes with what is sent: only its edges count
+	wanted   *filter                // keys of what edges may lead to; nil: of all
+	aimed    *filter                // keys of what edges lead to
+	targets  *filter                // keys of what Provenance is about that has no block of its own
+	known    map[string]bool        // blocks; nil: too many
+	place    place                  // up to which files are written
+	allowed  map[fhir.Type][]uint64 // of constrained types, once somebody asks
+	work     int                    // of writing the files, in blocks
+	left     map[fhir.Type]int64    // rows that belong to no block
 }
 
 // maxKnown is how many blocks are looked for one by one. As many resources the
@@ -72,7 +73,7 @@ type arranging struct {
 const maxKnown = 20_000
 
 func (g *gathering) arrange(by fhir.Type, o Options) *arranging {
-	a := &arranging{g: g, by: by, left: map[fhir.Type]int64{}}
+	a := &arranging{g: g, by: by, left: map[fhir.Type]int64{}, allowed: map[fhir.Type][]uint64{}}
 	if g.r.Since != fhir.None { // else nothing is looked for
 		a.known = map[string]bool{}
 	}
@@ -320,7 +321,11 @@ func (a *arranging) prepare(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("find the extents of %s: %w", sec.Type, err)
 		}
+		lets := a.g.filters[sec.Type].lets()
 		lost, err := a.read(ctx, s, sec, extents, at, fhir.None, func(line []byte, _ []string) error {
+			if !lets(line) {
+				return nil
+			}
 			res, err := a.scanner.Scan(line)
 			if err != nil {
 				return fmt.Errorf("a stored %s is no resource: %w", sec.Type, store.ErrCorrupt)
@@ -356,7 +361,8 @@ func lostEdges(t, by fhir.Type, n int) outcome.Issue {
 	}
 }
 
-// sections are all that edges may come from. Provenance is the first: of others it
+// sections are all that edges may come from: what a client may not have draws nothing
+// in, for that would tell of it. Provenance is the first: of others it
 // is then known whether one is about them.
 func (a *arranging) sections() []store.Section {
 	all := a.g.r.sections(a.g.s, store.Live, nil)
@@ -431,7 +437,14 @@ func (a *arranging) followIn(ctx context.Context, sec store.Section, loose bool,
 	case !fhir.Referred(sec.Type) && sec.Type != provenanceType:
 		return nil // all of it lies in compartments
 	}
-	err := s.Rows(ctx, sec, fhir.None, a.g.r.Upto, func(row *store.Row) error {
+	lets, err := a.lets(ctx, sec.Type)
+	if err != nil {
+		return err
+	}
+	err = s.Rows(ctx, sec, fhir.None, a.g.r.Upto, func(row *store.Row) error {
+		if !lets(row.Key) {
+			return nil
+		}
 		if owners := a.members(row.Patients); loose == (len(owners) == 0) {
 			return link(row.Key, owners, row.References)
 		}
@@ -441,6 +454,22 @@ func (a *arranging) followIn(ctx context.Context, sec store.Section, loose bool,
 		return fmt.Errorf("follow the references of %s: %w", sec.Type, err)
 	}
 	return nil
+}
+
+// lets tells of which resources of a type the client may know what they refer to.
+func (a *arranging) lets(ctx context.Context, t fhir.Type) (func(fhir.Key) bool, error) {
+	if !a.g.filters[t].constrains() {
+		return func(fhir.Key) bool { return true }, nil
+	}
+	may, known := a.allowed[t]
+	if !known {
+		var err error
+		if may, err = a.g.allowed(ctx, t); err != nil {
+			return nil, err
+		}
+		a.allowed[t] = may
+	}
+	return func(key fhir.Key) bool { return has(may, key) }, nil
 }
 
 // link notes all edges of a resource.

@@ -21,7 +21,7 @@ func (g *gathering) attach(ctx context.Context, a Attachment, o Options) error {
 	}
 	g.sent.end()
 	sec := store.Section{Kind: store.Live, Type: provenanceType}
-	if g.s.Blocks(sec) == 0 {
+	if g.s.Blocks(sec) == 0 || !g.r.Access.exports(sec.Type) {
 		return nil
 	}
 	if err := g.findOwn(ctx); err != nil {
@@ -32,9 +32,9 @@ func (g *gathering) attach(ctx context.Context, a Attachment, o Options) error {
 		return fmt.Errorf("find the Provenance: %w", err)
 	}
 	meant := func(line []byte) bool { return g.isAbout(line, o.Bases) }
-	if f := g.filters[sec.Type]; f != nil {
-		m := f.Matcher() // not that of matcher: a Provenance is not sent for what matches, nor one about it
-		meant = func(line []byte) bool { return m.Match(line) && g.isAbout(line, o.Bases) }
+	if v := g.filters[sec.Type]; v != nil {
+		match := v.matcher() // not that of matcher: a Provenance is not sent for what matches, nor one about it
+		meant = func(line []byte) bool { return match(line) && g.isAbout(line, o.Bases) }
 	}
 	match := meant
 	if a == Latest {

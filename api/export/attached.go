@@ -139,7 +139,7 @@ func (g *gathering) follow(ctx context.Context, q *Request, o Options) error {
 func (f *following) findOpen(ctx context.Context) error {
 	g := f.g
 	var bound []uint64
-	for _, sec := range g.r.sections(g.s, store.Live, nil) {
+	for _, sec := range g.r.everyones(g.s, store.Live, nil) {
 		if !g.s.AnyAttached(sec) {
 			continue
 		}

@@ -12,7 +12,6 @@ import (
 	"tidemark/store"
 	"tidemark/store/elements"
 	"tidemark/store/fhir"
-	"tidemark/store/search"
 )
 
 // A selection is which rows the files of a job hold whose rows are chosen one by
@@ -87,7 +86,7 @@ var groupType, _ = fhir.ParseType("Group")
 func choose(ctx context.Context, s Snapshot, r *rule, o Options, how identifying, keep func(*rule, selection) error, progress func(Progress)) (_ selection, err error) {
 	q := r.Pending
 	o.Limits = o.Limits.under(q.MaxBytes)
-	filters, err := o.filters(q.Filters, r.Upto)
+	filters, err := o.sieves(q, r.Upto)
 	if err != nil {
 		return nil, err
 	}
@@ -112,6 +111,9 @@ func choose(ctx context.Context, s Snapshot, r *rule, o Options, how identifying
 		return nil, err
 	}
 	notes, called := q.Notes, [][]string(nil)
+	if types := q.constrained(); q.Departed && r.Since != fhir.None && len(types) > 0 {
+		notes = append(slices.Clip(notes), undeparted(types))
+	}
 	if q.aboutSome() {
 		if err := g.recall(); err != nil {
 			return nil, err
@@ -208,7 +210,7 @@ type gathering struct {
 	r       *rule
 	of      func(s Snapshot, list List, t fhir.Type) Snapshot // what of s is held of a type
 	how     identifying
-	filters map[fhir.Type]*search.Filter
+	filters sieves
 	// projection is what is left of each resource; nil: all.
 	projection *elements.Projection
 	arranging  *arranging // nil: a type to a file
@@ -233,7 +235,7 @@ type gathering struct {
 // measure finds out how much there is to do.
 func (g *gathering) measure(types []fhir.Type) {
 	wanted := false
-	for _, sec := range g.r.sections(g.s, store.Live, nil) {
+	for _, sec := range g.r.everyones(g.s, store.Live, nil) {
 		if g.c != nil && fhir.Referred(sec.Type) {
 			g.referred, wanted = append(g.referred, sec), wanted || g.asks(types, sec.Type)
 		}
@@ -241,7 +243,7 @@ func (g *gathering) measure(types []fhir.Type) {
 	if !wanted {
 		g.referred = nil
 	}
-	for _, sec := range g.r.sections(g.s, store.Live, nil) {
+	for _, sec := range g.r.everyones(g.s, store.Live, nil) {
 		if fhir.InPatientCompartment(sec.Type) && len(g.referred) > 0 {
 			g.blocks += g.s.Blocks(sec)
 		}
@@ -261,7 +263,7 @@ func (g *gathering) measure(types []fhir.Type) {
 }
 
 func (g *gathering) asks(types []fhir.Type, t fhir.Type) bool {
-	return len(types) == 0 || slices.Contains(types, t)
+	return g.r.Access.exports(t) && (len(types) == 0 || slices.Contains(types, t))
 }
 
 func (g *gathering) step(sec store.Section) { g.did(g.s.Blocks(sec)) }
@@ -322,7 +324,7 @@ func (g *gathering) referredBy(ctx context.Context, after fhir.Instant) (map[fhi
 		patients[id] = min(own, after)
 	}
 	found := map[fhir.Key]bool{}
-	for _, sec := range g.r.sections(g.s, store.Live, nil) {
+	for _, sec := range g.r.everyones(g.s, store.Live, nil) {
 		c := store.Choice{Patients: patients}
 		switch {
 		case !fhir.InPatientCompartment(sec.Type):
@@ -423,7 +425,7 @@ func (g *gathering) add(ctx context.Context, list List, kind store.Kind, types [
 		if err != nil {
 			return err
 		}
-		if list == Output { // deletions are told whatever they were of (decisions.md 4)
+		if list == Output { // deletions are told whatever they were of (decisions.md 4), if the client may have that
 			if err := g.section(ctx, s, sec, extents, at, l); err != nil {
 				return err
 			}
@@ -431,6 +433,11 @@ func (g *gathering) add(ctx context.Context, list List, kind store.Kind, types [
 				return err
 			}
 			continue
+		}
+		if g.filters[sec.Type].constrains() {
+			if extents, err = g.told(ctx, sec.Type, extents); err != nil {
+				return err
+			}
 		}
 		g.split(list, sec, extents, l)
 	}

@@ -134,7 +134,7 @@ func (d *departing) read(ctx context.Context) error {
 
 // each calls fn for the window's rows of a list whose types have lost any.
 func (d *departing) each(ctx context.Context, kind store.Kind, list List, upto fhir.Instant, fn func(*store.Row) error) error {
-	for _, sec := range d.g.r.sections(d.g.s, kind, nil) {
+	for _, sec := range d.g.r.everyones(d.g.s, kind, nil) {
 		if !d.types[sec.Type] {
 			continue
 		}
@@ -175,7 +175,7 @@ func (d *departing) gather(ctx context.Context) error {
 		return nil
 	}
 	g := d.g
-	for _, sec := range g.r.sections(g.s, store.Live, nil) {
+	for _, sec := range g.r.everyones(g.s, store.Live, nil) {
 		if !fhir.OnlyTargeted(sec.Type) || sec.Type == provenanceType {
 			continue
 		}
@@ -183,7 +183,7 @@ func (d *departing) gather(ctx context.Context) error {
 			return err
 		}
 	}
-	for _, sec := range g.r.sections(g.s, store.Deleted, nil) {
+	for _, sec := range g.r.everyones(g.s, store.Deleted, nil) {
 		if !fhir.OnlyTargeted(sec.Type) || sec.Type == provenanceType {
 			continue
 		}
@@ -198,6 +198,12 @@ func (d *departing) gather(ctx context.Context) error {
 // write tells what of a type has left.
 func (d *departing) write(ctx context.Context, t fhir.Type, m *making) error {
 	tell := func(row *store.Row) error { return d.tell(m, row.Key) }
+	if d.g.filters[t].constrains() {
+		if err := d.leavingUnchanged(ctx, t, tell); err != nil {
+			return err
+		}
+		return d.unmatched(ctx, t, m)
+	}
 	if err := d.moving(ctx, t, tell); err != nil {
 		return err
 	}
@@ -205,6 +211,25 @@ func (d *departing) write(ctx context.Context, t fhir.Type, m *making) error {
 		return err
 	}
 	return d.unmatched(ctx, t, m)
+}
+
+// leavingUnchanged tells of a constrained type what has left with its Patient and was
+// the client's when the window began: that is known of what has not changed since. Of
+// all else it is not told, for it may never have been the client's (decisions.md 6).
+func (d *departing) leavingUnchanged(ctx context.Context, t fhir.Type, tell func(*store.Row) error) error {
+	if d.g.c == nil || d.g.r.Level == System {
+		return nil
+	}
+	may, err := d.g.allowed(ctx, t)
+	if err != nil {
+		return err
+	}
+	return d.leaving(ctx, t, func(row *store.Row) error {
+		if row.Section.Kind != store.Live || row.Instant > d.g.r.Since || !has(may, row.Key) {
+			return nil
+		}
+		return tell(row)
+	})
 }
 
 func (d *departing) tell(m *making, key fhir.Key) error {
@@ -323,8 +348,8 @@ func (d *departing) isNew(row *store.Row) bool {
 // unmatched tells what has changed and does not match its filter. The bodies are
 // read a second time: what is damaged was told when they were read first.
 func (d *departing) unmatched(ctx context.Context, t fhir.Type, m *making) error {
-	f := d.g.filters[t]
-	if f == nil {
+	v := d.g.filters[t]
+	if v == nil || v.asked == nil {
 		return nil
 	}
 	g, s, sec := d.g, d.staying(t), store.Section{Kind: store.Live, Type: t}
@@ -332,9 +357,9 @@ func (d *departing) unmatched(ctx context.Context, t fhir.Type, m *making) error
 	if err != nil {
 		return err
 	}
-	matcher := f.Matcher()
+	asked, lets := matcherOf(v.asked), v.lets()
 	_, err = s.Lines(ctx, g.r.Since, g.r.Upto, extents, func(line []byte) error {
-		if matcher.Match(line) {
+		if asked(line) || !lets(line) {
 			return nil
 		}
 		return d.tell(m, fhir.Key{Type: t, ID: search.ID(line)})

@@ -39,13 +39,13 @@ func (o *Options) filters(texts []string, now fhir.Instant) (map[fhir.Type]*sear
 // matcher tells which lines of a type are sent, and notes what is if Provenance
 // goes with it; nil: all.
 func (g *gathering) matcher(t fhir.Type) func(line []byte) bool {
-	f := g.filters[t]
-	if f == nil {
+	v := g.filters[t]
+	if v == nil {
 		return nil
 	}
-	m := f.Matcher()
+	match := v.matcher()
 	return func(line []byte) bool {
-		ok := m.Match(line)
+		ok := match(line)
 		if ok && g.sent != nil {
 			g.sent.add(fhir.Key{Type: t, ID: search.ID(line)})
 		}

@@ -25,6 +25,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"tidemark/api/access"
 	"tidemark/api/outcome"
 	"tidemark/store"
 	"tidemark/store/fhir"
@@ -94,6 +95,8 @@ type Jobs struct {
 	db Store
 	o  Options
 
+	starting sync.RWMutex // kick-offs share it, and taking rights waits for them; before mu
+
 	mu      sync.Mutex
 	jobs    map[string]*job // mirrors the store's pins: what is not here does not exist
 	pending int             // kick-offs under way, they count against MaxJobs
@@ -107,7 +110,9 @@ type job struct {
 	expires time.Time
 	pending bool // it is to be planned, and stays as long as somebody asks for it
 	ended   bool // an erasure has ended it: it says so until it expires, and holds nothing
-	readers int  // downloads under way
+	taken   bool // likewise EndOf
+	access  Access
+	readers int // downloads under way
 	polls   bucket
 
 	ruling    *sync.Mutex        // the rule is being replaced
@@ -126,13 +131,27 @@ func New(db Store, o Options) *Jobs {
 			continue
 		}
 		j.jobs[p.ID] = j.newJob(p.Expires)
-		j.jobs[p.ID].ended = p.Revoked
-		if r, err := decodeRule(p.Rule); err == nil && r.Pending != nil { // another's fault shows when it is asked for
-			j.jobs[p.ID].await(j.o.Expires) // its client could not ask
-			j.queue(r.Pending.queued(p.ID))
-		}
+		j.recall(j.jobs[p.ID], p)
 	}
 	return j
+}
+
+// recall takes up a job that outlived a restart. One whose rule cannot be read is
+// nobody's, as one of which an erasure has left none: that shows when it is asked for.
+func (j *Jobs) recall(job *job, p store.Pinned) {
+	r, err := decodeRule(p.Rule)
+	if err == nil {
+		job.access = r.Access.of()
+	}
+	if p.Revoked {
+		job.end()
+		job.taken = r.Taken
+		return
+	}
+	if err == nil && r.Pending != nil {
+		job.await(j.o.Expires) // its client could not ask
+		j.queue(r.Pending.queued(p.ID))
+	}
 }
 
 // await has a job that is to be planned stay for so long from now on, if nobody asks
@@ -150,9 +169,14 @@ func (j *Jobs) newJob(expires time.Time) *job {
 
 // Start makes a job and returns its id. A *Refusal says that there can be none.
 func (j *Jobs) Start(ctx context.Context, q Request) (string, error) {
+	if err := q.freeze(); err != nil {
+		return "", fmt.Errorf("start an export job: %w", err)
+	}
 	if err := j.reserve(ctx); err != nil {
 		return "", err
 	}
+	j.starting.RLock()
+	defer j.starting.RUnlock()
 	id := NewID()
 	planned := true
 	s, err := j.db.Pin(ctx, id, time.Now().Add(j.o.Expires), func(s Snapshot) ([]byte, error) {
@@ -167,7 +191,7 @@ func (j *Jobs) Start(ctx context.Context, q Request) (string, error) {
 	j.pending--
 	if err == nil {
 		j.jobs[id] = j.newJob(s.Expires())
-		j.jobs[id].pending = !planned
+		j.jobs[id].pending, j.jobs[id].access = !planned, q.Access.of()
 	}
 	j.mu.Unlock()
 	if err != nil {
@@ -415,6 +439,9 @@ func (j *Jobs) open(id string) (s Snapshot, r rule, release func(), err error) {
 			j.leave(id)
 		}
 	}()
+	if j.isTaken(id) {
+		return nil, rule{}, nil, ErrTakenBack
+	}
 	s, err = j.db.Snapshot(id)
 	if errors.Is(err, store.ErrNotFound) {
 		return nil, rule{}, nil, ErrNotFound
@@ -427,6 +454,12 @@ func (j *Jobs) open(id string) (s Snapshot, r rule, release func(), err error) {
 		return nil, rule{}, nil, fmt.Errorf("open an export job: %w", err)
 	}
 	return s, r, func() { _ = s.Close(); j.leave(id) }, nil
+}
+
+func (j *Jobs) isTaken(id string) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.jobs[id] != nil && j.jobs[id].taken
 }
 
 // enter refuses an expired job even while a download that began in time keeps
@@ -503,7 +536,7 @@ func (j *Jobs) keepSweeping(ctx context.Context) error {
 
 // sweep removes the expired jobs that nobody reads, and sees which an erasure has ended.
 func (j *Jobs) sweep(ctx context.Context) {
-	j.seeEnded()
+	j.seeEnded(ctx)
 	for id, old := range j.expired() {
 		err := j.db.Unpin(ctx, id)
 		if err == nil || errors.Is(err, store.ErrNotFound) {
@@ -520,15 +553,29 @@ func (j *Jobs) sweep(ctx context.Context) {
 
 // seeEnded marks the jobs that an erasure has ended, so that nobody has to wait for
 // their places.
-func (j *Jobs) seeEnded() {
-	pins := j.db.Pinned()
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	for _, p := range pins {
-		if job := j.jobs[p.ID]; job != nil && p.Revoked {
-			job.ended, job.pending = true, false
+//
+// An erasure leaves nothing of a rule. Whose the job was is put back, so that he is
+// told after a restart, too; should that fail, nobody is.
+func (j *Jobs) seeEnded(ctx context.Context) {
+	for _, p := range j.db.Pinned() {
+		if owner, left := j.seeEnd(p); left && owner != "" && len(p.Rule) == 0 {
+			if err := j.db.Revoke(p.ID, remains(owner, false)); err != nil && !errors.Is(err, store.ErrNotFound) {
+				j.o.Logger.WarnContext(ctx, "note whose export job was ended; the next sweep tries again", "err", err)
+			}
 		}
 	}
+}
+
+// seeEnd notes that a job has ended. It tells whose it was, if it has.
+func (j *Jobs) seeEnd(p store.Pinned) (owner access.Owner, ended bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	job := j.jobs[p.ID]
+	if job == nil || !p.Revoked {
+		return "", false
+	}
+	job.end()
+	return job.access.Owner, true
 }
 
 // expired takes the jobs to be removed out of the table, so that nobody opens

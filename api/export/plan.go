@@ -47,7 +47,7 @@ func plan(s Snapshot, q Request, l Limits) (rule, error) {
 // rule is that of a request without its files. What the window makes doubtful goes
 // to the request's notes.
 func (q *Request) rule(s Snapshot) rule {
-	r := rule{Level: q.Level, Face: q.Face, Separate: q.Separate, Request: q.URL, Since: q.Since, Upto: upto(s.Watermark(), q.Upto), Cut: s.Cut(), By: q.By}
+	r := rule{Level: q.Level, Face: q.Face, Separate: q.Separate, Request: q.URL, Since: q.Since, Upto: upto(s.Watermark(), q.Upto), Cut: s.Cut(), By: q.By, Access: q.Access}
 	if r.Since != fhir.None && r.Since < s.Forgotten() { // a snapshot that is opened again does not know
 		q.Notes = append(slices.Clip(q.Notes), forgotten(r.Since, s.Forgotten()))
 	}
@@ -81,9 +81,15 @@ func (r *rule) add(s Snapshot, list List, kind store.Kind, types []fhir.Type, l 
 	return nil
 }
 
-// sections are those of the types that the job's level has and that are asked
-// for, in alphabetical order.
+// sections are those of the types that the job's level has, that its client may have
+// and that are asked for, in alphabetical order.
 func (r *rule) sections(s Snapshot, kind store.Kind, types []fhir.Type) []store.Section {
+	return slices.DeleteFunc(r.everyones(s, kind, types), func(sec store.Section) bool { return !r.Access.exports(sec.Type) })
+}
+
+// everyones are sections likewise, whoever may have them: what belongs to an export is
+// decided over all that there is.
+func (r *rule) everyones(s Snapshot, kind store.Kind, types []fhir.Type) []store.Section {
 	sections := slices.DeleteFunc(slices.Clone(s.Sections(kind)), func(sec store.Section) bool {
 		return !r.Level.Holds(sec.Type) || len(types) > 0 && !slices.Contains(types, sec.Type)
 	})

@@ -139,7 +139,7 @@ func (g *gathering) gather(ctx context.Context, patients map[string]fhir.Instant
 		return nil
 	}
 	rows := g.s.Choosing(store.Choice{Patients: patients})
-	for _, sec := range g.r.sections(g.s, store.Live, nil) {
+	for _, sec := range g.r.everyones(g.s, store.Live, nil) {
 		if !fhir.InPatientCompartment(sec.Type) || sec.Type == provenanceType || sec.Type == groupType {
 			continue
 		}

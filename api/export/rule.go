@@ -57,6 +57,7 @@ type Request struct {
 	Level    Level
 	Face     Face
 	Separate bool            // the status of the job is told apart from that of a poll (Bulk Data, "separate-export-status")
+	Access   *Access         // whose it is, and what he may have; nil: nobody's, and all
 	Group    string          // the id of one, at its level
 	Patients []string        // ids of those meant; none: all of the level
 	URL      string          // what the manifest's request says
@@ -93,7 +94,7 @@ func (q *Request) aboutSome() bool { return q.Level == Group || len(q.Patients) 
 func (q *Request) chosen() bool { return q.aboutSome() || q.readsBodies() || q.departs() }
 
 func (q *Request) readsBodies() bool {
-	return len(q.Filters)+len(q.Elements) > 0 || q.Attach != ByDefault || q.By != 0
+	return len(q.Filters)+len(q.Elements) > 0 || q.Attach != ByDefault || q.By != 0 || len(q.constrained()) > 0
 }
 
 // A List is one of the lists of files in a manifest.
@@ -143,6 +144,8 @@ type rule struct {
 	Upto     fhir.Instant // inclusive, never after the watermark: the transactionTime
 	Cut      store.Cut    // where in Kafka the snapshot was taken
 	By       fhir.Type    // of the blocks; 0: a type to a file
+	Access   *Access      // nil: nobody's, with everything
+	Taken    bool         // it has ended, for rights were taken
 	Files    []OutputFile
 	// Pending is the request while the job is being planned.
 	Pending *Request
@@ -166,8 +169,8 @@ type rule struct {
 // guess.
 //
 // Since 3 there are filters and elements: a program that did not know them would
-// send all. Since 4 there are faces and blocks.
-const ruleVersion = 4
+// send all. Since 4 there are faces and blocks. Since 5 there are rights.
+const ruleVersion = 5
 
 // Types stand by name and None as null, so that the stored form depends on
 // nobody's numbers.
@@ -181,6 +184,8 @@ type ruleForm struct {
 	Upto      int64           `json:"upto"`
 	Cut       *cutForm        `json:"cut,omitempty"`
 	By        string          `json:"by,omitempty"`
+	Access    *accessForm     `json:"access,omitempty"`
+	Taken     bool            `json:"taken,omitempty"`
 	Files     []fileForm      `json:"files,omitempty"`
 	Pending   *pendingForm    `json:"pending,omitempty"`
 	Failure   []outcome.Issue `json:"failure,omitempty"`
@@ -256,7 +261,11 @@ func (r rule) encode() ([]byte, error) {
 		Version: ruleVersion, Level: r.Level, Face: r.Face, Separate: r.Separate, Request: r.Request, Since: instantForm(r.Since), Upto: int64(r.Upto), Cut: formOfCut(r.Cut),
 		Failure: r.Failure, Check: r.Checkpoint.form(), Pages: r.Pages, Pieces: r.Pieces, Errors: r.Errors,
 	}
-	form.By = typeForm(r.By)
+	form.By, form.Taken = typeForm(r.By), r.Taken
+	var err error
+	if form.Access, err = r.Access.form(); err != nil {
+		return nil, err
+	}
 	if q := r.Pending; q != nil {
 		form.Pending = &pendingForm{Group: q.Group, Patients: q.Patients, Filters: q.Filters, Elements: q.Elements, Attach: q.Attach, Departed: q.Departed, MaxBytes: q.MaxBytes, Partial: q.Partial, Notes: q.Notes}
 		for _, t := range q.Types {
@@ -285,7 +294,7 @@ func decodeRule(b []byte) (rule, error) {
 	}
 	r := rule{
 		Level: form.Level, Face: form.Face, Separate: form.Separate, Request: form.Request, Since: instantOf(form.Since), Upto: fhir.Instant(form.Upto), Cut: form.Cut.cut(),
-		Failure: form.Failure, Pages: form.Pages, Pieces: form.Pieces, Errors: form.Errors,
+		Failure: form.Failure, Pages: form.Pages, Pieces: form.Pieces, Errors: form.Errors, Taken: form.Taken,
 	}
 	if form.Selection != nil {
 		r.Pieces = []piece{{Name: selectionName, Sum: *form.Selection}}
@@ -294,12 +303,15 @@ func decodeRule(b []byte) (rule, error) {
 	if r.Checkpoint, err = form.Check.checkpoint(); err != nil {
 		return rule{}, err
 	}
+	if r.Access, err = form.Access.access(); err != nil {
+		return rule{}, err
+	}
 	var known bool
 	if r.By, known = fhir.ParseType(form.By); !known && form.By != "" {
 		return rule{}, fmt.Errorf("the rule has blocks of the resource type %q", form.By)
 	}
 	if p := form.Pending; p != nil {
-		r.Pending = &Request{By: r.By, Level: r.Level, Face: r.Face, Separate: r.Separate, Group: p.Group, Patients: p.Patients, URL: r.Request, Since: r.Since, Upto: r.Upto, Filters: p.Filters, Elements: p.Elements, Attach: p.Attach, Departed: p.Departed, MaxBytes: p.MaxBytes, Partial: p.Partial, Notes: p.Notes}
+		r.Pending = &Request{Access: r.Access, By: r.By, Level: r.Level, Face: r.Face, Separate: r.Separate, Group: p.Group, Patients: p.Patients, URL: r.Request, Since: r.Since, Upto: r.Upto, Filters: p.Filters, Elements: p.Elements, Attach: p.Attach, Departed: p.Departed, MaxBytes: p.MaxBytes, Partial: p.Partial, Notes: p.Notes}
 		for _, name := range p.Types {
 			t, known := fhir.ParseType(name)
 			if !known {

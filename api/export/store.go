@@ -27,6 +27,8 @@ type Store interface {
 	// Detach is Amend for a snapshot of which Copy has made all files: it keeps no
 	// more of the store than these.
 	Detach(id string, rule []byte) error
+	// Revoke ends a snapshot at once, whoever reads from it; rule is what is kept of it.
+	Revoke(id string, rule []byte) error
 	// Unpin forgets a snapshot. Whoever reads from it may finish.
 	Unpin(ctx context.Context, id string) error
 }

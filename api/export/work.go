@@ -269,7 +269,7 @@ func passes(err error) bool {
 
 // failed is the rule of a job that cannot be done.
 func (r rule) failed(why []outcome.Issue) rule {
-	return rule{Level: r.Level, Face: r.Face, Separate: r.Separate, Request: r.Request, Since: r.Since, Upto: r.Upto, By: r.By, Failure: why}
+	return rule{Level: r.Level, Face: r.Face, Separate: r.Separate, Request: r.Request, Since: r.Since, Upto: r.Upto, By: r.By, Access: r.Access, Failure: why}
 }
 
 // choose plans one job. A panic is a fault of this job alone: without this it
@@ -290,7 +290,7 @@ func (j *Jobs) choose(ctx context.Context, q queued, s Snapshot, r *rule, keep f
 func (j *Jobs) begin(id string, cancel context.CancelFunc) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if job := j.jobs[id]; job != nil {
+	if job := j.jobs[id]; job != nil && !job.taken {
 		job.started, job.cancel = time.Now(), cancel
 	} else {
 		cancel()

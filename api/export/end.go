@@ -1,0 +1,98 @@
+package export
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"tidemark/api/access"
+	"tidemark/store"
+	"tidemark/store/fhir"
+)
+
+// Access tells whose a job is and what it can hold, as it was frozen when it started;
+// of one that has ended, whose it was. ErrNotFound if there is none.
+func (j *Jobs) Access(id string) (Access, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	job := j.jobs[id]
+	if job == nil || !time.Now().Before(job.expires) {
+		return Access{}, ErrNotFound
+	}
+	return job.access, nil
+}
+
+// FileType is the type of file n of a job, counted from 1; 0 for errors and for blocks
+// of many types.
+func (j *Jobs) FileType(id string, n int) (fhir.Type, error) {
+	_, r, release, err := j.open(id)
+	if err != nil {
+		return 0, err
+	}
+	defer release()
+	if n < 1 || n > len(r.Files) {
+		return 0, ErrNotFound
+	}
+	return r.Files[n-1].Type, nil
+}
+
+// EndOf ends all jobs of some owners, for rights were taken from them (decisions.md 6):
+// ErrTakenBack from now on, downloads stop at the next block, planning at once, and the
+// disk and their places are free. It is durable when it returns, and may be asked for
+// again after an error: then the jobs are closed, but a restart may open them. Nobody's
+// jobs stay.
+func (j *Jobs) EndOf(ctx context.Context, owners ...access.Owner) (n int, err error) {
+	j.starting.Lock() // kick-offs under way are jobs then
+	defer j.starting.Unlock()
+	for id, a := range j.close(owners) {
+		if ctx.Err() != nil {
+			return n, errors.Join(err, ctx.Err())
+		}
+		e := j.db.Revoke(id, remains(a, true))
+		if e == nil || errors.Is(e, store.ErrNotFound) {
+			n++
+			continue
+		}
+		err = errors.Join(err, e)
+	}
+	if err != nil {
+		return n, fmt.Errorf("end the export jobs of a client: %w", err)
+	}
+	return n, nil
+}
+
+// close refuses the jobs of some owners from now on, and stops their planning.
+func (j *Jobs) close(owners []access.Owner) map[string]access.Owner {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	ids := map[string]access.Owner{}
+	for id, job := range j.jobs {
+		owner := job.access.Owner
+		if owner == "" || !slices.Contains(owners, owner) || job.ended && !job.taken {
+			continue
+		}
+		job.end()
+		if job.taken = true; job.cancel != nil {
+			job.cancel()
+		}
+		ids[id] = owner
+	}
+	return ids
+}
+
+// end notes that a job holds nothing any more.
+func (job *job) end() {
+	job.ended, job.pending = true, false
+	job.access = Access{Owner: job.access.Owner, Types: []fhir.Type{}}
+}
+
+// remains is the rule of a job that has ended: its constraints may name Patients.
+func remains(owner access.Owner, taken bool) []byte {
+	b, err := rule{Access: &Access{Owner: owner, Types: []fhir.Type{}}, Taken: taken}.encode()
+	if err != nil {
+		panic(err) // it has nothing that could not be written
+	}
+	return b
+}

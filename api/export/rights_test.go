@@ -1,0 +1,410 @@
+package export_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/google/go-cmp/cmp"
+
+	"tidemark/api/export"
+	"tidemark/api/smart"
+	"tidemark/store/fhir"
+)
+
+// A lock is a scope and what it lets, said a second time.
+type lock struct {
+	scope string
+	typ   string // "": all
+	r, s  bool
+	lets  func(body map[string]any) bool
+}
+
+func anyBody(map[string]any) bool { return true }
+
+func field(name, value string) func(map[string]any) bool {
+	return func(body map[string]any) bool { return fmt.Sprint(body[name]) == value }
+}
+
+func labelled(code string) func(map[string]any) bool {
+	return func(body map[string]any) bool {
+		meta, _ := body["meta"].(map[string]any)
+		return strings.Contains(fmt.Sprint(meta["security"]), "code:"+code)
+	}
+}
+
+var locks = []lock{
+	{"system/*.read", "", true, true, anyBody},
+	{"system/*.rs", "", true, true, anyBody},
+	{"system/Patient.rs", "Patient", true, true, anyBody},
+	{"system/Patient.read", "Patient", true, true, anyBody},
+	{"system/Group.rs", "Group", true, true, anyBody},
+	{"system/Practitioner.rs", "Practitioner", true, true, anyBody},
+	{"system/Provenance.rs", "Provenance", true, true, anyBody},
+	{"system/Observation.rs", "Observation", true, true, anyBody},
+	{"system/Observation.r", "Observation", true, false, anyBody},
+	{"system/Patient.rs?active=true", "Patient", true, true, field("active", "true")},
+	{"system/Observation.rs?status=final", "Observation", true, true, field("status", "final")},
+	{"system/Observation.rs?status=amended", "Observation", true, true, field("status", "amended")},
+	{"system/Observation.s?_security=N", "Observation", false, true, labelled("N")},
+	{"system/Encounter.rs?status=finished", "Encounter", true, true, field("status", "finished")},
+	{"system/Encounter.rs", "Encounter", true, true, anyBody},
+	{"system/Practitioner.rs?active=true", "Practitioner", true, true, field("active", "true")},
+	{"system/Provenance.rs?_security=N", "Provenance", true, true, labelled("N")},
+	{"system/*.rs?_security=N", "", true, true, labelled("N")},
+}
+
+// keys are the locks that a client has.
+type keys []lock
+
+func (k keys) scopes() string {
+	var list []string
+	for _, l := range k {
+		list = append(list, l.scope)
+	}
+	return strings.Join(list, " ")
+}
+
+// let tells whether a resource may be had: found by one lock, and read by one.
+func (k keys) let(typ string, body map[string]any) bool {
+	is := func(do func(lock) bool) bool {
+		return slices.ContainsFunc(k, func(l lock) bool { return do(l) && (l.typ == "" || l.typ == typ) && l.lets(body) })
+	}
+	return is(func(l lock) bool { return l.r }) && is(func(l lock) bool { return l.s })
+}
+
+// types tells whether any of a type may be had, and whether all.
+func (k keys) types(typ string) (some, all bool) {
+	is := func(do func(lock) bool, free bool) bool {
+		return slices.ContainsFunc(k, func(l lock) bool {
+			return do(l) && (l.typ == "" || l.typ == typ) && (!free || !strings.Contains(l.scope, "?"))
+		})
+	}
+	r, s := func(l lock) bool { return l.r }, func(l lock) bool { return l.s }
+	return is(r, false) && is(s, false), is(r, true) && is(s, true)
+}
+
+// A clinic is a ward whose resources have what scopes ask for, and a canary in each
+// version. It remembers what there was at each export.
+type clinic struct {
+	*ward
+	live map[string]string // bodies
+	last map[string]string // of what was deleted
+	then map[fhir.Instant]map[string]string
+	sent map[string]int // rows by list, for what a test is worth
+}
+
+func (c *clinic) happen() {
+	c.text++
+	kinds := []string{"Observation", "Observation", "Observation", "Encounter", "Encounter", "Provenance", "Provenance", "Practitioner", "Patient", "Group"}
+	kind := kinds[c.r.IntN(len(kinds))]
+	n := map[string]int{"Observation": 12, "Encounter": 5, "Provenance": 6, "Practitioner": 3, "Patient": 4, "Group": 1}[kind]
+	ref := fmt.Sprintf("%s/%d", kind, c.r.IntN(n))
+	if kind != "Group" && c.live[ref] != "" && c.r.IntN(5) == 0 {
+		c.last[ref] = c.live[ref]
+		delete(c.live, ref)
+		c.commit(wardDeletion(c.t, ref))
+		return
+	}
+	c.put(ref)
+}
+
+func (c *clinic) put(ref string) {
+	c.text++
+	kind, _, _ := strings.Cut(ref, "/")
+	more := fmt.Sprintf(`,"meta":{"tag":[{"code":"canary-%d-"}],"security":[{"system":"http://terminology.hl7.org/CodeSystem/v3-Confidentiality","code":%q}]}`, c.text, c.one("N", "R"))
+	patient := fmt.Sprintf(`{"reference":"Patient/%d"}`, c.r.IntN(4))
+	switch kind {
+	case "Observation":
+		more += fmt.Sprintf(`,"status":%q,"subject":%s,"encounter":{"reference":"Encounter/%d"},"performer":[{"reference":"Practitioner/%d"}]`, c.one("final", "amended", "preliminary"), patient, c.r.IntN(5), c.r.IntN(3))
+	case "Encounter":
+		more += fmt.Sprintf(`,"status":%q,"subject":%s,"participant":[{"individual":{"reference":"Practitioner/%d"}}]`, c.one("finished", "planned"), patient, c.r.IntN(3))
+	case "Provenance":
+		more += fmt.Sprintf(`,"target":[{"reference":"Observation/%d"}],"recorded":"2026-01-01T00:00:00Z","agent":[{"who":{"reference":"Practitioner/%d"}}]`, c.r.IntN(12), c.r.IntN(3))
+	case "Practitioner", "Patient":
+		more += `,"active":` + c.one("true", "false")
+	case "Group":
+		more += `,"member":` + references(`{"entity":{"reference":%q}}`, fmt.Sprint("Patient/", c.r.IntN(4)), fmt.Sprint("Patient/", c.r.IntN(4)))
+	}
+	ch := scanned(c.t, ref, more)
+	c.live[ref] = string(ch.Body)
+	c.commit(ch)
+}
+
+func (c *clinic) one(list ...string) string { return list[c.r.IntN(len(list))] }
+
+func (c *clinic) keys() (k keys) {
+	for range 1 + c.r.IntN(5) {
+		if l := locks[c.r.IntN(len(locks))]; l.typ != "" || c.r.IntN(3) == 0 {
+			k = append(k, l)
+		}
+	}
+	if len(k) == 0 {
+		return c.keys()
+	}
+	return k
+}
+
+// lists are what an export delivers: of each list the references of its rows, once.
+func (c *clinic) lists(q export.Request) (lists map[string]map[string]map[string]any, text string, at fhir.Instant) {
+	c.t.Helper()
+	id := start(c.t, c.jobs, q)
+	stop := runs(c.t, c.jobs)
+	synctest.Wait()
+	stop()
+	if c.r.IntN(4) == 0 {
+		c.restart()
+	}
+	lines, at := c.held(id)
+	lists = map[string]map[string]map[string]any{}
+	for _, line := range lines {
+		list, body, _ := strings.Cut(line, " ")
+		text += body
+		var res map[string]any
+		c.must(json.Unmarshal([]byte(body), &res))
+		ref := fmt.Sprint(res["resourceType"], "/", res["id"])
+		switch {
+		case list == "error" || res["resourceType"] == "Parameters":
+			continue
+		case list != "output":
+			ref = res["entry"].([]any)[0].(map[string]any)["request"].(map[string]any)["url"].(string)
+		}
+		if lists[list] == nil {
+			lists[list] = map[string]map[string]any{}
+		}
+		lists[list][ref] = res
+	}
+	c.must(c.jobs.Delete(c.t.Context(), id))
+	return lists, text, at
+}
+
+func parsed(t *testing.T, body string) (m map[string]any) {
+	t.Helper()
+	if body == "" {
+		return nil
+	}
+	if err := json.Unmarshal([]byte(body), &m); err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func kindOf(ref string) string { kind, _, _ := strings.Cut(ref, "/"); return kind }
+
+var canary = regexp.MustCompile(`canary-\d+-`)
+
+// ask asks for an export with and without rights, and compares.
+func (c *clinic) ask() {
+	c.t.Helper()
+	k := c.keys()
+	q := export.Request{URL: "http://tidemark.test/fhir/$export", Since: fhir.None, Upto: fhir.None, Departed: c.r.IntN(2) == 0}
+	switch c.r.IntN(3) {
+	case 0:
+		q.Level = export.Patient
+	case 1:
+		q.Level, q.Group = export.Group, "0"
+	}
+	if len(c.times) > 0 && c.r.IntN(3) > 0 {
+		q.Since = c.times[c.r.IntN(len(c.times))]
+	}
+	if c.r.IntN(3) == 0 {
+		for _, name := range []string{"Observation", "Patient", "Practitioner"} {
+			typ, _ := fhir.ParseType(name)
+			q.Types = append(q.Types, typ)
+		}
+	}
+	full, _, at := c.lists(q)
+	q.Access = &export.Access{Owner: "#1", Rights: smart.Parse(k.scopes())}
+	filtered := c.r.IntN(3) == 0
+	if filtered {
+		q.Filters = []string{"Observation?status=final,preliminary"}
+	}
+	if c.r.IntN(4) == 0 {
+		q.Elements = []string{"id"}
+	}
+	patient, _ := fhir.ParseType("Patient")
+	encounter, _ := fhir.ParseType("Encounter")
+	if c.r.IntN(3) == 0 {
+		q.By = []fhir.Type{patient, encounter}[c.r.IntN(2)]
+	}
+	q.Attach = []export.Attachment{export.ByDefault, export.ByDefault, export.Latest, export.Relevant}[c.r.IntN(4)]
+	may := false
+	for _, typ := range fhir.AllTypes() {
+		some, _ := k.types(typ.String())
+		may = may || some && q.Level.Holds(typ) && (len(q.Types) == 0 || slices.Contains(q.Types, typ))
+	}
+	if !may {
+		if _, err := c.jobs.Start(c.t.Context(), q); err == nil {
+			c.t.Errorf("%q: an export of nothing was started", k.scopes())
+		}
+		return
+	}
+	got, text, _ := c.lists(q)
+	c.compare(k, q, full, got)
+	c.canaries(k, text)
+	c.times = append(c.times, at)
+	c.then[at] = maps.Clone(c.live)
+	if c.t.Failed() {
+		c.t.Fatalf("scopes %q, request %+v", k.scopes(), q)
+	}
+}
+
+func (c *clinic) compare(k keys, q export.Request, full, got map[string]map[string]map[string]any) {
+	c.t.Helper()
+	for list := range full {
+		want := map[string]bool{}
+		for ref, body := range full[list] {
+			if c.expects(k, q, list, ref, body) {
+				want[ref] = true
+			}
+		}
+		have := map[string]bool{}
+		for ref := range got[list] {
+			have[ref] = true
+			c.sent[list]++
+		}
+		// What filters, blocks and attachment add or leave out is not the same without
+		// rights: then it is asked only whether anything goes that may not.
+		if list == "departed" && len(q.Filters) > 0 || list == "output" && q.By != 0 {
+			want = c.allowedOf(k, q, list, have)
+		}
+		if q.Attach != export.ByDefault {
+			drop := func(ref string, _ bool) bool { return kindOf(ref) == "Provenance" }
+			maps.DeleteFunc(want, drop)
+			maps.DeleteFunc(have, drop)
+		}
+		if d := cmp.Diff(want, have); d != "" {
+			c.t.Errorf("%s (-want +got):\n%s", list, d)
+		}
+	}
+	for list := range got {
+		have := map[string]bool{}
+		for ref := range got[list] {
+			have[ref] = true
+		}
+		if d := cmp.Diff(c.allowedOf(k, q, list, have), have); d != "" {
+			c.t.Errorf("%s has what may not be there:\n%s", list, d)
+		}
+	}
+}
+
+// allowedOf are those of some rows that may be in a list.
+func (c *clinic) allowedOf(k keys, q export.Request, list string, refs map[string]bool) map[string]bool {
+	may := map[string]bool{}
+	for ref := range refs {
+		some, all := k.types(kindOf(ref))
+		now := k.let(kindOf(ref), parsed(c.t, c.live[ref]))
+		was := k.let(kindOf(ref), parsed(c.t, c.then[q.Since][ref]))
+		last := k.let(kindOf(ref), parsed(c.t, c.last[ref]))
+		switch {
+		case list == "output" && now, list == "deleted" && (last && some || all), list == "departed" && (was || now || all):
+			may[ref] = true
+		}
+	}
+	return may
+}
+
+// expects tells whether what an export without rights holds is in one with them.
+func (c *clinic) expects(k keys, q export.Request, list, ref string, body map[string]any) bool {
+	some, all := k.types(kindOf(ref))
+	switch {
+	case !some:
+		return false
+	case list == "output":
+		filtered := kindOf(ref) == "Observation" && len(q.Filters) > 0 && !field("status", "final")(body) && !field("status", "preliminary")(body)
+		return k.let(kindOf(ref), body) && !filtered
+	case all:
+		return true
+	case list == "deleted":
+		return k.let(kindOf(ref), parsed(c.t, c.last[ref]))
+	}
+	return c.then[q.Since][ref] == c.live[ref] && k.let(kindOf(ref), parsed(c.t, c.live[ref]))
+}
+
+// canaries looks for those of what the client may not have.
+func (c *clinic) canaries(k keys, text string) {
+	c.t.Helper()
+	may := map[string]bool{}
+	for ref, body := range c.live {
+		if k.let(kindOf(ref), parsed(c.t, body)) {
+			may[canary.FindString(body)] = true
+		}
+	}
+	for _, found := range canary.FindAllString(text, -1) {
+		if !may[found] {
+			c.t.Errorf("%s is outside of the rights", found)
+		}
+	}
+}
+
+// TestRights: whatever the scopes, level, types, filters, elements, blocks, attached
+// Provenance and window, an export holds what one without limits holds of what the
+// scopes let, and nothing of anything else is in any of its bytes.
+func TestRights(t *testing.T) {
+	sent := map[string]int{}
+	for seed := range uint64(6) {
+		synctest.Test(t, func(t *testing.T) {
+			w := &ward{t: t, r: rand.New(rand.NewPCG(seed, 66)), fs: vfs.NewMem(), unled: &unled{}}
+			c := &clinic{ward: w, live: map[string]string{}, last: map[string]string{}, then: map[fhir.Instant]map[string]string{}, sent: sent}
+			w.open()
+			defer func() { w.db.Close() }()
+			w.advance(time.Second)
+			for i := range 4 {
+				c.put(fmt.Sprint("Patient/", i))
+			}
+			c.put("Group/0")
+			for range 40 {
+				for range c.r.IntN(12) {
+					c.happen()
+					c.advance(10 * time.Millisecond)
+				}
+				c.advance(2 * time.Second)
+				c.ask()
+			}
+		})
+	}
+	if sent["output"] < 1000 || sent["deleted"] < 100 || sent["departed"] < 20 {
+		t.Errorf("this proves little: %v", sent)
+	}
+}
+
+// TestRightsAfterLastStates: of what is constrained no deletion is told whose last state
+// is not known any more, and that is said.
+func TestRightsAfterLastStates(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &ward{t: t, r: rand.New(rand.NewPCG(1, 66)), fs: vfs.NewMem(), unled: &unled{}}
+		w.open()
+		defer func() { w.db.Close() }()
+		w.commit(scanned(t, "Observation/1", `,"status":"final"`), scanned(t, "Observation/2", `,"status":"final"`))
+		w.advance(2 * time.Second)
+		since := w.db.Status().Watermark
+		w.advance(time.Second)
+		w.commit(wardDeletion(t, "Observation/1"))
+		for range 2 { // as long as last states are kept, and more
+			w.advance(time.Hour)
+			w.commit(scanned(t, "Observation/3", fmt.Sprintf(`,"meta":{"tag":[{"code":"%d"}]}`, w.db.Now())))
+			w.merge()
+		}
+		w.commit(wardDeletion(t, "Observation/2"))
+		w.advance(2 * time.Second)
+		id := start(t, w.jobs, export.Request{
+			URL: "x", Since: since, Upto: fhir.None, Access: &export.Access{Owner: "#1", Rights: smart.Parse("system/Observation.rs?status=final")},
+		})
+		stop := runs(t, w.jobs)
+		synctest.Wait()
+		stop()
+		lines, _ := w.held(id)
+		text := strings.Join(lines, "")
+		if strings.Contains(text, `"Observation/1"`) || !strings.Contains(text, `"Observation/2"`) || !strings.Contains(text, "no longer known here whether it did") {
+			t.Error(text)
+		}
+	})
+}
