@@ -20,6 +20,13 @@ type Client struct {
 	Serial  uint64 // its own for ever: one of the same name that comes later is another
 	Keys    Keys   // nil if they are fetched
 	KeysURL string // jwks_uri, "" if they are kept here
+	// CheckSecret tells whether a text is its secret; nil if it has none, as is right for
+	// all that can sign. It compares in constant time.
+	CheckSecret func(text string) bool
+	// Disabled: it can have no token, and is spoken of as one that nobody knows.
+	Disabled bool
+	// Rights are the most that a token of it can have.
+	Rights Rights
 }
 
 // A Refusal is an error of the token endpoint (RFC 6749, 5.2; RFC 7521, 4.2.1). What it
@@ -63,6 +70,11 @@ type Verifier struct {
 // "Asymmetric (public key) authentication"). An error is a *Refusal, or says why it cannot be told
 // now. An assertion proves somebody once.
 func (v *Verifier) Verify(ctx context.Context, assertion string) (Client, error) {
+	return v.verify(ctx, assertion, &Attempt{})
+}
+
+// verify notes whom an attempt speaks of, and by which key.
+func (v *Verifier) verify(ctx context.Context, assertion string, a *Attempt) (Client, error) {
 	if len(assertion) > maxAssertion {
 		return Client{}, refuse("the client_assertion has more than %d bytes", maxAssertion)
 	}
@@ -81,8 +93,9 @@ func (v *Verifier) Verify(ctx context.Context, assertion string) (Client, error)
 	if err := token.UnsafeClaimsWithoutVerification(&said); err != nil {
 		return Client{}, refuse("the claims of the client_assertion are not a JSON object of strings and numbers")
 	}
+	a.Client, a.KeyID = said.Issuer, header.KeyID
 	client, known := v.Client(said.Issuer)
-	if !known || said.Issuer == "" {
+	if !known || said.Issuer == "" || client.Disabled {
 		return Client{}, refuse("the iss of the client_assertion, %s, is no client here", outcome.Quote(said.Issuer))
 	}
 	key, err := v.key(ctx, &client, &header)

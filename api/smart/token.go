@@ -1,7 +1,12 @@
 package smart
 
 import (
+	"cmp"
 	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
+	"crypto/x509"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,10 +19,29 @@ import (
 // A Token is what an access token of ours says.
 type Token struct {
 	ID      string // in the audit, in place of the token itself
+	Issuer  string // "": this server
 	Client  string // client_id
-	Serial  uint64 // of the client
+	Serial  uint64 // of the client; 0 if another issuer made the token
 	Rights  Rights
 	Expires time.Time
+	// Certificate is the SHA-256 of the client certificate with which alone the token
+	// counts (RFC 8705, 3.1, "x5t#S256"); "": it counts for who has it.
+	Certificate string
+}
+
+// Bound tells whether a token counts on a connection that has proved a certificate; nil
+// if it has proved none.
+func (t *Token) Bound(to *x509.Certificate) bool {
+	if t.Certificate == "" {
+		return true
+	}
+	return to != nil && subtle.ConstantTimeCompare([]byte(t.Certificate), []byte(thumbprint(to))) == 1
+}
+
+// thumbprint is a certificate's as tokens tell it.
+func thumbprint(c *x509.Certificate) string {
+	sum := sha256.Sum256(c.Raw)
+	return base64.RawURLEncoding.EncodeToString(sum[:])
 }
 
 // A Minter makes access tokens and knows its own again. They are signed with a secret of
@@ -65,13 +89,29 @@ type tokenClaims struct {
 	Client string `json:"client_id"`
 	Serial uint64 `json:"serial"`
 	Scope  string `json:"scope"`
+	Bound  *bound `json:"cnf,omitempty"`
+}
+
+// bound is what else one must have to use a token (RFC 8705, 3.1).
+type bound struct {
+	Certificate string `json:"x5t#S256"`
 }
 
 // Mint makes a token for a client that was verified. Its times are whole seconds, as
 // those of any JWT.
 func (m *Minter) Mint(c Client, rights Rights) (text string, t Token, err error) {
+	return m.MintFor(c, rights, nil)
+}
+
+// MintFor makes one that counts with a certificate alone, if there is one.
+func (m *Minter) MintFor(c Client, rights Rights, to *x509.Certificate) (text string, t Token, err error) {
 	now := m.now().Truncate(time.Second)
 	t = Token{ID: rand.Text(), Client: c.ID, Serial: c.Serial, Rights: rights, Expires: now.Add(m.lifetime())}
+	var cnf *bound
+	if to != nil {
+		t.Certificate = thumbprint(to)
+		cnf = &bound{t.Certificate}
+	}
 	secret := m.Secrets[0]
 	options := (&jose.SignerOptions{}).WithType(tokenType).WithHeader("kid", secret.ID)
 	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.HS256, Key: secret.Key}, options)
@@ -80,7 +120,7 @@ func (m *Minter) Mint(c Client, rights Rights) (text string, t Token, err error)
 	}
 	text, err = jwt.Signed(signer).Claims(tokenClaims{
 		Claims: jwt.Claims{Issuer: m.Issuer, Subject: c.ID, Audience: jwt.Audience{m.Issuer}, IssuedAt: jwt.NewNumericDate(now), Expiry: jwt.NewNumericDate(t.Expires), ID: t.ID},
-		Client: c.ID, Serial: c.Serial, Scope: rights.String(),
+		Client: c.ID, Serial: c.Serial, Scope: rights.String(), Bound: cnf,
 	}).Serialize()
 	if err != nil {
 		return "", Token{}, fmt.Errorf("make an access token: %w", err)
@@ -128,6 +168,10 @@ func (m *Minter) read(payload []byte) (Token, error) {
 		return Token{}, ErrToken
 	}
 	t := Token{ID: c.ID, Client: c.Client, Serial: c.Serial, Rights: Parse(c.Scope), Expires: c.Expiry.Time()}
+	if c.Bound != nil {
+		// One that does not say to which certificate counts with none.
+		t.Certificate = cmp.Or(c.Bound.Certificate, "?")
+	}
 	if !m.now().Before(t.Expires) {
 		return Token{}, ErrExpired
 	}

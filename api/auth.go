@@ -1,0 +1,120 @@
+package api
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"tidemark/api/access"
+	"tidemark/api/clients"
+	"tidemark/api/smart"
+)
+
+// Auth is who may read. The zero value asks for no tokens, and gives none.
+type Auth struct {
+	// Needed: nobody reads without a token (auth.mode is not none).
+	Needed bool
+	// Clients are those who can have tokens; nil: nobody can.
+	Clients Clients
+	// Secrets sign tokens of this server; none: it gives none (auth.mode is external).
+	Secrets []smart.Secret
+	// Lifetime of tokens (auth.token_lifetime), 5 min at most.
+	Lifetime time.Duration
+	// Audiences are further URLs of the token endpoint, beside that under PublicURL
+	// (auth.audiences).
+	Audiences []string
+	// Fetcher of the keys that clients keep at a URL.
+	Fetcher *smart.Fetcher
+	// Once tells whether nobody has said something before (store.DB.Once).
+	Once func(said []byte, until time.Time) (bool, error)
+}
+
+// Clients are those who can have tokens, as clients.Registry knows them.
+type Clients interface {
+	ByID(id string) (clients.Client, bool)
+	BySerial(serial uint64) (clients.Client, bool)
+	// Prover is one as it proves itself by a signature.
+	Prover(id string) (smart.Client, bool)
+}
+
+// nobody can have a token.
+type nobody struct{}
+
+func (nobody) ByID(string) (clients.Client, bool)     { return clients.Client{}, false }
+func (nobody) BySerial(uint64) (clients.Client, bool) { return clients.Client{}, false }
+func (nobody) Prover(string) (smart.Client, bool)     { return smart.Client{}, false }
+
+func (a Auth) withDefaults() Auth {
+	if a.Clients == nil {
+		a.Clients = nobody{}
+	}
+	if a.Fetcher == nil {
+		a.Fetcher = &smart.Fetcher{}
+	}
+	return a
+}
+
+// minter makes tokens of this server and knows them again.
+func (s *Server) minter() *smart.Minter {
+	a := s.o.Auth
+	return &smart.Minter{Issuer: s.o.PublicURL, Secrets: a.Secrets, Lifetime: a.Lifetime}
+}
+
+// newGate is where requests come in.
+func (s *Server) newGate() *access.Gate {
+	a, minter := s.o.Auth, s.minter()
+	return &access.Gate{
+		Needed: a.Needed,
+		Token:  func(_ context.Context, text string) (smart.Token, error) { return minter.Check(text) },
+		Client: func(t *smart.Token) (clients.Client, bool) { return a.Clients.BySerial(t.Serial) },
+	}
+}
+
+// givesTokens tells whether clients get tokens here.
+func (s *Server) givesTokens() bool { return len(s.o.Auth.Secrets) > 0 && s.o.Auth.Once != nil }
+
+// tokenPath is the token endpoint's under the base.
+const tokenPath = "/auth/token"
+
+// tokenURL is where clients get tokens of this server, "" if they get none here.
+func (s *Server) tokenURL() string {
+	if !s.givesTokens() {
+		return ""
+	}
+	return s.o.PublicURL + tokenPath
+}
+
+// endpoint gives tokens.
+func (s *Server) endpoint() *smart.Endpoint {
+	a := s.o.Auth
+	return &smart.Endpoint{
+		Minter: s.minter(),
+		Verifier: &smart.Verifier{
+			Client: a.client, Fetch: a.Fetcher.Keys, Once: a.Once,
+			Audience: append([]string{s.tokenURL()}, a.Audiences...),
+		},
+		RetryAfter: s.o.RetryAfter,
+	}
+}
+
+// client is one as it asks for tokens.
+func (a *Auth) client(id string) (smart.Client, bool) {
+	c, known := a.Clients.Prover(id)
+	of, still := a.Clients.BySerial(c.Serial)
+	if !known || !still {
+		return smart.Client{}, false
+	}
+	c.Rights = of.May.Rights()
+	if of.SecretHash != "" {
+		c.CheckSecret = of.CheckSecret
+	}
+	return c, true
+}
+
+// token answers a request for a token.
+func (s *Server) token(e *smart.Endpoint) handler {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		e.ServeHTTP(w, r)
+		return nil
+	}
+}

@@ -1,0 +1,139 @@
+package bulk
+
+import (
+	"net/http"
+	"slices"
+	"strings"
+
+	"tidemark/api/access"
+	"tidemark/api/export"
+	"tidemark/api/outcome"
+	"tidemark/store/fhir"
+)
+
+// permit holds a kick-off to what its client may, and freezes that into the request:
+// the job is his, and never has more than he may have now (decisions.md 6).
+//
+// A type that is asked for and not permitted fails the request, for its client would
+// take what is missing for what is not there; without _type it gets what is permitted.
+func permit(c *access.Caller, q *export.Request, lenient bool) error {
+	if q.Level == export.Group && !c.May.Group(q.Group) {
+		return export.UnknownGroup()
+	}
+	q.Access = &export.Access{Owner: c.Owner(), Rights: c.Rights}
+	if c.Rights.All() {
+		return nil
+	}
+	if lenient {
+		leaveOut(c, q)
+	}
+	if err := c.Exports(needed(q)...); err != nil {
+		return err
+	}
+	if len(q.Types) > 0 {
+		return nil
+	}
+	for _, t := range fhir.AllTypes() {
+		if q.Level.Holds(t) && c.Rights.Exports(t) {
+			q.Types = append(q.Types, t)
+		}
+	}
+	if len(q.Types) == 0 {
+		return &access.Denied{Text: "the scopes of the access token cover no resource type that an export at this level holds: right is such as system/Patient.rs", Scope: true}
+	}
+	return nil
+}
+
+// needed are the types that a request names in one way or another.
+func needed(q *export.Request) []fhir.Type {
+	types := slices.Clone(q.Types)
+	if q.By != 0 && !slices.Contains(types, q.By) {
+		types = append(types, q.By) // the resource that a block is about always stands in it
+	}
+	if q.Attach != export.ByDefault && !slices.Contains(types, provenanceType) {
+		types = append(types, provenanceType)
+	}
+	return types
+}
+
+var provenanceType, _ = fhir.ParseType("Provenance")
+
+// leaveOut drops types that are not permitted while one is left, and says so.
+func leaveOut(c *access.Caller, q *export.Request) {
+	if !slices.ContainsFunc(q.Types, c.Rights.Exports) {
+		return
+	}
+	var out []string
+	q.Types = slices.DeleteFunc(slices.Clone(q.Types), func(t fhir.Type) bool {
+		if c.Rights.Exports(t) {
+			return false
+		}
+		out = append(out, t.String())
+		return true
+	})
+	if len(out) > 0 {
+		i := fault(outcome.Forbidden, "the scopes of the access token do not cover %s, which was left out", strings.Join(out, ", "))
+		i.Severity = outcome.Warning
+		q.Notes = append(q.Notes, i)
+	}
+}
+
+// own is a job of the caller's: others' do not exist for him.
+func (h *Handlers) own(r *http.Request, id string) (export.Access, error) {
+	a, err := h.Jobs.Access(id)
+	if err == nil && a.Owner != access.From(r.Context()).Owner() {
+		err = export.ErrNotFound
+	}
+	return a, err
+}
+
+// mayHave is a job of the caller's that he may know whole, as its manifest tells it.
+func (h *Handlers) mayHave(r *http.Request, id string) (export.Access, error) {
+	a, err := h.own(r, id)
+	if err != nil {
+		return a, err
+	}
+	types := a.Types
+	if types == nil {
+		types = fhir.AllTypes()
+	}
+	return a, covers(access.From(r.Context()), a, types...)
+}
+
+// mayRead tells whether the caller may read a file of a job.
+func (h *Handlers) mayRead(r *http.Request, id string, n int) error {
+	a, err := h.own(r, id)
+	if err != nil {
+		return err
+	}
+	t, err := h.Jobs.FileType(id, n)
+	switch {
+	case err != nil:
+		return err
+	case t == 0: // of many types, or of what is said about them
+		_, err := h.mayHave(r, id)
+		return err
+	}
+	return covers(access.From(r.Context()), a, t)
+}
+
+// covers tells whether a token lets all that was frozen into a job, of some types.
+func covers(c *access.Caller, a export.Access, types ...fhir.Type) error {
+	var missing []string
+	for _, t := range types {
+		if !c.Rights.Covers(t, a.Rights) {
+			missing = append(missing, t.String())
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	const shown = 10
+	if n := len(missing); n > shown {
+		missing = append(missing[:shown:shown], "...")
+	}
+	return &access.Denied{
+		Text:  "the scopes of the access token do not cover all that this export may hold: right are those that it was started with; missing are " + strings.Join(missing, ", "),
+		Scope: true,
+	}
+}
