@@ -7,11 +7,13 @@ import (
 	"net/http"
 	"time"
 
+	"tidemark/api/access"
 	"tidemark/api/bulk"
 	"tidemark/api/export"
 	"tidemark/api/outcome"
 	"tidemark/api/publish"
 	"tidemark/api/read"
+	"tidemark/api/smart"
 	"tidemark/store"
 )
 
@@ -22,6 +24,8 @@ type fault struct {
 	after  time.Duration // Retry-After, if not 0
 	issues []outcome.Issue
 	job    int // the status of the job, told apart from that of the request; 0: it is not
+	// challenge is WWW-Authenticate (RFC 6750, 3), "" if there is none.
+	challenge string
 }
 
 func oneFault(status int, code outcome.Code, text string) fault {
@@ -55,6 +59,12 @@ func (s *Server) faultOf(err error) fault {
 		f.after = e.After
 		return f
 	}
+	if e, ok := errors.AsType[*access.QuotaError](err); ok {
+		f := oneFault(http.StatusTooManyRequests, outcome.Throttled,
+			fmt.Sprintf("this client had all that it may have today: %d (%s); a day is one of UTC, and what has begun goes on", e.Value, e.Limit))
+		f.after = e.After
+		return f
+	}
 	if e, ok := errors.AsType[*export.Refusal](err); ok {
 		if e.NotFound {
 			return fault{status: http.StatusNotFound, issues: e.Issues}
@@ -71,7 +81,12 @@ func (s *Server) faultOf(err error) fault {
 		}
 		return fault{status: status, issues: e.Issues}
 	}
+	if f, ok := refusalOf(err); ok {
+		return f
+	}
 	switch {
+	case errors.Is(err, export.ErrTakenBack): // decisions.md 6
+		return oneFault(http.StatusGone, outcome.Deleted, "this export job was ended because something that it may hold is not permitted to its client any more: start a new one")
 	case errors.Is(err, export.ErrNotFound):
 		return oneFault(http.StatusNotFound, outcome.NotFound, "no such export job or file: it never existed, was deleted, or has expired")
 	case errors.Is(err, publish.ErrNotFound):
@@ -96,6 +111,42 @@ func (s *Server) faultOf(err error) fault {
 	return oneFault(http.StatusInternalServerError, outcome.Exception, "the server could not do this; its log tells why")
 }
 
+// refusalOf is what somebody hears who is not known, or may not.
+func refusalOf(err error) (fault, bool) {
+	if e, ok := errors.AsType[*access.Challenge](err); ok {
+		code := outcome.Login
+		if e.Code == "invalid_token" {
+			code = outcome.Unknown
+		}
+		if errors.Is(err, smart.ErrExpired) {
+			code = outcome.Expired
+		}
+		f := oneFault(http.StatusUnauthorized, code, e.Text)
+		f.challenge = challenge(e.Code, e.Text)
+		return f, true
+	}
+	if e, ok := errors.AsType[*access.Denied](err); ok {
+		f := oneFault(http.StatusForbidden, outcome.Forbidden, e.Text)
+		if e.Scope {
+			f.challenge = challenge("insufficient_scope", "")
+		}
+		return f, true
+	}
+	return fault{}, false
+}
+
+// challenge is a value of WWW-Authenticate. What it says holds no quotes.
+func challenge(code, text string) string {
+	c := `Bearer realm="tidemark"`
+	if code != "" {
+		c += `, error="` + code + `"`
+		if text != "" {
+			c += `, error_description="` + text + `"`
+		}
+	}
+	return c
+}
+
 func (s *Server) later(text string) fault {
 	f := oneFault(http.StatusServiceUnavailable, outcome.Transient, text)
 	f.after = s.o.RetryAfter
@@ -111,6 +162,9 @@ func fail(w http.ResponseWriter, f fault) {
 	h.Set("Cache-Control", "no-store")
 	if f.job != 0 {
 		h.Set(bulk.ExportStatus, bulk.StatusLine(f.job))
+	}
+	if f.challenge != "" {
+		h.Set("WWW-Authenticate", f.challenge)
 	}
 	if f.after > 0 {
 		h.Set("Retry-After", bulk.RetryAfter(f.after))

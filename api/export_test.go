@@ -16,3 +16,6 @@ func (s *Server) Pages() *publish.Pages { return s.pages }
 
 // Statuses are those that refusals become.
 func Statuses() []int { return slices.Sorted(maps.Values(statusOf)) }
+
+// Mounted are all routes.
+func (s *Server) Mounted() []Mount { return s.mounted }

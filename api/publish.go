@@ -2,9 +2,11 @@ package api
 
 import (
 	"log/slog"
+	"net/http"
 
 	"github.com/go-chi/chi/v5"
 
+	"tidemark/api/access"
 	"tidemark/api/bulk"
 	"tidemark/api/export"
 	"tidemark/api/publish"
@@ -25,12 +27,27 @@ func (s *Server) publishRoutes(r chi.Router, b *bulk.Publishing) {
 	if !s.pages.On() {
 		return
 	}
+	let := s.let
+	if s.pages.Public() {
+		let = func(h handler) handler { return h }
+	}
 	manifest := func(pattern, route string, h handler) {
-		s.at(r, base+pattern, base+route, reading(s.seen.wrap(base+route, slog.LevelInfo, h)))
+		s.at(r, base+pattern, base+route, reading(s.seen.wrap(base+route, slog.LevelInfo, let(h))))
 	}
 	manifest(bulk.PublishPath, bulk.PublishPath, b.Root)
 	manifest(bulk.PagePath, "/publish/{page}", b.Increment)
 	manifest(bulk.StubPath, "/publish/{page}/stub", b.Stub)
 	const file = base + "/publish/{page}/{file}"
-	s.at(r, base+bulk.PageFilePath, file, reading(s.seen.wrapFile(file, b.File)))
+	s.at(r, base+bulk.PageFilePath, file, reading(s.seen.wrapFile(file, let(s.metered(b.File)))))
+}
+
+// let lets those have published pages that are not for everybody who may have all of
+// the types on them: the pages are the same for each.
+func (s *Server) let(h handler) handler {
+	return s.enter(func(w http.ResponseWriter, r *http.Request) error {
+		if err := access.From(r.Context()).Whole(s.o.Publish.Types); err != nil {
+			return err
+		}
+		return h(w, r)
+	})
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/go-chi/chi/v5"
 
+	"tidemark/api/access"
 	"tidemark/api/bulk"
 	"tidemark/api/manual"
 	"tidemark/api/outcome"
@@ -24,13 +25,32 @@ const base = "/fhir"
 // methods are the handlers of one path.
 type methods map[string]http.Handler
 
+// A Mount is a path that is served, and by which methods: a test asks each of them for
+// what it gives to whom.
+type Mount struct {
+	Pattern string
+	Methods []string
+}
+
 // reading serves GET and HEAD alike.
 func reading(h http.Handler) methods {
 	return methods{http.MethodGet: h, http.MethodHead: h}
 }
 
+// enter lets in who may come in, and tells the handler who it is.
+func (s *Server) enter(h handler) handler {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		caller, err := s.gate.Enter(r)
+		if err != nil {
+			return err
+		}
+		return h(w, r.WithContext(access.With(r.Context(), caller)))
+	}
+}
+
 // at mounts the handlers of a path; every other method is refused.
 func (s *Server) at(r chi.Router, pattern, route string, m methods) {
+	s.mounted = append(s.mounted, Mount{pattern, slices.Sorted(maps.Keys(m))})
 	allowed := strings.Join(slices.Sorted(maps.Keys(m)), ", ")
 	other := s.seen.wrap(route, slog.LevelInfo, func(w http.ResponseWriter, r *http.Request) error {
 		w.Header().Set("Allow", allowed)
@@ -48,8 +68,10 @@ func (s *Server) at(r chi.Router, pattern, route string, m methods) {
 }
 
 func (s *Server) routes(b *bulk.Handlers, one *read.Handlers, p *bulk.Publishing, self *manual.Handlers) http.Handler {
-	info := func(route string, h handler) http.Handler { return s.seen.wrap(route, slog.LevelInfo, h) }
-	debug := func(route string, h handler) http.Handler { return s.seen.wrap(route, slog.LevelDebug, h) }
+	// A route is behind the gate unless it is said to be for everybody.
+	info := func(route string, h handler) http.Handler { return s.seen.wrap(route, slog.LevelInfo, s.enter(h)) }
+	open := func(route string, h handler) http.Handler { return s.seen.wrap(route, slog.LevelInfo, h) }
+	probe := func(route string, h handler) http.Handler { return s.seen.wrap(route, slog.LevelDebug, h) }
 	const (
 		metadata   = base + "/metadata"
 		operations = base + "/OperationDefinition"
@@ -60,11 +82,14 @@ func (s *Server) routes(b *bulk.Handlers, one *read.Handlers, p *bulk.Publishing
 	)
 	named := chi.NewRouter()
 	for _, at := range []string{base, base + "/"} {
-		s.at(named, at, base, reading(info(base, self.Page)))
+		s.at(named, at, base, reading(open(base, self.Page)))
 	}
-	s.at(named, metadata, metadata, reading(info(metadata, self.Statement)))
-	s.at(named, operations, operations, reading(info(operations, one.AllOwn(self.Operations))))
-	s.at(named, operations+"/{id}", operations+"/{id}", reading(info(operations+"/{id}", one.Own(self.Operations))))
+	if s.givesTokens() {
+		s.at(named, base+tokenPath, base+tokenPath, methods{http.MethodPost: open(base+tokenPath, s.token(s.endpoint()))})
+	}
+	s.at(named, metadata, metadata, reading(open(metadata, self.Statement)))
+	s.at(named, operations, operations, reading(open(operations, one.AllOwn(self.Operations))))
+	s.at(named, operations+"/{id}", operations+"/{id}", reading(open(operations+"/{id}", one.Own(self.Operations))))
 	for _, k := range bulk.KickOffs {
 		start := info(base+k.Path, func(w http.ResponseWriter, r *http.Request) error { return b.Start(k, w, r) })
 		by := methods{}
@@ -77,25 +102,25 @@ func (s *Server) routes(b *bulk.Handlers, one *read.Handlers, p *bulk.Publishing
 		route := base + "/" + name + "/{id}"
 		s.at(named, route, route, reading(info(route, one.Resource(name))))
 	}
-	s.at(named, binary, binary, reading(info(binary, func(w http.ResponseWriter, r *http.Request) error { return one.Binary(newSender(w), r) })))
+	s.at(named, binary, binary, reading(info(binary, func(w http.ResponseWriter, r *http.Request) error { return s.metered(one.Binary)(newSender(w), r) })))
 	s.at(named, base+"/Group", base+"/Group", reading(info(base+"/Group", one.Groups)))
 	job := reading(info(status, b.Status))
 	job[http.MethodDelete] = info(status, b.Delete)
 	s.at(named, base+bulk.StatusPath, status, job)
 	s.at(named, base+bulk.NextPath, page, reading(info(page, b.Page)))
-	s.at(named, base+bulk.FilePath, file, reading(s.seen.wrapFile(file, b.File)))
+	s.at(named, base+bulk.FilePath, file, reading(s.seen.wrapFile(file, s.enter(s.metered(b.File)))))
 	s.publishRoutes(named, p)
 	if s.o.Metrics != nil {
 		s.at(named, "/metrics", "/metrics", reading(s.o.Metrics))
 	}
-	named.NotFound(info("unknown", s.notFound).ServeHTTP)
+	named.NotFound(open("unknown", s.notFound).ServeHTTP)
 
 	// Probes come under whatever name the platform knows us by, and learn
 	// nothing: they alone stand before the check of Host.
 	all := chi.NewRouter()
-	s.at(all, "/healthz", "/healthz", reading(debug("/healthz", s.healthz)))
-	s.at(all, "/readyz", "/readyz", reading(debug("/readyz", s.readyz)))
-	all.NotFound(s.hosts.check(named, info("foreign host", s.hosts.refuse)))
+	s.at(all, "/healthz", "/healthz", reading(probe("/healthz", s.healthz)))
+	s.at(all, "/readyz", "/readyz", reading(probe("/readyz", s.readyz)))
+	all.NotFound(s.hosts.check(named, open("foreign host", s.hosts.refuse)))
 	return outermost(all)
 }
 

@@ -24,6 +24,7 @@ import (
 	tracenoop "go.opentelemetry.io/otel/trace/noop"
 	"golang.org/x/sync/errgroup"
 
+	"tidemark/api/access"
 	"tidemark/api/bulk"
 	"tidemark/api/export"
 	"tidemark/api/manual"
@@ -49,6 +50,8 @@ type Options struct {
 	// Hosts are further names under which requests may come, beside localhost,
 	// the listener's and that of PublicURL; all others are refused.
 	Hosts []string
+	// Auth says who may read; the zero value asks for no tokens.
+	Auth Auth
 	// TLS serves https; nil: http.
 	TLS *tls.Config
 
@@ -63,6 +66,8 @@ type Options struct {
 	Inline           int64         // export.inline_attachments, bytes of content, default 0: none
 	MaxBody          int64         // limits.body, default 1 MiB
 	Presets          bulk.Presets  // presets
+	// Quota is what a client may have in a day; nil: as much as it likes.
+	Quota *access.Quota
 	// Deletions is how long they are known (retention.deleted); it is told to
 	// clients if it is not 0.
 	Deletions time.Duration
@@ -93,6 +98,10 @@ func (o Options) withDefaults() Options {
 	if o.OwnBases == nil {
 		o.OwnBases = []string{o.PublicURL}
 	}
+	if o.Quota == nil {
+		o.Quota = &access.Quota{}
+	}
+	o.Auth = o.Auth.withDefaults()
 	if o.Ready == nil {
 		o.Ready = func() bool { return true }
 	}
@@ -114,6 +123,8 @@ type Server struct {
 	jobs     *export.Jobs
 	pages    *publish.Pages
 	hosts    hosts
+	gate     *access.Gate
+	mounted  []Mount
 	seen     *observer
 	handler  http.Handler
 	listener net.Listener // set by Listen
@@ -149,6 +160,7 @@ func New(o Options) (*Server, error) {
 	if s.pages, err = publish.New(o.Store, o.publishing()); err != nil {
 		return nil, err
 	}
+	s.gate = s.newGate()
 	if s.seen, err = newObserver(o, s.faultOf); err != nil {
 		return nil, err
 	}
@@ -159,8 +171,8 @@ func New(o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.handler = s.routes(&bulk.Handlers{Jobs: s.jobs, Base: o.PublicURL, Bases: o.OwnBases, MaxBody: o.MaxBody, Now: o.Store.Now, Presets: o.Presets},
-		read.New(o.Store, o.PublicURL, o.OwnBases), &bulk.Publishing{Pages: s.pages, Base: o.PublicURL}, self)
+	s.handler = s.routes(&bulk.Handlers{Jobs: s.jobs, Base: o.PublicURL, Bases: o.OwnBases, MaxBody: o.MaxBody, Now: o.Store.Now, Presets: o.Presets, Quota: o.Quota},
+		read.New(o.Store, o.PublicURL, o.OwnBases), &bulk.Publishing{Pages: s.pages, Base: o.PublicURL, Token: s.gate.Needed && !s.pages.Public()}, self)
 	return s, nil
 }
 
@@ -174,6 +186,8 @@ func (s *Server) facts() manual.Facts {
 		MaxJobs: jobs.MaxJobs, PollsPerMinute: jobs.PollsPerMinute, MaxBody: s.o.MaxBody,
 		Presets:   s.o.Presets,
 		Published: s.o.Publish.Types,
+		Tokens:    s.gate.Needed,
+		TokenURL:  s.tokenURL(),
 		Watermark: s.watermark,
 	}
 }

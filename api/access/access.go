@@ -4,7 +4,6 @@ package access
 
 import (
 	"context"
-	"errors"
 	"strconv"
 
 	"tidemark/api/clients"
@@ -42,14 +41,23 @@ func OwnerOf(issuer string, serial uint64) Owner {
 	return Owner(issuer + "#" + strconv.FormatUint(serial, 10))
 }
 
-// Errors of callers.
-var (
-	// ErrUnknown: it is not known who asks, and it must be (401).
-	ErrUnknown = errors.New("an access token is needed")
-)
+// A Challenge says that it is not known who asks, and has to be (401).
+type Challenge struct {
+	Code  string // of RFC 6750, 3.1; "": no token was sent
+	Text  string
+	Cause error // such as smart.ErrExpired
+}
 
-// A Denied is what a caller may not (403). It says nothing about what there is.
-type Denied struct{ Text string }
+func (e *Challenge) Error() string { return e.Text }
+
+// Unwrap is the cause.
+func (e *Challenge) Unwrap() error { return e.Cause }
+
+// A Denied is what a caller may not (403). It says nothing of what there is.
+type Denied struct {
+	Text  string
+	Scope bool // a token with other scopes would do
+}
 
 func (e *Denied) Error() string { return e.Text }
 

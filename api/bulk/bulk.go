@@ -18,6 +18,7 @@ import (
 
 	"github.com/go-chi/chi/v5"
 
+	"tidemark/api/access"
 	"tidemark/api/export"
 	"tidemark/store/fhir"
 )
@@ -38,6 +39,7 @@ type Handlers struct {
 	MaxBody int64
 	Now     func() fhir.Instant
 	Presets Presets // of the operator
+	Quota   *access.Quota
 }
 
 // A KickOff is where exports of a level are started: GET or POST
@@ -88,12 +90,23 @@ func (h *Handlers) Start(k KickOff, w http.ResponseWriter, r *http.Request) erro
 	if err != nil {
 		return err
 	}
+	caller := access.From(r.Context())
+	if err := caller.Starts(k.Level.Name()); err != nil {
+		return err
+	}
 	q, err := h.request(k, w, r, prefs)
 	if err != nil {
 		return err
 	}
+	if err := permit(caller, &q, prefs.lenient); err != nil {
+		return err
+	}
+	if err := h.Quota.Start(caller.Owner()); err != nil {
+		return err
+	}
 	id, err := h.Jobs.Start(r.Context(), q)
 	if err != nil {
+		h.Quota.Undo(caller.Owner())
 		return err
 	}
 	w.Header().Set("Content-Location", h.statusURL(id))
@@ -155,7 +168,7 @@ func (h *Handlers) fileURL(id string, n int) string {
 // Status answers a status request: with the manifest, or with how far the job
 // is.
 func (h *Handlers) Status(w http.ResponseWriter, r *http.Request) error {
-	return h.page(w, chi.URLParam(r, "job"), 1)
+	return h.page(w, r, 1)
 }
 
 // Page answers a request for a page of the manifest behind the first (Bulk Data,
@@ -165,10 +178,15 @@ func (h *Handlers) Page(w http.ResponseWriter, r *http.Request) error {
 	if err != nil || n < 2 {
 		return export.ErrNotFound
 	}
-	return h.page(w, chi.URLParam(r, "job"), n)
+	return h.page(w, r, n)
 }
 
-func (h *Handlers) page(w http.ResponseWriter, id string, n int) error {
+func (h *Handlers) page(w http.ResponseWriter, r *http.Request, n int) error {
+	id := chi.URLParam(r, "job")
+	a, err := h.mayHave(r, id)
+	if err != nil {
+		return err
+	}
 	if err := h.Jobs.Poll(id); err != nil {
 		return err
 	}
@@ -187,7 +205,7 @@ func (h *Handlers) page(w http.ResponseWriter, id string, n int) error {
 	w.WriteHeader(h.pageStatus(w.Header(), m))
 	enc := json.NewEncoder(w)
 	enc.SetEscapeHTML(false)
-	_ = enc.Encode(h.face(id, m)) // only the connection can fail, and nobody is left to hear of it
+	_ = enc.Encode(h.face(id, m, a)) // only the connection can fail, and nobody is left to hear of it
 	return nil
 }
 
@@ -229,7 +247,11 @@ func told(h http.Header, job int, separate bool) int {
 
 // Delete ends a job (Bulk Data, "Bulk Data Delete Request").
 func (h *Handlers) Delete(w http.ResponseWriter, r *http.Request) error {
-	if err := h.Jobs.Delete(r.Context(), chi.URLParam(r, "job")); err != nil {
+	id := chi.URLParam(r, "job")
+	if _, err := h.own(r, id); err != nil {
+		return err
+	}
+	if err := h.Jobs.Delete(r.Context(), id); err != nil {
 		return err
 	}
 	w.WriteHeader(http.StatusAccepted)

@@ -22,6 +22,9 @@ func (h *Handlers) File(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err // the pattern lets nothing else through
 	}
+	if err := h.mayRead(r, job, n); err != nil {
+		return err
+	}
 	d, err := h.Jobs.Open(r.Context(), job, n)
 	if err != nil {
 		return err

@@ -90,23 +90,25 @@ func cutOf(c store.Cut) kafkaCut {
 }
 
 // face is the manifest as the client's edition of the guide has it.
-func (h *Handlers) face(id string, m export.Manifest) any {
+func (h *Handlers) face(id string, m export.Manifest, a export.Access) any {
+	needsToken := a.Owner != "" // as its client had one
 	if m.Face == export.STU4 {
-		return h.manifest4(id, m)
+		return h.manifest4(id, m, needsToken)
 	}
-	return h.manifest(id, m)
+	return h.manifest(id, m, needsToken)
 }
 
-func (h *Handlers) manifest(id string, m export.Manifest) manifest {
+func (h *Handlers) manifest(id string, m export.Manifest, needsToken bool) manifest {
 	out := manifest{
-		TransactionTime:   m.TransactionTime.String(),
-		Request:           m.Request,
-		Output:            []entry{},
-		Deleted:           []entry{},
-		Error:             []entry{},
-		Link:              h.next(id, m),
-		OutputOrganizedBy: organizedBy(m),
-		Extension:         extension{Epoch: m.Epoch, Cut: cutOf(m.Cut)},
+		TransactionTime:     m.TransactionTime.String(),
+		Request:             m.Request,
+		RequiresAccessToken: needsToken,
+		Output:              []entry{},
+		Deleted:             []entry{},
+		Error:               []entry{},
+		Link:                h.next(id, m),
+		OutputOrganizedBy:   organizedBy(m),
+		Extension:           extension{Epoch: m.Epoch, Cut: cutOf(m.Cut)},
 	}
 	for i, f := range m.Files {
 		e := entry{URL: h.fileURL(id, m.From+i+1), Count: f.Rows, Extension: proofOf(f)}
@@ -202,13 +204,14 @@ type extension4 struct {
 // manifestTypes is where the guide defines manifests.
 const manifestTypes = "http://hl7.org/fhir/uv/bulkdata/StructureDefinition/"
 
-func (h *Handlers) manifest4(id string, m export.Manifest) manifest4 {
+func (h *Handlers) manifest4(id string, m export.Manifest, needsToken bool) manifest4 {
 	out := manifest4{
-		ManifestType:      manifestTypes + "BulkDataManifest",
-		TransactionTime:   m.TransactionTime.String(),
-		OutputFormat:      ndjson,
-		OutputOrganizedBy: organizedBy(m),
-		Link:              h.next(id, m),
+		ManifestType:        manifestTypes + "BulkDataManifest",
+		TransactionTime:     m.TransactionTime.String(),
+		RequiresAccessToken: needsToken,
+		OutputFormat:        ndjson,
+		OutputOrganizedBy:   organizedBy(m),
+		Link:                h.next(id, m),
 		Extension: []extension4{
 			{URL: extensionURL(h.Base, "tidemark-epoch"), ValueInteger: new(int64(m.Epoch))},
 			{URL: extensionURL(h.Base, "tidemark-cut"), Extension: cut4(m.Cut)},

@@ -28,6 +28,7 @@ const (
 type Publishing struct {
 	Pages *publish.Pages
 	Base  string // the public base, without a slash at its end
+	Token bool   // who reads needs one
 }
 
 // Root answers with the newest root.
@@ -77,11 +78,12 @@ type published struct {
 
 func (h *Publishing) manifest(m publish.Manifest) published {
 	out := published{
-		ManifestType:    manifestTypes + "BulkPublishManifest",
-		TransactionTime: m.TransactionTime.String(),
-		OutputFormat:    ndjson,
-		UpdateCadence:   cadence(h.Pages.Every()),
-		Link:            []link{{"next", h.next(m.Next)}},
+		ManifestType:        manifestTypes + "BulkPublishManifest",
+		RequiresAccessToken: h.Token,
+		TransactionTime:     m.TransactionTime.String(),
+		OutputFormat:        ndjson,
+		UpdateCadence:       cadence(h.Pages.Every()),
+		Link:                []link{{"next", h.next(m.Next)}},
 	}
 	for i, f := range m.Files {
 		out.add(f.List, newEntry4(h.Base, h.page(m.Page)+"/"+strconv.Itoa(m.Before+i+1)+".ndjson", f, m.Severities))

@@ -62,7 +62,7 @@ func (q *Request) check(ctx context.Context, s Snapshot) error {
 	}
 	body, err := s.Resource(fhir.Key{Type: groupType, ID: q.Group})
 	if errors.Is(err, store.ErrUnknown) {
-		return unknownGroup()
+		return UnknownGroup()
 	}
 	if err != nil {
 		return err
@@ -73,7 +73,8 @@ func (q *Request) check(ctx context.Context, s Snapshot) error {
 
 var patientType, _ = fhir.ParseType("Patient")
 
-func unknownGroup() error { return refused(outcome.NotFound, "there is no such Group") }
+// UnknownGroup is what who asks for a Group hears that is not there, or that he may not know of.
+func UnknownGroup() error { return refused(outcome.NotFound, "there is no such Group") }
 
 // An identifying is when members whom only an identifier names, or a search, are
 // looked for.
@@ -300,7 +301,7 @@ func (w *walk) through(ctx context.Context, s Snapshot, id string, since fhir.In
 			return err
 		}
 		if at.id == id && roster.Body == nil {
-			return unknownGroup()
+			return UnknownGroup()
 		}
 		patients := w.patients
 		if c := w.criteria[at.id]; c != nil {

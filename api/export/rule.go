@@ -22,6 +22,14 @@ const (
 	Group   Level = "group"   // those of the members of a Group
 )
 
+// Name is what people and configurations call the level.
+func (l Level) Name() string {
+	if l == System {
+		return "system"
+	}
+	return string(l)
+}
+
 // Holds tells whether an export of this level can hold resources of a type.
 func (l Level) Holds(t fhir.Type) bool {
 	return l == System || fhir.InPatientCompartment(t) || fhir.Referred(t)

@@ -38,8 +38,59 @@ type implementation struct {
 type rest struct {
 	Mode          string      `json:"mode"`
 	Documentation string      `json:"documentation"`
+	Security      *security   `json:"security,omitempty"`
 	Resource      []resource  `json:"resource"`
 	Operation     []operation `json:"operation,omitempty"`
+}
+
+// security is how clients prove who they are.
+type security struct {
+	Extension   []oauth   `json:"extension,omitempty"`
+	Service     []concept `json:"service"`
+	Description string    `json:"description"`
+}
+
+// oauth is where tokens are had, as clients look for it that are older than
+// .well-known/smart-configuration.
+type oauth struct {
+	URL       string   `json:"url"`
+	Extension []uriExt `json:"extension"`
+}
+
+type uriExt struct {
+	URL      string `json:"url"`
+	ValueURI string `json:"valueUri"`
+}
+
+type concept struct {
+	Coding []coding `json:"coding"`
+}
+
+type coding struct {
+	System string `json:"system"`
+	Code   string `json:"code"`
+}
+
+func securityOf(f Facts) *security {
+	if !f.Tokens {
+		return nil
+	}
+	s := &security{
+		Service:     []concept{{[]coding{{"http://terminology.hl7.org/CodeSystem/restful-security-service", "SMART-on-FHIR"}}}},
+		Description: "SMART Backend Services: " + f.Base + "/.well-known/smart-configuration. Scopes are those of reading; an export holds what its token lets.",
+	}
+	if f.TokenURL != "" {
+		s.Extension = []oauth{{"http://fhir-registry.smarthealthit.org/StructureDefinition/oauth-uris", []uriExt{{"token", f.TokenURL}}}}
+	}
+	return s
+}
+
+// whoMay says in a sentence what is asked of clients.
+func (f Facts) whoMay() string {
+	if f.Tokens {
+		return "An access token is needed."
+	}
+	return "No token is asked for."
 }
 
 type resource struct {
@@ -85,8 +136,9 @@ func newStatement(f Facts) statement {
 		Format:         []string{"application/fhir+json"},
 		Rest: []rest{{
 			Mode: "server",
-			Documentation: "Exports of the system, of all or some Patients, and of the members of a Group. Files hold one resource type each, as `application/fhir+ndjson`, with gzip, Range and strong ETags. No token is asked for." + ownPresets(f.Presets) + " " +
+			Documentation: "Exports of the system, of all or some Patients, and of the members of a Group. Files hold one resource type each, as `application/fhir+ndjson`, with gzip, Range and strong ETags. " + f.whoMay() + ownPresets(f.Presets) + " " +
 				"The search parameters of a type are those that `_typeFilter` takes. For people there is a page: [" + f.Base + "](" + f.Base + ").",
+			Security:  securityOf(f),
 			Resource:  resources(f),
 			Operation: operationsAt("", f),
 		}},

@@ -36,8 +36,11 @@ type Facts struct {
 	Published        []fhir.Type   // what $bulk-publish offers
 	Presets          bulk.Presets  // of the operator
 
+	Tokens   bool   // nobody reads without one
+	TokenURL string // where they are had; "" if another server gives them
+
 	// Watermark is up to when an export that is started now would go. An error says
-	// that none can be.
+	// that none can be. Where tokens are needed it is not told.
 	Watermark func() (fhir.Instant, error)
 }
 

@@ -36,8 +36,8 @@ type page struct {
 func newPage(f Facts) (*page, error) {
 	t, err := template.New("page").Funcs(template.FuncMap{
 		"at": at, "bytes": inBytes, "words": inWords, "code": code, "join": strings.Join, "levels": levels,
-		"curl": func(path string) string { return curl(f.Base+path, "") },
-		"post": func(path, body string) string { return curl(f.Base+path, body) },
+		"curl": func(path string) string { return f.curl(path, "") },
+		"post": f.curl,
 	}).Parse(pageHTML)
 	if err != nil {
 		return nil, fmt.Errorf("parse the page: %w", err)
@@ -114,6 +114,11 @@ func newView(f Facts) view {
 		Errors:     statuses,
 		Body:       `{"resourceType":"Parameters","parameter":[{"name":"patient","valueReference":{"reference":"Patient/ID"}},{"name":"_type","valueString":"Patient,Condition"}]}`,
 		Upto:       fhir.Instant(f.Started.UnixMilli()).String(),
+	}
+	if f.Tokens { // whoever has none does not learn how far the server is
+		const example = fhir.Instant(1_767_225_600_000)
+		v.Upto = example.String()
+		return v
 	}
 	if upto, err := f.Watermark(); err == nil {
 		const day = fhir.Instant(24 * time.Hour / time.Millisecond)
@@ -196,10 +201,12 @@ func limits(f Facts) []limit {
 
 var statuses = []status{
 	{http.StatusBadRequest, "Headers, parameters or the body are wrong; all faults are named at once."},
+	{http.StatusUnauthorized, "An access token is needed, or the one that was sent does not count any more: `WWW-Authenticate` says which."},
+	{http.StatusForbidden, "The client, or the scopes of its token, do not permit what is asked for."},
 	{http.StatusNotFound, "There is no such job, file, Group, Patient or Binary, or no more."},
 	{http.StatusMethodNotAllowed, "Another method is right: `Allow` lists them."},
 	{http.StatusNotAcceptable, "`Accept` or `_format` asks for something else than FHIR R4 as JSON, or `fhirVersion` for another release."},
-	{http.StatusGone, "The job ended early, because something that it held was erased."},
+	{http.StatusGone, "The job ended early, because something that it held was erased, or is not permitted to its client any more."},
 	{http.StatusPreconditionFailed, "`If-Match` names another file."},
 	{http.StatusRequestEntityTooLarge, "The body is too long."},
 	{http.StatusUnsupportedMediaType, "The body is no `application/fhir+json`, is compressed, or `fhirVersion` names another release."},
@@ -212,12 +219,15 @@ var statuses = []status{
 }
 
 // curl is a kick-off that can be copied into a shell.
-func curl(url, body string) string {
+func (f Facts) curl(path, body string) string {
 	command := "curl -sD - -H 'Accept: application/fhir+json' -H 'Prefer: respond-async' \\\n  "
+	if f.Tokens {
+		command += "-H \"Authorization: Bearer $TOKEN\" \\\n  "
+	}
 	if body != "" {
 		command += "-H 'Content-Type: application/fhir+json' \\\n  -d '" + body + "' \\\n  "
 	}
-	return command + "'" + url + "'"
+	return command + "'" + f.Base + path + "'"
 }
 
 // code marks up what stands between backticks.

@@ -17,6 +17,7 @@ import (
 
 	"github.com/go-json-experiment/json/jsontext"
 
+	"tidemark/api/access"
 	"tidemark/api/bulk"
 	"tidemark/api/export"
 	"tidemark/api/outcome"
@@ -33,6 +34,9 @@ import (
 func (h *Handlers) Binary(w http.ResponseWriter, r *http.Request) error {
 	key, err := keyOf(r, fhir.Binary)
 	if err != nil {
+		return err
+	}
+	if err := access.From(r.Context()).Sees(); err != nil {
 		return err
 	}
 	body, release, err := h.hold(r.Context(), key)
@@ -87,7 +91,7 @@ var ErrBusy = errors.New("no memory for another Binary")
 // hold reads a Binary that the client may read. release is to be called once the
 // body is let go.
 func (h *Handlers) hold(ctx context.Context, key fhir.Key) (body []byte, release func(), err error) {
-	s, err := h.Store.Present()
+	s, err := h.view(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -104,8 +108,8 @@ func (h *Handlers) hold(ctx context.Context, key fhir.Key) (body []byte, release
 }
 
 // reserve waits for the memory that a Binary takes which the client may read.
-func (h *Handlers) reserve(ctx context.Context, s export.Snapshot, key fhir.Key) (held int64, err error) {
-	open, err := opens(ctx, s, key)
+func (h *Handlers) reserve(ctx context.Context, s *view, key fhir.Key) (held int64, err error) {
+	open, err := s.opens(ctx, key)
 	if err != nil {
 		return 0, err
 	}
@@ -136,19 +140,6 @@ func sizeOf(s export.Snapshot, key fhir.Key) (n int64, err error) {
 		n += x.Bytes
 	}
 	return n, err
-}
-
-var errOpen = errors.New("something opens it")
-
-// opens tells whether a client may read a Binary: he may if he may read something
-// that refers to it (decisions.md 5). No token is asked for yet: whatever refers to
-// it opens it. Its row says in whose compartments it lies.
-func opens(ctx context.Context, s export.Snapshot, key fhir.Key) (bool, error) {
-	err := s.Referrers(ctx, key, func(*store.Row) error { return errOpen })
-	if errors.Is(err, errOpen) {
-		return true, nil
-	}
-	return false, err
 }
 
 // A binary is what matters of a Binary.

@@ -17,6 +17,7 @@ import (
 
 	"github.com/go-chi/chi/v5"
 
+	"tidemark/api/access"
 	"tidemark/api/apitest"
 	"tidemark/api/bulk"
 	"tidemark/store/fhir"
@@ -119,7 +120,7 @@ func TestBinaryBusy(t *testing.T) {
 			route := chi.NewRouteContext()
 			route.URLParams.Add("id", "b")
 			w := httptest.NewRecorder()
-			err := h.Binary(w, httptest.NewRequest(http.MethodGet, "/", nil).WithContext(context.WithValue(ctx, chi.RouteCtxKey, route)))
+			err := h.Binary(w, httptest.NewRequest(http.MethodGet, "/", nil).WithContext(context.WithValue(access.With(ctx, access.Anybody()), chi.RouteCtxKey, route)))
 			return w, err
 		}
 		if w, err := ask(t.Context()); err != nil || w.Body.String() != "x" {

@@ -8,7 +8,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"net/http"
 	"net/url"
 	"slices"
@@ -18,6 +17,7 @@ import (
 	"github.com/go-chi/chi/v5"
 	"golang.org/x/sync/semaphore"
 
+	"tidemark/api/access"
 	"tidemark/api/bulk"
 	"tidemark/api/export"
 	"tidemark/api/outcome"
@@ -33,11 +33,12 @@ type Handlers struct {
 	Bases []string // of absolute references to resources here
 
 	binaries *semaphore.Weighted // bytes of memory that they may take
+	looking  *semaphore.Weighted // for members of Groups
 }
 
 // New makes handlers. Bases are those of absolute references to resources here.
 func New(db export.Store, base string, bases []string) *Handlers {
-	return &Handlers{Store: db, Base: base, Bases: bases, binaries: semaphore.NewWeighted(maxHeld)}
+	return &Handlers{Store: db, Base: base, Bases: bases, binaries: semaphore.NewWeighted(maxHeld), looking: semaphore.NewWeighted(1)}
 }
 
 // Resource answers with a resource as it is at the watermark (FHIR R4, "read").
@@ -51,12 +52,12 @@ func (h *Handlers) Resource(name string) func(http.ResponseWriter, *http.Request
 		if err != nil {
 			return err
 		}
-		s, err := h.Store.Present()
+		s, err := h.view(r.Context())
 		if err != nil {
 			return err
 		}
 		defer func() { err = errors.Join(err, s.Close()) }()
-		body, err := s.Resource(key)
+		body, err := s.read(r.Context(), key)
 		if errors.Is(err, store.ErrUnknown) {
 			return bulk.Refuse(bulk.Missing, outcome.NotFound, "there is no such %s, or no more", name)
 		}
@@ -98,13 +99,16 @@ const after = "_after"
 // Groups searches for Groups (FHIR R4, "search"): by any search parameter that
 // _typeFilter takes, in pages, in the order of their ids.
 func (h *Handlers) Groups(w http.ResponseWriter, r *http.Request) (err error) {
+	if err := access.From(r.Context()).Finds(groupType); err != nil {
+		return err
+	}
 	return h.search(w, r, "Group", func(each func(line []byte)) (err error) {
-		s, err := h.Store.Present()
+		s, err := h.view(r.Context())
 		if err != nil {
 			return err
 		}
 		defer func() { err = errors.Join(err, s.Close()) }()
-		return groups(r, s, each)
+		return s.eachGroup(r.Context(), each)
 	})
 }
 
@@ -223,22 +227,6 @@ func (p *page) add(line []byte) {
 		last := p.found[n-1]
 		p.found, p.size, p.next = slices.Delete(p.found, n-1, n), p.size-len(last.body), last.id
 	}
-}
-
-// groups calls each for every Group that there is at the watermark.
-func groups(r *http.Request, s export.Snapshot, each func(line []byte)) error {
-	ext, err := s.Extents(store.Section{Kind: store.Live, Type: groupType}, fhir.None, s.Watermark())
-	if err != nil {
-		return err
-	}
-	lost, err := s.Lines(r.Context(), fhir.None, s.Watermark(), ext, func(line []byte) error {
-		each(line)
-		return nil
-	}, func() {})
-	if err == nil && lost > 0 {
-		err = fmt.Errorf("search Groups: %d cannot be read: %w", lost, store.ErrCorrupt)
-	}
-	return err
 }
 
 var groupType, _ = fhir.ParseType("Group")
