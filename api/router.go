@@ -120,7 +120,11 @@ func (s *Server) routes(b *bulk.Handlers, one *read.Handlers, p *bulk.Publishing
 	all := chi.NewRouter()
 	s.at(all, "/healthz", "/healthz", reading(probe("/healthz", s.healthz)))
 	s.at(all, "/readyz", "/readyz", reading(probe("/readyz", s.readyz)))
-	all.NotFound(s.hosts.check(named, open("foreign host", s.hosts.refuse)))
+	if s.gate.Needed { // what a foreign page could read in a browser, it has a token for
+		all.NotFound(named.ServeHTTP)
+	} else {
+		all.NotFound(s.hosts.check(named, open("foreign host", s.hosts.refuse)))
+	}
 	return outermost(all)
 }
 
