@@ -26,10 +26,12 @@ import (
 
 	"tidemark/api/access"
 	"tidemark/api/bulk"
+	"tidemark/api/clients"
 	"tidemark/api/export"
 	"tidemark/api/manual"
 	"tidemark/api/publish"
 	"tidemark/api/read"
+	"tidemark/api/smart"
 	"tidemark/store/fhir"
 )
 
@@ -71,6 +73,19 @@ type Options struct {
 	// Deletions is how long they are known (retention.deleted); it is told to
 	// clients if it is not 0.
 	Deletions time.Duration
+
+	// Clients that may get tokens; nil: none.
+	Clients *clients.Registry
+	// TokenSecrets sign tokens, the first makes new ones.
+	TokenSecrets []smart.Secret
+	// AuthMode is none, builtin or external (auth.mode, resolved).
+	AuthMode      string
+	TokenLifetime time.Duration // auth.token_lifetime
+	// Audiences are further URLs of the token endpoint (auth.audiences).
+	Audiences []string
+	// KeysAllow and KeysPlain are jwks.allow and jwks.allow_http_loopback.
+	KeysAllow []string
+	KeysPlain bool
 
 	// Publish is what $bulk-publish offers; without types there is none. Limits,
 	// Logger and Meter are the server's.

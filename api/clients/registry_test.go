@@ -214,8 +214,8 @@ func TestRules(t *testing.T) {
 		{"Groups without group", func(c *Client) { c.May.Groups = []string{"a"} }, []string{"with the level group only"}},
 		{"Groups", func(c *Client) { c.May.Levels, c.May.Groups = []string{"group"}, []string{"a b", "*"} }, []string{"is no id of a Group"}},
 		{"scope", func(c *Client) { c.May.Scopes = "system/*.rs user/*.rs system/Patient.c" }, []string{`scope "user/*.rs" grants nothing`, `scope "system/Patient.c" grants nothing`}},
-		{"no scope", func(c *Client) { c.May.Scopes = "" }, []string{"no scope that lets it export"}},
-		{"half a scope", func(c *Client) { c.May.Scopes = "system/*.r" }, []string{"no scope that lets it export"}},
+		{"no scope", func(c *Client) { c.May.Scopes = "" }, []string{"no scope that lets export"}},
+		{"half a scope", func(c *Client) { c.May.Scopes = "system/*.r" }, []string{"no scope that lets export"}},
 		{"no Group", func(c *Client) {
 			c.May = Permission{Levels: []string{"group"}, Groups: []string{"*"}, Scopes: "system/Patient.rs"}
 		}, []string{"add system/Group.rs"}},

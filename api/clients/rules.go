@@ -27,18 +27,29 @@ const (
 
 // Check says all that is wrong with a client. No error repeats a key or a secret.
 func (r Rules) Check(c *Client) error {
-	faults := []error{checkID(c.ID), r.checkProof(c)}
-	faults = append(faults, c.May.check()...)
+	levels, groups, scopes := c.May.Check()
 	var named []error
-	for _, err := range faults {
-		if err != nil {
+	for _, err := range []error{CheckID(c.ID), r.checkProof(c), levels, groups, scopes} {
+		for _, err := range each(err) {
 			named = append(named, fmt.Errorf("client %s: %w", outcome.Quote(c.ID), err))
 		}
 	}
 	return errors.Join(named...)
 }
 
-func checkID(id string) error {
+// each are the errors that were joined to one.
+func each(err error) []error {
+	if many, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // of the next function, as it is
+		return many.Unwrap()
+	}
+	if err == nil {
+		return nil
+	}
+	return []error{err}
+}
+
+// CheckID says what is wrong with what a client calls itself.
+func CheckID(id string) error {
 	strange := func(c rune) bool { return c <= ' ' || c > '~' || c == ':' } // RFC 7617, 2: a user has no colon
 	if id == "" || len(id) > maxID || strings.ContainsFunc(id, strange) {
 		return fmt.Errorf("its id is not 1 to %d printable characters of ASCII without spaces and colons", maxID)
@@ -74,13 +85,23 @@ func (r Rules) checkProof(c *Client) error {
 	return nil
 }
 
-// check says what is wrong with a permission.
-func (p *Permission) check() (faults []error) {
+// Check says what is wrong with each part of a permission.
+func (p *Permission) Check() (levels, groups, scopes error) {
+	return p.checkLevels(), p.checkGroups(), p.checkScopes()
+}
+
+func (p *Permission) checkLevels() error {
+	var faults []error
 	for _, l := range p.Levels {
 		if !slices.Contains(Anything.Levels, l) {
 			faults = append(faults, fmt.Errorf("there is no level %s: right are %s", outcome.Quote(l), strings.Join(Anything.Levels, ", ")))
 		}
 	}
+	return errors.Join(faults...)
+}
+
+func (p *Permission) checkGroups() error {
+	var faults []error
 	for _, id := range p.Groups {
 		if id != All && !fhir.ValidID(id) {
 			faults = append(faults, fmt.Errorf("%s is no id of a Group: right are 1 to 64 of A-Z, a-z, 0-9, . and -, or %s for all", outcome.Quote(id), All))
@@ -90,12 +111,13 @@ func (p *Permission) check() (faults []error) {
 	case p.Level("group") && len(p.Groups) == 0:
 		faults = append(faults, fmt.Errorf("the level group wants Groups: name them, or write %s for all", All))
 	case !p.Level("group") && len(p.Groups) > 0:
-		faults = append(faults, errors.New("Groups are of use with the level group only: add it, or take them out"))
+		faults = append(faults, errors.New("Groups are of use with the level group only: add it, or take them out")) //nolint:staticcheck // Group is a name
 	}
-	return append(faults, p.checkScopes()...)
+	return errors.Join(faults...)
 }
 
-func (p *Permission) checkScopes() (faults []error) {
+func (p *Permission) checkScopes() error {
+	var faults []error
 	list := strings.Fields(p.Scopes)
 	if len(list) > maxScopes {
 		faults = append(faults, fmt.Errorf("it has %d scopes: right are %d at most", len(list), maxScopes))
@@ -106,14 +128,14 @@ func (p *Permission) checkScopes() (faults []error) {
 		}
 	}
 	if len(p.Levels) == 0 || faults != nil {
-		return faults
+		return errors.Join(faults...)
 	}
 	rights := p.Rights()
 	if !slices.ContainsFunc(fhir.AllTypes(), rights.Exports) {
-		faults = append(faults, errors.New("it has levels, and no scope that lets it export any type: right are such as system/*.rs (to export is r and s)"))
+		faults = append(faults, errors.New("there are levels, and no scope that lets export any type: right are such as system/*.rs (to export is r and s)"))
 	}
 	if group, _ := fhir.ParseType("Group"); p.Level("group") && !rights.Reads(group) {
 		faults = append(faults, errors.New("the level group wants a scope to read Groups: add system/Group.rs"))
 	}
-	return faults
+	return errors.Join(faults...)
 }

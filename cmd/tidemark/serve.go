@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"tidemark/api"
@@ -95,7 +96,11 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger) (err error) 
 	if err != nil {
 		return err
 	}
-	server, err := newServer(c, db, tel, log)
+	known, err := openAccess(c)
+	if err != nil {
+		return err
+	}
+	server, err := newServer(c, db, known, tel, log)
 	if err != nil {
 		return err
 	}
@@ -154,8 +159,14 @@ func storeOptions(c *config.Config, tel *telemetry, log *slog.Logger) store.Opti
 	}
 }
 
-func newServer(c *config.Config, db *store.DB, tel *telemetry, log *slog.Logger) (*api.Server, error) {
+func newServer(c *config.Config, db *store.DB, known *known, tel *telemetry, log *slog.Logger) (*api.Server, error) {
+	if mode := c.AuthMode(); mode != "none" { // until the routes ask for tokens nothing may be served that wants them
+		return nil, fmt.Errorf("auth.mode %s is not served yet: use loopback addresses for http.listen and http.public_url, or accept open data with auth.mode: none and auth.allow_open_data: true", mode)
+	}
 	o := apiOptions(c, db, tel, log)
+	o.Clients, o.TokenSecrets, o.AuthMode = known.clients, known.secrets, c.AuthMode()
+	o.TokenLifetime, o.Audiences = time.Duration(c.Auth.TokenLifetime), c.Auth.Audiences
+	o.KeysAllow, o.KeysPlain = c.JWKS.Allow, c.JWKS.AllowHTTPLoopback
 	if c.HTTP.TLS.CertFile != "" {
 		cert, err := loadCertificate(c.HTTP.TLS.CertFile, c.HTTP.TLS.KeyFile)
 		if err != nil {
@@ -236,8 +247,11 @@ func publicMetrics(c *config.Config, tel *telemetry) http.Handler {
 // announce says what an operator should know at every start.
 func announce(c *config.Config, log *slog.Logger) {
 	log.Info("serving", "version", version, "base", c.HTTP.PublicURL, "listen", c.HTTP.Listen, "store", c.Store.Path, "topics", len(c.Topics))
-	if c.Auth.AllowOpenData {
+	if c.AuthMode() == "none" && c.Auth.AllowOpenData {
 		log.Warn("data is open: everyone who can reach the port can download all patients' data", "key", "auth.allow_open_data")
+	}
+	if c.AuthMode() == "builtin" && c.HTTP.TLS.CertFile == "" && !c.HTTP.Loopback() && !strings.HasPrefix(c.HTTP.PublicURL, "https://") {
+		log.Warn("tokens and data travel without encryption: set http.tls, or https in http.public_url where a proxy does it", "key", "http.tls.cert_file")
 	}
 	if c.Admin.Listen == "" && !c.HTTP.Loopback() {
 		log.Warn("/metrics is served nowhere: http.listen is no loopback address and admin.listen is empty")

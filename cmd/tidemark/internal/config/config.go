@@ -50,6 +50,8 @@ type Config struct {
 	Publish Publish `yaml:"publish"`
 	// Who may read.
 	Auth Auth `yaml:"auth"`
+	// How the keys of clients are fetched from their URLs.
+	JWKS JWKS `yaml:"jwks"`
 	// Bounds against clients that ask for too much.
 	Limits Limits `yaml:"limits"`
 	// The log on standard error.
@@ -110,7 +112,7 @@ type Retention struct {
 
 // HTTP is what bulk clients talk to.
 type HTTP struct {
-	// Host and port to listen on. Anything but a loopback address needs auth.allow_open_data.
+	// Host and port to listen on. On anything but a loopback address clients need tokens: auth.mode.
 	Listen string `yaml:"listen"`
 	// The FHIR base as clients see it: every URL that a client is given starts with it. Unset, it follows the port of http.listen.
 	PublicURL string `yaml:"public_url"`
@@ -234,10 +236,64 @@ type Publish struct {
 
 // Auth is who may read.
 type Auth struct {
-	// none: no tokens. auto is none while http.listen and http.public_url are loopback, and refuses to start otherwise.
-	Mode string `yaml:"mode" enum:"auto,none"`
-	// Serve without tokens on addresses that others can reach. Everyone who can reach the port can then download all patients' data.
+	// builtin: clients get tokens here (SMART Backend Services). external: from another server. none: no tokens are asked for. auto is none while http.listen and http.public_url are loopback, else builtin.
+	Mode string `yaml:"mode" enum:"auto,none,builtin,external"`
+	// Let auth.mode none hold on addresses that others can reach: everyone who can reach the port can then download all patients' data. Let admin.listen be such an address.
 	AllowOpenData bool `yaml:"allow_open_data"`
+	// How long an access token counts, 5m at most.
+	TokenLifetime Duration `yaml:"token_lifetime"`
+	// Further URLs of the token endpoint that clients may write into aud, beside the one under http.public_url: those by which they reach it behind a proxy.
+	Audiences []string `yaml:"audiences"`
+	// Clients; more by "tidemark client add". One that is taken out loses its jobs, and is another when it comes back.
+	Clients []Client `yaml:"clients"`
+	// The server that gives out tokens when auth.mode is external.
+	External External `yaml:"external"`
+}
+
+// Client is a program that may ask for data. It proves itself by one of jwks, jwks_file, jwks_uri, secret_file.
+type Client struct {
+	// What it calls itself (client_id): printable ASCII without spaces and colons.
+	ID string `yaml:"id"`
+	// What people call it.
+	Name string `yaml:"name,omitempty"`
+	// Its public keys, a JSON Web Key Set.
+	JWKS KeySet `yaml:"jwks,omitempty"`
+	// File with its public keys, a JSON Web Key Set; read at start.
+	JWKSFile string `yaml:"jwks_file,omitempty"`
+	// URL of its public keys; https.
+	JWKSURI string `yaml:"jwks_uri,omitempty"`
+	// File with a secret of 43 characters at least, such as "openssl rand -base64 32" makes, for a client that knows HTTP Basic only; a newline at its end does not count.
+	SecretFile string `yaml:"secret_file,omitempty"`
+	// What it may export: system, patient, group. None until told.
+	Levels []string `yaml:"levels,omitempty"`
+	// With the level group: ids of Groups, or "*" for all.
+	Groups []string `yaml:"groups,omitempty"`
+	// The most that it can be granted, such as [system/Patient.rs, "system/Observation.rs?category=laboratory"]: a list, or one text with spaces.
+	Scopes Scopes `yaml:"scopes,omitempty"`
+}
+
+// External is another server that gives out tokens.
+type External struct {
+	// What its tokens have as iss, exactly.
+	Issuer string `yaml:"issuer"`
+	// What they must have among their aud.
+	Audience string `yaml:"audience"`
+	// URL of its public keys; https.
+	JWKSURL string `yaml:"jwks_url"`
+	// The claim with the client's id.
+	ClientClaim string `yaml:"client_claim"`
+	// The claim with the scopes.
+	ScopeClaim string `yaml:"scope_claim"`
+	// Types of tokens (typ) that count.
+	TokenTypes []string `yaml:"token_types"`
+}
+
+// JWKS is how the keys of clients are fetched from their URLs.
+type JWKS struct {
+	// Hosts whose keys are fetched though they have an address in a private network.
+	Allow []string `yaml:"allow"`
+	// Let URLs of keys on this machine be plain http: for tests.
+	AllowHTTPLoopback bool `yaml:"allow_http_loopback"`
 }
 
 // Limits is bounds against clients that ask for too much.
@@ -288,9 +344,13 @@ func Default() *Config {
 		Export:     Export{Expires: day, File: ExportFile{MaxBytes: 256 << 20}, RetryAfter: second},
 		Presets:    map[string][]string{},
 		Publish:    Publish{Types: []string{}, Every: hour, SnapshotEvery: 7 * day, Grace: 7 * day},
-		Auth:       Auth{Mode: "auto"},
-		Limits:     Limits{Jobs: 100, PollsPerMinute: 120, Body: 1 << 20},
-		Log:        Log{Level: "info", Format: "auto"},
-		Telemetry:  Telemetry{Sample: 0.01},
+		Auth: Auth{
+			Mode: "auto", TokenLifetime: 5 * minute, Audiences: []string{}, Clients: []Client{},
+			External: External{ClientClaim: "client_id", ScopeClaim: "scope", TokenTypes: []string{"at+jwt"}},
+		},
+		JWKS:      JWKS{Allow: []string{}},
+		Limits:    Limits{Jobs: 100, PollsPerMinute: 120, Body: 1 << 20},
+		Log:       Log{Level: "info", Format: "auto"},
+		Telemetry: Telemetry{Sample: 0.01},
 	}
 }

@@ -214,10 +214,21 @@ func TestOpenDataIsRefused(t *testing.T) {
 		for _, mode := range []string{"auto", "none"} {
 			s := Source{Set: []string{test.set, "auth.mode=" + mode}}
 			got := faults(t, s)
-			if (len(got) > 0) != test.refuse {
-				t.Errorf("%s, auth.mode %s: got %q, want refusal %v", test.set, mode, got, test.refuse)
+			refuse := test.refuse && (mode == "none" || strings.HasPrefix(test.set, "admin.listen"))
+			if (len(got) > 0) != refuse {
+				t.Errorf("%s, auth.mode %s: got %q, want refusal %v", test.set, mode, got, refuse)
+				continue
 			}
-			if test.refuse && !strings.Contains(got[0], "auth.allow_open_data") {
+			if !refuse {
+				want := "none"
+				if test.refuse {
+					want = "builtin" // to be public is to ask for tokens
+				}
+				if l := load(t, s); l.AuthMode() != want && mode == "auto" {
+					t.Errorf("%s: auto is %s", test.set, l.AuthMode())
+				}
+			}
+			if refuse && !strings.Contains(got[0], "auth.allow_open_data") {
 				t.Errorf("%s: %q does not say what to do", test.set, got[0])
 			}
 			s.Set = append(s.Set, "auth.allow_open_data=true")
@@ -226,7 +237,7 @@ func TestOpenDataIsRefused(t *testing.T) {
 			}
 		}
 	}
-	got := faults(t, Source{Set: []string{"http.listen=:1"}})
+	got := faults(t, Source{Set: []string{"http.listen=:1", "auth.mode=none"}})
 	if !strings.Contains(strings.Join(got, ""), "everyone who can reach it can download all patients' data") {
 		t.Errorf("%q does not name the risk", got)
 	}
@@ -244,7 +255,7 @@ func TestValidate(t *testing.T) {
 		{"http.tls.cert_file=c", "http.tls.key_file: is missing"},
 		{"http.tls.key_file=c", "http.tls.cert_file: is missing"},
 		{"admin.listen=127.0.0.1:8080", "is http.listen too"},
-		{"auth.mode=builtin", "is not one of auto, none"},
+		{"auth.mode=basic", "is not one of auto, none, builtin, external"},
 		{"kafka.brokers=", "names no broker"},
 		{"kafka.brokers=a", "is not host:port"},
 		{"kafka.tls.ca_file=c", "kafka.tls.enabled: is false"},

@@ -128,7 +128,7 @@ func (d *decoding) report(e *yaml.LoadError) {
 
 // isText: the value is taken as text, whatever YAML would make of it.
 func isText(t reflect.Type) bool {
-	return t.Kind() == reflect.String || t == reflect.TypeFor[Duration]() || t == reflect.TypeFor[Bytes]()
+	return t.Kind() == reflect.String || t == reflect.TypeFor[Scopes]() || t == reflect.TypeFor[Duration]() || t == reflect.TypeFor[Bytes]()
 }
 
 func wanted(t reflect.Type) string {

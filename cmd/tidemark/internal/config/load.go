@@ -246,14 +246,24 @@ func (l *loader) target(path string) (into any, prefix, rest string, err error) 
 		return &l.Config, "", path, nil
 	}
 	number, rest, _ := strings.Cut(after, "].")
+	if list == "topics" {
+		into, err = element(&l.Topics, list, number)
+	} else {
+		into, err = element(&l.Auth.Clients, list, number)
+	}
+	return into, fmt.Sprintf("%s[%s]", list, number), rest, err
+}
+
+// element is the one of a list with a number, which may be the next one.
+func element[T any](of *[]T, list, number string) (*T, error) {
 	n, err := strconv.Atoi(number)
-	if err != nil || n < 0 || n > len(l.Topics) {
-		return nil, "", "", fmt.Errorf("there are %d %s: the next one is %s[%d]", len(l.Topics), list, list, len(l.Topics))
+	if have := len(*of); err != nil || n < 0 || n > have {
+		return nil, fmt.Errorf("there are %d %s: the next one is %s[%d]", have, list, list, have)
 	}
-	if n == len(l.Topics) {
-		l.Topics = append(l.Topics, Topic{})
+	if n == len(*of) {
+		*of = append(*of, *new(T))
 	}
-	return &l.Topics[n], fmt.Sprintf("%s[%d]", list, n), rest, nil
+	return &(*of)[n], nil
 }
 
 // valueNode makes text the YAML node that the key's type wants. Lists may be
@@ -275,7 +285,7 @@ func valueNode(k key, value string) (*yaml.Node, error) {
 			return nil, fmt.Errorf("%q is no list: write it as in YAML, in square brackets", value)
 		}
 		return document.Content[0], nil
-	case kind == reflect.Slice:
+	case kind == reflect.Slice && k.typ != reflect.TypeFor[Scopes](): // a scope may have commas
 		list := &yaml.Node{Kind: yaml.SequenceNode, Tag: "!!seq"}
 		for part := range strings.SplitSeq(value, ",") {
 			if part = strings.TrimSpace(part); part != "" {

@@ -34,7 +34,7 @@ func (l *Loaded) printSection(out *bytes.Buffer, indent, prefix string, section 
 		case isSection(v.Type()):
 			fmt.Fprintf(out, "%s%s:\n", indent, name)
 			l.printSection(out, indent+"  ", path, v)
-		case isList(v.Type()):
+		case isList(v.Type()) && v.Len() > 0:
 			fmt.Fprintf(out, "%s%s:\n", indent, name)
 			l.printList(out, indent, path, v)
 		case isMap(v.Type()) && v.Len() > 0:
@@ -76,6 +76,8 @@ func literal(v reflect.Value) string {
 			quoted = append(quoted, quote(hideUser(s)))
 		}
 		return "[" + strings.Join(quoted, ", ") + "]"
+	case Scopes:
+		return literal(reflect.ValueOf([]string(value)))
 	case map[string][]string:
 		return "{}" // Print writes the entries of one that has some
 	default:

@@ -68,6 +68,10 @@ func property(t *testing.T, v reflect.Value, docs map[string]string) object {
 		return schema(t, v, docs)
 	case isList(v.Type()):
 		item := schema(t, reflect.Zero(v.Type().Elem()), docs)
+		if v.Type().Elem() != reflect.TypeFor[Topic]() {
+			item["required"] = []string{"id"}
+			return object{"type": "array", "items": item}
+		}
 		item["required"] = []string{"format"}
 		item["oneOf"] = []object{{"required": []string{"name"}}, {"required": []string{"pattern"}}}
 		return object{"type": "array", "minItems": 1, "items": item}
@@ -86,6 +90,10 @@ func property(t *testing.T, v reflect.Value, docs map[string]string) object {
 			p["default"] = value
 		}
 		return p
+	case Scopes:
+		return object{"type": []string{"array", "string"}, "items": object{"type": "string"}}
+	case KeySet:
+		return object{"type": []string{"object", "string"}}
 	case *int:
 		return object{"type": "integer", "minimum": 0, "default": defaultStopAfter}
 	case int:
@@ -157,7 +165,11 @@ func tableRows(table *strings.Builder, prefix string, section reflect.Value, doc
 		case isSection(v.Type()):
 			tableRows(table, path, v, docs)
 		case isList(v.Type()):
-			tableRows(table, path+"[]", v.Index(0), docs)
+			one := reflect.Zero(v.Type().Elem())
+			if v.Len() > 0 {
+				one = v.Index(0)
+			}
+			tableRows(table, path+"[]", one, docs)
 		default:
 			value := literal(v)
 			if v.IsZero() && strings.HasSuffix(f.Tag.Get("yaml"), ",omitempty") {

@@ -19,7 +19,7 @@ import (
 // openDataRisk is said wherever data would be open to others. Whoever reads it
 // must understand it without knowing us.
 const openDataRisk = "without tokens everyone who can reach it can download all patients' data; " +
-	"use a loopback address such as 127.0.0.1, or accept the risk with auth.allow_open_data: true"
+	"give them out with auth.mode: builtin, use a loopback address such as 127.0.0.1, or accept the risk with auth.allow_open_data: true"
 
 // finish fills in what follows from other values.
 func (l *loader) finish() {
@@ -48,6 +48,7 @@ func (l *loader) validate() {
 	l.validateEnums()
 	l.validateSizes()
 	l.validateHTTP()
+	l.validateAuth()
 	l.validateKafka()
 	l.validateTopics()
 	l.validateGroups()
@@ -170,9 +171,9 @@ func (l *loader) atLeast(path string, got, want Bytes) {
 // validateHTTP holds the rule that data is open to nobody else unless the
 // operator says so in as many words.
 func (l *loader) validateHTTP() {
-	l.listener("http.listen", l.HTTP.Listen, openDataRisk)
+	l.listener("http.listen", l.HTTP.Listen, l.AuthMode() != "none", openDataRisk)
 	if l.Admin.Listen != "" {
-		l.listener("admin.listen", l.Admin.Listen, "metrics and profiles have no password; "+
+		l.listener("admin.listen", l.Admin.Listen, false, "metrics and profiles have no password; "+
 			"use a loopback address such as 127.0.0.1, or accept the risk with auth.allow_open_data: true")
 	}
 	if l.Admin.Listen != "" && l.Admin.Listen == l.HTTP.Listen && !strings.HasSuffix(l.Admin.Listen, ":0") {
@@ -182,13 +183,14 @@ func (l *loader) validateHTTP() {
 	l.both("http.tls.cert_file", l.HTTP.TLS.CertFile, "http.tls.key_file", l.HTTP.TLS.KeyFile)
 }
 
-func (l *loader) listener(path, address, risk string) {
+// listener checks an address to listen on, which others may reach if it is guarded.
+func (l *loader) listener(path, address string, guarded bool, risk string) {
 	host, port, err := net.SplitHostPort(address)
 	if n, portErr := strconv.ParseUint(port, 10, 16); err != nil || portErr != nil || n > 65535 {
 		l.invalid(path, "%q is not host:port", address)
 		return
 	}
-	if !l.Auth.AllowOpenData && !IsLoopback(host) {
+	if !guarded && !l.Auth.AllowOpenData && !IsLoopback(host) {
 		l.invalid(path, "%s is not a loopback address: %s", address, risk)
 	}
 }
@@ -203,7 +205,7 @@ func (l *loader) publicURL() {
 		l.invalid(path, "is not a URL such as https://fhir.example.org/fhir")
 	case u.User != nil || u.RawQuery != "" || u.Fragment != "" || strings.HasSuffix(u.Path, "/"):
 		l.invalid(path, "must end with the path of the FHIR base: no user, no query, no slash at the end")
-	case !l.Auth.AllowOpenData && !IsLoopback(u.Hostname()):
+	case l.AuthMode() == "none" && !l.Auth.AllowOpenData && !IsLoopback(u.Hostname()):
 		l.invalid(path, "%s is not a loopback address: %s", u.Host, openDataRisk)
 	}
 }

@@ -15,6 +15,7 @@ type Duration time.Duration
 const (
 	millisecond = Duration(time.Millisecond)
 	second      = Duration(time.Second)
+	minute      = Duration(time.Minute)
 	hour        = Duration(time.Hour)
 	day         = Duration(24 * time.Hour)
 )
