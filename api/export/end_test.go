@@ -29,10 +29,10 @@ func owned(owner access.Owner, scopes string) export.Request {
 func TestEndOf(t *testing.T) {
 	disk := vfs.NewMem()
 	db := makingStore(t, disk)
-	j := export.New(export.Of(db), export.Options{MaxJobs: 3})
+	j := export.New(export.Of(db), export.Options{MaxJobs: 4})
 	mine := start(t, j, owned("#1", "system/*.rs?_id=1,3"))
 	whole := start(t, j, owned("#1", "system/*.rs"))
-	other := start(t, j, owned("#2", "system/*.rs"))
+	other, free := start(t, j, owned("#2", "system/*.rs")), start(t, j, everything())
 	stop := runs(t, j)
 	planned(t, j, mine)
 	stop()
@@ -72,10 +72,12 @@ func TestEndOf(t *testing.T) {
 				t.Errorf("%s: left on the disk: %v", when, left)
 			}
 		}
-		if _, err := j.Manifest(other); err != nil || j.Len() != 1 {
-			t.Errorf("%s: another's job: %v, %d hold places", when, err, j.Len())
+		for _, id := range []string{other, free} {
+			if _, err := j.Manifest(id); err != nil || j.Len() != 2 {
+				t.Errorf("%s: another's job: %v, %d hold places", when, err, j.Len())
+			}
 		}
-		j = export.New(export.Of(db), export.Options{MaxJobs: 3})
+		j = export.New(export.Of(db), export.Options{MaxJobs: 4})
 	}
 	if n, err := j.EndOf(t.Context(), "#1"); n != 2 || err != nil {
 		t.Errorf("once more: %d, %v", n, err)

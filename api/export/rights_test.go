@@ -17,6 +17,7 @@ import (
 
 	"tidemark/api/export"
 	"tidemark/api/smart"
+	"tidemark/store"
 	"tidemark/store/fhir"
 )
 
@@ -407,4 +408,37 @@ func TestRightsAfterLastStates(t *testing.T) {
 			t.Error(text)
 		}
 	})
+}
+
+// TestRightsOfBlocks: what a client may not have puts nothing into blocks, for where
+// something stands would tell of it.
+func TestRightsOfBlocks(t *testing.T) {
+	for _, by := range []string{"Patient", "Encounter"} {
+		synctest.Test(t, func(t *testing.T) {
+			w := &ward{t: t, r: rand.New(rand.NewPCG(1, 66)), fs: vfs.NewMem(), unled: &unled{}}
+			w.open()
+			defer func() { w.db.Close() }()
+			observation := func(id, status, performer string) store.Change {
+				return scanned(t, "Observation/"+id, fmt.Sprintf(`,"status":%q,"subject":{"reference":"Patient/1"},"encounter":{"reference":"Encounter/1"},"performer":[{"reference":"Practitioner/%s"}]`, status, performer))
+			}
+			w.commit(
+				scanned(t, "Patient/1", ""), scanned(t, "Encounter/1", `,"subject":{"reference":"Patient/1"}`), scanned(t, "Practitioner/seen", ""), scanned(t, "Practitioner/hidden", ""),
+				observation("1", "final", "seen"), observation("2", "amended", "hidden"),
+			)
+			w.advance(2 * time.Second)
+			q := export.Request{URL: "x", Since: fhir.None, Upto: fhir.None, Access: &export.Access{
+				Owner: "#1", Rights: smart.Parse("system/Patient.rs system/Encounter.rs system/Practitioner.rs system/Observation.rs?status=final"),
+			}}
+			q.By, _ = fhir.ParseType(by)
+			id := start(t, w.jobs, q)
+			stop := runs(t, w.jobs)
+			synctest.Wait()
+			stop()
+			lines, _ := w.held(id)
+			text := strings.Join(lines, "")
+			if !strings.Contains(text, `"id":"seen"`) || strings.Contains(text, "hidden") {
+				t.Errorf("blocks of %s:\n%s", by, text)
+			}
+		})
+	}
 }
