@@ -12,10 +12,14 @@ import (
 	"tidemark/cmd/tidemark/internal/config"
 )
 
-// adminHandler serves operators: metrics and profiles, never data.
-func adminHandler(metrics http.Handler) http.Handler {
+// adminHandler serves operators: metrics, probes and profiles, never data. The
+// probes are those of http.listen, for platforms that cannot ask there: with mutual
+// TLS they have no certificate.
+func adminHandler(metrics, probes http.Handler) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", metrics)
+	mux.Handle("GET /healthz", probes)
+	mux.Handle("GET /readyz", probes)
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)

@@ -1,14 +1,8 @@
 package main
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"encoding/pem"
 	"io"
 	"log/slog"
-	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -16,8 +10,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"testing/synctest"
-	"time"
 
 	"tidemark/cmd/tidemark/internal/config"
 )
@@ -149,7 +141,10 @@ func TestLogFormat(t *testing.T) {
 }
 
 func TestAdmin(t *testing.T) {
-	handler := ownHost(adminHandler(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "metrics") })))
+	word := func(text string) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, text) })
+	}
+	handler := ownHost(adminHandler(word("metrics"), word("ok")))
 	for _, test := range []struct {
 		host, path string
 		want       int
@@ -158,7 +153,10 @@ func TestAdmin(t *testing.T) {
 		{"localhost:8081", "/debug/pprof/", http.StatusOK},
 		{"[::1]:8081", "/debug/pprof/heap", http.StatusOK},
 		{"[::1]", "/metrics", http.StatusOK},
+		{"localhost", "/healthz", http.StatusOK},
+		{"localhost", "/readyz", http.StatusOK},
 		{"localhost", "/nothing", http.StatusNotFound},
+		{"localhost", "/fhir/metadata", http.StatusNotFound},
 		{"evil.example.org:8081", "/metrics", http.StatusMisdirectedRequest},
 		{"127.0.0.1.example.org", "/debug/pprof/", http.StatusMisdirectedRequest},
 	} {
@@ -182,76 +180,6 @@ func TestTakenPortNamesItsKey(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "--set admin.listen=") {
 		t.Errorf("got error %v, want one that names the key", err)
 	}
-}
-
-// writePair writes a self-signed certificate with this serial number.
-func writePair(t *testing.T, certFile, keyFile string, serial int64) {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(serial), DNSNames: []string{"localhost"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		NotBefore: time.Unix(0, 0), NotAfter: time.Now().AddDate(1, 0, 0),
-	}
-	cert, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	secret, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, block := range map[string]*pem.Block{
-		certFile: {Type: "CERTIFICATE", Bytes: cert}, keyFile: {Type: "PRIVATE KEY", Bytes: secret},
-	} {
-		if err := os.WriteFile(name, pem.EncodeToMemory(block), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		stamp := time.Unix(serial, 0) // file clocks are too coarse to tell the versions apart
-		if err := os.Chtimes(name, stamp, stamp); err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
-func TestCertificateFollowsItsFiles(t *testing.T) {
-	dir := t.TempDir()
-	certFile, keyFile := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
-	if _, err := loadCertificate(certFile, keyFile); err == nil || !strings.Contains(err.Error(), "http.tls") {
-		t.Errorf("missing files: got error %v, want one that names the key", err)
-	}
-	writePair(t, certFile, keyFile, 1)
-	synctest.Test(t, func(t *testing.T) {
-		c, err := loadCertificate(certFile, keyFile)
-		if err != nil {
-			t.Fatal(err)
-		}
-		serial := func() int64 {
-			<-time.After(2 * certificateLife)
-			pair, err := c.get(nil)
-			if err != nil {
-				t.Fatal(err)
-			}
-			leaf, err := x509.ParseCertificate(pair.Certificate[0])
-			if err != nil {
-				t.Fatal(err)
-			}
-			return leaf.SerialNumber.Int64()
-		}
-		if got := serial(); got != 1 {
-			t.Errorf("got certificate %d, want 1", got)
-		}
-		writePair(t, certFile, filepath.Join(dir, "other.pem"), 2)
-		if got := serial(); got != 1 {
-			t.Errorf("certificate without its key: got %d, want 1", got)
-		}
-		writePair(t, certFile, keyFile, 3)
-		if got := serial(); got != 3 {
-			t.Errorf("replaced: got certificate %d, want 3", got)
-		}
-	})
 }
 
 // What is configured reaches the server.

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -117,7 +116,9 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger) (err error) 
 		if err != nil {
 			return err
 		}
-		run := func(ctx context.Context) error { return runAdmin(ctx, listener, adminHandler(tel.metrics)) }
+		run := func(ctx context.Context) error {
+			return runAdmin(ctx, listener, adminHandler(tel.metrics, server.Handler()))
+		}
 		stages = append(stages, stage{"admin", run, adminGrace})
 	}
 	if control := listenControl(ctx, c.Store.Path, log); control != nil {
@@ -168,11 +169,11 @@ func newServer(c *config.Config, db *store.DB, known *known, tel *telemetry, log
 	o.TokenLifetime, o.Audiences = time.Duration(c.Auth.TokenLifetime), c.Auth.Audiences
 	o.KeysAllow, o.KeysPlain = c.JWKS.Allow, c.JWKS.AllowHTTPLoopback
 	if c.HTTP.TLS.CertFile != "" {
-		cert, err := loadCertificate(c.HTTP.TLS.CertFile, c.HTTP.TLS.KeyFile)
+		cert, err := loadCertificate(c.HTTP.TLS, log)
 		if err != nil {
 			return nil, err
 		}
-		o.TLS = &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: cert.get}
+		o.TLS = cert.config()
 	}
 	server, err := api.New(o)
 	if err != nil {

@@ -126,6 +126,8 @@ type ServerTLS struct {
 	CertFile string `yaml:"cert_file"`
 	// PEM file with the private key.
 	KeyFile string `yaml:"key_file"`
+	// PEM file with the authorities of clients' certificates: without one of theirs nobody comes in, in addition to auth (mutual TLS). Empty: no certificate is asked for.
+	ClientCAFile string `yaml:"client_ca_file"`
 }
 
 // Admin is what operators talk to.

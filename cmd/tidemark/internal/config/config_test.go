@@ -162,7 +162,7 @@ func TestSettingByText(t *testing.T) {
 			c.HTTP.Listen, c.HTTP.PublicURL = "127.0.0.1:9999", "http://127.0.0.1:9999/fhir"
 		}},
 		{"and the scheme", nil, []string{"http.tls.cert_file=c", "http.tls.key_file=k"}, func(c *Config) {
-			c.HTTP.TLS = ServerTLS{"c", "k"}
+			c.HTTP.TLS = ServerTLS{CertFile: "c", KeyFile: "k"}
 			c.HTTP.PublicURL = "https://127.0.0.1:8080/fhir"
 		}},
 	}

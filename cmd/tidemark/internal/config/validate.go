@@ -181,6 +181,9 @@ func (l *loader) validateHTTP() {
 	}
 	l.publicURL()
 	l.both("http.tls.cert_file", l.HTTP.TLS.CertFile, "http.tls.key_file", l.HTTP.TLS.KeyFile)
+	if l.HTTP.TLS.ClientCAFile != "" && l.HTTP.TLS.CertFile == "" {
+		l.invalid("http.tls.client_ca_file", "asks for clients' certificates without TLS: http.tls.cert_file and http.tls.key_file are missing")
+	}
 }
 
 // listener checks an address to listen on, which others may reach if it is guarded.
