@@ -118,14 +118,10 @@ func (s *Server) routes(b *bulk.Handlers, one *read.Handlers, p *bulk.Publishing
 	// Probes come under whatever name the platform knows us by, and learn
 	// nothing: they alone stand before the check of Host.
 	all := chi.NewRouter()
-	s.at(all, "/healthz", "/healthz", reading(probe("/healthz", s.healthz)))
-	s.at(all, "/readyz", "/readyz", reading(probe("/readyz", s.readyz)))
-	if s.gate.Needed { // what a foreign page could read in a browser, it has a token for
-		all.NotFound(named.ServeHTTP)
-	} else {
-		all.NotFound(s.hosts.check(named, open("foreign host", s.hosts.refuse)))
-	}
-	return outermost(all)
+	s.at(all, "/healthz", "/healthz", reading(debug("/healthz", s.healthz)))
+	s.at(all, "/readyz", "/readyz", reading(debug("/readyz", s.readyz)))
+	all.NotFound(s.hosts.check(named, info("foreign host", s.hosts.refuse)))
+	return outermost(onlySecure(s.o.PublicURL, s.cors(all)))
 }
 
 // answerTime bounds how long a client may take to accept an answer; downloads

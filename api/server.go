@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"strings"
 	"time"
@@ -56,6 +57,10 @@ type Options struct {
 	Auth Auth
 	// TLS serves https; nil: http.
 	TLS *tls.Config
+	// CORS are the origins whose pages may read answers (http.cors.origins; default: none).
+	CORS []string
+	// TrustedProxies are believed on whom they speak for (http.trusted_proxies; default: nobody).
+	TrustedProxies []netip.Prefix
 
 	Expires          time.Duration // export.expires, default 24 h
 	RetryAfter       time.Duration // export.retry_after, default 1 s
@@ -138,8 +143,7 @@ type Server struct {
 	jobs     *export.Jobs
 	pages    *publish.Pages
 	hosts    hosts
-	gate     *access.Gate
-	mounted  []Mount
+	proxies  proxies
 	seen     *observer
 	handler  http.Handler
 	listener net.Listener // set by Listen
@@ -170,7 +174,8 @@ func New(o Options) (*Server, error) {
 			Checkpoint:     o.Checkpoint,
 			Logger:         o.Logger,
 		}),
-		hosts: newHosts(o.Listen, public, o.Hosts),
+		hosts:   newHosts(o.Listen, public, o.Hosts),
+		proxies: o.TrustedProxies,
 	}
 	if s.pages, err = publish.New(o.Store, o.publishing()); err != nil {
 		return nil, err

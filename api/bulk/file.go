@@ -76,7 +76,7 @@ func (b Body) Serve(w http.ResponseWriter, r *http.Request) error {
 	}
 	head := w.Header()
 	head.Set("ETag", b.Tag)
-	head.Set("Vary", b.Vary)
+	head.Add("Vary", b.Vary) // beside Origin
 	head.Set("Cache-Control", b.Caching)
 	if part.status == http.StatusNotModified {
 		w.WriteHeader(part.status)

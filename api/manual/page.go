@@ -50,7 +50,7 @@ func newPage(f Facts) (*page, error) {
 // there would have to search the whole server, which it cannot; it is told so,
 // and where to go.
 func (h *Handlers) Page(w http.ResponseWriter, r *http.Request) error {
-	w.Header().Set("Vary", "Accept")
+	w.Header().Add("Vary", "Accept") // beside Origin
 	if r.URL.RawQuery != "" || !bulk.PrefersHTML(r.Header) {
 		return bulk.Refuse(bulk.Missing, outcome.NotSupported, "%s is no resource, and the whole server cannot be searched: GET %s/metadata for what it can do, %s/$export for an export; a browser finds its documentation here (Accept: text/html)",
 			h.facts.Base, h.facts.Base, h.facts.Base)

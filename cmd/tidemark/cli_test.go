@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -187,6 +188,7 @@ func TestAPIOptions(t *testing.T) {
 	c := config.Default()
 	c.Export.Workers = 7
 	c.Presets = map[string][]string{"claims": {"Claim", "Coverage"}}
+	c.HTTP.CORS.Origins, c.HTTP.TrustedProxies = []string{"https://app.example.org"}, []string{"10.0.0.7/8", "fd00::1"}
 	tel, err := newTelemetry(t.Context(), c.Telemetry, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
@@ -195,6 +197,9 @@ func TestAPIOptions(t *testing.T) {
 	o := apiOptions(c, nil, tel, slog.New(slog.DiscardHandler))
 	if o.Workers != 7 || len(o.Presets["claims"]) != 2 || o.Presets["claims"][0].String() != "Claim" {
 		t.Errorf("workers %d, presets %v", o.Workers, o.Presets)
+	}
+	if got := fmt.Sprint(o.CORS, o.TrustedProxies); got != "[https://app.example.org] [10.0.0.0/8 fd00::1/128]" {
+		t.Errorf("CORS and proxies: %s", got)
 	}
 }
 

@@ -188,6 +188,8 @@ func apiOptions(c *config.Config, db *store.DB, tel *telemetry, log *slog.Logger
 		Ready:            func() bool { return db.Status().Ready },
 		Listen:           c.HTTP.Listen,
 		PublicURL:        c.HTTP.PublicURL,
+		CORS:             c.HTTP.CORS.Origins,
+		TrustedProxies:   c.HTTP.Proxies(),
 		OwnBases:         ownBases(c),
 		Expires:          time.Duration(c.Export.Expires),
 		RetryAfter:       time.Duration(c.Export.RetryAfter),

@@ -118,6 +118,16 @@ type HTTP struct {
 	PublicURL string `yaml:"public_url"`
 	// The server's certificate; empty: plain HTTP.
 	TLS ServerTLS `yaml:"tls"`
+	// Pages of other origins, in browsers.
+	CORS CORS `yaml:"cors"`
+	// Addresses and networks, such as 10.0.0.0/8, of proxies in front of the server: what they write into X-Forwarded-For is taken for the client's address in the audit. From all others it is ignored.
+	TrustedProxies []string `yaml:"trusted_proxies"`
+}
+
+// CORS is pages of other origins, in browsers.
+type CORS struct {
+	// Origins whose pages may send requests and read the answers, such as https://app.example.org. "*" is refused. Empty: none.
+	Origins []string `yaml:"origins"`
 }
 
 // ServerTLS is the server's certificate.
@@ -339,7 +349,7 @@ func Default() *Config {
 		Watermark:  Watermark{Allowance: second, MaxClockStep: 30 * second},
 		Compaction: Compaction{Cores: 0.5, WriteRate: 50 << 20, SettleAfter: day},
 		Retention:  Retention{Deleted: 400 * day, LastState: 30 * day, DeadLetters: 90 * day},
-		HTTP:       HTTP{Listen: "127.0.0.1:8080", PublicURL: defaultBase},
+		HTTP:       HTTP{Listen: "127.0.0.1:8080", PublicURL: defaultBase, CORS: CORS{Origins: []string{}}, TrustedProxies: []string{}},
 		Kafka:      Kafka{Brokers: []string{"127.0.0.1:9092"}, Group: "tidemark", MaxRecord: 128 << 20},
 		Topics:     []Topic{{Name: "fhir-changes", Format: "resource", StopAfter: new(defaultStopAfter)}},
 		Resources:  Resources{InjectMeta: true, OwnBases: []string{}},

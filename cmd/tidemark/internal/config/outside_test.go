@@ -1,6 +1,7 @@
 package config
 
 import (
+	"fmt"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -17,11 +18,35 @@ func TestOutside(t *testing.T) {
 			"certificates of clients without TLS", "http:\n  tls: {client_ca_file: ca.pem}",
 			[]string{"tidemark.yaml:2: http.tls.client_ca_file: asks for clients' certificates without TLS: http.tls.cert_file and http.tls.key_file are missing"},
 		},
+		{"what is right", `http: {cors: {origins: [https://a.example.org, "http://localhost:3000"]}, trusted_proxies: [10.0.0.1, 10.0.0.0/8, "fd00::/8"]}`, nil},
+		{"no address", "http: {trusted_proxies: [10.0.0.1, proxy]}", []string{`tidemark.yaml:1: http.trusted_proxies: "proxy" is no address or network, such as 10.0.0.1 or 10.0.0.0/8`}},
+		{"no network", "http: {trusted_proxies: [10.0.0.0/33]}", []string{`tidemark.yaml:1: http.trusted_proxies: "10.0.0.0/33" is no address or network, such as 10.0.0.1 or 10.0.0.0/8`}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			if d := cmp.Diff(test.want, faults(t, Source{File: write(t, test.text)})); d != "" {
 				t.Error(d)
 			}
 		})
+	}
+}
+
+// An origin that browsers never send, or that stands for everybody, is a fault.
+func TestOrigins(t *testing.T) {
+	for origin, why := range map[string]string{
+		"*":                      "stands for pages that nobody knows",
+		"https://*.example.org":  "stands for pages that nobody knows",
+		"null":                   "is what any page can send that hides its origin",
+		"":                       "is no URL",
+		"app.example.org":        "is no URL",
+		"ftp://app.example.org":  "is no URL",
+		"https://a.example.org/": "has more than a scheme, a host and a port, or capitals",
+		"https://A.example.org":  "has more than a scheme, a host and a port, or capitals",
+		"http://a:80":            "has a port that browsers leave out",
+		"https://a:443":          "has a port that browsers leave out",
+	} {
+		want := []string{fmt.Sprintf("tidemark.yaml:1: http.cors.origins: %q %s: right is an origin as browsers send it, such as https://app.example.org", origin, why)}
+		if d := cmp.Diff(want, faults(t, Source{File: write(t, fmt.Sprintf("http: {cors: {origins: [%q]}}", origin))})); d != "" {
+			t.Error(d)
+		}
 	}
 }

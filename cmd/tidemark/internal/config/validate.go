@@ -48,7 +48,7 @@ func (l *loader) validate() {
 	l.validateEnums()
 	l.validateSizes()
 	l.validateHTTP()
-	l.validateAuth()
+	l.validateOutside()
 	l.validateKafka()
 	l.validateTopics()
 	l.validateGroups()
@@ -216,6 +216,57 @@ func (l *loader) publicURL() {
 func isHTTPURL(s string) bool {
 	u, err := url.Parse(s)
 	return err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Hostname() != ""
+}
+
+// validateOutside: whom browsers and the audit believe.
+func (l *loader) validateOutside() {
+	for _, o := range l.HTTP.CORS.Origins {
+		if reason := notOrigin(o); reason != "" {
+			l.invalid("http.cors.origins", "%q %s: right is an origin as browsers send it, such as https://app.example.org", o, reason)
+		}
+	}
+	for _, p := range l.HTTP.TrustedProxies {
+		if _, err := parsePrefix(p); err != nil {
+			l.invalid("http.trusted_proxies", "%q is no address or network, such as 10.0.0.1 or 10.0.0.0/8", p)
+		}
+	}
+}
+
+// notOrigin tells why a text is not what browsers send as Origin (RFC 6454, section 7),
+// "" if it may be.
+func notOrigin(s string) string {
+	switch u, err := url.Parse(s); {
+	case strings.Contains(s, "*"):
+		return "stands for pages that nobody knows"
+	case s == "null":
+		return "is what any page can send that hides its origin"
+	case err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "":
+		return "is no URL"
+	case s != u.Scheme+"://"+u.Host || s != strings.ToLower(s):
+		return "has more than a scheme, a host and a port, or capitals"
+	case u.Scheme == "http" && u.Port() == "80" || u.Scheme == "https" && u.Port() == "443":
+		return "has a port that browsers leave out"
+	}
+	return ""
+}
+
+// parsePrefix reads a network, or the network of one address.
+func parsePrefix(s string) (netip.Prefix, error) {
+	if a, err := netip.ParseAddr(s); err == nil {
+		return a.Prefix(a.BitLen())
+	}
+	p, err := netip.ParsePrefix(s)
+	return p.Masked(), err
+}
+
+// Proxies are the networks of TrustedProxies.
+func (h *HTTP) Proxies() []netip.Prefix {
+	var all []netip.Prefix
+	for _, s := range h.TrustedProxies {
+		p, _ := parsePrefix(s) // was checked
+		all = append(all, p)
+	}
+	return all
 }
 
 // IsLoopback: only programs on this machine reach the host. Of names only
