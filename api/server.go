@@ -61,6 +61,9 @@ type Options struct {
 	CORS []string
 	// TrustedProxies are believed on whom they speak for (http.trusted_proxies; default: nobody).
 	TrustedProxies []netip.Prefix
+	// MaxConnections are open at once (limits.connections), and MaxPerAddress
+	// of one address that is no trusted proxy (limits.connections_per_address); 0: no bound.
+	MaxConnections, MaxPerAddress int
 
 	Expires          time.Duration // export.expires, default 24 h
 	RetryAfter       time.Duration // export.retry_after, default 1 s
@@ -144,6 +147,7 @@ type Server struct {
 	pages    *publish.Pages
 	hosts    hosts
 	proxies  proxies
+	conns    *connections
 	seen     *observer
 	handler  http.Handler
 	listener net.Listener // set by Listen
@@ -182,6 +186,9 @@ func New(o Options) (*Server, error) {
 	}
 	s.gate = s.newGate()
 	if s.seen, err = newObserver(o, s.faultOf); err != nil {
+		return nil, err
+	}
+	if s.conns, err = newConnections(o); err != nil {
 		return nil, err
 	}
 	if err := s.countJobs(); err != nil {
@@ -300,6 +307,7 @@ func (s *Server) server() *http.Server {
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
+		ConnState:         s.conns.follow,
 		ErrorLog:          slog.NewLogLogger(s.o.Logger.Handler(), slog.LevelWarn),
 	}
 }

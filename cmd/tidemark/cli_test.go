@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"tidemark/cmd/tidemark/internal/config"
+	"tidemark/store"
 )
 
 // command runs one command line and returns what it prints and its exit code.
@@ -167,6 +168,49 @@ func TestAdmin(t *testing.T) {
 		handler.ServeHTTP(answer, r)
 		if answer.Code != test.want {
 			t.Errorf("%s at %s: got %d, want %d", test.path, test.host, answer.Code, test.want)
+		}
+	}
+}
+
+// Metrics are on http.listen only while nobody else reaches it and they have no place of
+// their own; profiles are never there.
+func TestMetricsAreForOperators(t *testing.T) {
+	for _, test := range []struct {
+		listen, admin string
+		want          int
+	}{
+		{"127.0.0.1:8080", "", http.StatusOK},
+		{"127.0.0.1:8080", "127.0.0.1:8081", http.StatusNotFound},
+		{"0.0.0.0:8080", "", http.StatusNotFound},
+		{":8080", "", http.StatusNotFound},
+		{"0.0.0.0:8080", "127.0.0.1:8081", http.StatusNotFound},
+	} {
+		c := config.Default()
+		c.HTTP.Listen, c.Admin.Listen = test.listen, test.admin
+		log := slog.New(slog.DiscardHandler)
+		tel, err := newTelemetry(t.Context(), c.Telemetry, log)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer tel.shutdown(t.Context()) //nolint:errcheck // nothing is sent
+		db, err := store.Open(t.TempDir(), store.Options{Logger: log})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer db.Close()
+		server, err := newServer(c, db, tel, log)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for path, want := range map[string]int{"/metrics": test.want, "/debug/pprof/": http.StatusNotFound, "/debug/pprof/heap": http.StatusNotFound, "/healthz": http.StatusOK} {
+			answer := httptest.NewRecorder()
+			server.Handler().ServeHTTP(answer, httptest.NewRequest(http.MethodGet, "http://localhost"+path, nil))
+			if answer.Code != want {
+				t.Errorf("%s on %s, admin %q: %d, want %d", path, test.listen, test.admin, answer.Code, want)
+			}
+			if path == "/healthz" && answer.Body.String() != "ok\n" {
+				t.Errorf("/healthz tells %q", answer.Body)
+			}
 		}
 	}
 }

@@ -200,6 +200,8 @@ func apiOptions(c *config.Config, db *store.DB, tel *telemetry, log *slog.Logger
 		Workers:          c.Export.Workers,
 		Inline:           int64(c.Export.InlineAttachments),
 		MaxBody:          int64(c.Limits.Body),
+		MaxConnections:   c.Limits.Connections,
+		MaxPerAddress:    c.Limits.ConnectionsPerAddress,
 		Deletions:        time.Duration(c.Retention.Deleted),
 		Presets:          presets(c),
 		Publish:          publishOptions(c),
@@ -258,6 +260,10 @@ func announce(c *config.Config, log *slog.Logger) {
 	}
 	if c.Admin.Listen == "" && !c.HTTP.Loopback() {
 		log.Warn("/metrics is served nowhere: http.listen is no loopback address and admin.listen is empty")
+	}
+	if n := maxFiles(); n < 2*uint64(c.Limits.Connections)+storeFiles {
+		log.Warn("this process may open too few files for the connections that are allowed: raise the limit (LimitNOFILE, ulimit -n), or lower limits.connections",
+			"files", n, "connections", c.Limits.Connections)
 	}
 	if c.Kafka.SASL.Mechanism != "" && !c.Kafka.TLS.Enabled {
 		log.Warn("the password for Kafka travels without encryption", "key", "kafka.tls.enabled")

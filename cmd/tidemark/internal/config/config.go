@@ -142,8 +142,10 @@ type ServerTLS struct {
 
 // Admin is what operators talk to.
 type Admin struct {
-	// Host and port for /metrics and /debug/pprof. Empty: /metrics is on http.listen while that is loopback, else nowhere; profiles are nowhere.
+	// Host and port for /metrics, /debug/pprof and the probes. Empty: /metrics is on http.listen while that is loopback, else nowhere; profiles are nowhere. Anything but a loopback address needs admin.allow_open.
 	Listen string `yaml:"listen"`
+	// Serve metrics and profiles, which have no password, on an address that others can reach.
+	AllowOpen bool `yaml:"allow_open"`
 }
 
 // Kafka is where changes come from.
@@ -316,6 +318,10 @@ type Limits struct {
 	PollsPerMinute int `yaml:"polls_per_minute"`
 	// Largest request body.
 	Body Bytes `yaml:"body"`
+	// Connections to http.listen that are open at the same time; one more is closed at once. Each may need two file descriptors. 0: no bound.
+	Connections int `yaml:"connections"`
+	// Those of one address (of IPv6: one /64) that is not among http.trusted_proxies. 0: no bound.
+	ConnectionsPerAddress int `yaml:"connections_per_address"`
 }
 
 // Log is the log on standard error.
@@ -356,13 +362,9 @@ func Default() *Config {
 		Export:     Export{Expires: day, File: ExportFile{MaxBytes: 256 << 20}, RetryAfter: second},
 		Presets:    map[string][]string{},
 		Publish:    Publish{Types: []string{}, Every: hour, SnapshotEvery: 7 * day, Grace: 7 * day},
-		Auth: Auth{
-			Mode: "auto", TokenLifetime: 5 * minute, Audiences: []string{}, Clients: []Client{},
-			External: External{ClientClaim: "client_id", ScopeClaim: "scope", TokenTypes: []string{"at+jwt"}},
-		},
-		JWKS:      JWKS{Allow: []string{}},
-		Limits:    Limits{Jobs: 100, PollsPerMinute: 120, Body: 1 << 20},
-		Log:       Log{Level: "info", Format: "auto"},
-		Telemetry: Telemetry{Sample: 0.01},
+		Auth:       Auth{Mode: "auto"},
+		Limits:     Limits{Jobs: 100, PollsPerMinute: 120, Body: 1 << 20, Connections: 4096, ConnectionsPerAddress: 1024},
+		Log:        Log{Level: "info", Format: "auto"},
+		Telemetry:  Telemetry{Sample: 0.01},
 	}
 }

@@ -18,6 +18,20 @@ func TestOutside(t *testing.T) {
 			"certificates of clients without TLS", "http:\n  tls: {client_ca_file: ca.pem}",
 			[]string{"tidemark.yaml:2: http.tls.client_ca_file: asks for clients' certificates without TLS: http.tls.cert_file and http.tls.key_file are missing"},
 		},
+		{"admin for itself", `admin: {listen: "127.0.0.1:1"}`, nil},
+		{"admin for others", `admin: {listen: ":1"}`, []string{
+			"tidemark.yaml:1: admin.listen: :1 is not a loopback address: metrics and profiles have no password; use a loopback address such as 127.0.0.1, or accept the risk with admin.allow_open: true",
+		}},
+		{"admin for others is no matter of tokens", "admin: {listen: 10.0.0.1:1}\nauth: {allow_open_data: true}", []string{
+			"tidemark.yaml:1: admin.listen: 10.0.0.1:1 is not a loopback address: metrics and profiles have no password; use a loopback address such as 127.0.0.1, or accept the risk with admin.allow_open: true",
+		}},
+		{"admin for others, as was said", `admin: {listen: ":1", allow_open: true}`, nil},
+		{"admin on the port of clients", `admin: {listen: "127.0.0.1:8080"}`, []string{
+			"tidemark.yaml:1: admin.listen: is http.listen too: leave it empty to have /metrics there",
+		}},
+		{"less than no connections", "limits:\n  connections: -1\n  connections_per_address: -1", []string{
+			"tidemark.yaml:2: limits.connections: must be 0 (no bound) or more", "tidemark.yaml:3: limits.connections_per_address: must be 0 (no bound) or more",
+		}},
 		{"what is right", `http: {cors: {origins: [https://a.example.org, "http://localhost:3000"]}, trusted_proxies: [10.0.0.1, 10.0.0.0/8, "fd00::/8"]}`, nil},
 		{"no address", "http: {trusted_proxies: [10.0.0.1, proxy]}", []string{`tidemark.yaml:1: http.trusted_proxies: "proxy" is no address or network, such as 10.0.0.1 or 10.0.0.0/8`}},
 		{"no network", "http: {trusted_proxies: [10.0.0.0/33]}", []string{`tidemark.yaml:1: http.trusted_proxies: "10.0.0.0/33" is no address or network, such as 10.0.0.1 or 10.0.0.0/8`}},

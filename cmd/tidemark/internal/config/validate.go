@@ -48,6 +48,7 @@ func (l *loader) validate() {
 	l.validateEnums()
 	l.validateSizes()
 	l.validateHTTP()
+	l.validateAdmin()
 	l.validateOutside()
 	l.validateKafka()
 	l.validateTopics()
@@ -144,6 +145,12 @@ func (l *loader) validateSizes() {
 	if l.Limits.PollsPerMinute < 1 {
 		l.invalid("limits.polls_per_minute", "must be at least 1")
 	}
+	if l.Limits.Connections < 0 {
+		l.invalid("limits.connections", "must be 0 (no bound) or more")
+	}
+	if l.Limits.ConnectionsPerAddress < 0 {
+		l.invalid("limits.connections_per_address", "must be 0 (no bound) or more")
+	}
 	if w := l.Export.Workers; w != 0 && (w < 2 || w > maxWorkers) {
 		l.invalid("export.workers", "must be 0 (half of the processors), or 2 to %d", maxWorkers)
 	}
@@ -171,14 +178,7 @@ func (l *loader) atLeast(path string, got, want Bytes) {
 // validateHTTP holds the rule that data is open to nobody else unless the
 // operator says so in as many words.
 func (l *loader) validateHTTP() {
-	l.listener("http.listen", l.HTTP.Listen, l.AuthMode() != "none", openDataRisk)
-	if l.Admin.Listen != "" {
-		l.listener("admin.listen", l.Admin.Listen, false, "metrics and profiles have no password; "+
-			"use a loopback address such as 127.0.0.1, or accept the risk with auth.allow_open_data: true")
-	}
-	if l.Admin.Listen != "" && l.Admin.Listen == l.HTTP.Listen && !strings.HasSuffix(l.Admin.Listen, ":0") {
-		l.invalid("admin.listen", "is http.listen too: leave it empty to have /metrics there")
-	}
+	l.listener("http.listen", l.HTTP.Listen, openDataRisk)
 	l.publicURL()
 	l.both("http.tls.cert_file", l.HTTP.TLS.CertFile, "http.tls.key_file", l.HTTP.TLS.KeyFile)
 	if l.HTTP.TLS.ClientCAFile != "" && l.HTTP.TLS.CertFile == "" {
@@ -186,15 +186,40 @@ func (l *loader) validateHTTP() {
 	}
 }
 
-// listener checks an address to listen on, which others may reach if it is guarded.
-func (l *loader) listener(path, address string, guarded bool, risk string) {
-	host, port, err := net.SplitHostPort(address)
-	if n, portErr := strconv.ParseUint(port, 10, 16); err != nil || portErr != nil || n > 65535 {
-		l.invalid(path, "%q is not host:port", address)
+func (l *loader) listener(path, address, risk string) {
+	host, ok := l.hostPort(path, address)
+	if !ok {
 		return
 	}
 	if !guarded && !l.Auth.AllowOpenData && !IsLoopback(host) {
 		l.invalid(path, "%s is not a loopback address: %s", address, risk)
+	}
+}
+
+// hostPort is the host of an address to listen on.
+func (l *loader) hostPort(path, address string) (host string, ok bool) {
+	host, port, err := net.SplitHostPort(address)
+	if n, portErr := strconv.ParseUint(port, 10, 16); err != nil || portErr != nil || n > 65535 {
+		l.invalid(path, "%q is not host:port", address)
+		return "", false
+	}
+	return host, true
+}
+
+// validateAdmin: what has no password is on loopback, unless the operator says in as
+// many words that its address is a network of his own.
+func (l *loader) validateAdmin() {
+	const path = "admin.listen"
+	address := l.Admin.Listen
+	if address == "" {
+		return
+	}
+	host, ok := l.hostPort(path, address)
+	if ok && !l.Admin.AllowOpen && !IsLoopback(host) {
+		l.invalid(path, "%s is not a loopback address: metrics and profiles have no password; use a loopback address such as 127.0.0.1, or accept the risk with admin.allow_open: true", address)
+	}
+	if address == l.HTTP.Listen && !strings.HasSuffix(address, ":0") {
+		l.invalid(path, "is http.listen too: leave it empty to have /metrics there")
 	}
 }
 
