@@ -121,7 +121,7 @@ func (s *Server) routes(b *bulk.Handlers, one *read.Handlers, p *bulk.Publishing
 	s.at(all, "/healthz", "/healthz", reading(debug("/healthz", s.healthz)))
 	s.at(all, "/readyz", "/readyz", reading(debug("/readyz", s.readyz)))
 	all.NotFound(s.hosts.check(named, info("foreign host", s.hosts.refuse)))
-	return outermost(onlySecure(s.o.PublicURL, s.cors(all)))
+	return outermost(onlySecure(s.o.PublicURL, s.cors(s.fewLarge(all))))
 }
 
 // answerTime bounds how long a client may take to accept an answer; downloads

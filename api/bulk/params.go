@@ -29,7 +29,10 @@ const maxParams = 1000
 
 // maxBodyParams bounds those of a body: 10,000 Patients can be named in it
 // (decisions.md 6), and all else.
-const maxBodyParams = 10_000 + maxParams
+const maxBodyParams = maxPatients + maxParams
+
+// maxPatients bounds the parameters patient of one request (decisions.md 6).
+const maxPatients = 10_000
 
 // queryParams reads the parameters of a GET. It is stricter than url.ParseQuery
 // where that would drop something: what a client asked for and did not get may
@@ -79,18 +82,25 @@ func bodyParams(w http.ResponseWriter, r *http.Request, maxBytes int64) ([]param
 }
 
 func readBody(w http.ResponseWriter, r *http.Request, maxBytes int64) ([]byte, error) {
+	if r.ContentLength > maxBytes { // nothing of it need be read
+		return nil, tooLarge(maxBytes)
+	}
 	rc := http.NewResponseController(w)
 	// A recorder in a test has no deadlines, and needs none.
 	_ = rc.SetReadDeadline(time.Now().Add(bodyTimeout))
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBytes))
 	_ = rc.SetReadDeadline(time.Time{})
 	if _, large := errors.AsType[*http.MaxBytesError](err); large {
-		return nil, refuse(TooLarge, outcome.TooLong, "the body is longer than %d bytes (limits.body)", maxBytes)
+		return nil, tooLarge(maxBytes)
 	}
 	if err != nil {
 		return nil, refuse(Invalid, outcome.Structure, "the body ended early or came too slowly")
 	}
 	return body, nil
+}
+
+func tooLarge(maxBytes int64) error {
+	return refuse(TooLarge, outcome.TooLong, "the body is longer than %d bytes (limits.body)", maxBytes)
 }
 
 // maxDepth is how deep JSON in a request may nest (decisions.md 6).

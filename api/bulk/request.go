@@ -42,6 +42,7 @@ type reading struct {
 	since    bound
 	seen     map[string]bool
 	patients map[string]bool
+	named    int // parameters patient
 	filters  filters
 	entries  []string        // of _elements
 	presets  []string        // of includeAssociatedData
@@ -222,7 +223,12 @@ func (r *reading) typ(p param) {
 // ever repeated, for it is a patient's id, and none left out: that would disclose
 // everybody's data.
 func (r *reading) patient(p param) {
+	r.named++
 	switch id, ok := r.patientID(p.value); {
+	case r.named > maxPatients:
+		if r.named == maxPatients+1 {
+			r.fault(outcome.TooCostly, "more than %d parameters patient in one request", maxPatients)
+		}
 	case r.q.Level == export.System:
 		r.fault(outcome.NotSupported, "the parameter patient has no meaning in a system-level export and is never left out: remove it")
 	case r.fromURL:

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"tidemark/api/export"
 )
 
 // The most that one request may ask of us is refused within moments.
@@ -53,4 +55,23 @@ func manyMembers(n int) string {
 		fmt.Fprintf(&b, `"m%d":0,`, i)
 	}
 	return b.String() + `"z":0`
+}
+
+// Ten thousand Patients can be named in a request, and no more (decisions.md 6).
+func TestPatientsAreBounded(t *testing.T) {
+	ask := func(n int) error {
+		params := make([]param, n)
+		for i := range params {
+			params[i] = param{name: "patient", kind: "valueReference", value: fmt.Sprintf("Patient/%d", i)}
+		}
+		_, err := read(params, asking{level: export.Patient})
+		return err
+	}
+	if err := ask(10_000); err != nil {
+		t.Errorf("10000: %v", err)
+	}
+	err, is := errors.AsType[*Error](ask(10_001))
+	if !is || len(err.Issues) != 1 || err.Issues[0].Text != "more than 10000 parameters patient in one request" {
+		t.Errorf("10001: %v", err)
+	}
 }
