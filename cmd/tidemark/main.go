@@ -25,6 +25,7 @@ const (
 )
 
 func main() {
+	ownFiles()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	// The first signal is a request, the second one ends the process at once.
 	context.AfterFunc(ctx, stop)

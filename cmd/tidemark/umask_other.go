@@ -1,0 +1,6 @@
+//go:build !unix
+
+package main
+
+// ownFiles: new files have the rights of their directory.
+func ownFiles() {}
