@@ -247,3 +247,32 @@ func TestReadOnlyRoot(t *testing.T) {
 		t.Errorf("SIGTERM: %v", err)
 	}
 }
+
+// The tests that SECURITY.md points to are there.
+func TestSecurityIsShown(t *testing.T) {
+	text, err := os.ReadFile("../../deploy/SECURITY.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var code strings.Builder
+	err = filepath.WalkDir("../..", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		code.Write(b)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := regexp.MustCompile("`(Test[A-Za-z]+)`").FindAllStringSubmatch(string(text), -1)
+	if len(names) < 10 {
+		t.Errorf("SECURITY.md names %d tests", len(names))
+	}
+	for _, n := range names {
+		if !strings.Contains(code.String(), "func "+n[1]+"(") {
+			t.Errorf("SECURITY.md names %s, which is nowhere", n[1])
+		}
+	}
+}
