@@ -2,8 +2,12 @@ package api
 
 import (
 	"context"
+	"crypto/tls"
 	"net/http"
+	"slices"
 	"time"
+
+	"github.com/go-chi/chi/v5"
 
 	"tidemark/api/access"
 	"tidemark/api/clients"
@@ -25,6 +29,14 @@ type Auth struct {
 	Audiences []string
 	// Fetcher of the keys that clients keep at a URL.
 	Fetcher *smart.Fetcher
+	// External knows the tokens of another server (auth.mode is external): then ours count
+	// for nothing, and Secrets give none.
+	External *smart.External
+	// SignedURLs is how long the URLs of output files work, without a token, that a
+	// manifest gives (capability.ttl); 0: files need a token as everything else does.
+	SignedURLs time.Duration
+	// URLSecrets sign them.
+	URLSecrets []smart.Secret
 	// Once tells whether nobody has said something before (store.DB.Once).
 	Once func(said []byte, until time.Time) (bool, error)
 }
@@ -35,6 +47,7 @@ type Clients interface {
 	BySerial(serial uint64) (clients.Client, bool)
 	// Prover is one as it proves itself by a signature.
 	Prover(id string) (smart.Client, bool)
+	List() []clients.Client
 }
 
 // nobody can have a token.
@@ -43,6 +56,7 @@ type nobody struct{}
 func (nobody) ByID(string) (clients.Client, bool)     { return clients.Client{}, false }
 func (nobody) BySerial(uint64) (clients.Client, bool) { return clients.Client{}, false }
 func (nobody) Prover(string) (smart.Client, bool)     { return smart.Client{}, false }
+func (nobody) List() []clients.Client                 { return nil }
 
 func (a Auth) withDefaults() Auth {
 	if a.Clients == nil {
@@ -63,6 +77,12 @@ func (s *Server) minter() *smart.Minter {
 // newGate is where requests come in.
 func (s *Server) newGate() *access.Gate {
 	a, minter := s.o.Auth, s.minter()
+	if e := a.External; e != nil {
+		return &access.Gate{
+			Needed: a.Needed, Issuer: e.Issuer, Token: e.Check,
+			Client: func(t *smart.Token) (clients.Client, bool) { return a.Clients.ByID(t.Client) },
+		}
+	}
 	return &access.Gate{
 		Needed: a.Needed,
 		Token:  func(_ context.Context, text string) (smart.Token, error) { return minter.Check(text) },
@@ -70,8 +90,21 @@ func (s *Server) newGate() *access.Gate {
 	}
 }
 
+// EndJobsOf ends what clients have started who have lost something, at once (decisions.md
+// 6). It says how many jobs there were.
+func (s *Server) EndJobsOf(ctx context.Context, serials []uint64) (int, error) {
+	var owners []access.Owner
+	for _, n := range serials {
+		owners = append(owners, access.OwnerOf(s.gate.Issuer, n))
+	}
+	return s.jobs.EndOf(ctx, owners...)
+}
+
 // givesTokens tells whether clients get tokens here.
-func (s *Server) givesTokens() bool { return len(s.o.Auth.Secrets) > 0 && s.o.Auth.Once != nil }
+func (s *Server) givesTokens() bool {
+	a := &s.o.Auth
+	return a.External == nil && len(a.Secrets) > 0 && a.Once != nil
+}
 
 // tokenPath is the token endpoint's under the base.
 const tokenPath = "/auth/token"
@@ -111,10 +144,28 @@ func (a *Auth) client(id string) (smart.Client, bool) {
 	return c, true
 }
 
-// token answers a request for a token.
-func (s *Server) token(e *smart.Endpoint) handler {
-	return func(w http.ResponseWriter, r *http.Request) error {
-		e.ServeHTTP(w, r)
-		return nil
+// authRoutes mounts where clients learn how to get tokens, and where they get them.
+func (s *Server) authRoutes(r chi.Router, open func(route string, h handler) http.Handler) {
+	const discovery = base + "/.well-known/smart-configuration"
+	if s.o.Auth.External != nil || s.givesTokens() {
+		s.at(r, discovery, discovery, reading(open(discovery, s.discover)))
 	}
+	if s.givesTokens() {
+		e := s.endpoint()
+		s.at(r, base+tokenPath, base+tokenPath, methods{http.MethodPost: open(base+tokenPath, func(w http.ResponseWriter, r *http.Request) error {
+			e.ServeHTTP(w, r)
+			return nil
+		})})
+	}
+}
+
+// discover tells where and how clients get tokens.
+func (s *Server) discover(w http.ResponseWriter, r *http.Request) error {
+	d := smart.Discovery{
+		TokenEndpoint: s.tokenURL(), External: s.o.Auth.External != nil,
+		Secrets: slices.ContainsFunc(s.o.Auth.Clients.List(), func(c clients.Client) bool { return c.SecretHash != "" }),
+		Bound:   s.o.TLS != nil && s.o.TLS.ClientAuth == tls.RequireAndVerifyClientCert,
+	}
+	d.ServeHTTP(w, r)
+	return nil
 }

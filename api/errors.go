@@ -52,7 +52,10 @@ func (s *Server) faultOf(err error) fault {
 	}
 	if e, ok := errors.AsType[*export.BusyError](err); ok {
 		text := fmt.Sprintf("too many export jobs: %d at once are allowed (limits.jobs); DELETE the status URL of one that is done with", e.Value)
-		if e.Limit == "limits.polls_per_minute" {
+		switch e.Limit {
+		case "limits.jobs_per_client":
+			text = fmt.Sprintf("too many export jobs of this client: %d are worked on at the same time (limits.jobs_per_client); one whose files are ready does not count", e.Value)
+		case "limits.polls_per_minute":
 			text = fmt.Sprintf("too many status requests: %d a minute are allowed for a job (limits.polls_per_minute); the job goes on", e.Value)
 		}
 		f := oneFault(http.StatusTooManyRequests, outcome.Throttled, text)

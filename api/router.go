@@ -84,9 +84,7 @@ func (s *Server) routes(b *bulk.Handlers, one *read.Handlers, p *bulk.Publishing
 	for _, at := range []string{base, base + "/"} {
 		s.at(named, at, base, reading(open(base, self.Page)))
 	}
-	if s.givesTokens() {
-		s.at(named, base+tokenPath, base+tokenPath, methods{http.MethodPost: open(base+tokenPath, s.token(s.endpoint()))})
-	}
+	s.authRoutes(named, open)
 	s.at(named, metadata, metadata, reading(open(metadata, self.Statement)))
 	s.at(named, operations, operations, reading(open(operations, one.AllOwn(self.Operations))))
 	s.at(named, operations+"/{id}", operations+"/{id}", reading(open(operations+"/{id}", one.Own(self.Operations))))
@@ -108,7 +106,7 @@ func (s *Server) routes(b *bulk.Handlers, one *read.Handlers, p *bulk.Publishing
 	job[http.MethodDelete] = info(status, b.Delete)
 	s.at(named, base+bulk.StatusPath, status, job)
 	s.at(named, base+bulk.NextPath, page, reading(info(page, b.Page)))
-	s.at(named, base+bulk.FilePath, file, reading(s.seen.wrapFile(file, s.enter(s.metered(b.File)))))
+	s.at(named, base+bulk.FilePath, file, reading(s.seen.wrapFile(file, s.bySignature(s.metered(b.File)))))
 	s.publishRoutes(named, p)
 	if s.o.Metrics != nil {
 		s.at(named, "/metrics", "/metrics", reading(s.o.Metrics))
@@ -118,9 +116,13 @@ func (s *Server) routes(b *bulk.Handlers, one *read.Handlers, p *bulk.Publishing
 	// Probes come under whatever name the platform knows us by, and learn
 	// nothing: they alone stand before the check of Host.
 	all := chi.NewRouter()
-	s.at(all, "/healthz", "/healthz", reading(debug("/healthz", s.healthz)))
-	s.at(all, "/readyz", "/readyz", reading(debug("/readyz", s.readyz)))
-	all.NotFound(s.hosts.check(named, info("foreign host", s.hosts.refuse)))
+	s.at(all, "/healthz", "/healthz", reading(probe("/healthz", s.healthz)))
+	s.at(all, "/readyz", "/readyz", reading(probe("/readyz", s.readyz)))
+	if s.gate.Needed { // what a foreign page could read in a browser, it has a token for
+		all.NotFound(named.ServeHTTP)
+	} else {
+		all.NotFound(s.hosts.check(named, open("foreign host", s.hosts.refuse)))
+	}
 	return outermost(onlySecure(s.o.PublicURL, s.cors(s.fewLarge(all))))
 }
 

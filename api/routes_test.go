@@ -3,6 +3,7 @@ package api_test
 import (
 	"context"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -38,6 +39,8 @@ func (c clientele) Prover(id string) (smart.Client, bool) {
 	keys, err := smart.ParseKeys(of.KeySet)
 	return smart.Client{ID: of.ID, Serial: of.Serial, Keys: keys}, is && (err == nil || of.KeySet == nil)
 }
+
+func (c clientele) List() []clients.Client { return slices.Collect(maps.Values(c)) }
 
 // An office has clients of all kinds, and their tokens.
 type office struct {

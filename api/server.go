@@ -27,12 +27,10 @@ import (
 
 	"tidemark/api/access"
 	"tidemark/api/bulk"
-	"tidemark/api/clients"
 	"tidemark/api/export"
 	"tidemark/api/manual"
 	"tidemark/api/publish"
 	"tidemark/api/read"
-	"tidemark/api/smart"
 	"tidemark/store/fhir"
 )
 
@@ -71,6 +69,7 @@ type Options struct {
 	FileMaxBytes     int64         // export.file.max_bytes, uncompressed, default 256 MiB
 	FileMaxResources int64         // export.file.max_resources, 0: no limit
 	MaxJobs          int           // limits.jobs, default 100
+	JobsPerClient    int           // limits.jobs_per_client that are worked on, 0: no limit
 	PollsPerMinute   int           // limits.polls_per_minute, per job, default 120
 	Workers          int           // export.workers, default half of the processors and at least 2
 	Inline           int64         // export.inline_attachments, bytes of content, default 0: none
@@ -81,19 +80,6 @@ type Options struct {
 	// Deletions is how long they are known (retention.deleted); it is told to
 	// clients if it is not 0.
 	Deletions time.Duration
-
-	// Clients that may get tokens; nil: none.
-	Clients *clients.Registry
-	// TokenSecrets sign tokens, the first makes new ones.
-	TokenSecrets []smart.Secret
-	// AuthMode is none, builtin or external (auth.mode, resolved).
-	AuthMode      string
-	TokenLifetime time.Duration // auth.token_lifetime
-	// Audiences are further URLs of the token endpoint (auth.audiences).
-	Audiences []string
-	// KeysAllow and KeysPlain are jwks.allow and jwks.allow_http_loopback.
-	KeysAllow []string
-	KeysPlain bool
 
 	// Publish is what $bulk-publish offers; without types there is none. Limits,
 	// Logger and Meter are the server's.
@@ -146,6 +132,8 @@ type Server struct {
 	jobs     *export.Jobs
 	pages    *publish.Pages
 	hosts    hosts
+	gate     *access.Gate
+	mounted  []Mount
 	proxies  proxies
 	conns    *connections
 	seen     *observer
@@ -170,6 +158,7 @@ func New(o Options) (*Server, error) {
 			Expires:        o.Expires,
 			Limits:         export.Limits{Bytes: o.FileMaxBytes, Resources: o.FileMaxResources},
 			MaxJobs:        o.MaxJobs,
+			JobsPerOwner:   o.JobsPerClient,
 			PollsPerMinute: o.PollsPerMinute,
 			Workers:        o.Workers,
 			Bases:          o.OwnBases,
@@ -198,7 +187,7 @@ func New(o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.handler = s.routes(&bulk.Handlers{Jobs: s.jobs, Base: o.PublicURL, Bases: o.OwnBases, MaxBody: o.MaxBody, Now: o.Store.Now, Presets: o.Presets, Quota: o.Quota},
+	s.handler = s.routes(&bulk.Handlers{Jobs: s.jobs, Base: o.PublicURL, Bases: o.OwnBases, MaxBody: o.MaxBody, Now: o.Store.Now, Presets: o.Presets, Quota: o.Quota, Sign: s.signer()},
 		read.New(o.Store, o.PublicURL, o.OwnBases), &bulk.Publishing{Pages: s.pages, Base: o.PublicURL, Token: s.gate.Needed && !s.pages.Public()}, self)
 	return s, nil
 }

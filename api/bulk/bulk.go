@@ -40,6 +40,9 @@ type Handlers struct {
 	Now     func() fhir.Instant
 	Presets Presets // of the operator
 	Quota   *access.Quota
+	// Sign makes what is added to the URL of a file so that no token is needed there;
+	// nil: one is.
+	Sign func(job string, file int, serial uint64, until time.Time) string
 }
 
 // A KickOff is where exports of a level are started: GET or POST
@@ -183,8 +186,7 @@ func (h *Handlers) Page(w http.ResponseWriter, r *http.Request) error {
 
 func (h *Handlers) page(w http.ResponseWriter, r *http.Request, n int) error {
 	id := chi.URLParam(r, "job")
-	a, err := h.mayHave(r, id)
-	if err != nil {
+	if err := h.mayHave(r, id); err != nil {
 		return err
 	}
 	if err := h.Jobs.Poll(id); err != nil {
@@ -205,7 +207,7 @@ func (h *Handlers) page(w http.ResponseWriter, r *http.Request, n int) error {
 	w.WriteHeader(h.pageStatus(w.Header(), m))
 	enc := json.NewEncoder(w)
 	enc.SetEscapeHTML(false)
-	_ = enc.Encode(h.face(id, m, a)) // only the connection can fail, and nobody is left to hear of it
+	_ = enc.Encode(h.face(id, m, access.From(r.Context()))) // only the connection can fail, and nobody is left to hear of it
 	return nil
 }
 

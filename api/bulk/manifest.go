@@ -2,7 +2,9 @@ package bulk
 
 import (
 	"strconv"
+	"time"
 
+	"tidemark/api/access"
 	"tidemark/api/export"
 	"tidemark/api/outcome"
 	"tidemark/store"
@@ -90,19 +92,40 @@ func cutOf(c store.Cut) kafkaCut {
 }
 
 // face is the manifest as the client's edition of the guide has it.
-func (h *Handlers) face(id string, m export.Manifest, a export.Access) any {
-	needsToken := a.Owner != "" // as its client had one
+func (h *Handlers) face(id string, m export.Manifest, c *access.Caller) any {
+	l := links{h: h, job: id, serial: c.Serial, until: m.Expires}
 	if m.Face == export.STU4 {
-		return h.manifest4(id, m, needsToken)
+		return h.manifest4(id, m, l)
 	}
-	return h.manifest(id, m, needsToken)
+	return h.manifest(id, m, l)
 }
 
-func (h *Handlers) manifest(id string, m export.Manifest, needsToken bool) manifest {
+// links are the URLs of a job's files, and how their client proves there who it is: by a
+// token as it did for the manifest, or by what stands in the URL.
+type links struct {
+	h      *Handlers
+	job    string
+	serial uint64 // of the client; 0: no token was asked for
+	until  time.Time
+}
+
+func (l links) signed() bool { return l.serial != 0 && l.h.Sign != nil }
+
+func (l links) needToken() bool { return l.serial != 0 && !l.signed() }
+
+func (l links) file(n int) string {
+	url := l.h.fileURL(l.job, n)
+	if l.signed() {
+		url += l.h.Sign(l.job, n, l.serial, l.until)
+	}
+	return url
+}
+
+func (h *Handlers) manifest(id string, m export.Manifest, l links) manifest {
 	out := manifest{
 		TransactionTime:     m.TransactionTime.String(),
 		Request:             m.Request,
-		RequiresAccessToken: needsToken,
+		RequiresAccessToken: l.needToken(),
 		Output:              []entry{},
 		Deleted:             []entry{},
 		Error:               []entry{},
@@ -111,14 +134,14 @@ func (h *Handlers) manifest(id string, m export.Manifest, needsToken bool) manif
 		Extension:           extension{Epoch: m.Epoch, Cut: cutOf(m.Cut)},
 	}
 	for i, f := range m.Files {
-		e := entry{URL: h.fileURL(id, m.From+i+1), Count: f.Rows, Extension: proofOf(f)}
+		e := entry{URL: l.file(m.From + i + 1), Count: f.Rows, Extension: proofOf(f)}
 		switch f.List {
 		case export.Output:
 			if m.By == 0 {
 				e.Type = f.Type.String()
 			}
 			if f.Continues {
-				e.ContinuesInFile = h.fileURL(id, m.From+i+2)
+				e.ContinuesInFile = l.file(m.From + i + 2)
 			}
 			out.Output = append(out.Output, e)
 		case export.Deleted:
@@ -204,11 +227,11 @@ type extension4 struct {
 // manifestTypes is where the guide defines manifests.
 const manifestTypes = "http://hl7.org/fhir/uv/bulkdata/StructureDefinition/"
 
-func (h *Handlers) manifest4(id string, m export.Manifest, needsToken bool) manifest4 {
+func (h *Handlers) manifest4(id string, m export.Manifest, l links) manifest4 {
 	out := manifest4{
 		ManifestType:        manifestTypes + "BulkDataManifest",
 		TransactionTime:     m.TransactionTime.String(),
-		RequiresAccessToken: needsToken,
+		RequiresAccessToken: l.needToken(),
 		OutputFormat:        ndjson,
 		OutputOrganizedBy:   organizedBy(m),
 		Link:                h.next(id, m),
@@ -218,9 +241,9 @@ func (h *Handlers) manifest4(id string, m export.Manifest, needsToken bool) mani
 		},
 	}
 	for i, f := range m.Files {
-		e := newEntry4(h.Base, h.fileURL(id, m.From+i+1), f, m.Severities)
+		e := newEntry4(h.Base, l.file(m.From+i+1), f, m.Severities)
 		if f.Continues {
-			e.ContinuesInFile = h.fileURL(id, m.From+i+2)
+			e.ContinuesInFile = l.file(m.From + i + 2)
 		}
 		if f.List == export.Departed {
 			out.Extension = append(out.Extension, extension4{URL: extensionURL(h.Base, "tidemark-departed"), Extension: departed4(e)})

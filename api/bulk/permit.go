@@ -87,17 +87,17 @@ func (h *Handlers) own(r *http.Request, id string) (export.Access, error) {
 	return a, err
 }
 
-// mayHave is a job of the caller's that he may know whole, as its manifest tells it.
-func (h *Handlers) mayHave(r *http.Request, id string) (export.Access, error) {
+// mayHave tells whether the caller may know a job whole, as its manifest tells it.
+func (h *Handlers) mayHave(r *http.Request, id string) error {
 	a, err := h.own(r, id)
 	if err != nil {
-		return a, err
+		return err
 	}
 	types := a.Types
 	if types == nil {
 		types = fhir.AllTypes()
 	}
-	return a, covers(access.From(r.Context()), a, types...)
+	return covers(access.From(r.Context()), a, types...)
 }
 
 // mayRead tells whether the caller may read a file of a job.
@@ -111,8 +111,7 @@ func (h *Handlers) mayRead(r *http.Request, id string, n int) error {
 	case err != nil:
 		return err
 	case t == 0: // of many types, or of what is said about them
-		_, err := h.mayHave(r, id)
-		return err
+		return h.mayHave(r, id)
 	}
 	return covers(access.From(r.Context()), a, t)
 }

@@ -51,6 +51,7 @@ type Options struct {
 	Expires        time.Duration // how long files stay (default 24 h)
 	Limits         Limits        // when a file is full (default 256 MiB)
 	MaxJobs        int           // at the same time (default 100)
+	JobsPerOwner   int           // of one client, that are planned at the same time (0: no limit)
 	PollsPerMinute int           // status requests per job (default 120)
 	Workers        int           // jobs planned at the same time, at least 2 (default half of the processors)
 	Bases          []string      // of absolute references to resources here
@@ -98,11 +99,11 @@ type Jobs struct {
 	starting sync.RWMutex // kick-offs share it, and taking rights waits for them; before mu
 
 	mu      sync.Mutex
-	jobs    map[string]*job // mirrors the store's pins: what is not here does not exist
-	pending int             // kick-offs under way, they count against MaxJobs
-	waiting []queued        // jobs to be planned, first come first served
-	heavy   int             // of those that are being planned
-	wake    chan struct{}   // there are some
+	jobs    map[string]*job      // mirrors the store's pins: what is not here does not exist
+	pending map[access.Owner]int // kick-offs under way, they count as jobs
+	waiting []queued             // jobs to be planned, first come first served
+	heavy   int                  // of those that are being planned
+	wake    chan struct{}        // there are some
 }
 
 // A job is what is known of a job beside its rule.
@@ -125,7 +126,7 @@ type job struct {
 
 // New finds the jobs that outlived a restart.
 func New(db Store, o Options) *Jobs {
-	j := &Jobs{db: db, o: o.withDefaults(), jobs: map[string]*job{}, wake: make(chan struct{}, 1)}
+	j := &Jobs{db: db, o: o.withDefaults(), jobs: map[string]*job{}, pending: map[access.Owner]int{}, wake: make(chan struct{}, 1)}
 	for _, p := range db.Pinned() {
 		if !isJob(p.ID) {
 			continue
@@ -172,7 +173,8 @@ func (j *Jobs) Start(ctx context.Context, q Request) (string, error) {
 	if err := q.freeze(); err != nil {
 		return "", fmt.Errorf("start an export job: %w", err)
 	}
-	if err := j.reserve(ctx); err != nil {
+	owner := q.Access.of().Owner
+	if err := j.reserve(ctx, owner); err != nil {
 		return "", err
 	}
 	j.starting.RLock()
@@ -188,7 +190,9 @@ func (j *Jobs) Start(ctx context.Context, q Request) (string, error) {
 		return r.encode()
 	})
 	j.mu.Lock()
-	j.pending--
+	if j.pending[owner]--; j.pending[owner] == 0 {
+		delete(j.pending, owner)
+	}
 	if err == nil {
 		j.jobs[id] = j.newJob(s.Expires())
 		j.jobs[id].pending, j.jobs[id].access = !planned, q.Access.of()
@@ -208,26 +212,62 @@ func (j *Jobs) Start(ctx context.Context, q Request) (string, error) {
 	return id, nil
 }
 
-// reserve takes a place among MaxJobs, after clearing away what has expired.
-func (j *Jobs) reserve(ctx context.Context) error {
-	if j.take() {
-		return nil
+// reserve takes a place among MaxJobs, after clearing away what has expired, and among
+// those of the owner that are planned.
+func (j *Jobs) reserve(ctx context.Context, owner access.Owner) error {
+	if err := j.take(owner); err == nil || err.Limit != maxJobs {
+		return errOf(err)
 	}
 	j.sweep(ctx)
-	if j.take() {
-		return nil
-	}
-	return &BusyError{Limit: "limits.jobs", Value: j.o.MaxJobs, After: j.untilFree()}
+	return errOf(j.take(owner))
 }
 
-func (j *Jobs) take() bool {
+// The limits of jobs, as the configuration calls them.
+const (
+	maxJobs      = "limits.jobs"
+	jobsPerOwner = "limits.jobs_per_client"
+)
+
+// errOf is an error that is nil if e is.
+func errOf(e *BusyError) error {
+	if e == nil {
+		return nil
+	}
+	return e
+}
+
+func (j *Jobs) take(owner access.Owner) *BusyError {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if j.held()+j.pending >= j.o.MaxJobs {
-		return false
+	all := j.held()
+	for _, n := range j.pending {
+		all += n
 	}
-	j.pending++
-	return true
+	if all >= j.o.MaxJobs {
+		return &BusyError{Limit: maxJobs, Value: j.o.MaxJobs, After: j.untilFree()}
+	}
+	if n, wait := j.busy(owner); j.o.JobsPerOwner > 0 && n+j.pending[owner] >= j.o.JobsPerOwner {
+		return &BusyError{Limit: jobsPerOwner, Value: j.o.JobsPerOwner, After: wait}
+	}
+	j.pending[owner]++
+	return nil
+}
+
+// busy is how many jobs of an owner are planned, and when the first of them may be
+// done, as far as its progress tells. Called with mu held.
+func (j *Jobs) busy(owner access.Owner) (n int, wait time.Duration) {
+	wait = maxRetry
+	for _, job := range j.jobs {
+		if !job.pending || job.ended || job.access.Owner != owner {
+			continue
+		}
+		n++
+		if share := job.progress.Share; share > 0 && !job.started.IsZero() {
+			took := time.Since(job.started)
+			wait = min(wait, time.Duration(float64(took)*(1-share)/share))
+		}
+	}
+	return n, max(wait, time.Second)
 }
 
 // maxRetry bounds what we tell a client to wait when all places are taken:
@@ -235,9 +275,8 @@ func (j *Jobs) take() bool {
 // long waits.
 const maxRetry = time.Minute
 
+// untilFree is when the first job expires. Called with mu held.
 func (j *Jobs) untilFree() time.Duration {
-	j.mu.Lock()
-	defer j.mu.Unlock()
 	wait := maxRetry
 	for _, job := range j.jobs {
 		if free := time.Until(job.expires); !job.ended {

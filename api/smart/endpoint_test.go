@@ -44,7 +44,7 @@ func newTokenServer(t testing.TB) *tokenServer {
 	s.Endpoint = &Endpoint{
 		Verifier: &Verifier{
 			Client: func(id string) (Client, bool) { c, ok := clients[id]; return c, ok },
-			Once: memory(), Audience: []string{endpoint}, Now: clock,
+			Once:   memory(), Audience: []string{endpoint}, Now: clock,
 		},
 		Minter: &Minter{Issuer: "https://bulk.example.org/fhir", Secrets: []Secret{NewSecret()}, Now: clock},
 		Seen:   func(_ context.Context, a Attempt) { s.seen = append(s.seen, a) },

@@ -198,7 +198,12 @@ func TestMetricsAreForOperators(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer db.Close()
-		server, err := newServer(c, db, tel, log)
+		c.Store.Path = t.TempDir()
+		who, err := openAccess(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		server, err := newServer(c, db, who, tel, log)
 		if err != nil {
 			t.Fatal(err)
 		}

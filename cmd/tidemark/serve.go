@@ -13,9 +13,11 @@ import (
 	"time"
 
 	"tidemark/api"
+	"tidemark/api/access"
 	"tidemark/api/bulk"
 	"tidemark/api/export"
 	"tidemark/api/publish"
+	"tidemark/api/smart"
 	"tidemark/cmd/tidemark/internal/config"
 	"tidemark/store"
 	"tidemark/store/fhir"
@@ -161,13 +163,8 @@ func storeOptions(c *config.Config, tel *telemetry, log *slog.Logger) store.Opti
 }
 
 func newServer(c *config.Config, db *store.DB, known *known, tel *telemetry, log *slog.Logger) (*api.Server, error) {
-	if mode := c.AuthMode(); mode != "none" { // until the routes ask for tokens nothing may be served that wants them
-		return nil, fmt.Errorf("auth.mode %s is not served yet: use loopback addresses for http.listen and http.public_url, or accept open data with auth.mode: none and auth.allow_open_data: true", mode)
-	}
 	o := apiOptions(c, db, tel, log)
-	o.Clients, o.TokenSecrets, o.AuthMode = known.clients, known.secrets, c.AuthMode()
-	o.TokenLifetime, o.Audiences = time.Duration(c.Auth.TokenLifetime), c.Auth.Audiences
-	o.KeysAllow, o.KeysPlain = c.JWKS.Allow, c.JWKS.AllowHTTPLoopback
+	o.Auth = authOptions(c, db, known)
 	if c.HTTP.TLS.CertFile != "" {
 		cert, err := loadCertificate(c.HTTP.TLS, log)
 		if err != nil {
@@ -180,6 +177,28 @@ func newServer(c *config.Config, db *store.DB, known *known, tel *telemetry, log
 		return nil, fmt.Errorf("set up HTTP: %w", err)
 	}
 	return server, nil
+}
+
+// authOptions are who may read.
+func authOptions(c *config.Config, db *store.DB, known *known) api.Auth {
+	mode := c.AuthMode()
+	a := api.Auth{
+		Needed: mode != "none", Clients: known.clients,
+		Lifetime: time.Duration(c.Auth.TokenLifetime), Audiences: c.Auth.Audiences, Once: db.Once,
+		Fetcher: &smart.Fetcher{Allow: c.JWKS.Allow, Plain: c.JWKS.AllowHTTPLoopback},
+	}
+	if c.Capability.Enabled {
+		a.SignedURLs, a.URLSecrets = time.Duration(c.Capability.TTL), known.secrets
+	}
+	if e := c.Auth.External; mode == "external" {
+		a.External = &smart.External{
+			Issuer: e.Issuer, Audience: e.Audience, KeysURL: e.JWKSURL, ClientClaim: e.ClientClaim, ScopeClaim: e.ScopeClaim, TokenTypes: e.TokenTypes,
+			Keys: a.Fetcher.Keys,
+		}
+		return a
+	}
+	a.Secrets = known.secrets
+	return a
 }
 
 func apiOptions(c *config.Config, db *store.DB, tel *telemetry, log *slog.Logger) api.Options {
@@ -197,6 +216,8 @@ func apiOptions(c *config.Config, db *store.DB, tel *telemetry, log *slog.Logger
 		FileMaxResources: int64(c.Export.File.MaxResources),
 		MaxJobs:          c.Limits.Jobs,
 		PollsPerMinute:   c.Limits.PollsPerMinute,
+		JobsPerClient:    c.Limits.JobsPerClient,
+		Quota:            &access.Quota{Jobs: c.Limits.JobsPerClientDay, Bytes: int64(c.Limits.BytesPerClientDay)},
 		Workers:          c.Export.Workers,
 		Inline:           int64(c.Export.InlineAttachments),
 		MaxBody:          int64(c.Limits.Body),

@@ -52,6 +52,8 @@ type Config struct {
 	Auth Auth `yaml:"auth"`
 	// How the keys of clients are fetched from their URLs.
 	JWKS JWKS `yaml:"jwks"`
+	// URLs of output files that work for a while without a token.
+	Capability Capability `yaml:"capability"`
 	// Bounds against clients that ask for too much.
 	Limits Limits `yaml:"limits"`
 	// The log on standard error.
@@ -310,10 +312,24 @@ type JWKS struct {
 	AllowHTTPLoopback bool `yaml:"allow_http_loopback"`
 }
 
+// Capability is URLs of output files that work for a while without a token.
+type Capability struct {
+	// Manifests say requiresAccessToken: false, and give signed URLs; who has one reads that file. For clients that cannot send a token with each download.
+	Enabled bool `yaml:"enabled"`
+	// How long a URL works. Each request for the manifest gives new ones; none outlives the job.
+	TTL Duration `yaml:"ttl"`
+}
+
 // Limits is bounds against clients that ask for too much.
 type Limits struct {
 	// Export jobs that exist at the same time; those that were deleted, have expired or were ended by an erasure do not count.
 	Jobs int `yaml:"jobs"`
+	// Export jobs of one client that are worked on at the same time; those whose files are ready do not count. 0: no bound but limits.jobs.
+	JobsPerClient int `yaml:"jobs_per_client"`
+	// Export jobs that one client may start in a day of UTC. 0: no bound.
+	JobsPerClientDay int `yaml:"jobs_per_client_day"`
+	// Bytes of files that one client may be sent in a day of UTC, as they go over the wire; what has begun is sent to its end. 0B: no bound.
+	BytesPerClientDay Bytes `yaml:"bytes_per_client_day"`
 	// Status requests a minute and job; more are answered with 429.
 	PollsPerMinute int `yaml:"polls_per_minute"`
 	// Largest request body.
@@ -363,7 +379,8 @@ func Default() *Config {
 		Presets:    map[string][]string{},
 		Publish:    Publish{Types: []string{}, Every: hour, SnapshotEvery: 7 * day, Grace: 7 * day},
 		Auth:       Auth{Mode: "auto"},
-		Limits:     Limits{Jobs: 100, PollsPerMinute: 120, Body: 1 << 20, Connections: 4096, ConnectionsPerAddress: 1024},
+		Capability: Capability{TTL: hour},
+		Limits:     Limits{Jobs: 100, JobsPerClient: 5, PollsPerMinute: 120, Body: 1 << 20, Connections: 4096, ConnectionsPerAddress: 1024},
 		Log:        Log{Level: "info", Format: "auto"},
 		Telemetry:  Telemetry{Sample: 0.01},
 	}

@@ -50,6 +50,7 @@ func (l *loader) validate() {
 	l.validateHTTP()
 	l.validateAdmin()
 	l.validateOutside()
+	l.validateAuth()
 	l.validateKafka()
 	l.validateTopics()
 	l.validateGroups()
@@ -142,6 +143,16 @@ func (l *loader) validateSizes() {
 	if l.Limits.Jobs < 1 {
 		l.invalid("limits.jobs", "must be at least 1")
 	}
+	if l.Limits.JobsPerClient < 0 {
+		l.invalid("limits.jobs_per_client", "must be 0 (no bound) or more")
+	}
+	if l.Limits.JobsPerClientDay < 0 {
+		l.invalid("limits.jobs_per_client_day", "must be 0 (no bound) or more")
+	}
+	l.positive("capability.ttl", l.Capability.TTL)
+	if l.Capability.Enabled && l.AuthMode() == "none" {
+		l.invalid("capability.enabled", "signs URLs of files, which anybody may read with auth.mode none: take it out, or ask for tokens")
+	}
 	if l.Limits.PollsPerMinute < 1 {
 		l.invalid("limits.polls_per_minute", "must be at least 1")
 	}
@@ -178,7 +189,7 @@ func (l *loader) atLeast(path string, got, want Bytes) {
 // validateHTTP holds the rule that data is open to nobody else unless the
 // operator says so in as many words.
 func (l *loader) validateHTTP() {
-	l.listener("http.listen", l.HTTP.Listen, openDataRisk)
+	l.listener("http.listen", l.HTTP.Listen, l.AuthMode() != "none", openDataRisk)
 	l.publicURL()
 	l.both("http.tls.cert_file", l.HTTP.TLS.CertFile, "http.tls.key_file", l.HTTP.TLS.KeyFile)
 	if l.HTTP.TLS.ClientCAFile != "" && l.HTTP.TLS.CertFile == "" {
@@ -186,7 +197,8 @@ func (l *loader) validateHTTP() {
 	}
 }
 
-func (l *loader) listener(path, address, risk string) {
+// listener checks an address to listen on, which others may reach if it is guarded.
+func (l *loader) listener(path, address string, guarded bool, risk string) {
 	host, ok := l.hostPort(path, address)
 	if !ok {
 		return
