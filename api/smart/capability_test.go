@@ -35,11 +35,21 @@ func TestCapability(t *testing.T) {
 		file      int
 		text      string
 	}{
-		{"another job", "job2", 12, good}, {"another file", "job1", 1, good}, {"parts moved", "job11", 2, good},
-		{"another client", "job1", 12, with(1, "8")}, {"a zero more", "job1", 12, with(1, "07")}, {"a plus", "job1", 12, with(2, "+"+parts[2])},
-		{"longer", "job1", 12, with(2, fmt.Sprint(until.Unix()+1))}, {"another secret", "job1", 12, with(0, old.ID)},
-		{"a secret of nobody", "job1", 12, with(0, "x")}, {"cut", "job1", 12, good[:len(good)-1]}, {"more", "job1", 12, good + "A"},
-		{"unsigned", "job1", 12, with(3, "")}, {"nothing", "job1", 12, ""}, {"no numbers", "job1", 12, "a.b.c.d"}, {"too long", "job1", 12, strings.Repeat("a", maxCapability+1)},
+		{"another job", "job2", 12, good},
+		{"another file", "job1", 1, good},
+		{"parts moved", "job11", 2, good},
+		{"another client", "job1", 12, with(1, "8")},
+		{"a zero more", "job1", 12, with(1, "07")},
+		{"a plus", "job1", 12, with(2, "+"+parts[2])},
+		{"longer", "job1", 12, with(2, fmt.Sprint(until.Unix()+1))},
+		{"another secret", "job1", 12, with(0, old.ID)},
+		{"a secret of nobody", "job1", 12, with(0, "x")},
+		{"cut", "job1", 12, good[:len(good)-1]},
+		{"more", "job1", 12, good + "A"},
+		{"unsigned", "job1", 12, with(3, "")},
+		{"nothing", "job1", 12, ""},
+		{"no numbers", "job1", 12, "a.b.c.d"},
+		{"too long", "job1", 12, strings.Repeat("a", maxCapability+1)},
 	} {
 		if serial, err := c.Check(c2.job, c2.file, c2.text); serial != 0 || !errors.Is(err, ErrCapability) {
 			t.Errorf("%s: %d, %v", c2.name, serial, err)

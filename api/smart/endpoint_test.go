@@ -273,11 +273,21 @@ func TestBearer(t *testing.T) {
 		text   string
 		kind   Scheme
 	}{
-		{nil, "", NoScheme}, {[]string{""}, "", NoScheme}, {[]string{"Bearer"}, "", NoScheme}, {[]string{"bearer  "}, "", NoScheme},
-		{[]string{"Bearer abc"}, "abc", BearerScheme}, {[]string{"bEARER  a.b-c_d~e+f/g=="}, "a.b-c_d~e+f/g==", BearerScheme},
-		{[]string{"Basic YTpi"}, "YTpi", BasicScheme}, {[]string{"Digest a=b"}, "", OtherScheme}, {[]string{"Bearerabc"}, "", OtherScheme},
-		{[]string{"Bearer a b"}, "", BadScheme}, {[]string{"Bearer =a"}, "", BadScheme}, {[]string{"Bearer a,Bearer b"}, "", BadScheme}, {[]string{"Basic"}, "", BadScheme},
-		{[]string{"Bearer a", "Bearer a"}, "", BadScheme}, {[]string{"Bearer é"}, "", BadScheme},
+		{nil, "", NoScheme},
+		{[]string{""}, "", NoScheme},
+		{[]string{"Bearer"}, "", NoScheme},
+		{[]string{"bearer  "}, "", NoScheme},
+		{[]string{"Bearer abc"}, "abc", BearerScheme},
+		{[]string{"bEARER  a.b-c_d~e+f/g=="}, "a.b-c_d~e+f/g==", BearerScheme},
+		{[]string{"Basic YTpi"}, "YTpi", BasicScheme},
+		{[]string{"Digest a=b"}, "", OtherScheme},
+		{[]string{"Bearerabc"}, "", OtherScheme},
+		{[]string{"Bearer a b"}, "", BadScheme},
+		{[]string{"Bearer =a"}, "", BadScheme},
+		{[]string{"Bearer a,Bearer b"}, "", BadScheme},
+		{[]string{"Basic"}, "", BadScheme},
+		{[]string{"Bearer a", "Bearer a"}, "", BadScheme},
+		{[]string{"Bearer é"}, "", BadScheme},
 	} {
 		if text, kind := Bearer(http.Header{"Authorization": c.values}); text != c.text || kind != c.kind {
 			t.Errorf("%q: %q, %d; want %q, %d", c.values, text, kind, c.text, c.kind)
