@@ -16,7 +16,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/go-jose/go-jose/v4"
+
+	"tidemark/store"
 )
 
 // A tokenServer is an endpoint with some clients.
@@ -222,8 +225,7 @@ func TestEndpointURL(t *testing.T) {
 	}
 }
 
-// TestEndpointRemembers: what cannot be remembered gets nothing, and what is remembered is
-// refused after a restart.
+// TestEndpointRemembers: who cannot be remembered gets nothing, and uses nothing up.
 func TestEndpointRemembers(t *testing.T) {
 	s := newTokenServer(t)
 	once := s.Verifier.Once
@@ -237,10 +239,34 @@ func TestEndpointRemembers(t *testing.T) {
 	if w := s.post(body, nil); w.Code != 200 {
 		t.Errorf("well again: %d %s", w.Code, w.Body)
 	}
-	again := newTokenServer(t)
-	again.key, again.Verifier.Once, again.Verifier.Client = s.key, once, s.Verifier.Client
-	if w := again.post(body, nil); w.Code != 401 || !strings.Contains(w.Body.String(), "used before") {
-		t.Errorf("after a restart: %d %s", w.Code, w.Body)
+}
+
+// TestEndpointKilled: a token is given, the process is killed at once, and its assertion is
+// refused by the next one.
+func TestEndpointKilled(t *testing.T) {
+	fs := vfs.NewCrashableMem()
+	open := func(fs vfs.FS) *store.DB {
+		t.Helper()
+		db, err := store.Open("store", store.Options{FS: fs})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = db.Close() })
+		return db
+	}
+	s := newTokenServer(t)
+	s.now = time.Now() // the store's clock
+	s.Verifier.Once = open(fs).Once
+	body := s.form(t, nil)
+	if w := s.post(body, nil); w.Code != 200 {
+		t.Fatalf("%d %s", w.Code, w.Body)
+	}
+	s.Verifier.Once = open(fs.CrashClone(vfs.CrashCloneCfg{})).Once
+	if w := s.post(body, nil); w.Code != 401 || !strings.Contains(w.Body.String(), "used before") {
+		t.Errorf("after a kill: %d %s", w.Code, w.Body)
+	}
+	if w := s.post(s.form(t, nil), nil); w.Code != 200 {
+		t.Errorf("another assertion: %d %s", w.Code, w.Body)
 	}
 }
 
