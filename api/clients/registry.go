@@ -33,7 +33,7 @@ type Registry struct {
 
 	mu   sync.Mutex // held by the verbs, and while lost is told
 	file file
-	lost func(serials []uint64) (jobs int)
+	lost func(serials []uint64) (jobs int, err error)
 }
 
 // A view is the clients at an instant.
@@ -117,9 +117,9 @@ func (r *Registry) Prover(id string) (smart.Client, bool) {
 }
 
 // Watch tells lost of clients that lose something, from now on and of those that did
-// while nobody watched. It says how many jobs it has ended, and must call no verb. Its
-// error is that of the file.
-func (r *Registry) Watch(lost func(serials []uint64) (jobs int)) error {
+// while nobody watched. It says how many jobs it has ended, and must call no verb; if it
+// fails, it is told again with the next loss, or after the next start.
+func (r *Registry) Watch(lost func(serials []uint64) (jobs int, err error)) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.lost = lost
@@ -273,7 +273,11 @@ func (r *Registry) settle(lost []uint64) (Effect, error) {
 	if r.lost == nil || len(r.file.Ending) == 0 {
 		return e, nil
 	}
-	e.Pending, e.Ended = false, r.lost(slices.Clone(r.file.Ending))
+	var err error
+	if e.Ended, err = r.lost(slices.Clone(r.file.Ending)); err != nil {
+		return e, fmt.Errorf("what was taken holds, but not all jobs were ended; start the server again: %w", err)
+	}
+	e.Pending = false
 	next := r.file.clone()
 	next.Ending = nil
 	return e, r.save(next)

@@ -95,7 +95,7 @@ func TestLosses(t *testing.T) {
 	}
 	r = mustOpen(t, fs)
 	var told [][]uint64
-	if err := r.Watch(func(s []uint64) int { told = append(told, s); return 2 }); err != nil {
+	if err := r.Watch(func(s []uint64) (int, error) { told = append(told, s); return 2, nil }); err != nil {
 		t.Fatal(err)
 	}
 	effect(r.Change("a", func(c *Client) { c.May.Levels = append(c.May.Levels, "patient") }))
@@ -114,8 +114,20 @@ func TestLosses(t *testing.T) {
 	if d := cmp.Diff([][]uint64{{3}, {1}, {2}, {2}}, told); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
 	}
+	failing := errors.New("no")
+	if err := r.Watch(func([]uint64) (int, error) { return 0, failing }); err != nil { // nothing is to be told
+		t.Fatal(err)
+	}
+	if e, err := r.Disable("a"); !errors.Is(err, failing) || !e.Pending {
+		t.Errorf("jobs that cannot be ended: %+v, %v", e, err)
+	}
+	told = nil
+	r = mustOpen(t, fs)
+	if err := r.Watch(func(s []uint64) (int, error) { told = append(told, s); return 2, nil }); err != nil || len(told) != 1 {
+		t.Errorf("not told again: %v, %v", told, err)
+	}
 	r, told = mustOpen(t, fs), nil
-	if err := r.Watch(func(s []uint64) int { told = append(told, s); return 0 }); err != nil || told != nil {
+	if err := r.Watch(func(s []uint64) (int, error) { told = append(told, s); return 0, nil }); err != nil || told != nil {
 		t.Errorf("told again: %v, %v", told, err)
 	}
 }

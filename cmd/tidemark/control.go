@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"time"
 
+	"tidemark/api/clients"
+	"tidemark/cmd/tidemark/internal/config"
 	"tidemark/store"
 )
 
@@ -25,21 +27,51 @@ import (
 // controlSocket is the socket's name in the store's directory.
 const controlSocket = "control.sock"
 
+// opened is what the process has that has a store open.
+type opened struct {
+	db *store.DB
+	// config and clients are nil where an operation was asked for that needs none.
+	config  *config.Config
+	clients *clients.Registry
+}
+
 // An operation acts on an open store and says on out what it did.
-type operation func(ctx context.Context, db *store.DB, args url.Values, out io.Writer) error
+type operation func(ctx context.Context, at *opened, args url.Values, out io.Writer) error
+
+// onData is an operation that needs the data alone.
+func onData(do func(ctx context.Context, db *store.DB, args url.Values, out io.Writer) error) operation {
+	return func(ctx context.Context, at *opened, args url.Values, out io.Writer) error {
+		return do(ctx, at.db, args, out)
+	}
+}
 
 // operations are what a running server can be asked for.
 var operations = map[string]operation{
-	"backup":      backup,
-	"check":       checkOpen,
-	"erase":       erase,
-	"group":       showGroup,
-	"group-state": groupStateOf,
-	"inspect":     inspect,
+	"backup":      onData(backup),
+	"check":       onData(checkOpen),
+	"erase":       onData(erase),
+	"group":       onData(showGroup),
+	"group-state": onData(groupStateOf),
+	"inspect":     onData(inspect),
+
+	"client-add":           addClient,
+	"client-change":        changeClient,
+	"client-disable":       disableClient,
+	"client-enable":        enableClient,
+	"client-list":          listClients,
+	"client-remove":        removeClient,
+	"client-rotate":        rotateClient,
+	"client-rotate-tokens": rotateTokens,
+	"client-show":          showClient,
 }
 
 // onStore carries an operation out on the store in dir, wherever it is open.
 func onStore(ctx context.Context, dir, name string, args url.Values, out io.Writer) error {
+	return onStoreOf(ctx, dir, nil, name, args, out)
+}
+
+// onStoreOf is for operations on clients, which need a configuration. A server has its own.
+func onStoreOf(ctx context.Context, dir string, c *config.Config, name string, args url.Values, out io.Writer) error {
 	conn, err := dialControl(ctx, dir)
 	if err == nil {
 		return askServer(ctx, conn, name, args, out)
@@ -54,7 +86,16 @@ func onStore(ctx context.Context, dir, name string, args url.Values, out io.Writ
 	if err != nil {
 		return err
 	}
-	return errors.Join(operations[name](ctx, db, args, out), db.Close())
+	return errors.Join(onCold(ctx, &opened{db: db, config: c}, name, args, out), db.Close())
+}
+
+func onCold(ctx context.Context, at *opened, name string, args url.Values, out io.Writer) (err error) {
+	if at.config != nil {
+		if at.clients, err = openClients(at.config); err != nil {
+			return err
+		}
+	}
+	return operations[name](ctx, at, args, out)
 }
 
 func dialControl(ctx context.Context, dir string) (net.Conn, error) {
@@ -94,13 +135,13 @@ func askServer(ctx context.Context, conn net.Conn, name string, args url.Values,
 }
 
 // controlHandler answers the commands' requests.
-func controlHandler(db *store.DB) http.Handler {
+func controlHandler(at *opened) http.Handler {
 	mux := http.NewServeMux()
 	for name, do := range operations {
 		mux.HandleFunc("POST /"+name, func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Trailer", failed)
 			w.WriteHeader(http.StatusOK)
-			if err := do(r.Context(), db, r.URL.Query(), flushing{w}); err != nil {
+			if err := do(r.Context(), at, r.URL.Query(), flushing{w}); err != nil {
 				w.Header().Set(failed, url.QueryEscape(err.Error())) // it may have many lines
 			}
 		})
@@ -137,8 +178,8 @@ func listenControl(ctx context.Context, dir string, log *slog.Logger) net.Listen
 }
 
 // runControl serves the socket until ctx ends.
-func runControl(ctx context.Context, listener net.Listener, db *store.DB) error {
-	server := &http.Server{Handler: controlHandler(db), ReadHeaderTimeout: 10 * time.Second}
+func runControl(ctx context.Context, listener net.Listener, at *opened) error {
+	server := &http.Server{Handler: controlHandler(at), ReadHeaderTimeout: 10 * time.Second}
 	done := context.AfterFunc(ctx, func() { _ = server.Close() })
 	defer done()
 	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {

@@ -46,6 +46,7 @@ type commands struct {
 	Backup      backupCmd      `cmd:"" help:"Copy a store while it is served."`
 	Restore     restoreCmd     `cmd:"" help:"Make a store of a backup."`
 	Erase       eraseCmd       `cmd:"" help:"Take a resource, or a Patient's compartment, out of all history."`
+	Client      clientCmd      `cmd:"" help:"Manage the programs that may ask for data."`
 	Group       groupCmd       `cmd:"" help:"Make Groups of lists of patients, for sources that have none."`
 	Reindex     reindexCmd     `cmd:"" help:"Rebuild a store's index from its segments."`
 	Promise     promiseCmd     `cmd:"" help:"Repair what was promised while the clock was far ahead."`

@@ -108,6 +108,11 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger) (err error) 
 	if _, err := server.Listen(); err != nil { // before anything is read: a port that is taken ends the start
 		return fmt.Errorf("%w; another program may have the port: choose another with --set http.listen=127.0.0.1:PORT", err)
 	}
+	if err := known.clients.Watch(func(serials []uint64) (int, error) {
+		return server.EndOf(context.WithoutCancel(ctx), c.TokenIssuer(), serials)
+	}); err != nil {
+		return err
+	}
 	stages := []stage{
 		{"intake", intake.Run, intakeGrace},
 		{"store", db.Run, flushGrace},
@@ -124,7 +129,7 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger) (err error) 
 		stages = append(stages, stage{"admin", run, adminGrace})
 	}
 	if control := listenControl(ctx, c.Store.Path, log); control != nil {
-		stages = append(stages, stage{"control", func(ctx context.Context) error { return runControl(ctx, control, db) }, adminGrace})
+		stages = append(stages, stage{"control", func(ctx context.Context) error { return runControl(ctx, control, &opened{db, c, known.clients}) }, adminGrace})
 	}
 	announce(c, log)
 	return runStages(ctx, log, stages...)

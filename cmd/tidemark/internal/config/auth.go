@@ -54,6 +54,14 @@ func (c *Config) AuthMode() string {
 	return "builtin"
 }
 
+// TokenIssuer is whose tokens count: "" this server's, else that of another.
+func (c *Config) TokenIssuer() string {
+	if c.AuthMode() == "external" {
+		return c.Auth.External.Issuer
+	}
+	return ""
+}
+
 // Rules are those that clients must keep.
 func (c *Config) Rules() clients.Rules {
 	return clients.Rules{
