@@ -27,22 +27,21 @@ type connections struct {
 	max, each int // 0: no bound
 	exempt    proxies
 	log       *slog.Logger
-	refused   metric.Int64Counter
 
-	mu     sync.Mutex
-	open   map[net.Conn]netip.Addr
-	from   map[netip.Addr]int
-	warned time.Time
+	mu      sync.Mutex
+	open    map[net.Conn]netip.Addr
+	from    map[netip.Addr]int
+	refused map[string]int64 // by limit
+	warned  time.Time
 }
 
 func newConnections(o Options) (*connections, error) {
-	c := &connections{max: o.MaxConnections, each: o.MaxPerAddress, exempt: o.TrustedProxies, log: o.Logger,
-		open: map[net.Conn]netip.Addr{}, from: map[netip.Addr]int{}}
+	c := &connections{
+		max: o.MaxConnections, each: o.MaxPerAddress, exempt: o.TrustedProxies, log: o.Logger,
+		open: map[net.Conn]netip.Addr{}, from: map[netip.Addr]int{}, refused: map[string]int64{limitAll: 0, limitEach: 0},
+	}
 	meter := o.MeterProvider.Meter("tidemark/api")
-	var err1, err2 error
-	c.refused, err1 = meter.Int64Counter("api.connections.refused", metric.WithUnit("{connection}"),
-		metric.WithDescription("Connections that were closed because too many were open, by limit"))
-	_, err2 = meter.Int64ObservableGauge("api.connections", metric.WithUnit("{connection}"),
+	_, err1 := meter.Int64ObservableGauge("api.connections", metric.WithUnit("{connection}"),
 		metric.WithDescription("Open connections of clients"),
 		metric.WithInt64Callback(func(_ context.Context, o metric.Int64Observer) error {
 			c.mu.Lock()
@@ -50,11 +49,18 @@ func newConnections(o Options) (*connections, error) {
 			o.Observe(int64(len(c.open)))
 			return nil
 		}))
+	_, err2 := meter.Int64ObservableCounter("api.connections.refused", metric.WithUnit("{connection}"),
+		metric.WithDescription("Connections that were closed because too many were open, by limit"),
+		metric.WithInt64Callback(func(_ context.Context, o metric.Int64Observer) error {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			for limit, n := range c.refused {
+				o.Observe(n, metric.WithAttributes(attribute.String("limit", limit)))
+			}
+			return nil
+		}))
 	if err := errors.Join(err1, err2); err != nil {
 		return nil, fmt.Errorf("make the instruments of connections: %w", err)
-	}
-	for _, limit := range []string{limitAll, limitEach} {
-		c.count(0, limit) // so that it is there before it rises
 	}
 	return c, nil
 }
@@ -64,8 +70,7 @@ func (c *connections) follow(conn net.Conn, state http.ConnState) {
 	switch state {
 	case http.StateNew:
 		if limit := c.enter(conn); limit != "" {
-			c.count(1, limit)
-			c.warn(limit)
+			c.refuse(limit)
 			_ = conn.Close() // its first read fails, and it is StateClosed
 		}
 	case http.StateClosed, http.StateHijacked:
@@ -78,10 +83,6 @@ const (
 	limitAll  = "limits.connections"
 	limitEach = "limits.connections_per_address"
 )
-
-func (c *connections) count(n int64, limit string) {
-	c.refused.Add(context.Background(), n, metric.WithAttributes(attribute.String("limit", limit)))
-}
 
 // enter counts a connection in, or names the limit that it would pass.
 func (c *connections) enter(conn net.Conn) (limit string) {
@@ -112,10 +113,11 @@ func (c *connections) leave(conn net.Conn) {
 	}
 }
 
-// warn says at most once a minute that somebody is kept out.
-func (c *connections) warn(limit string) {
+// refuse counts who is kept out, and says so at most once a minute.
+func (c *connections) refuse(limit string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.refused[limit]++
 	if time.Since(c.warned) < time.Minute {
 		return
 	}

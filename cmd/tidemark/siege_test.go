@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -197,10 +198,8 @@ func (b *besieger) heard(status int, right ...int) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.answers[status]++
-	for _, r := range right {
-		if status == r {
-			return nil
-		}
+	if slices.Contains(right, status) {
+		return nil
 	}
 	return fmt.Errorf("answer %d, want one of %v", status, right)
 }
