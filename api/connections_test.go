@@ -75,6 +75,9 @@ func TestConnections(t *testing.T) {
 	if got := gauge(t, reader, "api.connections"); got != 6 {
 		t.Errorf("%d connections are told, want 6", got)
 	}
+	if got := gauge(t, reader, "api.connections.refused"); got != 3 {
+		t.Errorf("%d refused connections are told, want 3", got)
+	}
 	open[0].Close()
 	for deadline := time.Now().Add(time.Minute); gauge(t, reader, "api.connections") != 5; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
@@ -99,8 +102,18 @@ func gauge(t *testing.T, reader sdkmetric.Reader, name string) int64 {
 	}
 	for _, s := range all.ScopeMetrics {
 		for _, m := range s.Metrics {
-			if g, ok := m.Data.(metricdata.Gauge[int64]); ok && m.Name == name {
-				return g.DataPoints[0].Value
+			if m.Name != name {
+				continue
+			}
+			switch d := m.Data.(type) {
+			case metricdata.Gauge[int64]:
+				return d.DataPoints[0].Value
+			case metricdata.Sum[int64]:
+				sum := int64(0)
+				for _, p := range d.DataPoints {
+					sum += p.Value
+				}
+				return sum
 			}
 		}
 	}
