@@ -51,6 +51,7 @@ type commands struct {
 	Reindex     reindexCmd     `cmd:"" help:"Rebuild a store's index from its segments."`
 	Promise     promiseCmd     `cmd:"" help:"Repair what was promised while the clock was far ahead."`
 	Deadletter  deadletterCmd  `cmd:"" help:"List and show the records that could not be decoded."`
+	Audit       auditCmd       `cmd:"" help:"Read and prove the trail of who was given what."`
 	Verify      verifyCmd      `cmd:"" help:"Recount a downloaded export against its manifest."`
 	CheckConfig checkConfigCmd `cmd:"" help:"List all faults of a configuration file."`
 	Version     versionCmd     `cmd:"" help:"Print the version."`
