@@ -90,16 +90,6 @@ func (s *Server) newGate() *access.Gate {
 	}
 }
 
-// EndJobsOf ends what clients have started who have lost something, at once (decisions.md
-// 6). It says how many jobs there were.
-func (s *Server) EndJobsOf(ctx context.Context, serials []uint64) (int, error) {
-	var owners []access.Owner
-	for _, n := range serials {
-		owners = append(owners, access.OwnerOf(s.gate.Issuer, n))
-	}
-	return s.jobs.EndOf(ctx, owners...)
-}
-
 // givesTokens tells whether clients get tokens here.
 func (s *Server) givesTokens() bool {
 	a := &s.o.Auth

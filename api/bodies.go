@@ -1,6 +1,9 @@
 package api
 
-import "net/http"
+import (
+	"errors"
+	"net/http"
+)
 
 // Bodies larger than smallBody are understood few at a time: one that names ten
 // thousand Patients takes several times its size in memory, and a processor for long.
@@ -11,21 +14,21 @@ const (
 )
 
 // fewLarge bounds requests with large bodies, or with ones of which nobody said how
-// large they are. All else goes on beside them.
-func (s *Server) fewLarge(next http.Handler) http.Handler {
-	places := make(chan struct{}, largeBodies)
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+// large they are. All else goes on beside them. Only who was let in takes a place.
+func (s *Server) fewLarge(h handler) handler {
+	return func(w http.ResponseWriter, r *http.Request) error {
 		if r.ContentLength >= 0 && r.ContentLength <= smallBody {
-			next.ServeHTTP(w, r)
-			return
+			return h(w, r)
 		}
 		select {
-		case places <- struct{}{}:
-			defer func() { <-places }()
-			next.ServeHTTP(w, r)
+		case s.large <- struct{}{}:
+			defer func() { <-s.large }()
+			return h(w, r)
 		default:
 			w.Header().Set("Connection", "close") // the body is not read
-			fail(w, s.later("the server is reading as many large requests as it has memory for: come again"))
+			return errLarge
 		}
-	})
+	}
 }
+
+var errLarge = errors.New("as many large requests are read as there is memory for")

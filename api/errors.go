@@ -98,6 +98,10 @@ func (s *Server) faultOf(err error) fault {
 		return oneFault(http.StatusGone, outcome.Deleted, "this published page was withdrawn: drop what came from its chain, and begin again at $bulk-publish")
 	case errors.Is(err, publish.ErrNoRoot):
 		return s.later("nothing is published at this moment: the server is making a manifest, or is still reading its topics for the first time: come again")
+	case errors.Is(err, errLarge):
+		return s.later("the server is reading as many large requests as it has memory for: come again")
+	case errors.Is(err, smart.ErrIssuer):
+		return s.later("the server cannot get the keys of the authorization server at present: come again")
 	case errors.Is(err, read.ErrBusy):
 		return s.later("the server is sending as many large attachments as it has memory for: come again")
 	case errors.Is(err, store.ErrRevoked): // decisions.md 6

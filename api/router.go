@@ -89,7 +89,7 @@ func (s *Server) routes(b *bulk.Handlers, one *read.Handlers, p *bulk.Publishing
 	s.at(named, operations, operations, reading(open(operations, one.AllOwn(self.Operations))))
 	s.at(named, operations+"/{id}", operations+"/{id}", reading(open(operations+"/{id}", one.Own(self.Operations))))
 	for _, k := range bulk.KickOffs {
-		start := info(base+k.Path, func(w http.ResponseWriter, r *http.Request) error { return b.Start(k, w, r) })
+		start := info(base+k.Path, s.fewLarge(func(w http.ResponseWriter, r *http.Request) error { return b.Start(k, w, r) }))
 		by := methods{}
 		for _, m := range k.Methods() {
 			by[m] = start
@@ -123,7 +123,7 @@ func (s *Server) routes(b *bulk.Handlers, one *read.Handlers, p *bulk.Publishing
 	} else {
 		all.NotFound(s.hosts.check(named, open("foreign host", s.hosts.refuse)))
 	}
-	return outermost(onlySecure(s.o.PublicURL, s.cors(s.fewLarge(all))))
+	return outermost(onlySecure(s.o.PublicURL, s.cors(all)))
 }
 
 // answerTime bounds how long a client may take to accept an answer; downloads

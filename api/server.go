@@ -134,6 +134,7 @@ type Server struct {
 	hosts    hosts
 	gate     *access.Gate
 	mounted  []Mount
+	large    chan struct{} // requests with large bodies that are read
 	proxies  proxies
 	conns    *connections
 	seen     *observer
@@ -167,6 +168,7 @@ func New(o Options) (*Server, error) {
 			Checkpoint:     o.Checkpoint,
 			Logger:         o.Logger,
 		}),
+		large:   make(chan struct{}, largeBodies),
 		hosts:   newHosts(o.Listen, public, o.Hosts),
 		proxies: o.TrustedProxies,
 	}
@@ -187,7 +189,7 @@ func New(o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.handler = s.routes(&bulk.Handlers{Jobs: s.jobs, Base: o.PublicURL, Bases: o.OwnBases, MaxBody: o.MaxBody, Now: o.Store.Now, Presets: o.Presets, Quota: o.Quota, Sign: s.signer()},
+	s.handler = s.routes(&bulk.Handlers{Jobs: s.jobs, Base: o.PublicURL, Bases: o.OwnBases, MaxBody: o.MaxBody, Now: o.Store.Now, Presets: o.Presets, Quota: o.Quota, Sign: s.signer(), Still: s.gate.Still},
 		read.New(o.Store, o.PublicURL, o.OwnBases), &bulk.Publishing{Pages: s.pages, Base: o.PublicURL, Token: s.gate.Needed && !s.pages.Public()}, self)
 	return s, nil
 }

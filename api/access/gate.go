@@ -71,3 +71,12 @@ func (g *Gate) caller(t *smart.Token) (*Caller, error) {
 	}
 	return &Caller{Issuer: g.Issuer, Client: c.ID, Serial: c.Serial, Token: t.ID, Rights: rights, May: c.May}, nil
 }
+
+// Still tells whether a caller may still do all that he might when he came in.
+func (g *Gate) Still(c *Caller) bool {
+	if c.Serial == 0 {
+		return true
+	}
+	of, known := g.Client(&smart.Token{Client: c.Client, Serial: c.Serial})
+	return known && !of.Disabled && of.Serial == c.Serial && c.May.Within(&of.May)
+}

@@ -8,6 +8,7 @@
 package bulk
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -40,6 +41,9 @@ type Handlers struct {
 	Now     func() fhir.Instant
 	Presets Presets // of the operator
 	Quota   *access.Quota
+	// Still tells whether a caller may still do all that he might when he was let in; nil:
+	// nothing is ever taken from anybody.
+	Still func(*access.Caller) bool
 	// Sign makes what is added to the URL of a file so that no token is needed there;
 	// nil: one is.
 	Sign func(job string, file int, serial uint64, until time.Time) string
@@ -111,6 +115,9 @@ func (h *Handlers) Start(k KickOff, w http.ResponseWriter, r *http.Request) erro
 	if err != nil {
 		h.Quota.Undo(caller.Owner())
 		return err
+	}
+	if h.Still != nil && !h.Still(caller) { // whoever ended his jobs meanwhile did not see this one
+		return errors.Join(export.ErrTakenBack, h.Jobs.Delete(context.WithoutCancel(r.Context()), id))
 	}
 	w.Header().Set("Content-Location", h.statusURL(id))
 	w.Header().Set("Preference-Applied", prefs.applied())

@@ -378,7 +378,11 @@ func Default() *Config {
 		Export:     Export{Expires: day, File: ExportFile{MaxBytes: 256 << 20}, RetryAfter: second},
 		Presets:    map[string][]string{},
 		Publish:    Publish{Types: []string{}, Every: hour, SnapshotEvery: 7 * day, Grace: 7 * day},
-		Auth:       Auth{Mode: "auto"},
+		Auth: Auth{
+			Mode: "auto", TokenLifetime: 5 * minute, Audiences: []string{}, Clients: []Client{},
+			External: External{ClientClaim: "client_id", ScopeClaim: "scope", TokenTypes: []string{"at+jwt"}},
+		},
+		JWKS:       JWKS{Allow: []string{}},
 		Capability: Capability{TTL: hour},
 		Limits:     Limits{Jobs: 100, JobsPerClient: 5, PollsPerMinute: 120, Body: 1 << 20, Connections: 4096, ConnectionsPerAddress: 1024},
 		Log:        Log{Level: "info", Format: "auto"},
