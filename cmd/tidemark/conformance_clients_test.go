@@ -32,7 +32,7 @@ import (
 // source sent.
 func TestConformanceClients(t *testing.T) {
 	needs(t, "python3")
-	clients(t, "fetch")
+	realClients(t, "fetch")
 	c := newClinic(t)
 	managed := t.TempDir()
 	managedExport := func(t *testing.T, nickname string, since time.Time, more ...string) *delivery {
@@ -341,7 +341,7 @@ func counts(all map[string][]byte) map[string]int {
 }
 
 // clients runs one of the clients and returns what it has printed.
-func clients(t *testing.T, args ...string) string {
+func realClients(t *testing.T, args ...string) string {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "../../deploy/dev/clients/clients", args...)
 	cmd.Env = append(os.Environ(), "COLUMNS=200", "NO_COLOR=1")
@@ -355,7 +355,7 @@ func clients(t *testing.T, args ...string) string {
 // smartFetch runs smart-fetch, which goes on where it only wants to warn.
 func smartFetch(t *testing.T, args ...string) {
 	t.Helper()
-	out := clients(t, append([]string{"smart-fetch"}, args...)...)
+	out := realClients(t, append([]string{"smart-fetch"}, args...)...)
 	for _, sign := range []string{"Failed", "Messages from server", "does not support", "doesn't support", "Could not"} {
 		if strings.Contains(out, sign) {
 			t.Errorf("smart-fetch says %q:\n%s", sign, out)
@@ -445,7 +445,7 @@ func sekmet(t *testing.T, base string, args ...string) map[string]int {
 	if err := os.WriteFile(settings, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	out := clients(t, append([]string{"sekmet", "bulk", "export", "--config", settings, "--peer", "tidemark"}, args...)...)
+	out := realClients(t, append([]string{"sekmet", "bulk", "export", "--config", settings, "--peer", "tidemark"}, args...)...)
 	if !strings.HasSuffix(strings.TrimSpace(out), "\nVALID") {
 		t.Errorf("sekmet %v says:\n%s", args, out)
 	}
