@@ -155,7 +155,7 @@ func (c *changeClientCmd) Run(ctx context.Context, out io.Writer) error {
 	if c.Name != nil {
 		args.Set("name", *c.Name)
 	}
-	c.mayFlags.args(args)
+	c.args(args)
 	if len(args) == 1 {
 		return errors.New("say what to change: --name, --level, --group, --scope")
 	}
@@ -172,7 +172,7 @@ type rotateClientCmd struct {
 // Run replaces how a client proves itself.
 func (c *rotateClientCmd) Run(ctx context.Context, out io.Writer) error {
 	args := flagArgs(c.ID, false)
-	if err := c.proofFlags.args(args); err != nil {
+	if err := c.args(args); err != nil {
 		return err
 	}
 	if len(args) == 1 {

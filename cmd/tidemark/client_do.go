@@ -76,10 +76,22 @@ func (a *aboutClient) json(out io.Writer) error {
 func (a *aboutClient) text(out io.Writer) error {
 	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	for _, line := range [][2]string{
-		{"client_id", a.ID}, {"client_secret", a.Secret}, {"name", a.Name}, {"state", a.state()},
-		{"FHIR base", a.Base}, {"discovery", a.Discovery}, {"token endpoint", a.Endpoint}, {"tokens from", a.Issuer}, {"proves itself by", a.Method},
-		{"keys at", a.KeysURL}, {"kid", strings.Join(a.Kids, ", ")}, {"algorithms", strings.Join(a.Algorithms, ", ")}, {"aud", strings.Join(a.Audiences, ", or ")},
-		{"levels", orNone(strings.Join(a.Levels, ", "))}, {"Groups", strings.Join(a.Groups, ", ")}, {"scopes", orNone(a.Scope)},
+		{"client_id", a.ID},
+		{"client_secret", a.Secret},
+		{"name", a.Name},
+		{"state", a.state()},
+		{"FHIR base", a.Base},
+		{"discovery", a.Discovery},
+		{"token endpoint", a.Endpoint},
+		{"tokens from", a.Issuer},
+		{"proves itself by", a.Method},
+		{"keys at", a.KeysURL},
+		{"kid", strings.Join(a.Kids, ", ")},
+		{"algorithms", strings.Join(a.Algorithms, ", ")},
+		{"aud", strings.Join(a.Audiences, ", or ")},
+		{"levels", orNone(strings.Join(a.Levels, ", "))},
+		{"Groups", strings.Join(a.Groups, ", ")},
+		{"scopes", orNone(a.Scope)},
 	} {
 		if line[1] != "" {
 			fmt.Fprintf(table, "%s\t%s\n", line[0], printable([]byte(line[1])))
