@@ -34,6 +34,7 @@ type observer struct {
 	faultOf  func(error) fault
 	otel     []otelhttp.Option
 	tracer   trace.Tracer
+	limits   *limitMeter
 	bytes    metric.Int64Counter
 	duration metric.Float64Histogram
 }
@@ -131,6 +132,7 @@ func (o *observer) guard(w http.ResponseWriter, r *http.Request, route string, a
 		o.log.LogAttrs(r.Context(), severity(err), "download broken off", slog.String("route", route), slog.Any("err", err))
 		return
 	}
+	o.limits.saw(r.Context(), err)
 	f := o.faultOf(err)
 	switch {
 	case errors.Is(err, store.ErrNoRoom):

@@ -182,6 +182,9 @@ func New(o Options) (*Server, error) {
 	if s.conns, err = newConnections(o); err != nil {
 		return nil, err
 	}
+	if s.seen.limits, err = s.newLimitMeter(); err != nil {
+		return nil, err
+	}
 	if err := s.countJobs(); err != nil {
 		return nil, err
 	}

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"sync"
 	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
 // A Quota is what a client may have in a day: jobs that it starts, and bytes that are
@@ -19,6 +21,9 @@ type Quota struct {
 	day  string // that is counted
 	used map[Owner]*use
 	news bool // since it was stored the last time
+
+	fs  vfs.FS // where it is kept, after Keep
+	dir string
 }
 
 // A use is what a client had of its quota today.

@@ -1,9 +1,12 @@
 package access
 
 import (
+	"context"
 	"errors"
 	"testing"
 	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
 // TestQuota: a day's jobs and bytes are bounded for each client, over restarts, and who
@@ -56,5 +59,38 @@ func TestQuota(t *testing.T) {
 	}
 	if free := (&Quota{}); free.Start("a") != nil || free.Send("a") != nil {
 		t.Error("no limit is a limit")
+	}
+}
+
+// TestQuotaKept: what a client had outlives a stop; a damaged file keeps nobody out.
+func TestQuotaKept(t *testing.T) {
+	fs := vfs.NewMem()
+	q := &Quota{Bytes: 10}
+	if err := q.Keep(fs, "access"); err != nil {
+		t.Fatal(err)
+	}
+	q.Sent("a", 10)
+	ctx, stop := context.WithCancel(t.Context())
+	stop()
+	if err := q.Run(ctx); err != nil {
+		t.Fatal(err)
+	}
+	next := &Quota{Bytes: 10}
+	if err := next.Keep(fs, "access"); err != nil || next.Send("a") == nil {
+		t.Errorf("it is forgotten: %v", err)
+	}
+	f, err := fs.Create("access/"+usageFile, vfs.WriteCategoryUnspecified)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.Write([]byte("{")); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	damaged := &Quota{Bytes: 10}
+	if err := damaged.Keep(fs, "access"); err == nil || damaged.Send("a") != nil {
+		t.Errorf("%v, %v", err, damaged.Send("a"))
 	}
 }

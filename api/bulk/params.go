@@ -82,12 +82,15 @@ func bodyParams(w http.ResponseWriter, r *http.Request, maxBytes int64) ([]param
 }
 
 func readBody(w http.ResponseWriter, r *http.Request, maxBytes int64) ([]byte, error) {
-	if r.ContentLength > maxBytes { // nothing of it need be read
-		return nil, tooLarge(maxBytes)
-	}
 	rc := http.NewResponseController(w)
 	// A recorder in a test has no deadlines, and needs none.
 	_ = rc.SetReadDeadline(time.Now().Add(bodyTimeout))
+	if r.ContentLength > maxBytes {
+		// Of no use, but a client that is still sending would see its connection end
+		// before it sees the answer. Who sends far more has to live with that.
+		_, _ = io.CopyN(io.Discard, r.Body, maxBytes)
+		return nil, tooLarge(maxBytes)
+	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBytes))
 	_ = rc.SetReadDeadline(time.Time{})
 	if _, large := errors.AsType[*http.MaxBytesError](err); large {

@@ -13,9 +13,9 @@ import (
 // there are secrets in it.
 func Dir(fs vfs.FS, store string) string { return fs.PathJoin(store, "access") }
 
-// writeFile replaces a file as a whole: after a crash the old one is there or the new
+// ReplaceFile replaces a file as a whole: after a crash the old one is there or the new
 // one. Only its owner can read either, from their first byte on.
-func writeFile(fs vfs.FS, dir, name string, data []byte) error {
+func ReplaceFile(fs vfs.FS, dir, name string, data []byte) error {
 	_, err := fs.Stat(dir)
 	fresh := errors.Is(err, os.ErrNotExist)
 	if err := fs.MkdirAll(dir, 0o700); err != nil {
@@ -52,8 +52,8 @@ func syncDir(fs vfs.FS, dir string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// readFile reads a file that writeFile has written.
-func readFile(fs vfs.FS, dir, name string) ([]byte, error) {
+// ReadFile reads a file that ReplaceFile has written.
+func ReadFile(fs vfs.FS, dir, name string) ([]byte, error) {
 	path := fs.PathJoin(dir, name)
 	in, err := fs.Open(path)
 	if err != nil {

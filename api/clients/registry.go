@@ -67,7 +67,7 @@ func (e *ConfiguredError) Error() string {
 // Open reads the registry in dir, an empty one where there is none yet.
 func Open(fs vfs.FS, dir string) (*Registry, error) {
 	r := &Registry{fs: fs, dir: dir, file: file{Version: fileVersion}}
-	data, err := readFile(fs, dir, clientsFile)
+	data, err := ReadFile(fs, dir, clientsFile)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
 	case err != nil:
@@ -288,7 +288,7 @@ func (r *Registry) save(next file) error {
 	slices.SortFunc(next.Clients, func(a, b Client) int { return cmp.Compare(a.ID, b.ID) })
 	data, err := json.MarshalIndent(next, "", "  ")
 	if err == nil {
-		err = writeFile(r.fs, r.dir, clientsFile, append(data, '\n'))
+		err = ReplaceFile(r.fs, r.dir, clientsFile, append(data, '\n'))
 	}
 	if err != nil {
 		return fmt.Errorf("write the clients: %w", err)

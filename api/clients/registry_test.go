@@ -197,7 +197,7 @@ func TestProver(t *testing.T) {
 	if !c.CheckSecret(text) || c.CheckSecret(text+"x") || c.CheckSecret("") || new(Client).CheckSecret("") {
 		t.Error("the secret is not told from others")
 	}
-	if len(text) < minSecret || text == NewSecret() || strings.Contains(string(must[[]byte](t)(readFile(r.fs, r.dir, clientsFile))), text) {
+	if len(text) < minSecret || text == NewSecret() || strings.Contains(string(must[[]byte](t)(ReadFile(r.fs, r.dir, clientsFile))), text) {
 		t.Error("the secret is short, not random, or kept")
 	}
 	if _, err := BySecret("short"); err == nil {
@@ -326,7 +326,7 @@ func TestFile(t *testing.T) {
 		{"twice", strings.Replace(good, `"clients":[`, `"clients":[{"id":"a","serial":2},`, 1), `the client "a" cannot be`},
 	} {
 		fs := vfs.NewMem()
-		if err := writeFile(fs, "store/access", clientsFile, []byte(c.text)); err != nil {
+		if err := ReplaceFile(fs, "store/access", clientsFile, []byte(c.text)); err != nil {
 			t.Fatal(err)
 		}
 		_, err := Open(fs, "store/access")
@@ -374,7 +374,7 @@ func TestTokenSecrets(t *testing.T) {
 	if last := list(RotateSecrets(fs, "store/access", now, true)); len(last) != 1 || last[0].ID == fourth[0].ID {
 		t.Error("one that somebody knows counts on")
 	}
-	if err := writeFile(fs, "store/access", tokenFile, []byte("{")); err != nil {
+	if err := ReplaceFile(fs, "store/access", tokenFile, []byte("{")); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := Secrets(fs, "store/access"); err == nil || !strings.Contains(err.Error(), "token.keys is damaged") {

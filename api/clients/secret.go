@@ -91,7 +91,7 @@ func RotateSecrets(fs vfs.FS, dir string, now time.Time, all bool) ([]smart.Secr
 	}
 	data, err := json.MarshalIndent(next, "", "  ")
 	if err == nil {
-		err = writeFile(fs, dir, tokenFile, append(data, '\n'))
+		err = ReplaceFile(fs, dir, tokenFile, append(data, '\n'))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("write what signs tokens: %w", err)
@@ -100,7 +100,7 @@ func RotateSecrets(fs vfs.FS, dir string, now time.Time, all bool) ([]smart.Secr
 }
 
 func readSecrets(fs vfs.FS, dir string) (t tokenSecrets, err error) {
-	data, err := readFile(fs, dir, tokenFile)
+	data, err := ReadFile(fs, dir, tokenFile)
 	if err != nil {
 		return t, err
 	}

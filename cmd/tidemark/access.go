@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 
+	"tidemark/api/access"
 	"tidemark/api/clients"
 	"tidemark/api/smart"
 	"tidemark/cmd/tidemark/internal/config"
@@ -16,11 +18,12 @@ import (
 type known struct {
 	clients *clients.Registry
 	secrets []smart.Secret
+	quota   *access.Quota
 }
 
 // openAccess reads the registry of an open store and takes the clients of the
 // configuration into it. The store's lock is what makes us its only writer.
-func openAccess(c *config.Config) (*known, error) {
+func openAccess(c *config.Config, log *slog.Logger) (*known, error) {
 	dir := clients.Dir(store.Disk, c.Store.Path)
 	registry, err := openClients(c)
 	if err != nil {
@@ -37,7 +40,11 @@ func openAccess(c *config.Config) (*known, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &known{registry, secrets}, nil
+	quota := &access.Quota{Jobs: c.Limits.JobsPerClientDay, Bytes: int64(c.Limits.BytesPerClientDay)}
+	if err := quota.Keep(store.Disk, dir); err != nil {
+		log.Warn("what clients had today is not known", "error", err)
+	}
+	return &known{registry, secrets, quota}, nil
 }
 
 // openClients reads the registry as it is.

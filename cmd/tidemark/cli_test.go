@@ -199,7 +199,7 @@ func TestMetricsAreForOperators(t *testing.T) {
 		}
 		defer db.Close()
 		c.Store.Path = t.TempDir()
-		who, err := openAccess(c)
+		who, err := openAccess(c, log)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"tidemark/api"
-	"tidemark/api/access"
 	"tidemark/api/bulk"
 	"tidemark/api/export"
 	"tidemark/api/publish"
@@ -97,7 +96,7 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger) (err error) 
 	if err != nil {
 		return err
 	}
-	known, err := openAccess(c)
+	known, err := openAccess(c, log)
 	if err != nil {
 		return err
 	}
@@ -117,6 +116,7 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger) (err error) 
 		{"intake", intake.Run, intakeGrace},
 		{"store", db.Run, flushGrace},
 		{"http", server.Run, httpGrace},
+		{"quota", known.quota.Run, adminGrace},
 	}
 	if c.Admin.Listen != "" {
 		listener, err := listen(ctx, "admin.listen", c.Admin.Listen)
@@ -170,6 +170,7 @@ func storeOptions(c *config.Config, tel *telemetry, log *slog.Logger) store.Opti
 func newServer(c *config.Config, db *store.DB, known *known, tel *telemetry, log *slog.Logger) (*api.Server, error) {
 	o := apiOptions(c, db, tel, log)
 	o.Auth = authOptions(c, db, known)
+	o.Quota = known.quota
 	if c.HTTP.TLS.CertFile != "" {
 		cert, err := loadCertificate(c.HTTP.TLS, log)
 		if err != nil {
@@ -222,7 +223,6 @@ func apiOptions(c *config.Config, db *store.DB, tel *telemetry, log *slog.Logger
 		MaxJobs:          c.Limits.Jobs,
 		PollsPerMinute:   c.Limits.PollsPerMinute,
 		JobsPerClient:    c.Limits.JobsPerClient,
-		Quota:            &access.Quota{Jobs: c.Limits.JobsPerClientDay, Bytes: int64(c.Limits.BytesPerClientDay)},
 		Workers:          c.Export.Workers,
 		Inline:           int64(c.Export.InlineAttachments),
 		MaxBody:          int64(c.Limits.Body),
