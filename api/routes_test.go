@@ -50,6 +50,8 @@ type office struct {
 	minter  smart.Minter
 	server  *httptest.Server
 	routes  []api.Mount
+
+	urlSecrets []smart.Secret
 }
 
 func newOffice(t *testing.T, o api.Options) *office {
@@ -83,7 +85,8 @@ func newOffice(t *testing.T, o api.Options) *office {
 		of.db.Put(key(t, p.key), 1, p.l)
 	}
 	o.Store, o.PublicURL, o.Version = of.db, public, "test"
-	o.Auth = api.Auth{Needed: true, Clients: of.clients, Secrets: of.minter.Secrets}
+	of.urlSecrets = o.Auth.URLSecrets
+	o.Auth.Needed, o.Auth.Clients, o.Auth.Secrets = true, of.clients, of.minter.Secrets
 	s, err := api.New(o)
 	if err != nil {
 		t.Fatal(err)
@@ -182,7 +185,10 @@ func (o *office) credentials() map[string]string {
 // (decisions.md 6).
 func TestRoutes(t *testing.T) {
 	organization, _ := fhir.ParseType("Organization")
-	o := newOffice(t, api.Options{Publish: publish.Options{Types: []fhir.Type{organization}}, Metrics: http.NotFoundHandler(), MaxJobs: 10_000})
+	o := newOffice(t, api.Options{
+		Publish: publish.Options{Types: []fhir.Type{organization}}, Metrics: http.NotFoundHandler(), MaxJobs: 10_000,
+		Auth: api.Auth{Once: func([]byte, time.Time) (bool, error) { return true, nil }},
+	})
 	const (
 		everybody = "200 200 200 200 200 200 200 200 200"
 		system    = "401 401 401 401 403 202 202 403 202"
@@ -193,19 +199,21 @@ func TestRoutes(t *testing.T) {
 		strangers = "401 401 401 401 403 200 403 404 200"
 	)
 	table := map[string][]struct{ path, want string }{
-		"/healthz":                      {{"/healthz", everybody}},
-		"/readyz":                       {{"/readyz", everybody}},
-		"/metrics":                      {{"/metrics", strings.ReplaceAll(everybody, "200", "404")}},
-		"/fhir":                         {{"/fhir", strings.ReplaceAll(everybody, "200", "404")}}, // no HTML is asked for
-		"/fhir/":                        {{"/fhir/", strings.ReplaceAll(everybody, "200", "404")}},
-		"/fhir/metadata":                {{"/fhir/metadata", everybody}},
-		"/fhir/OperationDefinition":     {{"/fhir/OperationDefinition", everybody}},
-		"/fhir/OperationDefinition/{}":  {{"/fhir/OperationDefinition/export", everybody}},
-		"/fhir/$export":                 {{"/fhir/$export", system}},
-		"/fhir/$export-v4":              {{"/fhir/$export-v4", system}},
-		"/fhir/Patient/$export":         {{"/fhir/Patient/$export", patients}},
-		"/fhir/Patient/$patient-export": {{"/fhir/Patient/$patient-export", patients}},
-		"/fhir/Patient/$export-v4":      {{"/fhir/Patient/$export-v4", patients}},
+		"/healthz":                              {{"/healthz", everybody}},
+		"/readyz":                               {{"/readyz", everybody}},
+		"/metrics":                              {{"/metrics", strings.ReplaceAll(everybody, "200", "404")}},
+		"/fhir":                                 {{"/fhir", strings.ReplaceAll(everybody, "200", "404")}}, // no HTML is asked for
+		"/fhir/":                                {{"/fhir/", strings.ReplaceAll(everybody, "200", "404")}},
+		"/fhir/metadata":                        {{"/fhir/metadata", everybody}},
+		"/fhir/.well-known/smart-configuration": {{"/fhir/.well-known/smart-configuration", everybody}},
+		"/fhir/auth/token":                      {{"/fhir/auth/token", strings.ReplaceAll(everybody, "200", "400")}}, // it is no form
+		"/fhir/OperationDefinition":             {{"/fhir/OperationDefinition", everybody}},
+		"/fhir/OperationDefinition/{}":          {{"/fhir/OperationDefinition/export", everybody}},
+		"/fhir/$export":                         {{"/fhir/$export", system}},
+		"/fhir/$export-v4":                      {{"/fhir/$export-v4", system}},
+		"/fhir/Patient/$export":                 {{"/fhir/Patient/$export", patients}},
+		"/fhir/Patient/$patient-export":         {{"/fhir/Patient/$patient-export", patients}},
+		"/fhir/Patient/$export-v4":              {{"/fhir/Patient/$export-v4", patients}},
 		"/fhir/Group/{}/$export": {
 			{"/fhir/Group/g/$export", group},
 			{"/fhir/Group/h/$export", "401 401 401 401 403 202 403 404 202"},
