@@ -1,0 +1,43 @@
+package export_test
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"tidemark/api/export"
+)
+
+// TestJobsPerOwner: a client has so many jobs at a time that are worked on; whose files
+// are ready does not count, nor does another's.
+func TestJobsPerOwner(t *testing.T) {
+	j := export.New(export.Of(makingStore(t, vfs.NewMem())), export.Options{JobsPerOwner: 2})
+	begin := func(scopes string) error {
+		_, err := j.Start(t.Context(), owned("#1", scopes))
+		return err
+	}
+	const ready, worked = "system/*.rs", "system/*.rs?_id=1"
+	for range 3 {
+		if err := begin(ready); err != nil {
+			t.Fatalf("a job that is ready at once: %v", err)
+		}
+	}
+	one := start(t, j, owned("#1", worked))
+	if err := begin(worked); err != nil {
+		t.Fatal(err)
+	}
+	busy, is := errors.AsType[*export.BusyError](begin(ready))
+	if !is || busy.Limit != "limits.jobs_per_client" || busy.Value != 2 || busy.After <= 0 {
+		t.Errorf("the third job: %+v", busy)
+	}
+	if _, err := j.Start(t.Context(), owned("#2", worked)); err != nil {
+		t.Errorf("another client's: %v", err)
+	}
+	stop := runs(t, j)
+	planned(t, j, one)
+	stop()
+	if err := begin(ready); err != nil {
+		t.Errorf("after one was done: %v", err)
+	}
+}
