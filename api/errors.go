@@ -51,8 +51,10 @@ func (s *Server) faultOf(err error) fault {
 		return fault{status: statusOf[e.Kind], issues: e.Issues}
 	}
 	if e, ok := errors.AsType[*export.BusyError](err); ok {
-		text := fmt.Sprintf("too many export jobs: %d at once are allowed (limits.jobs); DELETE the status URL of one that is done with", e.Value)
+		text := fmt.Sprintf("the files of too many export jobs are kept: %d are allowed (limits.jobs_kept); DELETE the status URL of one that is done with", e.Value)
 		switch e.Limit {
+		case "limits.jobs":
+			text = fmt.Sprintf("too many export jobs are worked on: %d at the same time are allowed (limits.jobs); one whose files are ready does not count", e.Value)
 		case "limits.jobs_per_client":
 			text = fmt.Sprintf("too many export jobs of this client: %d are worked on at the same time (limits.jobs_per_client); one whose files are ready does not count", e.Value)
 		case "limits.polls_per_minute":

@@ -40,7 +40,7 @@ func (s *Server) newLimitMeter() (*limitMeter, error) {
 		metric.WithInt64Callback(func(_ context.Context, o metric.Int64Observer) error {
 			jobs := s.jobs.Options()
 			for key, value := range map[string]int64{
-				"limits.jobs": int64(jobs.MaxJobs), "limits.jobs_per_client": int64(jobs.JobsPerOwner), "limits.polls_per_minute": int64(jobs.PollsPerMinute),
+				"limits.jobs": int64(jobs.MaxWorking), "limits.jobs_kept": int64(jobs.MaxJobs), "limits.jobs_per_client": int64(jobs.JobsPerOwner), "limits.polls_per_minute": int64(jobs.PollsPerMinute),
 				"limits.jobs_per_client_day": int64(s.o.Quota.Jobs), "limits.bytes_per_client_day": s.o.Quota.Bytes,
 			} {
 				o.Observe(value, metric.WithAttributes(attribute.String("limit", key)))

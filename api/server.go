@@ -68,7 +68,8 @@ type Options struct {
 	Checkpoint       time.Duration // of planning that a restart may cost a job, default 1 s; negative: none
 	FileMaxBytes     int64         // export.file.max_bytes, uncompressed, default 256 MiB
 	FileMaxResources int64         // export.file.max_resources, 0: no limit
-	MaxJobs          int           // limits.jobs, default 100
+	MaxJobs          int           // limits.jobs_kept, default 1000
+	MaxWorking       int           // limits.jobs that are worked on, default 100
 	JobsPerClient    int           // limits.jobs_per_client that are worked on, 0: no limit
 	PollsPerMinute   int           // limits.polls_per_minute, per job, default 120
 	Workers          int           // export.workers, default half of the processors and at least 2
@@ -159,6 +160,7 @@ func New(o Options) (*Server, error) {
 			Expires:        o.Expires,
 			Limits:         export.Limits{Bytes: o.FileMaxBytes, Resources: o.FileMaxResources},
 			MaxJobs:        o.MaxJobs,
+			MaxWorking:     o.MaxWorking,
 			JobsPerOwner:   o.JobsPerClient,
 			PollsPerMinute: o.PollsPerMinute,
 			Workers:        o.Workers,
@@ -204,7 +206,7 @@ func (s *Server) facts() manual.Facts {
 		Base: s.o.PublicURL, Version: s.o.Version, Started: time.Now(),
 		FileMaxBytes: jobs.Limits.Bytes, FileMaxResources: jobs.Limits.Resources,
 		Expires: jobs.Expires, RetryAfter: s.o.RetryAfter, Deletions: s.o.Deletions,
-		MaxJobs: jobs.MaxJobs, PollsPerMinute: jobs.PollsPerMinute, MaxBody: s.o.MaxBody,
+		MaxJobs: jobs.MaxJobs, MaxWorking: jobs.MaxWorking, JobsPerClient: jobs.JobsPerOwner, Quota: s.o.Quota, PollsPerMinute: jobs.PollsPerMinute, MaxBody: s.o.MaxBody,
 		Presets:   s.o.Presets,
 		Published: s.o.Publish.Types,
 		Tokens:    s.gate.Needed,

@@ -87,8 +87,11 @@ func readBody(w http.ResponseWriter, r *http.Request, maxBytes int64) ([]byte, e
 	_ = rc.SetReadDeadline(time.Now().Add(bodyTimeout))
 	if r.ContentLength > maxBytes {
 		// Of no use, but a client that is still sending would see its connection end
-		// before it sees the answer. Who sends far more has to live with that.
-		_, _ = io.CopyN(io.Discard, r.Body, maxBytes)
+		// before it sees the answer. Who sends far more has to live with that, and who
+		// waits to be told to go on (RFC 9110, 10.1.1) has sent nothing.
+		if r.Header.Get("Expect") == "" {
+			_, _ = io.CopyN(io.Discard, r.Body, maxBytes)
+		}
 		return nil, tooLarge(maxBytes)
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBytes))

@@ -260,7 +260,7 @@ func TestJobLimit(t *testing.T) {
 		start(t, j, everything()) // the failed one took no place
 		_, err := j.Start(t.Context(), everything())
 		busy, ok := errors.AsType[*export.BusyError](err)
-		if !ok || busy.Limit != "limits.jobs" || busy.After != time.Minute {
+		if !ok || busy.Limit != "limits.jobs_kept" || busy.After != time.Hour { // who waits as long comes in
 			t.Fatalf("third job: %v", err)
 		}
 		time.Sleep(time.Hour - 10*time.Second)

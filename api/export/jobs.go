@@ -50,7 +50,8 @@ func (e *BusyError) Error() string {
 type Options struct {
 	Expires        time.Duration // how long files stay (default 24 h)
 	Limits         Limits        // when a file is full (default 256 MiB)
-	MaxJobs        int           // at the same time (default 100)
+	MaxJobs        int           // whose files are kept (default 1000)
+	MaxWorking     int           // that are planned at the same time (default 100)
 	JobsPerOwner   int           // of one client, that are planned at the same time (0: no limit)
 	PollsPerMinute int           // status requests per job (default 120)
 	Workers        int           // jobs planned at the same time, at least 2 (default half of the processors)
@@ -70,7 +71,10 @@ func (o Options) withDefaults() Options {
 		o.Limits.Bytes = 256 << 20
 	}
 	if o.MaxJobs <= 0 {
-		o.MaxJobs = 100
+		o.MaxJobs = 1000
+	}
+	if o.MaxWorking <= 0 {
+		o.MaxWorking = 100
 	}
 	if o.PollsPerMinute <= 0 {
 		o.PollsPerMinute = 120
@@ -224,7 +228,8 @@ func (j *Jobs) reserve(ctx context.Context, owner access.Owner) error {
 
 // The limits of jobs, as the configuration calls them.
 const (
-	maxJobs      = "limits.jobs"
+	maxJobs      = "limits.jobs_kept"
+	maxWorking   = "limits.jobs"
 	jobsPerOwner = "limits.jobs_per_client"
 )
 
@@ -239,26 +244,29 @@ func errOf(e *BusyError) error {
 func (j *Jobs) take(owner access.Owner) *BusyError {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	all := j.held()
+	begun := 0
 	for _, n := range j.pending {
-		all += n
+		begun += n
 	}
-	if all >= j.o.MaxJobs {
+	if j.held()+begun >= j.o.MaxJobs {
 		return &BusyError{Limit: maxJobs, Value: j.o.MaxJobs, After: j.untilFree()}
 	}
-	if n, wait := j.busy(owner); j.o.JobsPerOwner > 0 && n+j.pending[owner] >= j.o.JobsPerOwner {
+	if n, wait := j.busy(func(access.Owner) bool { return true }); n+begun >= j.o.MaxWorking {
+		return &BusyError{Limit: maxWorking, Value: j.o.MaxWorking, After: wait}
+	}
+	if n, wait := j.busy(func(o access.Owner) bool { return o == owner }); j.o.JobsPerOwner > 0 && n+j.pending[owner] >= j.o.JobsPerOwner {
 		return &BusyError{Limit: jobsPerOwner, Value: j.o.JobsPerOwner, After: wait}
 	}
 	j.pending[owner]++
 	return nil
 }
 
-// busy is how many jobs of an owner are planned, and when the first of them may be
+// busy is how many jobs of some owners are planned, and when the first of them may be
 // done, as far as its progress tells. Called with mu held.
-func (j *Jobs) busy(owner access.Owner) (n int, wait time.Duration) {
+func (j *Jobs) busy(of func(access.Owner) bool) (n int, wait time.Duration) {
 	wait = maxRetry
 	for _, job := range j.jobs {
-		if !job.pending || job.ended || job.access.Owner != owner {
+		if !job.pending || job.ended || !of(job.access.Owner) {
 			continue
 		}
 		n++
@@ -270,14 +278,13 @@ func (j *Jobs) busy(owner access.Owner) (n int, wait time.Duration) {
 	return n, max(wait, time.Second)
 }
 
-// maxRetry bounds what we tell a client to wait when all places are taken:
-// somebody may delete a job long before one expires, and clients give up on
-// long waits.
+// maxRetry is what we tell a client to wait for a job of which it is not known when it
+// will be done.
 const maxRetry = time.Minute
 
 // untilFree is when the first job expires. Called with mu held.
 func (j *Jobs) untilFree() time.Duration {
-	wait := maxRetry
+	wait := j.o.Expires
 	for _, job := range j.jobs {
 		if free := time.Until(job.expires); !job.ended {
 			wait = min(wait, free)

@@ -41,3 +41,14 @@ func TestJobsPerOwner(t *testing.T) {
 		t.Errorf("after one was done: %v", err)
 	}
 }
+
+// TestJobsAtWork: so many jobs are worked on, whosever they are.
+func TestJobsAtWork(t *testing.T) {
+	j := export.New(export.Of(makingStore(t, vfs.NewMem())), export.Options{MaxWorking: 1})
+	start(t, j, owned("#1", "system/*.rs"))
+	start(t, j, owned("#1", "system/*.rs?_id=1"))
+	_, err := j.Start(t.Context(), owned("#2", "system/*.rs"))
+	if busy, is := errors.AsType[*export.BusyError](err); !is || busy.Limit != "limits.jobs" {
+		t.Errorf("%v", err)
+	}
+}

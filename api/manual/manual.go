@@ -13,6 +13,7 @@ import (
 	"slices"
 	"time"
 
+	"tidemark/api/access"
 	"tidemark/api/bulk"
 	"tidemark/api/outcome"
 	"tidemark/api/read"
@@ -29,7 +30,10 @@ type Facts struct {
 	FileMaxResources int64 // 0: no limit
 	Expires          time.Duration
 	RetryAfter       time.Duration
-	MaxJobs          int
+	MaxJobs          int // whose files are kept
+	MaxWorking       int // that are worked on
+	JobsPerClient    int // likewise; 0: no limit
+	Quota            *access.Quota
 	PollsPerMinute   int
 	MaxBody          int64
 	Deletions        time.Duration // how long they are known; 0: not told

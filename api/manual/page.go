@@ -179,17 +179,26 @@ func absent(f Facts) []string {
 	return all
 }
 
-func limits(f Facts) []limit {
-	resources := "no limit"
-	if f.FileMaxResources > 0 {
-		resources = strconv.FormatInt(f.FileMaxResources, 10)
+// orNone is a limit in words; 0 is none.
+func orNone(n int64, text string) string {
+	if n <= 0 {
+		return "no limit"
 	}
+	return text
+}
+
+func limits(f Facts) []limit {
+	resources := orNone(f.FileMaxResources, strconv.FormatInt(f.FileMaxResources, 10))
 	all := []limit{
 		{"Bytes of a file, uncompressed", inBytes(f.FileMaxBytes), "export.file.max_bytes"},
 		{"Resources in a file", resources, "export.file.max_resources"},
 		{"Files stay for", inWords(f.Expires), "export.expires"},
 		{"Wait after 503, at least", inWords(f.RetryAfter), "export.retry_after"},
-		{"Jobs at the same time", strconv.Itoa(f.MaxJobs), "limits.jobs"},
+		{"Jobs that are worked on at the same time", strconv.Itoa(f.MaxWorking), "limits.jobs"},
+		{"Of these, of one client", orNone(int64(f.JobsPerClient), strconv.Itoa(f.JobsPerClient)), "limits.jobs_per_client"},
+		{"Jobs whose files are kept", strconv.Itoa(f.MaxJobs), "limits.jobs_kept"},
+		{"Jobs that one client starts in a day of UTC", orNone(int64(f.Quota.Jobs), strconv.Itoa(f.Quota.Jobs)), "limits.jobs_per_client_day"},
+		{"Bytes of files that are sent to one client in a day of UTC", orNone(f.Quota.Bytes, inBytes(f.Quota.Bytes)), "limits.bytes_per_client_day"},
 		{"Status requests a minute, for each job", strconv.Itoa(f.PollsPerMinute), "limits.polls_per_minute"},
 		{"Bytes of a request's body", inBytes(f.MaxBody), "limits.body"},
 	}

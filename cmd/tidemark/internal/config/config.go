@@ -322,8 +322,10 @@ type Capability struct {
 
 // Limits is bounds against clients that ask for too much.
 type Limits struct {
-	// Export jobs that exist at the same time; those that were deleted, have expired or were ended by an erasure do not count.
+	// Export jobs that are worked on at the same time; those whose files are ready do not count.
 	Jobs int `yaml:"jobs"`
+	// Export jobs whose files are kept; those that were deleted, have expired or were ended do not count. What they hold stays on the disk.
+	JobsKept int `yaml:"jobs_kept"`
 	// Export jobs of one client that are worked on at the same time; those whose files are ready do not count. 0: no bound but limits.jobs.
 	JobsPerClient int `yaml:"jobs_per_client"`
 	// Export jobs that one client may start in a day of UTC. 0: no bound.
@@ -384,7 +386,7 @@ func Default() *Config {
 		},
 		JWKS:       JWKS{Allow: []string{}},
 		Capability: Capability{TTL: hour},
-		Limits:     Limits{Jobs: 100, JobsPerClient: 5, PollsPerMinute: 120, Body: 1 << 20, Connections: 4096, ConnectionsPerAddress: 1024},
+		Limits:     Limits{Jobs: 100, JobsKept: 1000, JobsPerClient: 5, PollsPerMinute: 120, Body: 1 << 20, Connections: 4096, ConnectionsPerAddress: 1024},
 		Log:        Log{Level: "info", Format: "auto"},
 		Telemetry:  Telemetry{Sample: 0.01},
 	}

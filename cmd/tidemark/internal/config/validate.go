@@ -143,6 +143,9 @@ func (l *loader) validateSizes() {
 	if l.Limits.Jobs < 1 {
 		l.invalid("limits.jobs", "must be at least 1")
 	}
+	if l.Limits.JobsKept < 1 {
+		l.invalid("limits.jobs_kept", "must be at least 1")
+	}
 	if l.Limits.JobsPerClient < 0 {
 		l.invalid("limits.jobs_per_client", "must be 0 (no bound) or more")
 	}
