@@ -48,7 +48,7 @@ func TestProcessKills(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer cluster.Close()
-	more := []string{"--set", "limits.jobs=1000000", "--set", "retention.last_state=5s"}
+	more := []string{"--set", "limits.jobs_kept=1000000", "--set", "retention.last_state=5s"}
 	if *processLife > 0 {
 		more = append(more, "--set", "compaction.settle_after=30s", "--set", "retention.last_state=2m")
 	}
