@@ -20,7 +20,8 @@ type Auth struct {
 	Needed bool
 	// Clients are those who can have tokens; nil: nobody can.
 	Clients Clients
-	// Secrets sign tokens of this server; none: it gives none (auth.mode is external).
+	// Secrets sign tokens of this server, and URLs: the first signs, all are known. None:
+	// nothing is signed.
 	Secrets []smart.Secret
 	// Lifetime of tokens (auth.token_lifetime), 5 min at most.
 	Lifetime time.Duration
@@ -30,13 +31,11 @@ type Auth struct {
 	// Fetcher of the keys that clients keep at a URL.
 	Fetcher *smart.Fetcher
 	// External knows the tokens of another server (auth.mode is external): then ours count
-	// for nothing, and Secrets give none.
+	// for nothing, and none are given.
 	External *smart.External
 	// SignedURLs is how long the URLs of output files work, without a token, that a
 	// manifest gives (capability.ttl); 0: files need a token as everything else does.
 	SignedURLs time.Duration
-	// URLSecrets sign them.
-	URLSecrets []smart.Secret
 	// Once tells whether nobody has said something before (store.DB.Once).
 	Once func(said []byte, until time.Time) (bool, error)
 }
@@ -68,15 +67,17 @@ func (a Auth) withDefaults() Auth {
 	return a
 }
 
-// minter makes tokens of this server and knows them again.
+// UseSecrets has other secrets sign from now on: Auth.Secrets in place of those before.
+func (s *Server) UseSecrets(list []smart.Secret) { s.secrets.Store(&list) }
+
+// minter makes tokens of this server and knows them again, by the secrets of now.
 func (s *Server) minter() *smart.Minter {
-	a := s.o.Auth
-	return &smart.Minter{Issuer: s.o.PublicURL, Secrets: a.Secrets, Lifetime: a.Lifetime}
+	return &smart.Minter{Issuer: s.o.PublicURL, Secrets: *s.secrets.Load(), Lifetime: s.o.Auth.Lifetime}
 }
 
 // newGate is where requests come in.
 func (s *Server) newGate() *access.Gate {
-	a, minter := s.o.Auth, s.minter()
+	a := s.o.Auth
 	if e := a.External; e != nil {
 		return &access.Gate{
 			Needed: a.Needed, Issuer: e.Issuer, Token: e.Check,
@@ -85,7 +86,7 @@ func (s *Server) newGate() *access.Gate {
 	}
 	return &access.Gate{
 		Needed: a.Needed,
-		Token:  func(_ context.Context, text string) (smart.Token, error) { return minter.Check(text) },
+		Token:  func(_ context.Context, text string) (smart.Token, error) { return s.minter().Check(text) },
 		Client: func(t *smart.Token) (clients.Client, bool) { return a.Clients.BySerial(t.Serial) },
 	}
 }
@@ -96,15 +97,15 @@ func (s *Server) givesTokens() bool {
 	return a.External == nil && len(a.Secrets) > 0 && a.Once != nil
 }
 
-// tokenPath is the token endpoint's under the base.
-const tokenPath = "/auth/token"
+// TokenPath is the token endpoint's under the base.
+const TokenPath = "/auth/token"
 
 // tokenURL is where clients get tokens of this server, "" if they get none here.
 func (s *Server) tokenURL() string {
 	if !s.givesTokens() {
 		return ""
 	}
-	return s.o.PublicURL + tokenPath
+	return s.o.PublicURL + TokenPath
 }
 
 // endpoint gives tokens.
@@ -141,9 +142,8 @@ func (s *Server) authRoutes(r chi.Router, open func(route string, h handler) htt
 		s.at(r, discovery, discovery, reading(open(discovery, s.discover)))
 	}
 	if s.givesTokens() {
-		e := s.endpoint()
-		s.at(r, base+tokenPath, base+tokenPath, methods{http.MethodPost: open(base+tokenPath, func(w http.ResponseWriter, r *http.Request) error {
-			e.ServeHTTP(w, r)
+		s.at(r, base+TokenPath, base+TokenPath, methods{http.MethodPost: open(base+TokenPath, func(w http.ResponseWriter, r *http.Request) error {
+			s.endpoint().ServeHTTP(w, r)
 			return nil
 		})})
 	}

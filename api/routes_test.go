@@ -50,8 +50,7 @@ type office struct {
 	minter  smart.Minter
 	server  *httptest.Server
 	routes  []api.Mount
-
-	urlSecrets []smart.Secret
+	rotate  func([]smart.Secret)
 }
 
 func newOffice(t *testing.T, o api.Options) *office {
@@ -85,13 +84,12 @@ func newOffice(t *testing.T, o api.Options) *office {
 		of.db.Put(key(t, p.key), 1, p.l)
 	}
 	o.Store, o.PublicURL, o.Version = of.db, public, "test"
-	of.urlSecrets = o.Auth.URLSecrets
 	o.Auth.Needed, o.Auth.Clients, o.Auth.Secrets = true, of.clients, of.minter.Secrets
 	s, err := api.New(o)
 	if err != nil {
 		t.Fatal(err)
 	}
-	of.routes = s.Mounted()
+	of.routes, of.rotate = s.Mounted(), s.UseSecrets
 	of.server = httptest.NewServer(s.Handler())
 	stop := runs(t, s)
 	t.Cleanup(func() { of.server.Close(); stop() })

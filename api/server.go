@@ -17,6 +17,7 @@ import (
 	"net/netip"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"go.opentelemetry.io/otel/metric"
@@ -31,6 +32,7 @@ import (
 	"tidemark/api/manual"
 	"tidemark/api/publish"
 	"tidemark/api/read"
+	"tidemark/api/smart"
 	"tidemark/store/fhir"
 )
 
@@ -135,6 +137,7 @@ type Server struct {
 	hosts    hosts
 	gate     *access.Gate
 	mounted  []Mount
+	secrets  atomic.Pointer[[]smart.Secret]
 	large    chan struct{} // requests with large bodies that are read
 	proxies  proxies
 	conns    *connections
@@ -177,6 +180,7 @@ func New(o Options) (*Server, error) {
 	if s.pages, err = publish.New(o.Store, o.publishing()); err != nil {
 		return nil, err
 	}
+	s.UseSecrets(o.Auth.Secrets)
 	s.gate = s.newGate()
 	if s.seen, err = newObserver(o, s.faultOf); err != nil {
 		return nil, err

@@ -20,8 +20,9 @@ import (
 // signature is the query parameter that holds it.
 const signature = "sig"
 
+// capability signs URLs and knows them again, by the secrets of now.
 func (s *Server) capability() *smart.Capability {
-	return &smart.Capability{Secrets: s.o.Auth.URLSecrets}
+	return &smart.Capability{Secrets: *s.secrets.Load()}
 }
 
 // signer signs URLs of files; nil if they need a token as everything else does.
@@ -29,16 +30,15 @@ func (s *Server) signer() func(job string, file int, serial uint64, until time.T
 	if !s.signs() {
 		return nil
 	}
-	c := s.capability()
 	return func(job string, file int, serial uint64, until time.Time) string {
 		if soon := time.Now().Add(s.o.Auth.SignedURLs); soon.Before(until) {
 			until = soon
 		}
-		return "?" + signature + "=" + c.Sign(job, file, serial, until)
+		return "?" + signature + "=" + s.capability().Sign(job, file, serial, until)
 	}
 }
 
-func (s *Server) signs() bool { return s.o.Auth.SignedURLs > 0 && len(s.o.Auth.URLSecrets) > 0 }
+func (s *Server) signs() bool { return s.o.Auth.SignedURLs > 0 && len(s.o.Auth.Secrets) > 0 }
 
 // bySignature lets in who has a signed URL of a file, as the client that it was signed
 // for. Whoever sends a token to it, it is not looked at.
@@ -46,13 +46,12 @@ func (s *Server) bySignature(h handler) handler {
 	if !s.signs() {
 		return s.enter(h)
 	}
-	c := s.capability()
 	return func(w http.ResponseWriter, r *http.Request) error {
 		file, err := strconv.Atoi(chi.URLParam(r, "file"))
 		if err != nil {
 			return err // the pattern lets nothing else through
 		}
-		serial, err := c.Check(chi.URLParam(r, "job"), file, r.URL.Query().Get(signature))
+		serial, err := s.capability().Check(chi.URLParam(r, "job"), file, r.URL.Query().Get(signature))
 		if errors.Is(err, smart.ErrCapability) || errors.Is(err, smart.ErrCapabilityExpired) {
 			return &access.Denied{Text: err.Error()}
 		}

@@ -16,7 +16,7 @@ import (
 // TestSignedURLs: with capability.enabled the files of a job need no token, but the URL
 // that its manifest gave, of that file, for a while, as long as its client may (decisions.md 6).
 func TestSignedURLs(t *testing.T) {
-	o := newOffice(t, api.Options{Auth: api.Auth{SignedURLs: time.Hour, URLSecrets: []smart.Secret{smart.NewSecret()}}})
+	o := newOffice(t, api.Options{Auth: api.Auth{SignedURLs: time.Hour}})
 	status := o.start("/fhir/Patient/$export", o.token("whole", ""))
 	manifest := func(who string) (files []string) {
 		_, body := o.ask(http.MethodGet, status, o.token(who, ""))
@@ -61,7 +61,7 @@ func TestSignedURLs(t *testing.T) {
 	if resp, _ := o.ask(http.MethodHead, files[0], ""); resp.StatusCode != http.StatusOK {
 		t.Errorf("HEAD: %s", resp.Status)
 	}
-	late := smart.Capability{Secrets: o.urlSecrets}
+	late := smart.Capability{Secrets: o.minter.Secrets}
 	job := strings.Split(status, "/")[3]
 	if got := get(first+"?sig="+url.QueryEscape(late.Sign(job, 1, 1, time.Now().Add(-time.Second))), ""); got != http.StatusForbidden {
 		t.Errorf("expired: %d", got)
@@ -76,5 +76,26 @@ func TestSignedURLs(t *testing.T) {
 	o.clients[1] = clients.Client{ID: "whole", Serial: 1, Disabled: true, May: clients.Anything}
 	if got := get(files[0], ""); got != http.StatusForbidden {
 		t.Errorf("of a client that is disabled: %d", got)
+	}
+}
+
+// TestSecretsRotate: what was signed by a secret counts as long as that is known; a new
+// one signs at once.
+func TestSecretsRotate(t *testing.T) {
+	o := newOffice(t, api.Options{})
+	old := o.token("whole", "")
+	get := func(token string) int {
+		resp, _ := o.ask(http.MethodGet, "/fhir/Patient/a", token)
+		return resp.StatusCode
+	}
+	fresh := append([]smart.Secret{smart.NewSecret()}, o.minter.Secrets...)
+	o.rotate(fresh)
+	o.minter.Secrets = fresh
+	if one, two := get(old), get(o.token("whole", "")); one != http.StatusOK || two != http.StatusOK {
+		t.Errorf("after a rotation: %d, %d", one, two)
+	}
+	o.rotate(fresh[:1])
+	if one, two := get(old), get(o.token("whole", "")); one != http.StatusUnauthorized || two != http.StatusOK {
+		t.Errorf("without the old one: %d, %d", one, two)
 	}
 }

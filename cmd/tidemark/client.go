@@ -237,7 +237,7 @@ func (c *removeClientCmd) Run(ctx context.Context, out io.Writer) error {
 }
 
 type rotateTokensCmd struct {
-	Leaked bool `help:"Somebody knows the secret: drop all old ones. Tokens that are out count no more, once the server has started again."`
+	Leaked bool `help:"Somebody knows the secret: drop all old ones. Tokens and signed URLs that are out count no more."`
 
 	clientFlags `embed:""`
 }

@@ -10,14 +10,12 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"tidemark/api"
 	"tidemark/api/clients"
 	"tidemark/api/smart"
 	"tidemark/cmd/tidemark/internal/config"
 	"tidemark/store"
 )
-
-// tokenPath is where the token endpoint lies under the FHIR base.
-const tokenPath = "/auth/token"
 
 // aboutClient is what the operator of a client needs. It holds nothing secret but a
 // secret that was made a moment ago.
@@ -50,7 +48,7 @@ func about(c *clients.Client, of *config.Config) *aboutClient {
 	if a.Issuer = of.TokenIssuer(); a.Issuer != "" {
 		return a
 	}
-	a.Endpoint, a.Method, a.KeysURL = of.HTTP.PublicURL+tokenPath, "private_key_jwt", c.KeysURL
+	a.Endpoint, a.Method, a.KeysURL = of.HTTP.PublicURL+api.TokenPath, "private_key_jwt", c.KeysURL
 	if c.SecretHash != "" {
 		a.Method = "client_secret_basic"
 		return a
@@ -260,12 +258,18 @@ func rotateClient(_ context.Context, at *opened, args url.Values, out io.Writer)
 	return err
 }
 
-// rotateTokens writes another secret; a server has read those it knows when it started.
+// rotateTokens makes another secret. A running server signs by it at once.
 func rotateTokens(_ context.Context, at *opened, args url.Values, out io.Writer) error {
 	dir := clients.Dir(store.Disk, at.config.Store.Path)
-	if _, err := clients.RotateSecrets(store.Disk, dir, time.Now(), args.Has("leaked")); err != nil {
+	secrets, err := clients.RotateSecrets(store.Disk, dir, time.Now(), args.Has("leaked"))
+	if err != nil {
 		return err
 	}
-	_, err := fmt.Fprintln(out, "another secret signs tokens once the server has started again")
+	when := "once the server is started"
+	if at.sign != nil {
+		at.sign(secrets)
+		when = "from now on"
+	}
+	_, err = fmt.Fprintf(out, "another secret signs tokens and URLs %s\n", when)
 	return err
 }

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"tidemark/api/clients"
+	"tidemark/api/smart"
 	"tidemark/cmd/tidemark/internal/config"
 	"tidemark/store"
 )
@@ -33,6 +34,8 @@ type opened struct {
 	// config and clients are nil where an operation was asked for that needs none.
 	config  *config.Config
 	clients *clients.Registry
+	// sign has a server use other secrets; nil if none runs.
+	sign func([]smart.Secret)
 }
 
 // An operation acts on an open store and says on out what it did.

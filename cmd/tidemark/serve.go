@@ -129,7 +129,9 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger) (err error) 
 		stages = append(stages, stage{"admin", run, adminGrace})
 	}
 	if control := listenControl(ctx, c.Store.Path, log); control != nil {
-		stages = append(stages, stage{"control", func(ctx context.Context) error { return runControl(ctx, control, &opened{db, c, known.clients}) }, adminGrace})
+		stages = append(stages, stage{"control", func(ctx context.Context) error {
+			return runControl(ctx, control, &opened{db, c, known.clients, server.UseSecrets})
+		}, adminGrace})
 	}
 	announce(c, log)
 	return runStages(ctx, log, stages...)
@@ -189,21 +191,19 @@ func newServer(c *config.Config, db *store.DB, known *known, tel *telemetry, log
 func authOptions(c *config.Config, db *store.DB, known *known) api.Auth {
 	mode := c.AuthMode()
 	a := api.Auth{
-		Needed: mode != "none", Clients: known.clients,
+		Needed: mode != "none", Clients: known.clients, Secrets: known.secrets,
 		Lifetime: time.Duration(c.Auth.TokenLifetime), Audiences: c.Auth.Audiences, Once: db.Once,
 		Fetcher: &smart.Fetcher{Allow: c.JWKS.Allow, Plain: c.JWKS.AllowHTTPLoopback},
 	}
 	if c.Capability.Enabled {
-		a.SignedURLs, a.URLSecrets = time.Duration(c.Capability.TTL), known.secrets
+		a.SignedURLs = time.Duration(c.Capability.TTL)
 	}
 	if e := c.Auth.External; mode == "external" {
 		a.External = &smart.External{
 			Issuer: e.Issuer, Audience: e.Audience, KeysURL: e.JWKSURL, ClientClaim: e.ClientClaim, ScopeClaim: e.ScopeClaim, TokenTypes: e.TokenTypes,
 			Keys: a.Fetcher.Keys,
 		}
-		return a
 	}
-	a.Secrets = known.secrets
 	return a
 }
 
