@@ -109,7 +109,7 @@ func (s *Server) tokenURL() string {
 }
 
 // endpoint gives tokens.
-func (s *Server) endpoint() *smart.Endpoint {
+func (s *Server) endpoint(r *http.Request) *smart.Endpoint {
 	a := s.o.Auth
 	return &smart.Endpoint{
 		Minter: s.minter(),
@@ -117,6 +117,7 @@ func (s *Server) endpoint() *smart.Endpoint {
 			Client: a.client, Fetch: a.Fetcher.Keys, Once: a.Once,
 			Audience: append([]string{s.tokenURL()}, a.Audiences...),
 		},
+		Seen:       func(ctx context.Context, a smart.Attempt) error { return s.attempted(ctx, r, a) },
 		RetryAfter: s.o.RetryAfter,
 	}
 }
@@ -143,7 +144,7 @@ func (s *Server) authRoutes(r chi.Router, open func(route string, h handler) htt
 	}
 	if s.givesTokens() {
 		s.at(r, base+TokenPath, base+TokenPath, methods{http.MethodPost: open(base+TokenPath, func(w http.ResponseWriter, r *http.Request) error {
-			s.endpoint().ServeHTTP(w, r)
+			s.endpoint(r).ServeHTTP(w, r)
 			return nil
 		})})
 	}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"tidemark/api/access"
+	"tidemark/api/audit"
 	"tidemark/api/bulk"
 	"tidemark/api/export"
 	"tidemark/api/outcome"
@@ -100,6 +101,8 @@ func (s *Server) faultOf(err error) fault {
 		return oneFault(http.StatusGone, outcome.Deleted, "this published page was withdrawn: drop what came from its chain, and begin again at $bulk-publish")
 	case errors.Is(err, publish.ErrNoRoot):
 		return s.later("nothing is published at this moment: the server is making a manifest, or is still reading its topics for the first time: come again")
+	case errors.Is(err, audit.ErrUnwritable):
+		return s.later("what is given out here must be put on record, which cannot be done at present: tell the server's operator, and come again")
 	case errors.Is(err, errLarge):
 		return s.later("the server is reading as many large requests as it has memory for: come again")
 	case errors.Is(err, smart.ErrIssuer):

@@ -7,6 +7,7 @@ import (
 	"github.com/go-chi/chi/v5"
 
 	"tidemark/api/access"
+	"tidemark/api/audit"
 	"tidemark/api/bulk"
 	"tidemark/api/export"
 	"tidemark/api/publish"
@@ -32,13 +33,13 @@ func (s *Server) publishRoutes(r chi.Router, b *bulk.Publishing) {
 		let = func(h handler) handler { return h }
 	}
 	manifest := func(pattern, route string, h handler) {
-		s.at(r, base+pattern, base+route, reading(s.seen.wrap(base+route, slog.LevelInfo, let(h))))
+		s.at(r, base+pattern, base+route, reading(s.seen.wrap(base+route, slog.LevelInfo, s.recorded("", let(h)))))
 	}
 	manifest(bulk.PublishPath, bulk.PublishPath, b.Root)
 	manifest(bulk.PagePath, "/publish/{page}", b.Increment)
 	manifest(bulk.StubPath, "/publish/{page}/stub", b.Stub)
 	const file = base + "/publish/{page}/{file}"
-	s.at(r, base+bulk.PageFilePath, file, reading(s.seen.wrapFile(file, let(s.metered(b.File)))))
+	s.at(r, base+bulk.PageFilePath, file, reading(s.seen.wrapFile(file, s.recorded(audit.Download, let(s.metered(b.File))))))
 }
 
 // let lets those have published pages that are not for everybody who may have all of

@@ -13,6 +13,7 @@ import (
 	"github.com/go-chi/chi/v5"
 
 	"tidemark/api/access"
+	"tidemark/api/audit"
 	"tidemark/api/bulk"
 	"tidemark/api/manual"
 	"tidemark/api/outcome"
@@ -44,6 +45,7 @@ func (s *Server) enter(h handler) handler {
 		if err != nil {
 			return err
 		}
+		identified(r.Context(), caller)
 		return h(w, r.WithContext(access.With(r.Context(), caller)))
 	}
 }
@@ -69,7 +71,9 @@ func (s *Server) at(r chi.Router, pattern, route string, m methods) {
 
 func (s *Server) routes(b *bulk.Handlers, one *read.Handlers, p *bulk.Publishing, self *manual.Handlers) http.Handler {
 	// A route is behind the gate unless it is said to be for everybody.
-	info := func(route string, h handler) http.Handler { return s.seen.wrap(route, slog.LevelInfo, s.enter(h)) }
+	info := func(route string, does audit.Action, h handler) http.Handler {
+		return s.seen.wrap(route, slog.LevelInfo, s.recorded(does, s.enter(h)))
+	}
 	open := func(route string, h handler) http.Handler { return s.seen.wrap(route, slog.LevelInfo, h) }
 	probe := func(route string, h handler) http.Handler { return s.seen.wrap(route, slog.LevelDebug, h) }
 	const (
@@ -89,7 +93,7 @@ func (s *Server) routes(b *bulk.Handlers, one *read.Handlers, p *bulk.Publishing
 	s.at(named, operations, operations, reading(open(operations, one.AllOwn(self.Operations))))
 	s.at(named, operations+"/{id}", operations+"/{id}", reading(open(operations+"/{id}", one.Own(self.Operations))))
 	for _, k := range bulk.KickOffs {
-		start := info(base+k.Path, s.fewLarge(func(w http.ResponseWriter, r *http.Request) error { return b.Start(k, w, r) }))
+		start := info(base+k.Path, audit.KickOff, s.fewLarge(func(w http.ResponseWriter, r *http.Request) error { return b.Start(k, w, r) }))
 		by := methods{}
 		for _, m := range k.Methods() {
 			by[m] = start
@@ -98,15 +102,17 @@ func (s *Server) routes(b *bulk.Handlers, one *read.Handlers, p *bulk.Publishing
 	}
 	for _, name := range []string{"Patient", "Group"} {
 		route := base + "/" + name + "/{id}"
-		s.at(named, route, route, reading(info(route, one.Resource(name))))
+		s.at(named, route, route, reading(info(route, audit.Read, one.Resource(name))))
 	}
-	s.at(named, binary, binary, reading(info(binary, func(w http.ResponseWriter, r *http.Request) error { return s.metered(one.Binary)(newSender(w), r) })))
-	s.at(named, base+"/Group", base+"/Group", reading(info(base+"/Group", one.Groups)))
-	job := reading(info(status, b.Status))
-	job[http.MethodDelete] = info(status, b.Delete)
+	s.at(named, binary, binary, reading(s.seen.wrap(binary, slog.LevelInfo, func(w http.ResponseWriter, r *http.Request) error {
+		return s.recorded(audit.Download, s.enter(s.metered(one.Binary)))(newSender(w), r)
+	})))
+	s.at(named, base+"/Group", base+"/Group", reading(info(base+"/Group", audit.Read, one.Groups)))
+	job := reading(info(status, "", b.Status))
+	job[http.MethodDelete] = info(status, audit.Delete, b.Delete)
 	s.at(named, base+bulk.StatusPath, status, job)
-	s.at(named, base+bulk.NextPath, page, reading(info(page, b.Page)))
-	s.at(named, base+bulk.FilePath, file, reading(s.seen.wrapFile(file, s.bySignature(s.metered(b.File)))))
+	s.at(named, base+bulk.NextPath, page, reading(info(page, "", b.Page)))
+	s.at(named, base+bulk.FilePath, file, reading(s.seen.wrapFile(file, s.recorded(audit.Download, s.bySignature(s.metered(b.File))))))
 	s.publishRoutes(named, p)
 	if s.o.Metrics != nil {
 		s.at(named, "/metrics", "/metrics", reading(s.o.Metrics))

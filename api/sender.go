@@ -17,6 +17,9 @@ type sender struct {
 	rc     *http.ResponseController
 	status int
 	bytes  int64
+	// before is asked before the header goes out; an error has nothing go out.
+	before func(status int) error
+	err    error // of that
 }
 
 var _ io.ReaderFrom = (*sender)(nil)
@@ -37,13 +40,22 @@ func newSender(w http.ResponseWriter) *sender {
 func (s *sender) Unwrap() http.ResponseWriter { return s.ResponseWriter }
 
 func (s *sender) WriteHeader(status int) {
+	if s.before != nil && s.err == nil && s.status == 0 {
+		s.err = s.before(status)
+	}
+	if s.err != nil {
+		return
+	}
 	s.status = status
 	s.ResponseWriter.WriteHeader(status)
 }
 
 func (s *sender) Write(p []byte) (int, error) {
 	if s.status == 0 {
-		s.status = http.StatusOK
+		s.WriteHeader(http.StatusOK)
+	}
+	if s.err != nil {
+		return 0, s.err
 	}
 	total := 0
 	for {
@@ -59,6 +71,12 @@ func (s *sender) Write(p []byte) (int, error) {
 
 // ReadFrom sends src piece by piece.
 func (s *sender) ReadFrom(src io.Reader) (total int64, err error) {
+	if s.status == 0 {
+		s.WriteHeader(http.StatusOK)
+	}
+	if s.err != nil {
+		return 0, s.err
+	}
 	to, ok := s.ResponseWriter.(io.ReaderFrom)
 	if !ok {
 		return io.Copy(writerOnly{s}, src)

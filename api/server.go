@@ -27,6 +27,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"tidemark/api/access"
+	"tidemark/api/audit"
 	"tidemark/api/bulk"
 	"tidemark/api/export"
 	"tidemark/api/manual"
@@ -78,6 +79,8 @@ type Options struct {
 	Inline           int64         // export.inline_attachments, bytes of content, default 0: none
 	MaxBody          int64         // limits.body, default 1 MiB
 	Presets          bulk.Presets  // presets
+	// Audit is where all that is given out and refused is on record; nil: nowhere.
+	Audit *audit.Trail
 	// Quota is what a client may have in a day; nil: as much as it likes.
 	Quota *access.Quota
 	// Deletions is how long they are known (retention.deleted); it is told to
@@ -131,19 +134,20 @@ func (o Options) withDefaults() Options {
 
 // A Server answers HTTP for one store.
 type Server struct {
-	o        Options
-	jobs     *export.Jobs
-	pages    *publish.Pages
-	hosts    hosts
-	gate     *access.Gate
-	mounted  []Mount
-	secrets  atomic.Pointer[[]smart.Secret]
-	large    chan struct{} // requests with large bodies that are read
-	proxies  proxies
-	conns    *connections
-	seen     *observer
-	handler  http.Handler
-	listener net.Listener // set by Listen
+	o         Options
+	jobs      *export.Jobs
+	pages     *publish.Pages
+	hosts     hosts
+	gate      *access.Gate
+	mounted   []Mount
+	strangers strangers
+	secrets   atomic.Pointer[[]smart.Secret]
+	large     chan struct{} // requests with large bodies that are read
+	proxies   proxies
+	conns     *connections
+	seen      *observer
+	handler   http.Handler
+	listener  net.Listener // set by Listen
 }
 
 // New makes a server. It finds the jobs that outlived a restart, and starts

@@ -97,6 +97,7 @@ func (h *Handlers) Start(k KickOff, w http.ResponseWriter, r *http.Request) erro
 	if err != nil {
 		return err
 	}
+	noteGoal(r.Context(), k.Level, chi.URLParam(r, "group"))
 	caller := access.From(r.Context())
 	if err := caller.Starts(k.Level.Name()); err != nil {
 		return err
@@ -116,6 +117,7 @@ func (h *Handlers) Start(k KickOff, w http.ResponseWriter, r *http.Request) erro
 		h.Quota.Undo(caller.Owner())
 		return err
 	}
+	h.note(r.Context(), id, &q)
 	if h.Still != nil && !h.Still(caller) { // whoever ended his jobs meanwhile did not see this one
 		return errors.Join(export.ErrTakenBack, h.Jobs.Delete(context.WithoutCancel(r.Context()), id))
 	}
@@ -132,6 +134,7 @@ func (h *Handlers) request(k KickOff, w http.ResponseWriter, r *http.Request, pr
 	if err != nil {
 		return export.Request{}, err
 	}
+	noteParams(r.Context(), params)
 	q, err := read(params, asking{
 		level: k.Level, typed: k.Typed, base: h.Base, bases: h.Bases, lenient: prefs.lenient, fromURL: !post, now: h.Now(), own: h.Presets,
 	})

@@ -30,6 +30,7 @@ func (h *Handlers) File(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	defer func() { _ = d.Close() }() // was opened for reading only
+	noteFile(r.Context(), job, chi.URLParam(r, "file"), d)
 	// A cache of the client's own may keep it; one that recompresses on the way
 	// would make the ETag and every range a lie.
 	return send(w, r, d, job+"-"+strconv.Itoa(n), "private, no-transform")

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"tidemark/api/access"
+	"tidemark/api/audit"
 	"tidemark/api/export"
 	"tidemark/api/outcome"
 	"tidemark/store/fhir"
@@ -81,7 +82,10 @@ func leaveOut(c *access.Caller, q *export.Request) {
 // own is a job of the caller's: others' do not exist for him.
 func (h *Handlers) own(r *http.Request, id string) (export.Access, error) {
 	a, err := h.Jobs.Access(id)
+	e := audit.Note(r.Context())
+	e.Job = id
 	if err == nil && a.Owner != access.From(r.Context()).Owner() {
+		e.Action, e.Reason = audit.Refused, "another client's job"
 		err = export.ErrNotFound
 	}
 	return a, err

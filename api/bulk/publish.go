@@ -12,6 +12,7 @@ import (
 
 	"github.com/go-chi/chi/v5"
 
+	"tidemark/api/audit"
 	"tidemark/api/publish"
 )
 
@@ -62,6 +63,8 @@ func (h *Publishing) File(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	defer func() { _ = d.Close() }() // was opened for reading only
+	noteFile(r.Context(), page, chi.URLParam(r, "file"), d)
+	audit.Note(r.Context()).Level = "publish"
 	return send(w, r, d, page+"-"+strconv.Itoa(n), h.caching("max-age=31536000, immutable, no-transform"))
 }
 

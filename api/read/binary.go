@@ -18,6 +18,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 
 	"tidemark/api/access"
+	"tidemark/api/audit"
 	"tidemark/api/bulk"
 	"tidemark/api/export"
 	"tidemark/api/outcome"
@@ -36,6 +37,7 @@ func (h *Handlers) Binary(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	audit.Note(r.Context()).Resource = key.String()
 	if err := access.From(r.Context()).Sees(); err != nil {
 		return err
 	}

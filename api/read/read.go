@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"tidemark/api/access"
+	"tidemark/api/audit"
 	"tidemark/api/bulk"
 	"tidemark/api/export"
 	"tidemark/api/outcome"
@@ -52,6 +53,7 @@ func (h *Handlers) Resource(name string) func(http.ResponseWriter, *http.Request
 		if err != nil {
 			return err
 		}
+		audit.Note(r.Context()).Resource = key.String()
 		s, err := h.view(r.Context())
 		if err != nil {
 			return err
@@ -117,6 +119,7 @@ func (h *Handlers) search(w http.ResponseWriter, r *http.Request, typ string, al
 	if err := bulk.Readable(r); err != nil {
 		return err
 	}
+	noteQuery(r)
 	q, err := h.query(typ, r.URL.RawQuery)
 	if err != nil {
 		return err
@@ -133,6 +136,16 @@ func (h *Handlers) search(w http.ResponseWriter, r *http.Request, typ string, al
 	}
 	answer(w, body.Bytes())
 	return nil
+}
+
+// noteQuery says in the audit what was searched for.
+func noteQuery(r *http.Request) {
+	e := audit.Note(r.Context())
+	for name, values := range r.URL.Query() {
+		for _, v := range values {
+			e.Parameters = append(e.Parameters, audit.Parameter{Name: name, Value: v})
+		}
+	}
 }
 
 // A query is a search that was understood.

@@ -1,6 +1,7 @@
 package smart
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"encoding/base64"
@@ -27,8 +28,9 @@ import (
 type Endpoint struct {
 	Verifier *Verifier
 	Minter   *Minter
-	// Seen hears of each attempt before it is answered; nil: nobody does.
-	Seen func(ctx context.Context, a Attempt)
+	// Seen hears of each attempt before it is answered; nil: nobody does. With an error of
+	// it there is no token.
+	Seen func(ctx context.Context, a Attempt) error
 	// RetryAfter is when to come again if nothing can be written (default 5 s).
 	RetryAfter time.Duration
 }
@@ -75,7 +77,7 @@ func (e *Endpoint) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	answer, err := e.grant(r, &a)
 	a.Error = codeOf(err)
 	if e.Seen != nil {
-		e.Seen(r.Context(), a)
+		err = cmp.Or(err, e.Seen(r.Context(), a))
 	}
 	h := w.Header()
 	h.Set("Content-Type", "application/json")

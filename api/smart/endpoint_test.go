@@ -50,7 +50,7 @@ func newTokenServer(t testing.TB) *tokenServer {
 			Once:   memory(), Audience: []string{endpoint}, Now: clock,
 		},
 		Minter: &Minter{Issuer: "https://bulk.example.org/fhir", Secrets: []Secret{NewSecret()}, Now: clock},
-		Seen:   func(_ context.Context, a Attempt) { s.seen = append(s.seen, a) },
+		Seen:   func(_ context.Context, a Attempt) error { s.seen = append(s.seen, a); return nil },
 	}
 	s.Verifier.Fetch = func(context.Context, string, string) (Keys, error) {
 		_, err := ParseKeys([]byte(strings.Repeat(" ", MaxKeys+1)))

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"path/filepath"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -30,12 +29,8 @@ func (*auditCmd) Help() string {
 The lines hold the values of parameters, and with them perhaps ids of patients.`
 }
 
-// auditDirName is the folder of the trail in a store's directory: on the same disk, and
-// as private.
-const auditDirName = "audit"
-
 type auditFlags struct {
-	Dir string `type:"path" placeholder:"DIR" help:"The folder of the trail. Default: audit in the store's directory."`
+	Dir string `type:"path" placeholder:"DIR" help:"The folder of the trail. Default: audit.file of the configuration, or audit in the store's directory."`
 
 	configFlags `embed:""`
 }
@@ -48,7 +43,7 @@ func (f *auditFlags) dir() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return filepath.Join(c.Store.Path, auditDirName), nil
+	return c.AuditDir(), nil
 }
 
 type verifyAuditCmd struct {

@@ -203,7 +203,7 @@ func TestMetricsAreForOperators(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		server, err := newServer(c, db, who, tel, log)
+		server, err := newServer(c, db, who, nil, tel, log)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"tidemark/api"
+	"tidemark/api/audit"
 	"tidemark/api/bulk"
 	"tidemark/api/export"
 	"tidemark/api/publish"
@@ -100,7 +101,12 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger) (err error) 
 	if err != nil {
 		return err
 	}
-	server, err := newServer(c, db, known, tel, log)
+	trail, err := openTrail(c, tel, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, trail.Close()) }()
+	server, err := newServer(c, db, known, trail, tel, log)
 	if err != nil {
 		return err
 	}
@@ -169,10 +175,10 @@ func storeOptions(c *config.Config, tel *telemetry, log *slog.Logger) store.Opti
 	}
 }
 
-func newServer(c *config.Config, db *store.DB, known *known, tel *telemetry, log *slog.Logger) (*api.Server, error) {
+func newServer(c *config.Config, db *store.DB, known *known, trail *audit.Trail, tel *telemetry, log *slog.Logger) (*api.Server, error) {
 	o := apiOptions(c, db, tel, log)
 	o.Auth = authOptions(c, db, known)
-	o.Quota = known.quota
+	o.Quota, o.Audit = known.quota, trail
 	if c.HTTP.TLS.CertFile != "" {
 		cert, err := loadCertificate(c.HTTP.TLS, log)
 		if err != nil {
@@ -185,6 +191,18 @@ func newServer(c *config.Config, db *store.DB, known *known, tel *telemetry, log
 		return nil, fmt.Errorf("set up HTTP: %w", err)
 	}
 	return server, nil
+}
+
+// openTrail begins or goes on with what is on record of who was given what; nil if
+// nothing is.
+func openTrail(c *config.Config, tel *telemetry, log *slog.Logger) (*audit.Trail, error) {
+	if !c.Audit.Enabled {
+		return nil, nil
+	}
+	return audit.Open(audit.Options{
+		Dir: c.AuditDir(), Required: c.Audit.Required, Keep: time.Duration(c.Audit.Keep), Observer: c.HTTP.PublicURL,
+		Logger: log, Meter: tel.meters.Meter("tidemark/api/audit"),
+	})
 }
 
 // authOptions are who may read.
@@ -279,6 +297,9 @@ func publicMetrics(c *config.Config, tel *telemetry) http.Handler {
 // announce says what an operator should know at every start.
 func announce(c *config.Config, log *slog.Logger) {
 	log.Info("serving", "version", version, "base", c.HTTP.PublicURL, "listen", c.HTTP.Listen, "store", c.Store.Path, "topics", len(c.Topics))
+	if !c.Audit.Enabled {
+		log.Warn("who is given what is not put on record", "key", "audit.enabled")
+	}
 	if c.AuthMode() == "none" && c.Auth.AllowOpenData {
 		log.Warn("data is open: everyone who can reach the port can download all patients' data", "key", "auth.allow_open_data")
 	}

@@ -3,6 +3,7 @@ package config
 import (
 	"encoding/json"
 	"net/url"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -52,6 +53,14 @@ func (c *Config) AuthMode() string {
 		return "none"
 	}
 	return "builtin"
+}
+
+// AuditDir is where the files of the audit trail are.
+func (c *Config) AuditDir() string {
+	if c.Audit.File != "" {
+		return c.Audit.File
+	}
+	return filepath.Join(c.Store.Path, "audit")
 }
 
 // TokenIssuer is whose tokens count: "" this server's, else that of another.

@@ -56,6 +56,8 @@ type Config struct {
 	Capability Capability `yaml:"capability"`
 	// Bounds against clients that ask for too much.
 	Limits Limits `yaml:"limits"`
+	// Who was given what, and who was refused.
+	Audit Audit `yaml:"audit"`
 	// The log on standard error.
 	Log Log `yaml:"log"`
 	// Traces for a collector. Metrics need no key: they are at /metrics.
@@ -342,6 +344,18 @@ type Limits struct {
 	ConnectionsPerAddress int `yaml:"connections_per_address"`
 }
 
+// Audit is who was given what, and who was refused: FHIR AuditEvents, one on a line, each chained to the one before.
+type Audit struct {
+	// Write it. false: nobody knows afterwards who was given what.
+	Enabled bool `yaml:"enabled"`
+	// The directory of its files, audit-YYYYMMDD-N.ndjson. Empty: audit in store.path, which backups have no copy of.
+	File string `yaml:"file"`
+	// What is given out must be on record before: kick-offs, reads and downloads are answered with 503 while that cannot be written.
+	Required bool `yaml:"required"`
+	// How long files are kept. 0s: for ever.
+	Keep Duration `yaml:"keep"`
+}
+
 // Log is the log on standard error.
 type Log struct {
 	// The least important line that is written.
@@ -387,6 +401,7 @@ func Default() *Config {
 		JWKS:       JWKS{Allow: []string{}},
 		Capability: Capability{TTL: hour},
 		Limits:     Limits{Jobs: 100, JobsKept: 1000, JobsPerClient: 5, PollsPerMinute: 120, Body: 1 << 20, Connections: 4096, ConnectionsPerAddress: 1024},
+		Audit:      Audit{Enabled: true, Required: true, Keep: 400 * day},
 		Log:        Log{Level: "info", Format: "auto"},
 		Telemetry:  Telemetry{Sample: 0.01},
 	}

@@ -153,6 +153,9 @@ func (l *loader) validateSizes() {
 		l.invalid("limits.jobs_per_client_day", "must be 0 (no bound) or more")
 	}
 	l.positive("capability.ttl", l.Capability.TTL)
+	if l.Audit.Keep < 0 {
+		l.invalid("audit.keep", "%v is less than 0", l.Audit.Keep)
+	}
 	if l.Capability.Enabled && l.AuthMode() == "none" {
 		l.invalid("capability.enabled", "signs URLs of files, which anybody may read with auth.mode none: take it out, or ask for tokens")
 	}

@@ -1,0 +1,44 @@
+package bulk
+
+import (
+	"context"
+
+	"tidemark/api/audit"
+	"tidemark/api/export"
+)
+
+// What a request is about, for the audit trail. Values of parameters stand there only
+// (decisions.md 6).
+
+func noteGoal(ctx context.Context, l export.Level, group string) {
+	e := audit.Note(ctx)
+	e.Level, e.Group = l.Name(), group
+}
+
+func noteParams(ctx context.Context, params []param) {
+	e := audit.Note(ctx)
+	for _, p := range params {
+		e.Parameters = append(e.Parameters, audit.Parameter{Name: p.name, Value: p.value})
+	}
+}
+
+// note says what a job that has begun is about: whose data at which instant.
+func (h *Handlers) note(ctx context.Context, id string, q *export.Request) {
+	e := audit.Note(ctx)
+	e.Job = id
+	for _, t := range q.Types {
+		e.Types = append(e.Types, t.String())
+	}
+	if f, err := h.Jobs.Facts(id); err == nil { // it has begun; if not, its client hears of it
+		e.W, e.Since, e.GroupVersion = audit.At(f.Upto), audit.At(f.Since), f.GroupVersion
+	}
+}
+
+// noteFile says which file is sent.
+func noteFile(ctx context.Context, job, n string, d *export.Download) {
+	e := audit.Note(ctx)
+	e.Job, e.File, e.Kind = job, n, string(d.List)
+	if d.Type != 0 {
+		e.Types = []string{d.Type.String()}
+	}
+}

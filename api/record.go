@@ -1,0 +1,195 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"sync"
+	"time"
+
+	"tidemark/api/access"
+	"tidemark/api/audit"
+	"tidemark/api/export"
+	"tidemark/api/smart"
+)
+
+// What is given out stands in the audit trail before the first byte of it is sent, and
+// what was refused, too (decisions.md 6). Handlers say what they know of a request in
+// audit.Note; who asked is known at the gate, and how it went here.
+
+// recorded puts what a route does on record. Of one without an action only refusals are.
+func (s *Server) recorded(action audit.Action, h handler) handler {
+	if s.o.Audit == nil {
+		return h
+	}
+	return func(w http.ResponseWriter, r *http.Request) error {
+		e := &audit.Event{Action: action, Remote: s.clientAddress(r)}
+		ctx := audit.In(r.Context(), e)
+		d := &disclosing{ResponseWriter: w, s: s, ctx: context.WithoutCancel(ctx), event: e, head: r.Method == http.MethodHead}
+		to := http.ResponseWriter(d)
+		if file, is := w.(*sender); is { // what is sent from the disk goes past nobody else
+			file.before = d.begin
+			to = file
+		}
+		err := h(to, r.WithContext(ctx))
+		if d.refused != nil {
+			if file, is := w.(*sender); is {
+				file.before, file.err = nil, nil // the refusal itself goes out
+			}
+			return d.refused
+		}
+		d.end(w, err)
+		if err != nil && !d.begun {
+			return s.refusal(d.ctx, e, err)
+		}
+		return err
+	}
+}
+
+// A disclosing puts an answer on record before it goes out.
+type disclosing struct {
+	http.ResponseWriter
+
+	s       *Server
+	ctx     context.Context
+	event   *audit.Event
+	head    bool
+	begun   bool // the header is out
+	bytes   int64
+	line    *audit.Disclosure
+	refused error // it could not be put on record: nothing was sent
+}
+
+// Unwrap lets http.ResponseController find the connection.
+func (d *disclosing) Unwrap() http.ResponseWriter { return d.ResponseWriter }
+
+func (d *disclosing) WriteHeader(status int) {
+	if d.begun || d.refused != nil {
+		return
+	}
+	if d.begin(status) == nil {
+		d.ResponseWriter.WriteHeader(status)
+	}
+}
+
+func (d *disclosing) Write(p []byte) (int, error) {
+	if !d.begun {
+		d.WriteHeader(http.StatusOK)
+	}
+	if d.refused != nil {
+		return 0, d.refused
+	}
+	n, err := d.ResponseWriter.Write(p)
+	d.bytes += int64(n)
+	return n, err
+}
+
+// begin puts on record that something is given out. An answer that gives nothing out
+// needs no line.
+func (d *disclosing) begin(status int) error {
+	e := d.event
+	e.Status, e.Range = status, d.Header().Get("Content-Range")
+	switch {
+	case e.Action == "" || status >= http.StatusMultipleChoices || d.head:
+	case e.Action == audit.Download:
+		d.line, d.refused = d.s.o.Audit.Begin(d.ctx, *e)
+	default:
+		d.refused = d.s.o.Audit.Record(d.ctx, *e)
+	}
+	if d.refused != nil {
+		clear(d.Header())
+		d.undo()
+		return d.refused
+	}
+	d.begun = true
+	return nil
+}
+
+// undo ends a job that nobody hears of.
+func (d *disclosing) undo() {
+	if d.event.Action == audit.KickOff && d.event.Job != "" {
+		if err := d.s.jobs.Delete(d.ctx, d.event.Job); err != nil && !errors.Is(err, export.ErrNotFound) {
+			d.s.o.Logger.WarnContext(d.ctx, "end an export job that is not on record", "err", err)
+		}
+	}
+}
+
+// end says how much of a file went out.
+func (d *disclosing) end(w http.ResponseWriter, err error) {
+	if d.line == nil {
+		return
+	}
+	if file, is := w.(*sender); is {
+		d.bytes = file.bytes
+	}
+	outcome := audit.Done
+	if err != nil {
+		outcome = audit.Failed
+	}
+	d.line.End(d.ctx, d.bytes, outcome)
+}
+
+// refusal puts on record that somebody was not given what he asked for. He is told so,
+// whether that can be written or not.
+func (s *Server) refusal(ctx context.Context, e *audit.Event, err error) error {
+	f := s.faultOf(err)
+	e.Status, e.Outcome, e.Reason = f.status, audit.Denied, string(f.issues[0].Code)
+	switch {
+	case f.status == http.StatusUnauthorized, f.status == http.StatusForbidden:
+		e.Action = audit.Refused
+	case e.Action == "":
+		return err
+	case f.status >= http.StatusInternalServerError:
+		e.Outcome = audit.Failed
+	}
+	if e.Client == "" && !s.strangers.take(time.Now()) {
+		return err
+	}
+	if unwritable := s.o.Audit.Record(ctx, *e); unwritable != nil {
+		s.o.Logger.WarnContext(ctx, "a refusal is not on record", "err", unwritable)
+	}
+	return err
+}
+
+// identified puts who asks into the event of a request.
+func identified(ctx context.Context, c *access.Caller) {
+	e := audit.Note(ctx)
+	e.Client, e.Issuer, e.Serial, e.TokenID = c.Client, c.Issuer, c.Serial, c.Token
+	e.Scopes = c.Rights.String()
+}
+
+// attempted puts on record who asked for a token. Only those are given out that are on
+// record, if the trail is required.
+func (s *Server) attempted(ctx context.Context, r *http.Request, a smart.Attempt) error {
+	if s.o.Audit == nil {
+		return nil
+	}
+	e := audit.Event{Action: audit.Token, Client: a.Client, Serial: a.Serial, TokenID: a.TokenID, Scopes: a.Granted, Remote: s.clientAddress(r)}
+	if a.Error != "" {
+		e.Outcome, e.Reason = audit.Denied, a.Error
+		if a.Serial == 0 && !s.strangers.take(time.Now()) {
+			return nil
+		}
+	}
+	return s.o.Audit.Record(context.WithoutCancel(ctx), e)
+}
+
+// Strangers are on record a few times a second: who is not known here could fill the
+// disk by asking, and what fills the trail hides what matters in it.
+const strangersPerSecond = 20
+
+type strangers struct {
+	mu     sync.Mutex
+	second time.Time
+	n      int
+}
+
+func (s *strangers) take(now time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if second := now.Truncate(time.Second); second != s.second {
+		s.second, s.n = second, 0
+	}
+	s.n++
+	return s.n <= strangersPerSecond
+}

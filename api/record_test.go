@@ -1,0 +1,156 @@
+package api_test
+
+import (
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+	"github.com/google/go-cmp/cmp"
+
+	"tidemark/api"
+	"tidemark/api/audit"
+)
+
+// lines are what a trail says, in short.
+func lines(t *testing.T, fs vfs.FS) (said []string) {
+	t.Helper()
+	report, err := audit.Walk(fs, "audit", func(l *audit.Line) error {
+		e := l.Event
+		if e.Action == audit.Begin {
+			return nil
+		}
+		text := string(e.Action) + " " + string(e.Phase) + " " + e.Client
+		for _, more := range []string{e.Level, e.Group, e.Resource, e.File, e.Kind, e.Range, e.Reason} {
+			if more != "" {
+				text += " " + more
+			}
+		}
+		for _, p := range e.Parameters {
+			text += " " + p.Name + "=" + p.Value
+		}
+		if e.Bytes > 0 {
+			text += fmt.Sprintf(" %d B", e.Bytes)
+		}
+		said = append(said, strings.Join(strings.Fields(text), " "))
+		return nil
+	})
+	if err != nil || len(report.Breaks) > 0 {
+		t.Fatalf("%v %v", report.Breaks, err)
+	}
+	return said
+}
+
+func trail(t *testing.T, fs vfs.FS) *audit.Trail {
+	t.Helper()
+	tr, err := audit.Open(audit.Options{Dir: "audit", FS: fs, Required: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = tr.Close() })
+	return tr
+}
+
+// TestRecord: what is given out and what is refused is on record, each once, with whom
+// and what it was about; polls and documents are not.
+func TestRecord(t *testing.T) {
+	fs := vfs.NewMem()
+	o := newOffice(t, api.Options{Audit: trail(t, fs)})
+	whole, confined := o.token("whole", ""), o.token("confined", "")
+	job := o.start("/fhir/Group/g/$export?_type=Patient,Observation", whole)
+	for _, ask := range []struct{ method, path, token string }{
+		{http.MethodGet, job + "/1.ndjson", whole},
+		{http.MethodHead, job + "/1.ndjson", whole},
+		{http.MethodGet, "/fhir/metadata", ""},
+		{http.MethodGet, "/fhir/Patient/a", confined},
+		{http.MethodGet, "/fhir/Patient/b", confined},
+		{http.MethodGet, "/fhir/Group?name=x", whole},
+		{http.MethodGet, "/fhir/Binary/x", whole},
+		{http.MethodGet, "/fhir/$export", confined},
+		{http.MethodGet, "/fhir/$export", ""},
+		{http.MethodGet, job, confined},
+		{http.MethodGet, "/fhir/Patient/$export?_since=never", whole},
+		{http.MethodDelete, job, whole},
+	} {
+		o.ask(ask.method, ask.path, ask.token)
+	}
+	want := []string{
+		"kickoff whole group g _type=Patient,Observation",
+		"download begun whole 1 output", "download ended whole 1 output # B",
+		"read confined Patient/a",
+		"read confined Patient/b not-found",
+		"read whole name=x",
+		"download begun whole Binary/x", "download ended whole Binary/x # B",
+		"refused confined system forbidden",
+		"refused login",
+		"refused confined not-found",
+		"kickoff whole patient value _since=never",
+		"delete whole",
+	}
+	got := lines(t, fs)
+	for i := range got {
+		if at := strings.LastIndex(got[i], " "); strings.HasSuffix(got[i], " B") {
+			at = strings.LastIndex(got[i][:at], " ")
+			got[i] = got[i][:at] + " # B"
+		}
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Error(d)
+	}
+}
+
+// TestRecordRequired: what cannot be put on record is not given out, and no job is left
+// of which nobody hears.
+func TestRecordRequired(t *testing.T) {
+	full := errorfs.InjectorFunc(func(op errorfs.Op) error { return nil })
+	broken := false
+	full = func(op errorfs.Op) error {
+		if broken && op.Kind.ReadOrWrite() == errorfs.OpIsWrite {
+			return fmt.Errorf("no space")
+		}
+		return nil
+	}
+	o := newOffice(t, api.Options{Audit: trail(t, errorfs.Wrap(vfs.NewMem(), full))})
+	token := o.token("whole", "")
+	job := o.start("/fhir/Patient/$export", token)
+	broken = true
+	for _, path := range []string{job + "/1.ndjson", "/fhir/Patient/a", "/fhir/Group", "/fhir/Binary/x", "/fhir/Patient/$export"} {
+		resp, body := o.ask(http.MethodGet, path, token)
+		if resp.StatusCode != http.StatusServiceUnavailable || resp.Header.Get("Retry-After") == "" || !strings.Contains(body, "on record") || strings.Contains(body, `"Patient"`) {
+			t.Errorf("%s: %s %s", path, resp.Status, body)
+		}
+		if resp.Header.Get("Content-Location") != "" || resp.Header.Get("ETag") != "" {
+			t.Errorf("%s: %v", path, resp.Header)
+		}
+	}
+	if n := len(o.db.Pinned()); n != 1 {
+		t.Errorf("%d jobs are there", n)
+	}
+	if resp, _ := o.ask(http.MethodGet, job, token); resp.StatusCode != http.StatusOK {
+		t.Errorf("a status request: %s", resp.Status)
+	}
+	if resp, _ := o.ask(http.MethodDelete, job, token); resp.StatusCode != http.StatusServiceUnavailable && resp.StatusCode != http.StatusAccepted {
+		t.Errorf("DELETE: %s", resp.Status)
+	}
+	broken = false
+	if resp, body := o.ask(http.MethodGet, "/fhir/Patient/a", token); resp.StatusCode != http.StatusOK {
+		t.Errorf("afterwards: %s %s", resp.Status, body)
+	}
+}
+
+// TestRecordStrangers: who is not known cannot fill the trail.
+func TestRecordStrangers(t *testing.T) {
+	fs := vfs.NewMem()
+	o := newOffice(t, api.Options{Audit: trail(t, fs)})
+	for range 500 {
+		o.ask(http.MethodGet, "/fhir/$export", "")
+	}
+	o.ask(http.MethodGet, "/fhir/$export", o.token("confined", ""))
+	got := lines(t, fs)
+	if n := len(got); n > 300 || !slices.Contains(got, "refused confined system forbidden") {
+		t.Errorf("%d lines, the last %q", n, got[n-1])
+	}
+}
