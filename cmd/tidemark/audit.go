@@ -14,6 +14,7 @@ import (
 )
 
 type auditCmd struct {
+	Whose  whoseAuditCmd  `cmd:"" default:"withargs" help:"Who was given data of a patient: tidemark audit --patient ID"`
 	Verify verifyAuditCmd `cmd:"" help:"Prove that the audit trail is what was written."`
 	List   listAuditCmd   `cmd:"" help:"List what is on record."`
 }
@@ -22,6 +23,7 @@ type auditCmd struct {
 func (*auditCmd) Help() string {
 	return `The audit trail is files of FHIR AuditEvents, a line each, chained by their ids. They are only read here, beside the server too.
 
+  tidemark audit --patient ID
   tidemark audit verify
   tidemark audit list --client research --since 2026-11-01T00:00:00Z
   tidemark audit list --action download --json

@@ -6,14 +6,19 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
 	"os"
+	"os/user"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
+	"tidemark/api/audit"
 	"tidemark/api/clients"
 	"tidemark/api/smart"
 	"tidemark/cmd/tidemark/internal/config"
@@ -34,6 +39,7 @@ type opened struct {
 	// config and clients are nil where an operation was asked for that needs none.
 	config  *config.Config
 	clients *clients.Registry
+	trail   *audit.Trail // nil: nothing is put on record
 	// sign has a server use other secrets; nil if none runs.
 	sign func([]smart.Secret)
 }
@@ -56,6 +62,8 @@ var operations = map[string]operation{
 	"group":       onData(showGroup),
 	"group-state": onData(groupStateOf),
 	"inspect":     onData(inspect),
+
+	"audit-patient": whoseAudit,
 
 	"client-add":           addClient,
 	"client-change":        changeClient,
@@ -89,16 +97,66 @@ func onStoreOf(ctx context.Context, dir string, c *config.Config, name string, a
 	if err != nil {
 		return err
 	}
-	return errors.Join(onCold(ctx, &opened{db: db, config: c}, name, args, out), db.Close())
+	return errors.Join(onCold(ctx, &opened{db: db, config: c}, dir, name, args, out), db.Close())
 }
 
-func onCold(ctx context.Context, at *opened, name string, args url.Values, out io.Writer) (err error) {
+func onCold(ctx context.Context, at *opened, dir, name string, args url.Values, out io.Writer) (err error) {
 	if at.config != nil {
 		if at.clients, err = openClients(at.config); err != nil {
 			return err
 		}
 	}
-	return operations[name](ctx, at, args, out)
+	if at.trail, err = coldTrail(at.config, dir); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, at.trail.Close()) }()
+	return carryOut(ctx, at, self(), name, args, out)
+}
+
+// coldTrail is the trail of a server that does not run. Commands that read no
+// configuration go on with the one in the store, if there is one.
+func coldTrail(c *config.Config, dir string) (*audit.Trail, error) {
+	if c != nil {
+		return openTrail(c, nil, coldLog())
+	}
+	in := filepath.Join(dir, config.AuditName)
+	if _, err := os.Stat(in); err != nil {
+		return nil, nil
+	}
+	return audit.Open(audit.Options{Dir: in, Required: true, Logger: coldLog()})
+}
+
+// carryOut does what an operator asked for, and puts on record who he is, what it was
+// and how it went. Where a record is required and cannot be written it is not done.
+func carryOut(ctx context.Context, at *opened, who, name string, args url.Values, out io.Writer) error {
+	e := audit.Event{Action: audit.Command, Command: name, User: who}
+	if strings.HasPrefix(name, "client-") {
+		e.Action, e.Client = audit.Client, args.Get("id")
+	}
+	for _, key := range slices.Sorted(maps.Keys(args)) {
+		for _, value := range args[key] {
+			e.Parameters = append(e.Parameters, audit.Parameter{Name: key, Value: value})
+		}
+	}
+	d, err := at.trail.Begin(ctx, e)
+	if err != nil {
+		return fmt.Errorf("%s: %w: free the disk, or see audit.required", name, err)
+	}
+	if err := operations[name](ctx, at, args, out); err != nil {
+		d.End(context.WithoutCancel(ctx), 0, audit.Failed)
+		return err
+	}
+	d.End(context.WithoutCancel(ctx), 0, audit.Done)
+	return nil
+}
+
+// self is who runs this process.
+func self() string {
+	u, err := user.Current()
+	if err != nil {
+		return ""
+	}
+	return u.Username + " (" + u.Uid + ")"
 }
 
 func dialControl(ctx context.Context, dir string) (net.Conn, error) {
@@ -140,17 +198,21 @@ func askServer(ctx context.Context, conn net.Conn, name string, args url.Values,
 // controlHandler answers the commands' requests.
 func controlHandler(at *opened) http.Handler {
 	mux := http.NewServeMux()
-	for name, do := range operations {
+	for name := range operations {
 		mux.HandleFunc("POST /"+name, func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Trailer", failed)
 			w.WriteHeader(http.StatusOK)
-			if err := do(r.Context(), at, r.URL.Query(), flushing{w}); err != nil {
+			who, _ := r.Context().Value(peerKey{}).(string)
+			if err := carryOut(r.Context(), at, who, name, r.URL.Query(), flushing{w}); err != nil {
 				w.Header().Set(failed, url.QueryEscape(err.Error())) // it may have many lines
 			}
 		})
 	}
 	return mux
 }
+
+// peerKey is where a request has who sent it.
+type peerKey struct{}
 
 // flushing sends each piece of output at once: people watch it.
 type flushing struct{ w http.ResponseWriter }
@@ -182,7 +244,12 @@ func listenControl(ctx context.Context, dir string, log *slog.Logger) net.Listen
 
 // runControl serves the socket until ctx ends.
 func runControl(ctx context.Context, listener net.Listener, at *opened) error {
-	server := &http.Server{Handler: controlHandler(at), ReadHeaderTimeout: 10 * time.Second}
+	server := &http.Server{
+		Handler: controlHandler(at), ReadHeaderTimeout: 10 * time.Second,
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return context.WithValue(ctx, peerKey{}, peer(c))
+		},
+	}
 	done := context.AfterFunc(ctx, func() { _ = server.Close() })
 	defer done()
 	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {

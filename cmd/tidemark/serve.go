@@ -136,7 +136,7 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger) (err error) 
 	}
 	if control := listenControl(ctx, c.Store.Path, log); control != nil {
 		stages = append(stages, stage{"control", func(ctx context.Context) error {
-			return runControl(ctx, control, &opened{db, c, known.clients, server.UseSecrets})
+			return runControl(ctx, control, &opened{db, c, known.clients, trail, server.UseSecrets})
 		}, adminGrace})
 	}
 	announce(c, log)
@@ -194,15 +194,16 @@ func newServer(c *config.Config, db *store.DB, known *known, trail *audit.Trail,
 }
 
 // openTrail begins or goes on with what is on record of who was given what; nil if
-// nothing is.
+// nothing is. Without telemetry it is counted nowhere.
 func openTrail(c *config.Config, tel *telemetry, log *slog.Logger) (*audit.Trail, error) {
 	if !c.Audit.Enabled {
 		return nil, nil
 	}
-	return audit.Open(audit.Options{
-		Dir: c.AuditDir(), Required: c.Audit.Required, Keep: time.Duration(c.Audit.Keep), Observer: c.HTTP.PublicURL,
-		Logger: log, Meter: tel.meters.Meter("tidemark/api/audit"),
-	})
+	o := audit.Options{Dir: c.AuditDir(), Required: c.Audit.Required, Keep: time.Duration(c.Audit.Keep), Observer: c.HTTP.PublicURL, Logger: log}
+	if tel != nil {
+		o.Meter = tel.meters.Meter("tidemark/api/audit")
+	}
+	return audit.Open(o)
 }
 
 // authOptions are who may read.

@@ -55,12 +55,15 @@ func (c *Config) AuthMode() string {
 	return "builtin"
 }
 
+// AuditName is what the audit trail is called in a store's directory.
+const AuditName = "audit"
+
 // AuditDir is where the files of the audit trail are.
 func (c *Config) AuditDir() string {
 	if c.Audit.File != "" {
 		return c.Audit.File
 	}
-	return filepath.Join(c.Store.Path, "audit")
+	return filepath.Join(c.Store.Path, AuditName)
 }
 
 // TokenIssuer is whose tokens count: "" this server's, else that of another.
