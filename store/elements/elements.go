@@ -179,10 +179,11 @@ func (p *Projection) Unmet(types []fhir.Type) []Fault {
 type selection struct {
 	names []string
 	stems []string // of choices: all names go with it that go on with a capital letter
+	rest  bool     // everything else is kept instead
 }
 
 func (s selection) clone() selection {
-	return selection{slices.Clone(s.names), slices.Clone(s.stems)}
+	return selection{slices.Clone(s.names), slices.Clone(s.stems), s.rest}
 }
 
 // add must not make the lists longer than the type's elements: holds goes through
@@ -197,9 +198,12 @@ func (s *selection) add(e element) {
 	}
 }
 
-// holds says whether a member stays. What a primitive has beside its value is in a
+// holds says whether a member stays.
+func (s *selection) holds(name []byte) bool { return s.named(name) != s.rest }
+
+// named says whether a member is in the lists. What a primitive has beside its value is in a
 // sibling with an underscore (FHIR R4, "JSON representation of primitive elements").
-func (s *selection) holds(name []byte) bool {
+func (s *selection) named(name []byte) bool {
 	if len(name) > 0 && name[0] == '_' {
 		name = name[1:]
 	}
