@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"tidemark/api/smart"
+	"tidemark/api/withhold"
 	"tidemark/store/fhir"
 )
 
@@ -46,6 +47,8 @@ type Permission struct {
 	Groups []string `json:"groups,omitempty" yaml:"groups"`
 	// Scopes are the most that a token of it can have (SMART 2.2.0, "Scopes").
 	Scopes string `json:"scopes,omitempty" yaml:"scopes"`
+	// Withhold is what it is not given all the same, beside what nobody is.
+	Withhold withhold.Policy `json:"withhold,omitzero" yaml:"withhold"`
 }
 
 // All stands for every Group. It must be written out (decisions.md 6).
@@ -87,7 +90,7 @@ func (p *Permission) Within(o *Permission) bool {
 			return false
 		}
 	}
-	return others.All() || !mine.All()
+	return (others.All() || !mine.All()) && o.Withhold.Within(&p.Withhold)
 }
 
 // String lists a permission in one line, for people.
@@ -96,5 +99,9 @@ func (p *Permission) String() string {
 	if len(p.Groups) > 0 {
 		groups = " (" + strings.Join(p.Groups, ", ") + ")"
 	}
-	return strings.Join(p.Levels, ", ") + groups + ": " + p.Scopes
+	withheld := ""
+	if !p.Withhold.Empty() {
+		withheld = ", but for what is withheld"
+	}
+	return strings.Join(p.Levels, ", ") + groups + ": " + p.Scopes + withheld
 }

@@ -28,6 +28,11 @@ func TestWithin(t *testing.T) {
 	if all.Within(&Permission{Levels: []string{"system"}, Scopes: "system/*.rs?_security=N"}) {
 		t.Error("a constraint on all types takes something away")
 	}
+	less := some
+	less.Withhold.Security = []string{"R"}
+	if some.Within(&less) || !less.Within(&some) || !less.Within(&less) {
+		t.Error("what is withheld is taken away")
+	}
 	var nobody Permission
 	if nobody.Level("system") || nobody.Group("a") || nobody.Rights() != nil || !nobody.Confined() {
 		t.Error("who was told nothing may something")

@@ -318,9 +318,10 @@ type file struct {
 	Clients []Client `json:"clients"`
 }
 
+// Since 2 something can be withheld: a program that did not know that would send all.
 const (
 	clientsFile = "clients.json"
-	fileVersion = 1
+	fileVersion = 2
 )
 
 func (f *file) clone() file {
@@ -353,15 +354,19 @@ func (f *file) own(id string) (*Client, error) {
 
 // parseFile reads clients.json and believes nothing that cannot be.
 func parseFile(path string, data []byte) (f file, err error) {
+	defer func() { f.Version = fileVersion }() // as it is written the next time
 	if err := json.Unmarshal(data, &f); err != nil {
 		return f, fmt.Errorf("%s is damaged: put it back from a copy, or move it away and add the clients anew; their jobs are then nobody's", path)
 	}
-	if f.Version != fileVersion {
+	if f.Version < 1 || f.Version > fileVersion {
 		return f, fmt.Errorf("%s has version %d, this program knows %d: use the program that wrote it, or a newer one", path, f.Version, fileVersion)
 	}
 	ids, serials := map[string]bool{}, map[uint64]bool{}
 	for _, c := range f.Clients {
 		_, err := smart.ParseKeys(c.KeySet)
+		if err := c.May.Withhold.Fault(); err != nil {
+			return f, fmt.Errorf("%s: of the client %s this program does not understand what is withheld from it: use the program that wrote it, or a newer one: %w", path, outcome.Quote(c.ID), err)
+		}
 		if c.KeySet != nil && err != nil || c.ID == "" || ids[c.ID] || c.Serial == 0 || c.Serial > f.Last || serials[c.Serial] {
 			return f, fmt.Errorf("%s is damaged: the client %s cannot be as it stands there: put the file back from a copy", path, outcome.Quote(c.ID))
 		}
@@ -374,7 +379,7 @@ func parseFile(path string, data []byte) (f file, err error) {
 func (c *Client) clone() Client {
 	n := *c
 	n.KeySet = slices.Clone(c.KeySet)
-	n.May.Levels, n.May.Groups = slices.Clone(c.May.Levels), slices.Clone(c.May.Groups)
+	n.May.Levels, n.May.Groups, n.May.Withhold = slices.Clone(c.May.Levels), slices.Clone(c.May.Groups), c.May.Withhold.Clone()
 	return n
 }
 

@@ -319,7 +319,8 @@ func TestFile(t *testing.T) {
 	good := `{"version":1,"last":2,"clients":[{"id":"a","serial":1,"jwks":` + publicKeys + `,"may":{}}]}`
 	for _, c := range []struct{ name, text, want string }{
 		{"good", good, ""},
-		{"version", `{"version":2}`, "has version 2, this program knows 1"},
+		{"version", `{"version":3}`, "has version 3, this program knows 2"},
+		{"withheld", strings.Replace(good, `"may":{}`, `"may":{"withhold":{"elements":["Claim.future"]}}`, 1), "does not understand what is withheld"},
 		{"cut", good[:len(good)-3], "is damaged"},
 		{"serial", strings.Replace(good, `"last":2`, `"last":0`, 1), `the client "a" cannot be`},
 		{"keys", strings.Replace(good, "keys", "kyes", 1), `the client "a" cannot be`},

@@ -9,6 +9,7 @@ import (
 	"tidemark/api/access"
 	"tidemark/api/outcome"
 	"tidemark/api/smart"
+	"tidemark/api/withhold"
 	"tidemark/store"
 	"tidemark/store/fhir"
 )
@@ -20,6 +21,8 @@ type Access struct {
 	Rights smart.Rights
 	// Types are those that the job can hold; nil: all. One that has ended holds none.
 	Types []fhir.Type
+	// Withhold is what he is not given all the same.
+	Withhold withhold.Policy
 }
 
 // ErrTakenBack says of a job that rights were taken from its client. It is a
@@ -49,14 +52,20 @@ func (a *Access) constraints(t fhir.Type) []string {
 	return a.Rights.Filters(t)
 }
 
+// withholds tells whether there is a policy, whether it hits anything or not.
+func (a *Access) withholds() bool { return a != nil && !a.Withhold.Empty() }
+
 // freeze reduces a request to what its client may have (decisions.md 6: no _type is
-// reduced to the scope).
-func (q *Request) freeze() error {
-	if q.Access == nil {
+// reduced to the scope), without what is withheld from everybody.
+func (q *Request) freeze(everybody withhold.Policy) error {
+	if q.Access == nil && everybody.Empty() {
 		return nil
 	}
-	a := *q.Access
-	q.Access = &a
+	a := q.Access.of()
+	a.Withhold = a.Withhold.And(everybody)
+	if q.Access = &a; a.withholds() {
+		q.Notes = append(slices.Clip(q.Notes), withheld)
+	}
 	if a.Rights.All() && len(q.Types) == 0 {
 		return nil
 	}
@@ -92,13 +101,15 @@ type accessForm struct {
 	Owner  access.Owner `json:"owner,omitempty"`
 	Scopes string       `json:"scopes"`
 	Types  []string     `json:"types"` // null: all
+
+	Withhold withhold.Policy `json:"withhold,omitzero"`
 }
 
 func (a *Access) form() (*accessForm, error) {
 	if a == nil {
 		return nil, nil
 	}
-	form := &accessForm{Owner: a.Owner, Scopes: a.Rights.String()}
+	form := &accessForm{Owner: a.Owner, Scopes: a.Rights.String(), Withhold: a.Withhold}
 	if _, err := parseRights(form.Scopes); err != nil {
 		return nil, err
 	}
@@ -119,7 +130,10 @@ func (f *accessForm) access() (*Access, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &Access{Owner: f.Owner, Rights: rights}
+	if err := f.Withhold.Fault(); err != nil {
+		return nil, fmt.Errorf("the rule withholds what this program does not understand: was the store used by a newer one? %w", err)
+	}
+	a := &Access{Owner: f.Owner, Rights: rights, Withhold: f.Withhold}
 	if f.Types != nil {
 		a.Types = []fhir.Type{}
 	}

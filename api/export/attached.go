@@ -30,8 +30,9 @@ import (
 // A following knows where attachments lead.
 type following struct {
 	g        *gathering
-	base     string // of the URLs of Binaries here
-	inline   int64  // content up to so many bytes takes the place of its URL
+	base     string                 // of the URLs of Binaries here
+	inline   int64                  // content up to so many bytes takes the place of its URL
+	lets     func(body []byte) bool // content of a Binary may go
 	here     []uint64
 	fresh    []uint64                  // those that came, changed or went in the window
 	open     map[fhir.Key]fhir.Instant // Binaries that are no Patient's, each with the instant behind which it counts
@@ -104,7 +105,7 @@ func (g *gathering) follow(ctx context.Context, q *Request, o Options) error {
 	if !attached && !asked {
 		return nil
 	}
-	f := &following{g: g, base: o.Base, inline: o.Inline, open: map[fhir.Key]fhir.Instant{}}
+	f := &following{g: g, base: o.Base, inline: o.Inline, lets: g.filters[fhir.Binary].lets(), open: map[fhir.Key]fhir.Instant{}}
 	f.rewriter = attachment.Rewriter{Bases: o.Bases, Follow: f.lead}
 	err := g.s.Rows(ctx, sec, fhir.None, g.s.Watermark(), func(row *store.Row) error {
 		h := hashKey(row.Key)
@@ -240,10 +241,15 @@ func (f *following) rewrite(line []byte) ([]byte, error) {
 	return f.text, f.err
 }
 
-// shape is a line as it is sent, until the next call: cut to what was asked for, and,
+// shape is a line as it is sent, until the next call: without elements that are
+// withheld, cut to what was asked for, and,
 // if rewrite, with its attachments changed. following.followed is to be called once
 // it is sent.
 func (g *gathering) shape(line []byte, t fhir.Type, rewrite bool) ([]byte, error) {
+	if g.withhold.Cuts() {
+		g.left = g.withhold.Cut(g.left[:0], line, t)
+		line = g.left
+	}
 	if g.projection != nil {
 		g.text = g.projection.Append(g.text[:0], line, t)
 		line = g.text
@@ -289,6 +295,10 @@ func (f *following) lead(key fhir.Key) attachment.Lead {
 	case err != nil:
 		f.err = errors.Join(f.err, fmt.Errorf("read the content of an attachment: %w", err))
 	default:
+		if !f.lets(body) { // its URL leads nowhere for this client
+			return l
+		}
+		body = f.g.withhold.Cut(nil, body, fhir.Binary)
 		if l.ContentType, l.Data = attachment.Content(body); decoded(l.Data) > f.inline {
 			l.Data = nil
 		}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"tidemark/api/outcome"
+	"tidemark/api/withhold"
 	"tidemark/store"
 	"tidemark/store/elements"
 	"tidemark/store/fhir"
@@ -86,12 +87,16 @@ var groupType, _ = fhir.ParseType("Group")
 func choose(ctx context.Context, s Snapshot, r *rule, o Options, how identifying, keep func(*rule, selection) error, progress func(Progress)) (_ selection, err error) {
 	q := r.Pending
 	o.Limits = o.Limits.under(q.MaxBytes)
-	filters, err := o.sieves(q, r.Upto)
+	policy, err := o.policy(q, r.Upto)
+	if err != nil {
+		return nil, err
+	}
+	filters, err := o.sieves(q, r.Upto, policy)
 	if err != nil {
 		return nil, err
 	}
 	g := gathering{
-		s: s, r: r, of: r.Level.of, how: how, filters: filters, progress: progress,
+		s: s, r: r, of: r.Level.of, how: how, filters: filters, withhold: policy, progress: progress,
 		saving: saving{every: o.Checkpoint, begun: time.Now(), last: time.Now(), keep: keep}, pad: newPad(s),
 	}
 	g.pad.given = ctx.Err
@@ -113,6 +118,9 @@ func choose(ctx context.Context, s Snapshot, r *rule, o Options, how identifying
 	notes, called := q.Notes, [][]string(nil)
 	if types := q.constrained(); q.Departed && r.Since != fhir.None && len(types) > 0 {
 		notes = append(slices.Clip(notes), undeparted(types))
+	}
+	if q.Departed && r.Since != fhir.None && policy.Whole() {
+		notes = append(slices.Clip(notes), withheldUndeparted)
 	}
 	if q.aboutSome() {
 		if err := g.recall(); err != nil {
@@ -215,8 +223,9 @@ type gathering struct {
 	projection *elements.Projection
 	arranging  *arranging // nil: a type to a file
 	following  *following // nil: nothing has attachments
-	text       []byte     // of the line at hand
-	sent       *sending   // what is; nil: nobody asks
+	withhold   *withhold.Rule
+	text, left []byte   // of the line at hand
+	sent       *sending // what is; nil: nobody asks
 	progress   func(Progress)
 	come       Progress   // so far
 	counted    int        // of its files, in that
@@ -473,7 +482,7 @@ func (g *gathering) write(ctx context.Context, s Snapshot, sec store.Section, ex
 		return err
 	case leads && g.how != now:
 		return errHeavy
-	case leads || g.projection != nil:
+	case leads || g.projection != nil || g.withhold.Cuts():
 		return g.make(ctx, s, sec, extents, at, since, match, leads, l)
 	}
 	if match != nil {

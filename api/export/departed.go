@@ -357,7 +357,7 @@ func (d *departing) unmatched(ctx context.Context, t fhir.Type, m *making) error
 	if err != nil {
 		return err
 	}
-	asked, lets := matcherOf(v.asked), v.lets()
+	asked, lets := v.asks(), v.lets()
 	_, err = s.Lines(ctx, g.r.Since, g.r.Upto, extents, func(line []byte) error {
 		if asked(line) || !lets(line) {
 			return nil

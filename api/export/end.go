@@ -82,6 +82,17 @@ func (j *Jobs) close(owners []access.Owner) map[string]access.Owner {
 	return ids
 }
 
+// endWeaker ends a job that was started when less was withheld from everybody. One that
+// cannot be ended on the disk is ended here, and again at the next start.
+func (j *Jobs) endWeaker(job *job, id string) {
+	owner := job.access.Owner
+	job.end()
+	job.taken = true
+	if err := j.db.Revoke(id, remains(owner, true)); err != nil && !errors.Is(err, store.ErrNotFound) {
+		j.o.Logger.Warn("an export job that holds what is withheld now is ended, but keeps its place on the disk until the next start", "error", err)
+	}
+}
+
 // end notes that a job holds nothing any more.
 func (job *job) end() {
 	job.ended, job.pending = true, false

@@ -27,6 +27,7 @@ import (
 
 	"tidemark/api/access"
 	"tidemark/api/outcome"
+	"tidemark/api/withhold"
 	"tidemark/store"
 	"tidemark/store/fhir"
 )
@@ -48,18 +49,19 @@ func (e *BusyError) Error() string {
 
 // Options of the jobs. The zero value works.
 type Options struct {
-	Expires        time.Duration // how long files stay (default 24 h)
-	Limits         Limits        // when a file is full (default 256 MiB)
-	MaxJobs        int           // whose files are kept (default 1000)
-	MaxWorking     int           // that are planned at the same time (default 100)
-	JobsPerOwner   int           // of one client, that are planned at the same time (0: no limit)
-	PollsPerMinute int           // status requests per job (default 120)
-	Workers        int           // jobs planned at the same time, at least 2 (default half of the processors)
-	Bases          []string      // of absolute references to resources here
-	Base           string        // of the URLs of Binaries here
-	Inline         int64         // content of attachments up to so many bytes takes the place of its URL (default 0: none)
-	Checkpoint     time.Duration // of work that a restart may cost a job that is planned (default 1 s; negative: none); one in blocks or with Provenance attached also a sixteenth of what it has worked
-	Memory         int           // of what a job in blocks sorts at a time, bytes (default 64 MiB)
+	Expires        time.Duration   // how long files stay (default 24 h)
+	Limits         Limits          // when a file is full (default 256 MiB)
+	MaxJobs        int             // whose files are kept (default 1000)
+	MaxWorking     int             // that are planned at the same time (default 100)
+	JobsPerOwner   int             // of one client, that are planned at the same time (0: no limit)
+	PollsPerMinute int             // status requests per job (default 120)
+	Workers        int             // jobs planned at the same time, at least 2 (default half of the processors)
+	Bases          []string        // of absolute references to resources here
+	Base           string          // of the URLs of Binaries here
+	Inline         int64           // content of attachments up to so many bytes takes the place of its URL (default 0: none)
+	Checkpoint     time.Duration   // of work that a restart may cost a job that is planned (default 1 s; negative: none); one in blocks or with Provenance attached also a sixteenth of what it has worked
+	Memory         int             // of what a job in blocks sorts at a time, bytes (default 64 MiB)
+	Withhold       withhold.Policy // from everybody
 	Logger         *slog.Logger
 }
 
@@ -153,6 +155,10 @@ func (j *Jobs) recall(job *job, p store.Pinned) {
 		job.taken = r.Taken
 		return
 	}
+	if err == nil && !j.o.Withhold.Within(&job.access.Withhold) {
+		j.endWeaker(job, p.ID)
+		return
+	}
 	if err == nil && r.Pending != nil {
 		job.await(j.o.Expires) // its client could not ask
 		j.queue(r.Pending.queued(p.ID))
@@ -174,7 +180,7 @@ func (j *Jobs) newJob(expires time.Time) *job {
 
 // Start makes a job and returns its id. A *Refusal says that there can be none.
 func (j *Jobs) Start(ctx context.Context, q Request) (string, error) {
-	if err := q.freeze(); err != nil {
+	if err := q.freeze(j.o.Withhold); err != nil {
 		return "", fmt.Errorf("start an export job: %w", err)
 	}
 	owner := q.Access.of().Owner

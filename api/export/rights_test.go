@@ -17,6 +17,7 @@ import (
 
 	"tidemark/api/export"
 	"tidemark/api/smart"
+	"tidemark/api/withhold"
 	"tidemark/store"
 	"tidemark/store/fhir"
 )
@@ -63,12 +64,47 @@ var locks = []lock{
 	{"system/*.rs?_security=N", "", true, true, labelled("N")},
 }
 
-// keys are the locks that a client has.
-type keys []lock
+// A ban is a policy and what it withholds, said a second time.
+type ban struct {
+	withhold.Policy
+
+	typ  string // "": all
+	hits func(body map[string]any) bool
+}
+
+var bans = []ban{
+	{withhold.Policy{Security: []string{"R"}}, "", labelled("R")},
+	{withhold.Policy{Security: []string{"http://terminology.hl7.org/CodeSystem/v3-Confidentiality|N"}}, "", labelled("N")},
+	{withhold.Policy{Security: []string{"http://terminology.hl7.org/CodeSystem/v3-ActCode|R"}}, "", nobody},
+	{withhold.Policy{Filters: []string{"Observation?status=amended"}}, "Observation", field("status", "amended")},
+	{withhold.Policy{Filters: []string{"Patient?active=false"}}, "Patient", field("active", "false")},
+	{withhold.Policy{Filters: []string{"Provenance?_security=N", "Encounter?_security=V"}}, "Provenance", labelled("N")},
+	{withhold.Policy{Elements: []string{"Observation.note", "Claim.total"}}, "", nobody},
+}
+
+func nobody(map[string]any) bool { return false }
+
+// keys are the locks that a client has, and what is withheld from it all the same.
+type keys struct {
+	locks []lock
+	bans  []ban
+}
+
+func (k keys) policy() (p withhold.Policy) {
+	for _, b := range k.bans {
+		p = p.And(b.Policy)
+	}
+	return p
+}
+
+// withholds tells whether anything is withheld of a resource of a type.
+func (k keys) withholds(typ string, body map[string]any) bool {
+	return slices.ContainsFunc(k.bans, func(b ban) bool { return (b.typ == "" || b.typ == typ) && b.hits(body) })
+}
 
 func (k keys) scopes() string {
 	var list []string
-	for _, l := range k {
+	for _, l := range k.locks {
 		list = append(list, l.scope)
 	}
 	return strings.Join(list, " ")
@@ -77,20 +113,21 @@ func (k keys) scopes() string {
 // let tells whether a resource may be had: found by one lock, and read by one.
 func (k keys) let(typ string, body map[string]any) bool {
 	is := func(do func(lock) bool) bool {
-		return slices.ContainsFunc(k, func(l lock) bool { return do(l) && (l.typ == "" || l.typ == typ) && l.lets(body) })
+		return slices.ContainsFunc(k.locks, func(l lock) bool { return do(l) && (l.typ == "" || l.typ == typ) && l.lets(body) })
 	}
-	return is(func(l lock) bool { return l.r }) && is(func(l lock) bool { return l.s })
+	return !k.withholds(typ, body) && is(func(l lock) bool { return l.r }) && is(func(l lock) bool { return l.s })
 }
 
 // types tells whether any of a type may be had, and whether all.
 func (k keys) types(typ string) (some, all bool) {
 	is := func(do func(lock) bool, free bool) bool {
-		return slices.ContainsFunc(k, func(l lock) bool {
+		return slices.ContainsFunc(k.locks, func(l lock) bool {
 			return do(l) && (l.typ == "" || l.typ == typ) && (!free || !strings.Contains(l.scope, "?"))
 		})
 	}
 	r, s := func(l lock) bool { return l.r }, func(l lock) bool { return l.s }
-	return is(r, false) && is(s, false), is(r, true) && is(s, true)
+	p := k.policy()
+	return is(r, false) && is(s, false), is(r, true) && is(s, true) && len(p.Security)+len(p.Filters) == 0
 }
 
 // A clinic is a ward whose resources have what scopes ask for, and a canary in each
@@ -125,6 +162,7 @@ func (c *clinic) put(ref string) {
 	patient := fmt.Sprintf(`{"reference":"Patient/%d"}`, c.r.IntN(4))
 	switch kind {
 	case "Observation":
+		more += fmt.Sprintf(`,"text":{"status":"generated","div":"note-%d-"},"note":[{"text":"note-%d-"}]`, c.text, c.text)
 		more += fmt.Sprintf(`,"status":%q,"subject":%s,"encounter":{"reference":"Encounter/%d"},"performer":[{"reference":"Practitioner/%d"}]`, c.one("final", "amended", "preliminary"), patient, c.r.IntN(5), c.r.IntN(3))
 	case "Encounter":
 		more += fmt.Sprintf(`,"status":%q,"subject":%s,"participant":[{"individual":{"reference":"Practitioner/%d"}}]`, c.one("finished", "planned"), patient, c.r.IntN(3))
@@ -145,11 +183,14 @@ func (c *clinic) one(list ...string) string { return list[c.r.IntN(len(list))] }
 func (c *clinic) keys() (k keys) {
 	for range 1 + c.r.IntN(5) {
 		if l := locks[c.r.IntN(len(locks))]; l.typ != "" || c.r.IntN(3) == 0 {
-			k = append(k, l)
+			k.locks = append(k.locks, l)
 		}
 	}
-	if len(k) == 0 {
+	if len(k.locks) == 0 {
 		return c.keys()
+	}
+	for range c.r.IntN(3) {
+		k.bans = append(k.bans, bans[c.r.IntN(len(bans))])
 	}
 	return k
 }
@@ -223,7 +264,7 @@ func (c *clinic) ask() {
 		}
 	}
 	full, _, at := c.lists(q)
-	q.Access = &export.Access{Owner: "#1", Rights: smart.Parse(k.scopes())}
+	q.Access = &export.Access{Owner: "#1", Rights: smart.Parse(k.scopes()), Withhold: k.policy()}
 	filtered := c.r.IntN(3) == 0
 	if filtered {
 		q.Filters = []string{"Observation?status=final,preliminary"}
@@ -249,12 +290,19 @@ func (c *clinic) ask() {
 		return
 	}
 	got, text, _ := c.lists(q)
+	if len(k.bans) > 0 != strings.Contains(text, "policy of this server's operator withholds data") {
+		c.t.Errorf("what is withheld is told of wrongly")
+	}
+	notes := regexp.MustCompile(`note-\d+-`).FindAllString(text, -1)
+	if c.sent["notes"] += len(notes); len(k.policy().Elements) > 0 && len(notes) > 0 {
+		c.t.Errorf("elements that are withheld: %v", notes)
+	}
 	c.compare(k, q, full, got)
 	c.canaries(k, text)
 	c.times = append(c.times, at)
 	c.then[at] = maps.Clone(c.live)
 	if c.t.Failed() {
-		c.t.Fatalf("scopes %q, request %+v", k.scopes(), q)
+		c.t.Fatalf("scopes %q, withheld %+v, request %+v", k.scopes(), k.policy(), q)
 	}
 }
 
@@ -351,7 +399,7 @@ func (c *clinic) canaries(k keys, text string) {
 // scopes let, and nothing of anything else is in any of its bytes.
 func TestRights(t *testing.T) {
 	sent := map[string]int{}
-	for seed := range uint64(6) {
+	for seed := range uint64(9) {
 		synctest.Test(t, func(t *testing.T) {
 			w := &ward{t: t, r: rand.New(rand.NewPCG(seed, 66)), fs: vfs.NewMem(), unled: &unled{}}
 			c := &clinic{ward: w, live: map[string]string{}, last: map[string]string{}, then: map[fhir.Instant]map[string]string{}, sent: sent}
@@ -372,7 +420,7 @@ func TestRights(t *testing.T) {
 			}
 		})
 	}
-	if sent["output"] < 1000 || sent["deleted"] < 100 || sent["departed"] < 20 {
+	if sent["output"] < 1000 || sent["deleted"] < 100 || sent["departed"] < 20 || sent["notes"] < 100 {
 		t.Errorf("this proves little: %v", sent)
 	}
 }

@@ -102,7 +102,7 @@ func (q *Request) aboutSome() bool { return q.Level == Group || len(q.Patients) 
 func (q *Request) chosen() bool { return q.aboutSome() || q.readsBodies() || q.departs() }
 
 func (q *Request) readsBodies() bool {
-	return len(q.Filters)+len(q.Elements) > 0 || q.Attach != ByDefault || q.By != 0 || len(q.constrained()) > 0
+	return len(q.Filters)+len(q.Elements) > 0 || q.Attach != ByDefault || q.By != 0 || len(q.constrained()) > 0 || q.Access.withholds()
 }
 
 // A List is one of the lists of files in a manifest.
@@ -177,8 +177,9 @@ type rule struct {
 // guess.
 //
 // Since 3 there are filters and elements: a program that did not know them would
-// send all. Since 4 there are faces and blocks. Since 5 there are rights.
-const ruleVersion = 5
+// send all. Since 4 there are faces and blocks. Since 5 there are rights. Since
+// 6 there is what is withheld.
+const ruleVersion = 6
 
 // Types stand by name and None as null, so that the stored form depends on
 // nobody's numbers.

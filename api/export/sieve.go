@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"tidemark/api/outcome"
+	"tidemark/api/withhold"
 	"tidemark/store"
 	"tidemark/store/fhir"
 	"tidemark/store/search"
@@ -14,16 +15,33 @@ import (
 
 // A sieve is what a resource of a type must match to be sent: one of the searches that
 // its client asked for, and one of those by which it may have any of the type
-// (decisions.md 6: constraints are OR-ed, and AND-ed with _typeFilter).
+// (decisions.md 6: constraints are OR-ed, and AND-ed with _typeFilter); and no policy may
+// withhold it.
 type sieve struct {
-	asked *search.Filter // nil: all
-	may   *search.Filter // nil: all
+	typ      fhir.Type
+	asked    *search.Filter // nil: all
+	may      *search.Filter // nil: all
+	withhold *withhold.Rule
 }
 
 // matcher tells whether a line goes. Each goroutine needs its own.
 func (v *sieve) matcher() func(line []byte) bool {
-	asked, may := matcherOf(v.asked), matcherOf(v.may)
-	return func(line []byte) bool { return may(line) && asked(line) }
+	asked, lets := v.asks(), v.lets()
+	return func(line []byte) bool { return lets(line) && asked(line) }
+}
+
+// asks tells whether the client asked for a line. It is asked of what is sent of it: by
+// what it finds a search would tell what is in elements that are withheld.
+func (v *sieve) asks() func(line []byte) bool {
+	asked := matcherOf(v.asked)
+	if v.asked == nil || !v.withhold.Cuts() {
+		return asked
+	}
+	var text []byte
+	return func(line []byte) bool {
+		text = v.withhold.Cut(text[:0], line, v.typ)
+		return asked(text)
+	}
 }
 
 // lets tells whether the client may have a line, whether it asked for it or not.
@@ -31,10 +49,11 @@ func (v *sieve) lets() func(line []byte) bool {
 	if v == nil {
 		return matcherOf(nil)
 	}
-	return matcherOf(v.may)
+	may, goes := matcherOf(v.may), v.withhold.Matcher(v.typ)
+	return func(line []byte) bool { return may(line) && goes(line) }
 }
 
-func (v *sieve) constrains() bool { return v != nil && v.may != nil }
+func (v *sieve) constrains() bool { return v != nil && (v.may != nil || v.withhold.Whole()) }
 
 func matcherOf(f *search.Filter) func(line []byte) bool {
 	if f == nil {
@@ -46,26 +65,36 @@ func matcherOf(f *search.Filter) func(line []byte) bool {
 // sieves are those of all types that have one.
 type sieves map[fhir.Type]*sieve
 
-func (o *Options) sieves(q *Request, now fhir.Instant) (sieves, error) {
+func (o *Options) sieves(q *Request, now fhir.Instant, policy *withhold.Rule) (sieves, error) {
 	all := sieves{}
+	if policy != nil { // of every type: one resource may stand in another
+		for _, t := range fhir.AllTypes() {
+			all[t] = &sieve{typ: t, withhold: policy}
+		}
+	}
 	asked, err := o.filters(q.Filters, now)
 	if err != nil {
 		return nil, err
 	}
 	for t, f := range asked {
-		all[t] = &sieve{asked: f}
+		all.of(t).asked = f
 	}
 	for _, t := range q.constrained() {
 		may, err := o.filters(q.Access.constraints(t), now)
 		if err != nil {
 			return nil, err
 		}
-		if all[t] == nil {
-			all[t] = &sieve{}
-		}
-		all[t].may = may[t]
+		all.of(t).may = may[t]
 	}
 	return all, nil
+}
+
+// of is the sieve of a type, made if there is none.
+func (s sieves) of(t fhir.Type) *sieve {
+	if s[t] == nil {
+		s[t] = &sieve{typ: t}
+	}
+	return s[t]
 }
 
 // allowed are the resources of a constrained type that the client may have, as hashes.
@@ -115,7 +144,7 @@ func (g *gathering) told(ctx context.Context, t fhir.Type, extents []store.Exten
 		return nil, fmt.Errorf("choose what %s was deleted: %w", t, err)
 	}
 	if unknown || lost > 0 {
-		g.notes = append(g.notes, untold(t, g.r.Since, g.r.Upto))
+		g.noteUntold(t)
 	}
 	return kept, nil
 }
@@ -126,6 +155,41 @@ func deleted(line []byte) fhir.Key {
 	ref, _, _ := strings.Cut(rest, `"`)
 	key, _ := fhir.ParseKey(ref) // the zero key is nobody's
 	return key
+}
+
+// noteUntold warns that deletions are not listed. Of which types, a policy keeps to
+// itself.
+func (g *gathering) noteUntold(t fhir.Type) {
+	note := untold(t, g.r.Since, g.r.Upto)
+	if g.filters[t].may == nil {
+		note = withheldUntold(g.r.Since, g.r.Upto)
+	}
+	if !slices.Contains(g.notes, note) {
+		g.notes = append(g.notes, note)
+	}
+}
+
+// withheld is all that a client learns of a policy (decisions.md 6): neither whether it
+// has hit anything, nor what.
+var withheld = outcome.Issue{
+	Severity: outcome.Information, Code: outcome.Suppressed,
+	Text: "policy of this server's operator withholds data: this export may lack resources and elements, and does not tell which",
+}
+
+// withheldUntold warns that deletions are not listed.
+func withheldUntold(since, upto fhir.Instant) outcome.Issue {
+	return outcome.Issue{
+		Severity: outcome.Warning, Code: outcome.Incomplete,
+		Text: fmt.Sprintf("policy withholds data, and of something that was deleted between _since, %v, and %v it is no longer known here whether that was withheld: it is not listed in deleted. "+
+			"To be rid of it, take an export without _since and drop what it does not hold", since, upto),
+	}
+}
+
+// withheldUndeparted warns that it is not told all that has left.
+var withheldUndeparted = outcome.Issue{
+	Severity: outcome.Warning, Code: outcome.Incomplete,
+	Text: "_departed: policy withholds data, so of what has changed since _since and has left the export it is not told. " +
+		"To be rid of it, take an export without _since and drop what it does not hold",
 }
 
 // untold warns that deletions are not listed.

@@ -42,6 +42,7 @@ const (
 	Unknown      Code = "unknown"
 	Expired      Code = "expired"
 	Forbidden    Code = "forbidden"
+	Suppressed   Code = "suppressed"
 	Transient    Code = "transient"
 	Throttled    Code = "throttled"
 	Incomplete   Code = "incomplete"
