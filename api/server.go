@@ -34,6 +34,7 @@ import (
 	"tidemark/api/publish"
 	"tidemark/api/read"
 	"tidemark/api/smart"
+	"tidemark/api/withhold"
 	"tidemark/store/fhir"
 )
 
@@ -58,6 +59,9 @@ type Options struct {
 	Auth Auth
 	// TLS serves https; nil: http.
 	TLS *tls.Config
+	// Withhold is what nobody is given (withhold). Jobs that hold more end when the server
+	// is made.
+	Withhold withhold.Policy
 	// CORS are the origins whose pages may read answers (http.cors.origins; default: none).
 	CORS []string
 	// TrustedProxies are believed on whom they speak for (http.trusted_proxies; default: nobody).
@@ -158,6 +162,12 @@ func New(o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := o.Withhold.Fault(); err != nil {
+		return nil, fmt.Errorf("withhold: %w", err)
+	}
+	if !o.Withhold.Empty() && len(o.Publish.Types) > 0 {
+		return nil, errors.New("withhold is set, and what $bulk-publish gives is not narrowed by it yet: leave publish.types empty")
+	}
 	if err := o.Presets.Validate(); err != nil {
 		return nil, fmt.Errorf("presets: %w", err)
 	}
@@ -175,6 +185,7 @@ func New(o Options) (*Server, error) {
 			Base:           o.PublicURL,
 			Inline:         o.Inline,
 			Checkpoint:     o.Checkpoint,
+			Withhold:       o.Withhold,
 			Logger:         o.Logger,
 		}),
 		large:   make(chan struct{}, largeBodies),
@@ -203,8 +214,15 @@ func New(o Options) (*Server, error) {
 		return nil, err
 	}
 	s.handler = s.routes(&bulk.Handlers{Jobs: s.jobs, Base: o.PublicURL, Bases: o.OwnBases, MaxBody: o.MaxBody, Now: o.Store.Now, Presets: o.Presets, Quota: o.Quota, Sign: s.signer(), Still: s.gate.Still},
-		read.New(o.Store, o.PublicURL, o.OwnBases), &bulk.Publishing{Pages: s.pages, Base: o.PublicURL, Token: s.gate.Needed && !s.pages.Public()}, self)
+		s.reading(), &bulk.Publishing{Pages: s.pages, Base: o.PublicURL, Token: s.gate.Needed && !s.pages.Public()}, self)
 	return s, nil
+}
+
+// reading answers for single resources.
+func (s *Server) reading() *read.Handlers {
+	h := read.New(s.o.Store, s.o.PublicURL, s.o.OwnBases)
+	h.Withhold = s.o.Withhold
+	return h
 }
 
 // facts are what the server tells of itself.

@@ -21,22 +21,24 @@ import (
 
 	"tidemark/api"
 	"tidemark/api/export"
+	"tidemark/api/withhold"
 	"tidemark/store"
 	"tidemark/store/fhir"
 )
 
 // machine is a real store under a real server, and a client of it.
 type machine struct {
-	t      *testing.T
-	dir    string
-	db     *store.DB
-	base   string
-	client *http.Client
-	stop   func() error
-	offset int64
-	file   int64 // bytes of a file at most, default 1 MiB
-	inline int64 // content of attachments that takes the place of its URL
-	log    lockedBuffer
+	t        *testing.T
+	dir      string
+	db       *store.DB
+	base     string
+	client   *http.Client
+	stop     func() error
+	offset   int64
+	file     int64 // bytes of a file at most, default 1 MiB
+	inline   int64 // content of attachments that takes the place of its URL
+	withhold withhold.Policy
+	log      lockedBuffer
 }
 
 // A lockedBuffer holds a log that is being written.
@@ -84,7 +86,7 @@ func (m *machine) open() {
 	go func() { done <- db.Run(ctx) }()
 	m.must(db.Discover(store.Discovery{Complete: true, Partitions: []store.Discovered{{Partition: partition, End: m.offset}}}))
 	base, stop := running(m.t, api.Options{
-		Store: export.Of(db), Ready: func() bool { return db.Status().Ready }, FileMaxBytes: cmp.Or(m.file, 1<<20), Checkpoint: -1, Inline: m.inline, Logger: log,
+		Store: export.Of(db), Ready: func() bool { return db.Status().Ready }, FileMaxBytes: cmp.Or(m.file, 1<<20), Checkpoint: -1, Inline: m.inline, Withhold: m.withhold, Logger: log,
 	})
 	m.base = base
 	m.stop = func() error {

@@ -67,6 +67,9 @@ func (c *Caller) Whole(types []fhir.Type) error {
 	if err := c.Exports(types...); err != nil {
 		return err
 	}
+	if !c.May.Withhold.Empty() {
+		return &Denied{Text: "policy withholds data from this client, and what is published is the same for everybody: an export gives it what it may have"}
+	}
 	for _, t := range types {
 		if c.Rights.Filters(t) != nil {
 			return outside("the scopes of the access token narrow " + t.String() + ", and what is published is the same for everybody")

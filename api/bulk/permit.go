@@ -21,7 +21,7 @@ func permit(c *access.Caller, q *export.Request, lenient bool) error {
 	if q.Level == export.Group && !c.May.Group(q.Group) {
 		return export.UnknownGroup()
 	}
-	q.Access = &export.Access{Owner: c.Owner(), Rights: c.Rights}
+	q.Access = &export.Access{Owner: c.Owner(), Rights: c.Rights, Withhold: c.May.Withhold}
 	if c.Rights.All() {
 		return nil
 	}

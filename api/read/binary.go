@@ -101,12 +101,14 @@ func (h *Handlers) hold(ctx context.Context, key fhir.Key) (body []byte, release
 	if err != nil {
 		return nil, nil, errors.Join(err, s.Close())
 	}
-	body, err = s.Resource(key)
+	if body, err = s.Resource(key); err == nil && !s.lets(fhir.Binary, nil)(body) {
+		err = errHidden()
+	}
 	if err := errors.Join(err, s.Close()); err != nil {
 		h.binaries.Release(held)
 		return nil, nil, err
 	}
-	return body, func() { h.binaries.Release(held) }, nil
+	return s.cut(body, fhir.Binary), func() { h.binaries.Release(held) }, nil
 }
 
 // reserve waits for the memory that a Binary takes which the client may read.
@@ -120,7 +122,7 @@ func (h *Handlers) reserve(ctx context.Context, s *view, key fhir.Key) (held int
 		return 0, err
 	}
 	if !open || size == 0 { // whoever may not read one does not learn that it is there
-		return 0, bulk.Refuse(bulk.Missing, outcome.NotFound, "there is no such Binary, or no more, or nothing refers to it that may be read")
+		return 0, errHidden()
 	}
 	held = min(2*size, maxHeld) // its block is read, then inflated
 	waiting, cancel := context.WithTimeout(ctx, heldWait)
@@ -132,6 +134,11 @@ func (h *Handlers) reserve(ctx context.Context, s *view, key fhir.Key) (held int
 		return 0, ctx.Err() // nobody is left to hear of it
 	}
 	return 0, ErrBusy
+}
+
+// errHidden says of a Binary that it is not here for the client, and not why.
+func errHidden() error {
+	return bulk.Refuse(bulk.Missing, outcome.NotFound, "there is no such Binary, or no more, or nothing refers to it that may be read")
 }
 
 // sizeOf is the length of a resource, bytes; 0 if there is none.

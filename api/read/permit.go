@@ -11,6 +11,7 @@ import (
 	"tidemark/api/access"
 	"tidemark/api/clients"
 	"tidemark/api/export"
+	"tidemark/api/withhold"
 	"tidemark/store"
 	"tidemark/store/fhir"
 	"tidemark/store/search"
@@ -21,8 +22,9 @@ import (
 type view struct {
 	export.Snapshot
 
-	of    *access.Caller
-	bases []string
+	of     *access.Caller
+	policy *withhold.Rule
+	bases  []string
 	// looking bounds how many look for members of Groups: some have to go through all
 	// Patients for that.
 	looking *semaphore.Weighted
@@ -34,7 +36,13 @@ func (h *Handlers) view(ctx context.Context) (*view, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &view{s, access.From(ctx), h.Bases, h.looking}, nil
+	of := access.From(ctx)
+	all := h.Withhold.And(of.May.Withhold)
+	policy, err := all.Rule(search.Env{Bases: h.Bases, Now: s.Watermark()})
+	if err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return &view{s, of, policy, h.Bases, h.looking}, nil
 }
 
 // read is the body of a resource by its id; ErrUnknown if there is none for the caller.
@@ -50,10 +58,21 @@ func (v *view) read(ctx context.Context, key fhir.Key) ([]byte, error) {
 		return nil, errors.Join(err, store.ErrUnknown)
 	}
 	body, err := v.Resource(key)
-	if err == nil && !v.lets(v.of.Rights.Constraints(key.Type))(body) {
+	if err == nil && !v.lets(key.Type, v.of.Rights.Constraints(key.Type))(body) {
 		err = store.ErrUnknown
 	}
-	return body, err
+	if err != nil {
+		return nil, err
+	}
+	return v.cut(body, key.Type), nil
+}
+
+// cut is a body without elements that are withheld.
+func (v *view) cut(body []byte, t fhir.Type) []byte {
+	if !v.policy.Cuts() {
+		return body
+	}
+	return v.policy.Cut(nil, body, t)
 }
 
 // row is that of a resource, of which its compartments count.
@@ -108,10 +127,12 @@ func (v *view) groups(ctx context.Context) (ids []string, err error) {
 	return ids, err
 }
 
-// lets tells which resources of a type match one of some searches; nil: all do.
-func (v *view) lets(queries []string) func(body []byte) bool {
+// lets tells which resources of a type are not withheld and match one of some searches;
+// nil: all do.
+func (v *view) lets(t fhir.Type, queries []string) func(body []byte) bool {
+	goes := v.policy.Matcher(t)
 	if queries == nil {
-		return func([]byte) bool { return true }
+		return goes
 	}
 	var all []*search.Query
 	for _, text := range queries {
@@ -121,7 +142,8 @@ func (v *view) lets(queries []string) func(body []byte) bool {
 		}
 		all = append(all, q)
 	}
-	return search.New(all...).Matcher().Match
+	match := search.New(all...).Matcher().Match
+	return func(body []byte) bool { return goes(body) && match(body) }
 }
 
 // opens tells whether the caller may read a Binary: he may if he may read something
@@ -135,11 +157,12 @@ func (v *view) opens(ctx context.Context, key fhir.Key) (bool, error) {
 		if seen, err := v.sees(ctx, *row); err != nil || !seen {
 			return err
 		}
-		if constraints != nil {
-			body, err := v.Resource(row.Key)
-			if err != nil || !v.lets(constraints)(body) {
-				return err
-			}
+		if constraints == nil && v.policy == nil {
+			return errOpen
+		}
+		body, err := v.Resource(row.Key)
+		if err != nil || !v.lets(row.Key.Type, constraints)(body) || !v.refers(body, row.Key.Type, key) {
+			return err
 		}
 		return errOpen
 	})
@@ -147,6 +170,17 @@ func (v *view) opens(ctx context.Context, key fhir.Key) (bool, error) {
 		return true, nil
 	}
 	return false, err
+}
+
+// refers tells whether what is left of a resource without the elements that are withheld
+// still refers to a Binary.
+func (v *view) refers(body []byte, t fhir.Type, to fhir.Key) bool {
+	if !v.policy.Cuts() {
+		return true
+	}
+	scanner := fhir.Scanner{OwnBases: v.bases}
+	res, err := scanner.Scan(v.cut(body, t))
+	return err == nil && slices.Contains(res.References, to)
 }
 
 var errOpen = errors.New("something opens it")
@@ -157,10 +191,10 @@ func (v *view) eachGroup(ctx context.Context, each func(line []byte)) error {
 	if err != nil {
 		return err
 	}
-	lets := v.lets(v.of.Rights.Filters(groupType))
+	lets := v.lets(groupType, v.of.Rights.Filters(groupType))
 	lost, err := v.Lines(ctx, fhir.None, v.Watermark(), ext, func(line []byte) error {
 		if v.of.SeesGroup(search.ID(line)) && lets(line) {
-			each(line)
+			each(v.cut(line, groupType))
 		}
 		return nil
 	}, func() {})

@@ -22,6 +22,7 @@ import (
 	"tidemark/api/bulk"
 	"tidemark/api/export"
 	"tidemark/api/outcome"
+	"tidemark/api/withhold"
 	"tidemark/store"
 	"tidemark/store/fhir"
 	"tidemark/store/search"
@@ -32,6 +33,8 @@ type Handlers struct {
 	Store export.Store
 	Base  string   // the public base, without a slash at its end
 	Bases []string // of absolute references to resources here
+	// Withhold is what nobody is given.
+	Withhold withhold.Policy
 
 	binaries *semaphore.Weighted // bytes of memory that they may take
 	looking  *semaphore.Weighted // for members of Groups

@@ -100,10 +100,17 @@ type mayFlags struct {
 	Level []string `enum:"system,patient,group" help:"What it may export: system, patient, group. May be repeated."`
 	Group []string `placeholder:"ID" help:"With the level group: a Group that it may export, * for all. May be repeated."`
 	Scope []string `sep:"none" placeholder:"SCOPE" help:"What it can be granted, such as system/*.rs or 'system/Observation.rs?category=laboratory'. May be repeated."`
+
+	WithholdSecurity []string `sep:"none" placeholder:"LABEL" help:"What it is not given all the same: what has this label in meta.security, such as R, or a system, a bar and a code. May be repeated; '' for none, as with the next two."`
+	WithholdFilter   []string `sep:"none" placeholder:"SEARCH" help:"Likewise what this finds, such as 'Condition?code=86406008'. May be repeated."`
+	WithholdElement  []string `sep:"none" placeholder:"ELEMENT" help:"Likewise this element, such as ExplanationOfBenefit.total or Claim.item.net. May be repeated."`
 }
 
 func (m *mayFlags) args(args url.Values) {
-	for name, values := range map[string][]string{"level": m.Level, "group": m.Group, "scope": m.Scope} {
+	for name, values := range map[string][]string{
+		"level": m.Level, "group": m.Group, "scope": m.Scope,
+		"withhold-security": m.WithholdSecurity, "withhold-filter": m.WithholdFilter, "withhold-element": m.WithholdElement,
+	} {
 		if values != nil {
 			args[name] = values
 		}
@@ -157,7 +164,7 @@ func (c *changeClientCmd) Run(ctx context.Context, out io.Writer) error {
 	}
 	c.args(args)
 	if len(args) == 1 {
-		return errors.New("say what to change: --name, --level, --group, --scope")
+		return errors.New("say what to change: --name, --level, --group, --scope, --withhold-security, --withhold-filter, --withhold-element")
 	}
 	return c.do(ctx, "change", args, out)
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/url"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"tidemark/api"
 	"tidemark/api/clients"
 	"tidemark/api/smart"
+	"tidemark/api/withhold"
 	"tidemark/cmd/tidemark/internal/config"
 	"tidemark/store"
 )
@@ -37,13 +39,15 @@ type aboutClient struct {
 	Levels     []string `json:"levels"`
 	Groups     []string `json:"groups"`
 	Scope      string   `json:"scope"`
+
+	Withhold withhold.Policy `json:"withhold,omitzero"`
 }
 
 func about(c *clients.Client, of *config.Config) *aboutClient {
 	a := &aboutClient{
 		ID: c.ID, Name: c.Name, Configured: c.Configured, Disabled: c.Disabled,
 		Base: of.HTTP.PublicURL, Discovery: of.HTTP.PublicURL + "/.well-known/smart-configuration",
-		Levels: append([]string{}, c.May.Levels...), Groups: append([]string{}, c.May.Groups...), Scope: c.May.Scopes,
+		Levels: append([]string{}, c.May.Levels...), Groups: append([]string{}, c.May.Groups...), Scope: c.May.Scopes, Withhold: c.May.Withhold,
 	}
 	if a.Issuer = of.TokenIssuer(); a.Issuer != "" {
 		return a
@@ -90,6 +94,7 @@ func (a *aboutClient) text(out io.Writer) error {
 		{"levels", orNone(strings.Join(a.Levels, ", "))},
 		{"Groups", strings.Join(a.Groups, ", ")},
 		{"scopes", orNone(a.Scope)},
+		{"withheld", strings.Join(slices.Concat(a.Withhold.Security, a.Withhold.Filters, a.Withhold.Elements), ", ")},
 	} {
 		if line[1] != "" {
 			fmt.Fprintf(table, "%s\t%s\n", line[0], printable([]byte(line[1])))
@@ -174,7 +179,14 @@ func addClient(_ context.Context, at *opened, args url.Values, out io.Writer) er
 }
 
 func mayIn(args url.Values) clients.Permission {
-	return clients.Permission{Levels: args["level"], Groups: args["group"], Scopes: strings.Join(args["scope"], " ")}
+	return clients.Permission{Levels: args["level"], Groups: args["group"], Scopes: strings.Join(args["scope"], " "), Withhold: withhold.Policy{
+		Security: given(args["withhold-security"]), Filters: given(args["withhold-filter"]), Elements: given(args["withhold-element"]),
+	}}
+}
+
+// given is a list without the empty words that stand for none.
+func given(list []string) []string {
+	return slices.DeleteFunc(slices.Clone(list), func(s string) bool { return s == "" })
 }
 
 func showClient(_ context.Context, at *opened, args url.Values, out io.Writer) error {
@@ -218,6 +230,15 @@ func changeClient(_ context.Context, at *opened, args url.Values, out io.Writer)
 		}
 		if args.Has("scope") {
 			c.May.Scopes = may.Scopes
+		}
+		if args.Has("withhold-security") {
+			c.May.Withhold.Security = may.Withhold.Security
+		}
+		if args.Has("withhold-filter") {
+			c.May.Withhold.Filters = may.Withhold.Filters
+		}
+		if args.Has("withhold-element") {
+			c.May.Withhold.Elements = may.Withhold.Elements
 		}
 	})
 	return say(out, args, "changed", e, err)

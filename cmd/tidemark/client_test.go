@@ -69,8 +69,13 @@ func TestClientCommand(t *testing.T) {
 	r.secret()
 	contains(t, r.client(0, "change", "research", "--level", "group,system"), "no job is touched")
 	contains(t, r.client(0, "change", "research", "--scope", "system/Group.rs"), "0 jobs have ended")
+	contains(t, r.client(0, "change", "research", "--withhold-security", "R", "--withhold-element", "Claim.total", "--withhold-filter", "Condition?code=1,2"), "0 jobs have ended")
+	contains(t, r.client(0, "change", "research", "--withhold-security", ""), "no job is touched")
+	contains(t, r.client(0, "show", "research"), "withheld", "Condition?code=1,2, Claim.total")
+	contains(t, r.client(0, "list"), "but for what is withheld")
+	contains(t, r.client(1, "change", "research", "--withhold-element", "Claim.status"), "would be invalid")
 	contains(t, r.client(0, "disable", "research"), "0 jobs have ended")
-	contains(t, r.client(0, "list"), "fixed", "in the configuration", "research", "disabled", "group, system (diabetics): system/Group.rs")
+	contains(t, r.client(0, "list"), "fixed", "in the configuration", "research", "disabled", "group, system (diabetics): system/Group.rs, but for what is withheld")
 	if err := r.stop(); err != nil {
 		t.Fatal(err)
 	}

@@ -251,6 +251,7 @@ func apiOptions(c *config.Config, db *store.DB, tel *telemetry, log *slog.Logger
 		Deletions:        time.Duration(c.Retention.Deleted),
 		Presets:          presets(c),
 		Publish:          publishOptions(c),
+		Withhold:         c.Withhold.Policy(),
 		Metrics:          publicMetrics(c, tel),
 		Version:          version,
 		Grace:            httpGrace,

@@ -11,6 +11,7 @@ import (
 
 	"tidemark/api/clients"
 	"tidemark/api/smart"
+	"tidemark/api/withhold"
 )
 
 // A KeySet is a JSON Web Key Set, written as JSON in a text or as YAML.
@@ -84,7 +85,7 @@ func (c *Config) Rules() clients.Rules {
 
 // May is what a client of the configuration may.
 func (c *Client) May() clients.Permission {
-	return clients.Permission{Levels: c.Levels, Groups: c.Groups, Scopes: strings.Join(c.Scopes, " ")}
+	return clients.Permission{Levels: c.Levels, Groups: c.Groups, Scopes: strings.Join(c.Scopes, " "), Withhold: c.Withhold.Policy()}
 }
 
 func (l *loader) validateAuth() {
@@ -141,12 +142,31 @@ func (l *loader) validateExternal() {
 	}
 }
 
+// Policy is what is withheld.
+func (w *Withhold) Policy() withhold.Policy {
+	return withhold.Policy{Security: w.Security, Filters: w.Filters, Elements: w.Elements}
+}
+
+func (l *loader) validateWithhold(w *Withhold, at string) {
+	policy := w.Policy()
+	security, filters, elements := policy.Check()
+	for _, part := range []struct {
+		key string
+		err error
+	}{{"security", security}, {"filters", filters}, {"elements", elements}} {
+		if part.err != nil {
+			l.invalid(at+part.key, "%s", strings.ReplaceAll(part.err.Error(), "\n", "; "))
+		}
+	}
+}
+
 // validateClient looks at all but the files, which are read at start.
 func (l *loader) validateClient(c *Client, at string) {
 	if err := clients.CheckID(c.ID); err != nil {
 		l.invalid(at+"id", "%s", err)
 	}
 	l.validateProof(c, at)
+	l.validateWithhold(&c.Withhold, at+"withhold.")
 	may := c.May()
 	levels, groups, scopes := may.Check()
 	for key, err := range map[string]error{"levels": levels, "groups": groups, "scopes": scopes} {

@@ -50,6 +50,8 @@ type Config struct {
 	Publish Publish `yaml:"publish"`
 	// Who may read.
 	Auth Auth `yaml:"auth"`
+	// What nobody is given, whatever his scopes: by policy, for consent and sensitive data.
+	Withhold Withhold `yaml:"withhold"`
 	// How the keys of clients are fetched from their URLs.
 	JWKS JWKS `yaml:"jwks"`
 	// URLs of output files that work for a while without a token.
@@ -288,6 +290,18 @@ type Client struct {
 	Groups []string `yaml:"groups,omitempty"`
 	// The most that it can be granted, such as [system/Patient.rs, "system/Observation.rs?category=laboratory"]: a list, or one text with spaces.
 	Scopes Scopes `yaml:"scopes,omitempty"`
+	// What it is not given, beside what nobody is.
+	Withhold Withhold `yaml:"withhold,omitempty"`
+}
+
+// Withhold is what is not given, whatever the scopes. More of it ends the jobs that hold more.
+type Withhold struct {
+	// Labels of meta.security: a code such as R, of whatever system, or a system, a bar and a code. Resources with one are withheld.
+	Security []string `yaml:"security"`
+	// Searches, such as ["Condition?code=86406008"]: what one of them finds is withheld.
+	Filters Scopes `yaml:"filters"`
+	// Elements, such as [ExplanationOfBenefit.total, Claim.item.net]: they are taken out of what is sent, and the narrative with them.
+	Elements []string `yaml:"elements"`
 }
 
 // External is another server that gives out tokens.
@@ -398,6 +412,7 @@ func Default() *Config {
 			Mode: "auto", TokenLifetime: 5 * minute, Audiences: []string{}, Clients: []Client{},
 			External: External{ClientClaim: "client_id", ScopeClaim: "scope", TokenTypes: []string{"at+jwt"}},
 		},
+		Withhold:   Withhold{Security: []string{}, Filters: Scopes{}, Elements: []string{}},
 		JWKS:       JWKS{Allow: []string{}},
 		Capability: Capability{TTL: hour},
 		Limits:     Limits{Jobs: 100, JobsKept: 1000, JobsPerClient: 5, PollsPerMinute: 120, Body: 1 << 20, Connections: 4096, ConnectionsPerAddress: 1024},

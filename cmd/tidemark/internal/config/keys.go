@@ -147,7 +147,7 @@ func envPath(name string) (string, bool) {
 		if !ok {
 			continue
 		}
-		number, ok := strings.CutSuffix(middle, "_"+strings.ToUpper(rest))
+		number, ok := strings.CutSuffix(middle, "_"+strings.TrimPrefix(envName(rest), envPrefix))
 		if n, err := strconv.Atoi(number); ok && err == nil && n >= 0 {
 			return list + "[" + strconv.Itoa(n) + "]." + rest, true
 		}

@@ -31,6 +31,7 @@ func (l *Loaded) printSection(out *bytes.Buffer, indent, prefix string, section 
 		name, _, _ := strings.Cut(field.Tag.Get("yaml"), ",")
 		path := join(prefix, name)
 		switch {
+		case strings.HasSuffix(field.Tag.Get("yaml"), ",omitempty") && v.IsZero():
 		case isSection(v.Type()):
 			fmt.Fprintf(out, "%s%s:\n", indent, name)
 			l.printSection(out, indent+"  ", path, v)
@@ -43,7 +44,6 @@ func (l *Loaded) printSection(out *bytes.Buffer, indent, prefix string, section 
 				line := indent + "  " + quote(entry) + ": " + literal(v.MapIndex(reflect.ValueOf(entry)))
 				fmt.Fprintf(out, "%-*s # %s\n", column, line, l.Origin(join(path, entry)))
 			}
-		case strings.HasSuffix(field.Tag.Get("yaml"), ",omitempty") && v.IsZero():
 		default:
 			line := indent + name + ": " + literal(v)
 			fmt.Fprintf(out, "%-*s # %s\n", column, line, l.Origin(path))

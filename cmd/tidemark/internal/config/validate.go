@@ -56,6 +56,7 @@ func (l *loader) validate() {
 	l.validateGroups()
 	l.validatePresets()
 	l.validatePublish()
+	l.validateWithhold(&l.Withhold, "withhold.")
 	for _, b := range l.Resources.OwnBases {
 		if !isHTTPURL(b) {
 			l.invalid("resources.own_bases", "%q is not a URL such as http://hapi:8080/fhir", b)
@@ -469,6 +470,9 @@ func WholeName(pattern string) (*regexp.Regexp, error) {
 // about a patient.
 func (l *loader) validatePublish() {
 	p := &l.Publish
+	if policy := l.Withhold.Policy(); !policy.Empty() && len(p.Types) > 0 {
+		l.invalid("publish.types", "is set while withhold is: what $bulk-publish gives is not narrowed by it yet; leave one of them out")
+	}
 	if wrong := unknownTypes(p.Types); len(wrong) > 0 {
 		l.invalid("publish.types", "not resource types of FHIR R4: %s", strings.Join(wrong, ", "))
 	}
