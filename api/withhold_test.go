@@ -130,8 +130,11 @@ func TestWithholdFromOne(t *testing.T) {
 		path, token string
 		want        int
 	}{
-		{"/fhir/Patient/a", whole, 200}, {"/fhir/Patient/a", policed, 404}, {"/fhir/Patient/b", policed, 200},
-		{"/fhir/$bulk-publish", policed, 403}, {"/fhir/$bulk-publish", whole, 503},
+		{"/fhir/Patient/a", whole, 200},
+		{"/fhir/Patient/a", policed, 404},
+		{"/fhir/Patient/b", policed, 200},
+		{"/fhir/$bulk-publish", policed, 403},
+		{"/fhir/$bulk-publish", whole, 503},
 	} {
 		if resp, body := o.ask(http.MethodGet, c.path, c.token); resp.StatusCode != c.want && (c.want != 503 || resp.StatusCode == 403) {
 			t.Errorf("%s: %s %s", c.path, resp.Status, body)

@@ -206,7 +206,7 @@ var (
 
 // inside appends a value in which resources may stand.
 func (r *Removal) inside(dst, value []byte) ([]byte, bool) {
-	any := false
+	less := false
 	switch value[0] {
 	case '[':
 		dst = append(dst, '[')
@@ -215,19 +215,19 @@ func (r *Removal) inside(dst, value []byte) ([]byte, bool) {
 			end := compact.Skip(value, i)
 			var cut bool
 			dst, cut = r.inside(between(dst, &empty), value[i:end])
-			any = any || cut
+			less = less || cut
 			if i = end; value[i] == ',' {
 				i++
 			}
 		}
-		return append(dst, ']'), any
+		return append(dst, ']'), less
 	case '{':
 		if t := typeIn(dst, value); t != 0 {
 			from := len(dst)
-			if dst, any = r.resource(dst, value, t); !any {
+			if dst, less = r.resource(dst, value, t); !less {
 				dst = append(dst[:from], value...)
 			}
-			return dst, any
+			return dst, less
 		}
 		dst = append(dst, '{')
 		empty := true
@@ -235,10 +235,10 @@ func (r *Removal) inside(dst, value []byte) ([]byte, bool) {
 			dst = append(between(dst, &empty), value[m.Name:m.Colon+1]...)
 			var cut bool
 			dst, cut = r.inside(dst, value[m.Colon+1:m.End])
-			any = any || cut
+			less = less || cut
 			return true
 		})
-		return append(dst, '}'), any
+		return append(dst, '}'), less
 	}
 	return append(dst, value...), false
 }

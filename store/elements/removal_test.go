@@ -13,43 +13,53 @@ var removalCases = []struct {
 	want   string
 }{
 	{
-		"root, nested and the narrative", []string{"Claim.total", "Claim.item.net", "Claim.item.detail.net"},
+		"root, nested and the narrative",
+		[]string{"Claim.total", "Claim.item.net", "Claim.item.detail.net"},
 		`{"resourceType":"Claim","id":"c","text":{"div":"<p>12 EUR</p>"},"status":"active","item":[{"sequence":1,"net":{"value":1.50}},{"net":{},"sequence":2,"detail":[{"sequence":1,"net":{"value":3},"_net":{"id":"x"}}]}],"total":{"value":12}}`,
 		`{"resourceType":"Claim","id":"c","status":"active","item":[{"sequence":1},{"sequence":2,"detail":[{"sequence":1}]}],` + tagged + `}`,
 	}, {
-		"names with escapes", []string{"Claim.total", "Claim.item.net"},
+		"names with escapes",
+		[]string{"Claim.total", "Claim.item.net"},
 		`{"resourceType":"Claim","id":"c","it\u0065m":[{"sequence":1,"n\u0065t":1}],"tot\u0061l":{"value":12}}`,
 		`{"resourceType":"Claim","id":"c","it\u0065m":[{"sequence":1}],` + tagged + `}`,
 	}, {
-		"tagged once, and also where nothing of it was", []string{"Patient.birthDate"},
+		"tagged once, and also where nothing of it was",
+		[]string{"Patient.birthDate"},
 		`{"resourceType":"Patient","id":"p","meta":{"tag":[` + ours + `]},"active":true}`,
 		`{"resourceType":"Patient","id":"p","meta":{"tag":[` + ours + `]},"active":true}`,
 	}, {
-		"another type stays as it is", []string{"Patient.birthDate"},
+		"another type stays as it is",
+		[]string{"Patient.birthDate"},
 		`{"resourceType":"Person","id":"p","text":{"div":"x"},"birthDate":"2000"}`,
 		`{"resourceType":"Person","id":"p","text":{"div":"x"},"birthDate":"2000"}`,
 	}, {
-		"a choice goes with all its names, and what needs it", []string{"Observation.value"},
+		"a choice goes with all its names, and what needs it",
+		[]string{"Observation.value"},
 		`{"resourceType":"Observation","id":"o","valueQuantity":{"value":1},"_valueString":{},"values":1}`,
 		`{"resourceType":"Observation","id":"o","values":1,` + tagged + `}`,
 	}, {
-		"an element goes with what an invariant forbids without it", []string{"FamilyMemberHistory.age"},
+		"an element goes with what an invariant forbids without it",
+		[]string{"FamilyMemberHistory.age"},
 		`{"resourceType":"FamilyMemberHistory","id":"f","ageAge":{},"estimatedAge":true,"sex":{}}`,
 		`{"resourceType":"FamilyMemberHistory","id":"f","sex":{},` + tagged + `}`,
 	}, {
-		"contained resources go with what referred to them", []string{"Claim.related"},
+		"contained resources go with what referred to them",
+		[]string{"Claim.related"},
 		`{"resourceType":"Claim","id":"c","contained":[{"resourceType":"Claim","id":"a"},{"resourceType":"Patient","id":"b"}],"related":[{"claim":{"reference":"#a"}}],"patient":{"reference":"#b"}}`,
 		`{"resourceType":"Claim","id":"c","contained":[{"resourceType":"Patient","id":"b"}],"patient":{"reference":"#b"},` + tagged + `}`,
 	}, {
-		"contained resources are resources", []string{"Claim.total"},
+		"contained resources are resources",
+		[]string{"Claim.total"},
 		`{"resourceType":"Task","id":"t","contained":[{"resourceType":"Claim","id":"a","total":{}}],"focus":{"reference":"#a"}}`,
 		`{"resourceType":"Task","id":"t","contained":[{"resourceType":"Claim","id":"a",` + tagged + `}],"focus":{"reference":"#a"},` + tagged + `}`,
 	}, {
-		"entries of a Bundle are resources", []string{"Claim.total"},
+		"entries of a Bundle are resources",
+		[]string{"Claim.total"},
 		`{"resourceType":"Bundle","id":"t","entry":[{"fullUrl":"u","resource":{"resourceType":"Claim","id":"a","total":{}}},{"resource":{"resourceType":"Patient","id":"b"}}]}`,
 		`{"resourceType":"Bundle","id":"t","entry":[{"fullUrl":"u","resource":{"resourceType":"Claim","id":"a",` + tagged + `}},{"resource":{"resourceType":"Patient","id":"b"}}],` + tagged + `}`,
 	}, {
-		"a Bundle with nothing of it stays as it is", []string{"Claim.total"},
+		"a Bundle with nothing of it stays as it is",
+		[]string{"Claim.total"},
 		`{"resourceType":"Bundle","id":"t","entry":[{"resource":{"resourceType":"Patient","id":"b"}},[],{},null]}`,
 		`{"resourceType":"Bundle","id":"t","entry":[{"resource":{"resourceType":"Patient","id":"b"}},[],{},null]}`,
 	},

@@ -31,8 +31,10 @@ func TestAuthClients(t *testing.T) {
 	l := load(t, Source{File: write(t, text), Set: []string{"auth.clients[1].scopes=system/Observation.rs?status=final,amended system/Patient.rs", "auth.clients[2].id=c", "auth.clients[2].secret_file=s"}})
 	want := []Client{
 		{ID: "a", JWKS: someKeys, Levels: []string{"group"}, Groups: []string{"*"}, Scopes: Scopes{"system/Group.rs", "system/Observation.rs?category=laboratory&status=final,amended"}},
-		{ID: "b", Name: "The registry", JWKSURI: "https://b.example.org/jwks.json", Levels: []string{"system"}, Scopes: Scopes{"system/Observation.rs?status=final,amended", "system/Patient.rs"},
-			Withhold: Withhold{Security: []string{"R", "V"}, Filters: Scopes{"Condition?code=1,2"}, Elements: []string{"Claim.total"}}},
+		{
+			ID: "b", Name: "The registry", JWKSURI: "https://b.example.org/jwks.json", Levels: []string{"system"}, Scopes: Scopes{"system/Observation.rs?status=final,amended", "system/Patient.rs"},
+			Withhold: Withhold{Security: []string{"R", "V"}, Filters: Scopes{"Condition?code=1,2"}, Elements: []string{"Claim.total"}},
+		},
 		{ID: "c", SecretFile: "s"},
 	}
 	if d := cmp.Diff(want, l.Auth.Clients); d != "" {
