@@ -9,6 +9,7 @@ import (
 
 	"tidemark/api/outcome"
 	"tidemark/api/smart"
+	"tidemark/api/withhold"
 	"tidemark/store"
 	"tidemark/store/fhir"
 )
@@ -33,6 +34,7 @@ func TestRuleRoundTrip(t *testing.T) {
 			Pending: &Request{Access: &Access{Owner: "#7", Rights: smart.Parse("system/Patient.rs?active=true system/*.read"), Types: []fhir.Type{patient}}, URL: "r"},
 		},
 		{Access: &Access{Owner: "https://issuer#8", Types: []fhir.Type{}}, Taken: true},
+		{Access: &Access{Rights: everything, Withhold: withhold.Policy{Security: []string{"R"}, Filters: []string{"Condition?code=1,2&subject=Patient/1"}, Elements: []string{"Claim.item.net"}}}},
 		{Level: Patient, Failure: []outcome.Issue{{Severity: outcome.Fatal, Code: outcome.Exception, Text: "f"}}},
 		{
 			Level: Group, Pages: []int{2, 3}, Pieces: []piece{{Name: "selection", Sum: 1}, {Name: "selection4", From: 4, Sum: 2}},
