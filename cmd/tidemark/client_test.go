@@ -1,13 +1,18 @@
 package main
 
 import (
+	"crypto"
+	"crypto/x509"
+	"encoding/base64"
 	"encoding/json"
+	"encoding/pem"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/go-jose/go-jose/v4"
 	"github.com/twmb/franz-go/pkg/kfake"
 
 	"tidemark/api/clients"
@@ -152,11 +157,26 @@ func TestKeygen(t *testing.T) {
 		if keys, err := smart.ParseKeys(public); err != nil || keys[0].KeyID != key.Kid || keys[0].Algorithm != alg {
 			t.Errorf("%s: the public key: %v", alg, err)
 		}
+		private, err = os.ReadFile(name + ".private.pem")
+		if err != nil {
+			t.Fatal(err)
+		}
+		block, _ := pem.Decode(private)
+		parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		same := jose.JSONWebKey{Key: parsed}
+		if print, err := same.Thumbprint(crypto.SHA256); err != nil || base64.RawURLEncoding.EncodeToString(print) != key.Kid {
+			t.Errorf("%s: the PEM is of another key: %v", alg, err)
+		}
 		if strings.Contains(got+string(public), key.D) {
 			t.Errorf("%s: the private key is shown", alg)
 		}
-		if at, err := os.Stat(name + ".private.json"); err != nil || at.Mode().Perm() != 0o600 {
-			t.Errorf("%s: others can read the private key: %v", alg, err)
+		for _, file := range []string{".private.json", ".private.pem"} {
+			if at, err := os.Stat(name + file); err != nil || at.Mode().Perm() != 0o600 {
+				t.Errorf("%s: others can read %s: %v", alg, file, err)
+			}
 		}
 		if got, code := command(t, "client", "keygen", "--out", name); code == 0 || !strings.Contains(got, "is there already") {
 			t.Errorf("%s: a key is replaced: %s", alg, got)
