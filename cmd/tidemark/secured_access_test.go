@@ -1,10 +1,13 @@
 package main
 
 import (
+	"encoding/json"
 	"io"
 	"math/rand/v2"
 	"net/http"
 	"net/url"
+	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -305,5 +308,64 @@ func TestNeverOpen(t *testing.T) {
 				t.Error(got)
 			}
 		})
+	}
+}
+
+// The README's way to a token is one.
+func TestReadmeClient(t *testing.T) {
+	text, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newSecured(t)
+	s.sick()
+	s.begin()
+	tried := 0
+	for line := range strings.Lines(string(text)) {
+		args := strings.Fields(strings.NewReplacer("'", "", `"`, "").Replace(line))
+		switch {
+		case strings.HasPrefix(line, "    bin/tidemark client "):
+			if args[2] != "keygen" {
+				args = append(args, "--store", s.store())
+			}
+			cmd := program(t, args[1:]...)
+			cmd.Dir = s.dir
+			if got, err := cmd.CombinedOutput(); err != nil {
+				t.Fatalf("%s: %s", line, got)
+			}
+			tried++
+		case strings.HasPrefix(line, "    curl ") && strings.Contains(line, "client_assertion="):
+			s.curl(args)
+			tried++
+		}
+	}
+	if tried != 3 {
+		t.Errorf("%d lines were tried, want 3", tried)
+	}
+}
+
+// curl asks for a token as a command line does, with the keys that were made before.
+func (s *secured) curl(args []string) {
+	s.t.Helper()
+	key, err := os.ReadFile(filepath.Join(s.dir, "research.private.json"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	c := &member{secured: s, id: "research"}
+	if err := c.key.UnmarshalJSON(key); err != nil {
+		s.t.Fatal(err)
+	}
+	form := url.Values{}
+	for i := 3; i+1 < len(args); i += 2 { // after curl, -s and the URL: -d name=value
+		name, value, _ := strings.Cut(args[i+1], "=")
+		form.Set(name, strings.Replace(value, "$JWT", c.assertion(), 1))
+	}
+	answer, err := s.http.PostForm(strings.Replace(args[2], "http://127.0.0.1:8080/fhir", s.client.Base, 1), form)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	var g granted
+	if err := json.Unmarshal(readAll(s.t, answer), &g); err != nil || answer.StatusCode != http.StatusOK || g.Scope != "system/*.rs" {
+		s.t.Errorf("%v: %d %s %v", args, answer.StatusCode, g.Error, err)
 	}
 }
