@@ -34,34 +34,13 @@ func TestConformanceClients(t *testing.T) {
 	needs(t, "python3")
 	realClients(t, "fetch")
 	c := newClinic(t)
-	managed := t.TempDir()
-	managedExport := func(t *testing.T, nickname string, since time.Time, more ...string) *delivery {
-		t.Helper()
-		smartFetch(t, append([]string{
-			"export", managed, "--fhir-url", c.client.Base, "--export-mode", "bulk", "--hydration-tasks", "none",
-			"--no-compression", "--no-default-filters", "--nickname", nickname,
-		}, more...)...)
-		folders, err := filepath.Glob(filepath.Join(managed, "*."+nickname))
-		if err != nil || len(folders) != 1 {
-			t.Fatalf("smart-fetch has left %d folders %s: %v", len(folders), nickname, err)
-		}
-		return held(t, folders[0], since)
-	}
-	group := func(t *testing.T, since time.Time) *delivery {
-		t.Helper()
-		args := []string{"bulk", "--fhir-url", c.client.Base, "--no-compression", "--no-default-filters", "--group", "panel"}
-		if !since.IsZero() {
-			args = append(args, "--since", since.UTC().Format("2006-01-02T15:04:05.000Z"))
-		}
-		dir := t.TempDir()
-		smartFetch(t, append(args, dir)...)
-		return held(t, dir, time.Time{}) // what a joiner brings along is older than since
-	}
+	fetch := &fetcher{c: c, dir: t.TempDir()}
+	peer := fmt.Sprintf("{base_url: %q}", c.client.Base)
 
 	later := c.begin()
 	var full, panel *delivery
 	t.Run("smart-fetch, the system", func(t *testing.T) {
-		full = managedExport(t, "full", time.Time{})
+		full = fetch.managed(t, "full", time.Time{})
 		full.equals(t, "the whole export", theirs(c.now), nil)
 	})
 	t.Run("smart-fetch, with filters of its own", func(t *testing.T) {
@@ -70,7 +49,7 @@ func TestConformanceClients(t *testing.T) {
 		held(t, dir, time.Time{}).equals(t, "the whole export", chosen(t, theirs(c.now)), nil)
 	})
 	t.Run("smart-fetch, a Group", func(t *testing.T) {
-		panel = group(t, time.Time{})
+		panel = fetch.group(t, time.Time{})
 		panel.equals(t, "the whole export", of(t, theirs(c.now), c.members), nil)
 	})
 	t.Run("sekmet", func(t *testing.T) {
@@ -82,7 +61,7 @@ func TestConformanceClients(t *testing.T) {
 			{[]string{"--level", "patient", "--type", types}, of(t, theirs(c.now), nil)},
 			{[]string{"--level", "group", "--group", "panel", "--type", types}, of(t, theirs(c.now), c.members)},
 		} {
-			if diff := cmp.Diff(counts(run.want), sekmet(t, c.client.Base, run.args...)); diff != "" {
+			if diff := cmp.Diff(counts(run.want), sekmet(t, peer, run.args...)); diff != "" {
 				t.Errorf("%v: resources by type (-source +client):\n%s", run.args, diff)
 			}
 		}
@@ -93,16 +72,16 @@ func TestConformanceClients(t *testing.T) {
 
 	changed, gone, joiner := c.change(later)
 	t.Run("smart-fetch, the increment of the system", func(t *testing.T) {
-		managedExport(t, "increment", full.time, "--since", "auto").equals(t, "the increment", theirs(changed), names(theirs(gone)))
+		fetch.managed(t, "increment", full.time, "--since", "auto").equals(t, "the increment", theirs(changed), names(theirs(gone)))
 	})
 	t.Run("smart-fetch, the increment of a Group", func(t *testing.T) {
 		want := of(t, theirs(changed), c.members)
 		maps.Copy(want, of(t, theirs(c.now), []string{joiner}))
 		before := slices.DeleteFunc(slices.Clone(c.members), func(id string) bool { return id == joiner })
-		group(t, panel.time).equals(t, "the increment", want, names(of(t, theirs(gone), before)))
+		fetch.group(t, panel.time).equals(t, "the increment", want, names(of(t, theirs(gone), before)))
 	})
 	t.Run("sekmet, the increment", func(t *testing.T) {
-		got := sekmet(t, c.client.Base, "--level", "system", "--since", full.time.UTC().Format("2006-01-02T15:04:05.000Z"))
+		got := sekmet(t, peer, "--level", "system", "--since", full.time.UTC().Format("2006-01-02T15:04:05.000Z"))
 		want := counts(changed)
 		want["Group"]++ // the panel was written after what changed
 		if diff := cmp.Diff(want, got); diff != "" {
@@ -111,8 +90,42 @@ func TestConformanceClients(t *testing.T) {
 	})
 	t.Run("smart-fetch, the whole again", func(t *testing.T) {
 		// What it had and is no longer there, it notes as deleted by itself.
-		managedExport(t, "again", time.Time{}).equals(t, "the whole export", theirs(c.now), names(theirs(gone)))
+		fetch.managed(t, "again", time.Time{}).equals(t, "the whole export", theirs(c.now), names(theirs(gone)))
 	})
+}
+
+// A fetcher is smart-fetch as it is used against a clinic's server.
+type fetcher struct {
+	c     *clinic
+	dir   string   // of the exports that it manages
+	proof []string // how it proves itself, if it has to
+}
+
+// managed is an export of the system, under a name, in a folder where it finds the ones
+// before.
+func (f *fetcher) managed(t *testing.T, nickname string, since time.Time, more ...string) *delivery {
+	t.Helper()
+	smartFetch(t, slices.Concat([]string{
+		"export", f.dir, "--fhir-url", f.c.client.Base, "--export-mode", "bulk", "--hydration-tasks", "none",
+		"--no-compression", "--no-default-filters", "--nickname", nickname,
+	}, f.proof, more)...)
+	folders, err := filepath.Glob(filepath.Join(f.dir, "*."+nickname))
+	if err != nil || len(folders) != 1 {
+		t.Fatalf("smart-fetch has left %d folders %s: %v", len(folders), nickname, err)
+	}
+	return held(t, folders[0], since)
+}
+
+// group is an export of the panel.
+func (f *fetcher) group(t *testing.T, since time.Time) *delivery {
+	t.Helper()
+	args := slices.Concat([]string{"bulk", "--fhir-url", f.c.client.Base, "--no-compression", "--no-default-filters", "--group", "panel"}, f.proof)
+	if !since.IsZero() {
+		args = append(args, "--since", since.UTC().Format("2006-01-02T15:04:05.000Z"))
+	}
+	dir := t.TempDir()
+	smartFetch(t, append(args, dir)...)
+	return held(t, dir, time.Time{}) // what a joiner brings along is older than since
 }
 
 // needs skips a test where a tool is missing that a machine may lack, and CI may
@@ -139,7 +152,7 @@ type clinic struct {
 
 // newClinic makes the resources of a small hospital, and those of a file, which
 // are of the types and oddities that it lacks.
-func newClinic(t *testing.T) *clinic {
+func newClinic(t *testing.T, more ...string) *clinic {
 	t.Helper()
 	const topic = "fhir-changes"
 	cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(4, topic))
@@ -147,7 +160,7 @@ func newClinic(t *testing.T) *clinic {
 		t.Fatal(err)
 	}
 	t.Cleanup(cluster.Close)
-	c := &clinic{rig: newRig(t, cluster.ListenAddrs()[0], topic, nil), in: resources{bodies: map[string][]byte{}}, now: map[string][]byte{}}
+	c := &clinic{rig: newRig(t, cluster.ListenAddrs()[0], topic, nil, more...), in: resources{bodies: map[string][]byte{}}, now: map[string][]byte{}}
 	// The same at every run: by place is chosen what changes.
 	c.in.generate(hospital.Options{Seed: 5, Patients: 20, Years: 1, End: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)})
 	file, err := os.Open("testdata/resources.ndjson")
@@ -435,13 +448,13 @@ func linesOf(path string, take func([]byte) error) error {
 	}
 }
 
-// sekmet runs sekmet, which compares the files with the manifest, looks into
+// sekmet runs sekmet with a peer as its settings tell of one, which compares the files with the manifest, looks into
 // them and keeps nothing; it returns how many resources of each type it counted.
-func sekmet(t *testing.T, base string, args ...string) map[string]int {
+func sekmet(t *testing.T, peer string, args ...string) map[string]int {
 	t.Helper()
 	dir := t.TempDir()
 	settings := filepath.Join(dir, "settings.yaml")
-	text := fmt.Sprintf("db_path: %s\npeers:\n  tidemark: {base_url: %q}\n", filepath.Join(dir, "db"), base)
+	text := fmt.Sprintf("db_path: %s\npeers:\n  tidemark: %s\n", filepath.Join(dir, "db"), peer)
 	if err := os.WriteFile(settings, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}

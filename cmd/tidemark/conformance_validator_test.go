@@ -52,6 +52,7 @@ func TestConformanceValidator(t *testing.T) {
 	a.reads()
 	a.documents()
 	a.erased(gone)
+	a.secured()
 
 	a.suffice(len(gone))
 	a.judge()
@@ -387,6 +388,37 @@ func (a *answers) erased(gone map[string][]byte) {
 	a.add("a job that was ended", body, nil)
 }
 
+// secured takes what a server that asks for tokens says of itself, and to whoever may not
+// have what it asks for.
+func (a *answers) secured() {
+	a.t.Helper()
+	s := newSecured(a.t, "--set", "limits.jobs_per_client_day=1")
+	s.sick()
+	s.begin()
+	add := func(what string, want int, token, address string) {
+		status, body := s.get(token, address)
+		if status != want {
+			a.t.Errorf("%s: %d, want %d: %s", what, status, want, body)
+		}
+		a.add(what, []byte(body), nil)
+	}
+	add("/metadata of a server with tokens", http.StatusOK, "", "metadata")
+	c := s.member("payer", "ES384", "--level", "group,patient", "--group", "of-a", "--scope", "system/Patient.rs", "--scope", "system/Group.rs")
+	token := c.token("system/Patient.rs system/Group.rs")
+	add("no token", http.StatusUnauthorized, "", "$export")
+	add("no token of ours", http.StatusUnauthorized, "x.y.z", "$export")
+	add("another level", http.StatusForbidden, token, "$export")
+	add("another type", http.StatusForbidden, token, "Patient/$export?_type=Observation")
+	add("another Group", http.StatusNotFound, token, "Group/of-b/$export")
+	job, _ := s.export(token, "Patient/$export", nil)
+	add("a second job of a day", http.StatusTooManyRequests, token, "Patient/$export")
+	add("a job of more types than the token has", http.StatusForbidden, c.token("system/Group.rs"), job.URL)
+	s.operate("change", "payer", "--level", "group")
+	add("a job whose client may not have it any more", http.StatusGone, token, job.URL)
+	s.operate("disable", "payer")
+	add("a token of a disabled client", http.StatusUnauthorized, token, "$export")
+}
+
 // suffice fails the test unless the answers have enough of everything.
 func (a *answers) suffice(gone int) {
 	a.t.Helper()
@@ -404,7 +436,7 @@ func (a *answers) suffice(gone int) {
 			a.t.Errorf("the answers have no %s", kind)
 		}
 	}
-	if has["OperationOutcome"] < 60 || has["Bundle"] < gone || has["CapabilityStatement"] != 1 {
+	if has["OperationOutcome"] < 60 || has["Bundle"] < gone || has["CapabilityStatement"] != 2 {
 		a.t.Errorf("the answers have not enough of everything: %v", has)
 	}
 	a.t.Logf("%d resources of %d types, %d OperationOutcomes, %d Bundles", len(a.specimens), len(has), has["OperationOutcome"], has["Bundle"])

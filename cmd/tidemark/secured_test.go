@@ -144,29 +144,37 @@ func (s *secured) operate(args ...string) string {
 // A member is a client that has a pair of keys.
 type member struct {
 	*secured
-	id  string
-	key jose.JSONWebKey
+	id   string
+	name string // of its keys' files, without their ends
+	key  jose.JSONWebKey
 }
 
 // member makes a client and its keys as its operators would.
 func (s *secured) member(id, alg string, may ...string) *member {
 	s.t.Helper()
-	name := filepath.Join(s.t.TempDir(), id)
-	if got, code := ends(s.t, "client", "keygen", "--alg", alg, "--out", name); code != 0 {
-		s.t.Fatalf("client keygen: %s", got)
-	}
-	text, err := os.ReadFile(name + ".private.json")
-	if err != nil {
-		s.t.Fatal(err)
-	}
 	c := &member{secured: s, id: id}
+	set := c.keys(s.t, alg)
+	s.operate(slices.Concat([]string{"add", id, "--jwks", set}, may)...)
+	return c
+}
+
+// keys makes them, and returns the file of the public one.
+func (c *member) keys(t *testing.T, alg string) (set string) {
+	t.Helper()
+	c.name = filepath.Join(t.TempDir(), c.id)
+	if got, code := ends(t, "client", "keygen", "--alg", alg, "--out", c.name); code != 0 {
+		t.Fatalf("client keygen: %s", got)
+	}
+	text, err := os.ReadFile(c.name + ".private.json")
+	if err != nil {
+		t.Fatal(err)
+	}
 	var secret struct{ D string }
 	if err := cmp.Or(c.key.UnmarshalJSON(text), json.Unmarshal(text, &secret)); err != nil {
-		s.t.Fatal(err)
+		t.Fatal(err)
 	}
-	s.private = append(s.private, secret.D)
-	s.operate(slices.Concat([]string{"add", id, "--jwks", name + ".jwks.json"}, may)...)
-	return c
+	c.private = append(c.private, secret.D)
+	return c.name + ".jwks.json"
 }
 
 // assertion is what the client signs to prove itself.
