@@ -114,14 +114,38 @@ func (s *secured) another(t *testing.T, token string) {
 	s.answers(http.StatusNotFound, "another Group", http.MethodGet, its, "Group/of-b/$export")
 	s.answers(http.StatusNotFound, "no Group", http.MethodGet, its, "Group/of-nobody/$export")
 	s.answers(http.StatusNotFound, "no member", http.MethodGet, its, "Patient/"+canary+"-b")
+	if status, _ := s.get(its, "Patient/"+canary+"-a"); status != http.StatusOK {
+		t.Errorf("a member: %d", status)
+	}
+	s.nested(t, token)
+	fresh := s.member("new", "ES384", "--scope", "system/*.rs")
+	for _, path := range []string{"$export", "Patient/$export", "Group/of-a/$export", "Patient/" + canary + "-a"} {
+		s.answers(http.StatusForbidden, "a client that has no level yet", http.MethodGet, fresh.token("system/*.rs"), path)
+	}
 	job, m := s.export(token, "$export", nil)
 	for _, address := range []string{job.URL, m.Output[0].URL, strings.Replace(job.URL, "export/", "export/0", 1)} {
 		s.answers(http.StatusNotFound, "another's job", http.MethodGet, its, address)
 	}
 	s.answers(http.StatusNotFound, "another's job, to delete", http.MethodDelete, its, job.URL)
-	if diff := cmp.Diff(8, len(s.holds(token, m))); diff != "" {
+	if diff := cmp.Diff(9, len(s.holds(token, m))); diff != "" {
 		t.Errorf("the job after all this (-want +got):\n%s", diff)
 	}
+}
+
+// nested is a Group of Groups: who may export it has the members of all, but sees no
+// other than this.
+func (s *secured) nested(t *testing.T, token string) {
+	s.put(&kgo.Record{Topic: s.topic, Key: []byte("Group/wing"), Timestamp: time.Now(), Value: []byte(
+		`{"resourceType":"Group","id":"wing","type":"person","actual":true,"member":[{"entity":{"reference":"Group/of-a"}}]}`)})
+	s.covers(token)
+	of := s.member("wing", "ES384", "--level", "group", "--group", "wing", "--scope", "system/*.rs")
+	its := of.token("system/*.rs")
+	_, m := s.export(its, "Group/wing/$export", nil)
+	if diff := cmp.Diff(append([]string{"Group/wing"}, ofA[1:]...), s.holds(its, m)); diff != "" {
+		t.Errorf("a Group of Groups (-want +got):\n%s", diff)
+	}
+	s.answers(http.StatusNotFound, "a Group in it, singly", http.MethodGet, its, "Group/of-a")
+	s.answers(http.StatusNotFound, "a Group in it, to export", http.MethodGet, its, "Group/of-a/$export")
 }
 
 // once kills the server right after a token was granted, and shows it the assertion
@@ -141,7 +165,7 @@ func (s *secured) once(t *testing.T, all *member) {
 	}
 	token := all.token("system/*.rs")
 	s.answers(http.StatusOK, "a job from before the kills", http.MethodGet, token, job.URL)
-	if diff := cmp.Diff(8, len(s.holds(token, before))); diff != "" {
+	if diff := cmp.Diff(9, len(s.holds(token, before))); diff != "" {
 		t.Errorf("its resources (-want +got):\n%s", diff)
 	}
 }
