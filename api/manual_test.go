@@ -18,6 +18,7 @@ import (
 	"tidemark/api"
 	"tidemark/api/apitest"
 	"tidemark/api/bulk"
+	"tidemark/api/smart"
 	"tidemark/store"
 	"tidemark/store/fhir"
 )
@@ -283,6 +284,81 @@ func TestPageShowsWhatIsSet(t *testing.T) {
 	db.Fail(store.ErrNotReady)
 	if text := pageText(pageOf(t, o).Body.String()); !strings.Contains(text, "At present no export can be started here") || strings.Contains(text, "2026-01-02T12") {
 		t.Errorf("%s", text)
+	}
+}
+
+// TestPageTellsTokens: the page's commands send what they need, and its words are true of
+// how the server asks for tokens.
+func TestPageTellsTokens(t *testing.T) {
+	once := func([]byte, time.Time) (bool, error) { return true, nil }
+	secrets := []smart.Secret{smart.NewSecret()}
+	for _, c := range []struct {
+		name string
+		auth api.Auth
+		bare string // the commands without a token
+		says []string
+	}{
+		{"open", api.Auth{}, "all", []string{"No token is asked for", `"requiresAccessToken": false`}},
+		{"open, with tokens", api.Auth{Secrets: secrets, Once: once}, "all", []string{"No token is asked for", `"requiresAccessToken": false`}},
+		{"tokens", api.Auth{Needed: true, Secrets: secrets, Once: once}, "none", []string{"/auth/token", "or for its files", `"requiresAccessToken": true`}},
+		{"signed URLs", api.Auth{Needed: true, Secrets: secrets, Once: once, SignedURLs: time.Hour}, "files", []string{"work for 1 hour", "?sig=", `"requiresAccessToken": false`}},
+	} {
+		text := html.UnescapeString(pageOf(t, api.Options{Auth: c.auth}).Body.String())
+		if got := bareCommands(text); got != c.bare {
+			t.Errorf("%s: %s commands have no token, want %s", c.name, got, c.bare)
+		}
+		for _, want := range c.says {
+			if !strings.Contains(text, want) {
+				t.Errorf("%s: %q is not on the page", c.name, want)
+			}
+		}
+	}
+}
+
+// bareCommands tells which commands on the page send no token, of those that ask for data:
+// all, none, or those for files.
+func bareCommands(text string) string {
+	total, bare, files := 0, 0, 0
+	for line := range strings.Lines(strings.ReplaceAll(text, "\\\n", "")) {
+		_, command, is := strings.Cut(line, "curl -s")
+		if !is || strings.Contains(command, "/auth/token") {
+			continue
+		}
+		total++
+		if strings.Contains(command, "Bearer $TOKEN") {
+			continue
+		}
+		if bare++; strings.Contains(command, ".ndjson") {
+			files++
+		}
+	}
+	switch {
+	case bare == 0:
+		return "none"
+	case bare == total:
+		return "all"
+	case bare == files:
+		return "files"
+	}
+	return "some"
+}
+
+// TestStatementTellsTokens: old clients look for the token endpoint in /metadata.
+func TestStatementTellsTokens(t *testing.T) {
+	once := func([]byte, time.Time) (bool, error) { return true, nil }
+	given := api.Auth{Secrets: []smart.Secret{smart.NewSecret()}, Once: once}
+	needed := given
+	needed.Needed = true
+	for want, auth := range map[string]api.Auth{"": {}, "No token is asked for; who sends one is bound by it.": given, "An access token is needed.": needed} {
+		s, err := api.New(api.Options{Store: newStore(t), PublicURL: public, Auth: auth})
+		if err != nil {
+			t.Fatal(err)
+		}
+		text := called(s.Handler(), http.MethodGet, "/metadata").Body.String()
+		const extension = `"url":"http://fhir-registry.smarthealthit.org/StructureDefinition/oauth-uris","extension":[{"url":"token","valueUri":"` + public + `/auth/token"}]`
+		if tells := strings.Contains(text, extension); tells != (want != "") || !strings.Contains(text, want) {
+			t.Errorf("%q: oauth-uris %t\n%s", want, tells, text)
+		}
 	}
 }
 

@@ -237,6 +237,7 @@ func (s *Server) facts() manual.Facts {
 		Published: s.o.Publish.Types,
 		Tokens:    s.gate.Needed,
 		TokenURL:  s.tokenURL(),
+		Signed:    s.signedFor(),
 		Watermark: s.watermark,
 	}
 }

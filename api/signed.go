@@ -40,6 +40,14 @@ func (s *Server) signer() func(job string, file int, serial uint64, until time.T
 
 func (s *Server) signs() bool { return s.o.Auth.SignedURLs > 0 && len(s.o.Auth.Secrets) > 0 }
 
+// signedFor is how long signed URLs work; 0: none are given.
+func (s *Server) signedFor() time.Duration {
+	if !s.signs() {
+		return 0
+	}
+	return s.o.Auth.SignedURLs
+}
+
 // bySignature lets in who has a signed URL of a file, as the client that it was signed
 // for. Whoever sends a token to it, it is not looked at.
 func (s *Server) bySignature(h handler) handler {

@@ -72,7 +72,7 @@ type coding struct {
 }
 
 func securityOf(f Facts) *security {
-	if !f.Tokens {
+	if !f.Tokens && f.TokenURL == "" {
 		return nil
 	}
 	s := &security{
@@ -89,6 +89,9 @@ func securityOf(f Facts) *security {
 func (f Facts) whoMay() string {
 	if f.Tokens {
 		return "An access token is needed."
+	}
+	if f.TokenURL != "" {
+		return "No token is asked for; who sends one is bound by it."
 	}
 	return "No token is asked for."
 }

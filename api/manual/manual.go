@@ -43,6 +43,10 @@ type Facts struct {
 	Tokens   bool   // nobody reads without one
 	TokenURL string // where they are had; "" if another server gives them
 
+	// Signed is how long the URLs of files work, which a manifest gives, without a token;
+	// 0: they need one where anything does.
+	Signed time.Duration
+
 	// Watermark is up to when an export that is started now would go. An error says
 	// that none can be. Where tokens are needed it is not told.
 	Watermark func() (fhir.Instant, error)

@@ -227,11 +227,27 @@ var statuses = []status{
 	{http.StatusServiceUnavailable, "Not now: come again after `Retry-After`."},
 }
 
+// Bearer is what a curl needs that asks for data; empty if no token is asked for.
+func (f Facts) Bearer() string {
+	if !f.Tokens {
+		return ""
+	}
+	return `-H "Authorization: Bearer $TOKEN" `
+}
+
+// FileBearer is what it needs for a file.
+func (f Facts) FileBearer() string {
+	if f.Signed > 0 {
+		return ""
+	}
+	return f.Bearer()
+}
+
 // curl is a kick-off that can be copied into a shell.
 func (f Facts) curl(path, body string) string {
 	command := "curl -sD - -H 'Accept: application/fhir+json' -H 'Prefer: respond-async' \\\n  "
-	if f.Tokens {
-		command += "-H \"Authorization: Bearer $TOKEN\" \\\n  "
+	if token := f.Bearer(); token != "" {
+		command += token + "\\\n  "
 	}
 	if body != "" {
 		command += "-H 'Content-Type: application/fhir+json' \\\n  -d '" + body + "' \\\n  "
