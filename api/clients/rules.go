@@ -128,10 +128,13 @@ func (p *Permission) checkScopes() error {
 			faults = append(faults, fmt.Errorf("the scope %s grants nothing: right are such as system/*.rs, system/Patient.rs and system/Observation.rs?category=laboratory", outcome.Quote(s)))
 		}
 	}
+	rights := p.Rights()
+	if faults == nil && len(rights) < len(list) {
+		faults = append(faults, errors.New("too many of its scopes narrow the same type: right are 20 at most"))
+	}
 	if len(p.Levels) == 0 || faults != nil {
 		return errors.Join(faults...)
 	}
-	rights := p.Rights()
 	if !slices.ContainsFunc(fhir.AllTypes(), rights.Exports) {
 		faults = append(faults, errors.New("there are levels, and no scope that lets export any type: right are such as system/*.rs (to export is r and s)"))
 	}

@@ -39,11 +39,14 @@ type Rights []Right
 // ErrInvalidScope says that nothing is left of what was asked for (RFC 6749, 5.2).
 var ErrInvalidScope = errors.New("no scope that was asked for can be granted")
 
-// maxScopes is how many scopes of a request are looked at, and maxConstraint how long
-// a constraint may be, bytes. A token has to fit into a header.
+// maxScopes is how many scopes of a request are looked at, maxConstraints how many that
+// narrow the same type, and maxConstraint how long a constraint may be, bytes. A token has
+// to fit into a header, and what it lets is found out for every type at each request:
+// constraints are compared with one another for that.
 const (
-	maxScopes     = 200
-	maxConstraint = 1 << 10
+	maxScopes      = 200
+	maxConstraints = 20
+	maxConstraint  = 1 << 10
 )
 
 // Parse understands scopes of both dialects, with spaces between them (SMART 2.2.0,
@@ -51,11 +54,25 @@ const (
 // know, is left out: a client that asks for more than there is gets what there is.
 func Parse(scopes string) (rights Rights) {
 	for i, text := range strings.Fields(scopes) {
-		if r, ok := parseScope(text); ok && i < maxScopes {
+		if r, ok := parseScope(text); ok && i < maxScopes && rights.haveRoom(r) {
 			rights = append(rights, r)
 		}
 	}
 	return rights
+}
+
+// haveRoom tells whether one more would be looked at, once it is written and read again.
+func (rights Rights) haveRoom(r Right) bool {
+	if r.Query == "" {
+		return len(rights) < maxScopes
+	}
+	same := 0
+	for _, have := range rights {
+		if have.Query != "" && have.Type == r.Type {
+			same++
+		}
+	}
+	return len(rights) < maxScopes && same < maxConstraints && len(r.Query) <= maxConstraint
 }
 
 func parseScope(text string) (r Right, ok bool) {
@@ -121,7 +138,7 @@ func constrains(t fhir.Type, query string) bool {
 func (rights Rights) Grant(scopes string) (granted Rights, err error) {
 	for _, want := range Parse(scopes) {
 		for _, may := range rights {
-			if r, ok := want.meet(may); ok {
+			if r, ok := want.meet(may); ok && granted.haveRoom(r) {
 				granted = granted.with(r)
 			}
 		}
@@ -211,10 +228,13 @@ func (r Right) covers(t fhir.Type) bool { return r.Type == 0 || r.Type == t }
 // Filters are the searches of which a resource of a type must match one to be
 // exported; nil if all may be. To find it and to read it, one of each must let.
 func (rights Rights) Filters(t fhir.Type) (queries []string) {
-	for _, found := range rights {
-		for _, read := range rights {
+	for i, found := range rights {
+		for k, read := range rights {
 			if !found.Search || !read.Read || !found.covers(t) || !read.covers(t) {
 				continue
+			}
+			if i != k && (found.Read || read.Search) {
+				continue // the one that is both lets all of this, and comes by itself
 			}
 			query := both(found.Query, read.Query)
 			if query == "" {

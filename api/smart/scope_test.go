@@ -2,6 +2,7 @@ package smart
 
 import (
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -149,4 +150,32 @@ func FuzzParse(f *testing.F) {
 			t.Errorf("%q of %q is %q, understood as %q", asks, may, granted, again)
 		}
 	})
+}
+
+// TestManyConstraints: what a token costs whoever asks what it lets does not grow with
+// the square of its scopes. Of one type so many constraints are looked at.
+func TestManyConstraints(t *testing.T) {
+	patient, _ := fhir.ParseType("Patient")
+	var asks []string
+	for i := range maxScopes {
+		asks = append(asks, fmt.Sprintf("system/*.rs?_id=%d", i))
+	}
+	rights, err := Parse("system/*.rs").Grant(strings.Join(asks, " "))
+	if err != nil || len(rights) != maxConstraints {
+		t.Errorf("of %d constraints %d are granted, right are %d: %v", len(asks), len(rights), maxConstraints, err)
+	}
+	if n := len(rights.Filters(patient)); n != len(rights) {
+		t.Errorf("they make %d searches", n)
+	}
+	if n := len(Parse(strings.Join(asks[:maxConstraints], " ") + " system/Patient.rs?_id=1 system/Observation.rs")); n != maxConstraints+2 {
+		t.Errorf("constraints of other types are counted with them: %d", n)
+	}
+	// Of both together a token says no more than it is read for afterwards.
+	var may []string
+	for i := range maxConstraints {
+		may = append(may, fmt.Sprintf("system/Patient.rs?_tag=%d", i))
+	}
+	if rights, err = Parse(strings.Join(may, " ")).Grant(strings.Join(asks, " ")); err != nil || Parse(rights.String()).String() != rights.String() {
+		t.Errorf("%d are granted, %d of them count: %v", len(rights), len(Parse(rights.String())), err)
+	}
 }
