@@ -101,6 +101,8 @@ func (f *Fetcher) Keys(ctx context.Context, at, kid string) (Keys, error) {
 	case fresh && (known || soon):
 		return s.keys, nil
 	case s.err != nil && soon:
+	case soon && !known && s.keys != nil:
+		return s.keys, nil // they may be too old to be used: these have not got the key
 	default:
 		// It is for whoever comes next, too: a client that hangs up ends nothing.
 		keys, until, err := f.fetch(context.WithoutCancel(ctx), at)

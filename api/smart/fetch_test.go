@@ -297,3 +297,33 @@ func TestKeeping(t *testing.T) {
 		t.Errorf("of an answer that is 7 s old: %v", got)
 	}
 }
+
+// TestFetchForNobody: a kid that is not there has keys asked for once a minute at most, also
+// if they may not be kept: whoever knows a client's name can send one, without any key.
+func TestFetchForNobody(t *testing.T) {
+	s := newKeyServer(t)
+	s.says(http.StatusOK, "no-store", setText(t, "a"))
+	for range 3 {
+		if _, err := s.f.Keys(t.Context(), s.URL, "a"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := s.asked.Load(); n != 3 {
+		t.Fatalf("keys that may not be kept were asked for %d times, right is each time", n)
+	}
+	for range 20 {
+		keys, err := s.f.Keys(t.Context(), s.URL, "made up")
+		if _, known := keys.find("made up", ""); known || err != nil {
+			t.Errorf("%v, %v", keys, err)
+		}
+	}
+	if n := s.asked.Load(); n != 3 {
+		t.Errorf("a kid that is not there had them asked for %d times", n-3)
+	}
+	s.says(http.StatusOK, "no-store", setText(t, "made up"))
+	s.pass(refetch)
+	keys, err := s.f.Keys(t.Context(), s.URL, "made up")
+	if _, known := keys.find("made up", ""); !known {
+		t.Errorf("a minute later: %v, %v", keys, err)
+	}
+}
