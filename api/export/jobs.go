@@ -49,19 +49,18 @@ func (e *BusyError) Error() string {
 
 // Options of the jobs. The zero value works.
 type Options struct {
-	Expires        time.Duration   // how long files stay (default 24 h)
-	Limits         Limits          // when a file is full (default 256 MiB)
-	MaxJobs        int             // whose files are kept (default 1000)
-	MaxWorking     int             // that are planned at the same time (default 100)
-	JobsPerOwner   int             // of one client, that are planned at the same time (0: no limit)
-	PollsPerMinute int             // status requests per job (default 120)
-	Workers        int             // jobs planned at the same time, at least 2 (default half of the processors)
-	Bases          []string        // of absolute references to resources here
-	Base           string          // of the URLs of Binaries here
-	Inline         int64           // content of attachments up to so many bytes takes the place of its URL (default 0: none)
-	Checkpoint     time.Duration   // of work that a restart may cost a job that is planned (default 1 s; negative: none); one in blocks or with Provenance attached also a sixteenth of what it has worked
-	Memory         int             // of what a job in blocks sorts at a time, bytes (default 64 MiB)
-	Withhold       withhold.Policy // from everybody
+	Expires        time.Duration // how long files stay (default 24 h)
+	Limits         Limits        // when a file is full (default 256 MiB)
+	MaxJobs        int           // whose files are kept (default 1000), half of them one client's at most
+	MaxWorking     int           // that are planned at the same time (default 100)
+	JobsPerOwner   int           // of one client, that are planned at the same time (0: no limit)
+	PollsPerMinute int           // status requests per job (default 120)
+	Workers        int           // jobs planned at the same time, at least 2 (default half of the processors)
+	Bases          []string      // of absolute references to resources here
+	Base           string        // of the URLs of Binaries here
+	Inline         int64         // content of attachments up to so many bytes takes the place of its URL (default 0: none)
+	Checkpoint     time.Duration // of work that a restart may cost a job that is planned (default 1 s; negative: none); one in blocks or with Provenance attached also a sixteenth of what it has worked
+	Memory         int           // of what a job in blocks sorts at a time, bytes (default 64 MiB)
 	Logger         *slog.Logger
 }
 
@@ -222,7 +221,7 @@ func (j *Jobs) Start(ctx context.Context, q Request) (string, error) {
 	return id, nil
 }
 
-// reserve takes a place among MaxJobs, after clearing away what has expired, and among
+// reserve takes a place among MaxJobs, of which half are for one client, after clearing away what has expired, and among
 // those of the owner that are planned.
 func (j *Jobs) reserve(ctx context.Context, owner access.Owner) error {
 	if err := j.take(owner); err == nil || err.Limit != maxJobs {
@@ -254,13 +253,18 @@ func (j *Jobs) take(owner access.Owner) *BusyError {
 	for _, n := range j.pending {
 		begun += n
 	}
-	if j.held()+begun >= j.o.MaxJobs {
-		return &BusyError{Limit: maxJobs, Value: j.o.MaxJobs, After: j.untilFree()}
+	if j.held(anybodys)+begun >= j.o.MaxJobs {
+		return &BusyError{Limit: maxJobs, Value: j.o.MaxJobs, After: j.untilFree(anybodys)}
 	}
-	if n, wait := j.busy(func(access.Owner) bool { return true }); n+begun >= j.o.MaxWorking {
+	own := func(o access.Owner) bool { return o == owner }
+	// Jobs that are ready at once are worked on by nobody, so no other limit holds them.
+	if share := max(1, j.o.MaxJobs/2); owner != "" && j.held(own)+j.pending[owner] >= share {
+		return &BusyError{Limit: maxJobs, Value: share, After: j.untilFree(own)}
+	}
+	if n, wait := j.busy(anybodys); n+begun >= j.o.MaxWorking {
 		return &BusyError{Limit: maxWorking, Value: j.o.MaxWorking, After: wait}
 	}
-	if n, wait := j.busy(func(o access.Owner) bool { return o == owner }); j.o.JobsPerOwner > 0 && n+j.pending[owner] >= j.o.JobsPerOwner {
+	if n, wait := j.busy(own); j.o.JobsPerOwner > 0 && n+j.pending[owner] >= j.o.JobsPerOwner {
 		return &BusyError{Limit: jobsPerOwner, Value: j.o.JobsPerOwner, After: wait}
 	}
 	j.pending[owner]++
@@ -288,11 +292,14 @@ func (j *Jobs) busy(of func(access.Owner) bool) (n int, wait time.Duration) {
 // will be done.
 const maxRetry = time.Minute
 
-// untilFree is when the first job expires. Called with mu held.
-func (j *Jobs) untilFree() time.Duration {
+// anybodys are all owners.
+func anybodys(access.Owner) bool { return true }
+
+// untilFree is when the first job of some owners expires. Called with mu held.
+func (j *Jobs) untilFree(of func(access.Owner) bool) time.Duration {
 	wait := j.o.Expires
 	for _, job := range j.jobs {
-		if free := time.Until(job.expires); !job.ended {
+		if free := time.Until(job.expires); !job.ended && of(job.access.Owner) {
 			wait = min(wait, free)
 		}
 	}
@@ -313,13 +320,13 @@ func NewID() string {
 func (j *Jobs) Len() int {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return j.held()
+	return j.held(anybodys)
 }
 
-// held is Len. Called with mu held.
-func (j *Jobs) held() (n int) {
+// held is how many jobs of some owners have files that are kept. Called with mu held.
+func (j *Jobs) held(of func(access.Owner) bool) (n int) {
 	for _, job := range j.jobs {
-		if !job.ended {
+		if !job.ended && of(job.access.Owner) {
 			n++
 		}
 	}
