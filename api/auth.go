@@ -2,7 +2,6 @@ package api
 
 import (
 	"context"
-	"crypto/tls"
 	"net/http"
 	"slices"
 	"time"
@@ -36,6 +35,9 @@ type Auth struct {
 	// SignedURLs is how long the URLs of output files work, without a token, that a
 	// manifest gives (capability.ttl); 0: files need a token as everything else does.
 	SignedURLs time.Duration
+	// Certificates: nobody gets in without one (http.tls.client_ca_file), and tokens are
+	// bound to it.
+	Certificates bool
 	// Once tells whether nobody has said something before (store.DB.Once).
 	Once func(said []byte, until time.Time) (bool, error)
 }
@@ -80,16 +82,19 @@ func (s *Server) newGate() *access.Gate {
 	a := s.o.Auth
 	if e := a.External; e != nil {
 		return &access.Gate{
-			Needed: a.Needed, Issuer: e.Issuer, Token: e.Check,
+			Needed: a.Needed, Issuer: e.Issuer, Token: e.Check, Certificates: s.certificates(),
 			Client: func(t *smart.Token) (clients.Client, bool) { return a.Clients.ByID(t.Client) },
 		}
 	}
 	return &access.Gate{
-		Needed: a.Needed,
+		Needed: a.Needed, Certificates: s.certificates(),
 		Token:  func(_ context.Context, text string) (smart.Token, error) { return s.minter().Check(text) },
 		Client: func(t *smart.Token) (clients.Client, bool) { return a.Clients.BySerial(t.Serial) },
 	}
 }
+
+// certificates tells whether clients prove one to get in at all (mutual TLS).
+func (s *Server) certificates() bool { return s.o.Auth.Certificates }
 
 // givesTokens tells whether clients get tokens here.
 func (s *Server) givesTokens() bool {
@@ -155,7 +160,7 @@ func (s *Server) discover(w http.ResponseWriter, r *http.Request) error {
 	d := smart.Discovery{
 		TokenEndpoint: s.tokenURL(), External: s.o.Auth.External != nil,
 		Secrets: slices.ContainsFunc(s.o.Auth.Clients.List(), func(c clients.Client) bool { return c.SecretHash != "" }),
-		Bound:   s.o.TLS != nil && s.o.TLS.ClientAuth == tls.RequireAndVerifyClientCert,
+		Bound:   s.certificates(),
 	}
 	d.ServeHTTP(w, r)
 	return nil

@@ -20,6 +20,8 @@ type Gate struct {
 	// Token reads an access token. ErrToken and ErrExpired of package smart are the
 	// client's fault, another error means that it cannot be told now.
 	Token func(ctx context.Context, text string) (smart.Token, error)
+	// Certificates: clients prove one, and tokens that are bound to none do not count.
+	Certificates bool
 	// Issuer of the tokens; "": this server.
 	Issuer string
 	// Client finds out whose a token is.
@@ -44,7 +46,7 @@ func (g *Gate) Enter(r *http.Request) (*Caller, error) {
 	if err != nil {
 		return nil, fmt.Errorf("check an access token: %w", err)
 	}
-	if !token.Bound(certificate(r)) {
+	if !token.Bound(certificate(r)) || g.Certificates && token.Certificate == "" {
 		return nil, &Challenge{Code: "invalid_token", Text: "the access token counts only with the certificate with which it was asked for"}
 	}
 	return g.caller(&token)

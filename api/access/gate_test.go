@@ -45,6 +45,29 @@ func TestGateCertificate(t *testing.T) {
 	}
 }
 
+// TestGateCertificates: where clients prove a certificate, a token that is bound to none
+// does not count (decisions.md 6).
+func TestGateCertificates(t *testing.T) {
+	g := Gate{
+		Needed: true, Certificates: true,
+		Token: func(context.Context, string) (smart.Token, error) {
+			return smart.Token{Serial: 1, Rights: clients.Anything.Rights()}, nil
+		},
+		Client: func(*smart.Token) (clients.Client, bool) {
+			return clients.Client{ID: "c", Serial: 1, May: clients.Anything}, true
+		},
+	}
+	r := httptest.NewRequest(http.MethodGet, "/", nil)
+	r.Header.Set("Authorization", "Bearer x")
+	if _, err := g.Enter(r); err == nil {
+		t.Error("it counts")
+	}
+	g.Certificates = false
+	if _, err := g.Enter(r); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestGateUnavailable: that it cannot be told whose a token is, is not its client's fault.
 func TestGateUnavailable(t *testing.T) {
 	g := Gate{Needed: true, Token: func(context.Context, string) (smart.Token, error) { return smart.Token{}, smart.ErrIssuer }}

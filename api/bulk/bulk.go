@@ -8,7 +8,6 @@
 package bulk
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -112,15 +111,15 @@ func (h *Handlers) Start(k KickOff, w http.ResponseWriter, r *http.Request) erro
 	if err := h.Quota.Start(caller.Owner()); err != nil {
 		return err
 	}
+	if h.Still != nil {
+		q.Still = func() bool { return h.Still(caller) }
+	}
 	id, err := h.Jobs.Start(r.Context(), q)
 	if err != nil {
 		h.Quota.Undo(caller.Owner())
 		return err
 	}
 	h.note(r.Context(), id, &q)
-	if h.Still != nil && !h.Still(caller) { // whoever ended his jobs meanwhile did not see this one
-		return errors.Join(export.ErrTakenBack, h.Jobs.Delete(context.WithoutCancel(r.Context()), id))
-	}
 	w.Header().Set("Content-Location", h.statusURL(id))
 	w.Header().Set("Preference-Applied", prefs.applied())
 	w.Header().Set("Cache-Control", "no-store")

@@ -368,7 +368,7 @@ func TestTokenSecrets(t *testing.T) {
 	if len(third) != 3 {
 		t.Errorf("%d count a minute later", len(third))
 	}
-	fourth := list(RotateSecrets(fs, "store/access", now.Add(smart.MaxTokenLifetime+time.Second*30), false))
+	fourth := list(RotateSecrets(fs, "store/access", now.Add(24*time.Hour+time.Second*30), false))
 	if len(fourth) != 3 || fourth[2].ID != second[0].ID {
 		t.Errorf("%d count when the first has signed nothing for longer than a token lives", len(fourth))
 	}

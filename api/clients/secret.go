@@ -49,6 +49,10 @@ func (c *Client) CheckSecret(text string) bool {
 	return c.SecretHash != "" && subtle.ConstantTimeCompare([]byte(hash(text)), []byte(c.SecretHash)) == 1
 }
 
+// signedFor is how long what a secret has signed may be of use: tokens for minutes, URLs
+// of files for capability.ttl, which is hours.
+const signedFor = 24 * time.Hour
+
 // tokenFile holds what signs tokens.
 const tokenFile = "token.keys"
 
@@ -84,7 +88,7 @@ func RotateSecrets(fs vfs.FS, dir string, now time.Time, all bool) ([]smart.Secr
 	next := tokenSecrets{Version: fileVersion, Secrets: []tokenSecret{{s.ID, s.Key, now.UTC()}}}
 	for _, old := range t.Secrets {
 		after := next.Secrets[len(next.Secrets)-1].Made // since then it has signed nothing
-		if all || now.Sub(after) > smart.MaxTokenLifetime {
+		if all || now.Sub(after) > signedFor {
 			break
 		}
 		next.Secrets = append(next.Secrets, old)

@@ -49,18 +49,19 @@ func (e *BusyError) Error() string {
 
 // Options of the jobs. The zero value works.
 type Options struct {
-	Expires        time.Duration // how long files stay (default 24 h)
-	Limits         Limits        // when a file is full (default 256 MiB)
-	MaxJobs        int           // whose files are kept (default 1000), half of them one client's at most
-	MaxWorking     int           // that are planned at the same time (default 100)
-	JobsPerOwner   int           // of one client, that are planned at the same time (0: no limit)
-	PollsPerMinute int           // status requests per job (default 120)
-	Workers        int           // jobs planned at the same time, at least 2 (default half of the processors)
-	Bases          []string      // of absolute references to resources here
-	Base           string        // of the URLs of Binaries here
-	Inline         int64         // content of attachments up to so many bytes takes the place of its URL (default 0: none)
-	Checkpoint     time.Duration // of work that a restart may cost a job that is planned (default 1 s; negative: none); one in blocks or with Provenance attached also a sixteenth of what it has worked
-	Memory         int           // of what a job in blocks sorts at a time, bytes (default 64 MiB)
+	Expires        time.Duration   // how long files stay (default 24 h)
+	Limits         Limits          // when a file is full (default 256 MiB)
+	MaxJobs        int             // whose files are kept (default 1000), half of them one client's at most
+	MaxWorking     int             // that are planned at the same time (default 100)
+	JobsPerOwner   int             // of one client, that are planned at the same time (0: no limit)
+	PollsPerMinute int             // status requests per job (default 120)
+	Workers        int             // jobs planned at the same time, at least 2 (default half of the processors)
+	Bases          []string        // of absolute references to resources here
+	Base           string          // of the URLs of Binaries here
+	Inline         int64           // content of attachments up to so many bytes takes the place of its URL (default 0: none)
+	Withhold       withhold.Policy // from everybody
+	Checkpoint     time.Duration   // of work that a restart may cost a job that is planned (default 1 s; negative: none); one in blocks or with Provenance attached also a sixteenth of what it has worked
+	Memory         int             // of what a job in blocks sorts at a time, bytes (default 64 MiB)
 	Logger         *slog.Logger
 }
 
@@ -188,6 +189,12 @@ func (j *Jobs) Start(ctx context.Context, q Request) (string, error) {
 	}
 	j.starting.RLock()
 	defer j.starting.RUnlock()
+	if q.Still != nil && !q.Still() { // who ends his jobs sees all that are pinned after this
+		j.mu.Lock()
+		defer j.mu.Unlock()
+		j.unreserve(owner)
+		return "", ErrTakenBack
+	}
 	id := NewID()
 	planned := true
 	s, err := j.db.Pin(ctx, id, time.Now().Add(j.o.Expires), func(s Snapshot) ([]byte, error) {
@@ -199,9 +206,7 @@ func (j *Jobs) Start(ctx context.Context, q Request) (string, error) {
 		return r.encode()
 	})
 	j.mu.Lock()
-	if j.pending[owner]--; j.pending[owner] == 0 {
-		delete(j.pending, owner)
-	}
+	j.unreserve(owner)
 	if err == nil {
 		j.jobs[id] = j.newJob(s.Expires())
 		j.jobs[id].pending, j.jobs[id].access = !planned, q.Access.of()
@@ -229,6 +234,13 @@ func (j *Jobs) reserve(ctx context.Context, owner access.Owner) error {
 	}
 	j.sweep(ctx)
 	return errOf(j.take(owner))
+}
+
+// unreserve gives the place of a kick-off back. Called with mu held.
+func (j *Jobs) unreserve(owner access.Owner) {
+	if j.pending[owner]--; j.pending[owner] == 0 {
+		delete(j.pending, owner)
+	}
 }
 
 // The limits of jobs, as the configuration calls them.

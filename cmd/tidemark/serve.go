@@ -210,7 +210,7 @@ func openTrail(c *config.Config, tel *telemetry, log *slog.Logger) (*audit.Trail
 func authOptions(c *config.Config, db *store.DB, known *known) api.Auth {
 	mode := c.AuthMode()
 	a := api.Auth{
-		Needed: mode != "none", Clients: known.clients, Secrets: known.secrets,
+		Needed: mode != "none", Clients: known.clients, Secrets: known.secrets, Certificates: c.HTTP.TLS.ClientCAFile != "",
 		Lifetime: time.Duration(c.Auth.TokenLifetime), Audiences: c.Auth.Audiences, Once: db.Once,
 		Fetcher: &smart.Fetcher{Allow: c.JWKS.Allow, Plain: c.JWKS.AllowHTTPLoopback},
 	}
