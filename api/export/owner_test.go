@@ -52,3 +52,16 @@ func TestJobsAtWork(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// TestStillAtStart: who has lost something since he came in has no job, and its place is
+// free.
+func TestStillAtStart(t *testing.T) {
+	j := export.New(export.Of(makingStore(t, vfs.NewMem())), export.Options{MaxJobs: 1})
+	q := owned("#1", "system/*.rs")
+	q.Still = func() bool { return false }
+	if _, err := j.Start(t.Context(), q); !errors.Is(err, export.ErrTakenBack) || j.Len() != 0 {
+		t.Errorf("%v, %d jobs", err, j.Len())
+	}
+	q.Still = func() bool { return true }
+	start(t, j, q)
+}
