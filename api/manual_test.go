@@ -332,12 +332,12 @@ func bareCommands(text string) string {
 			files++
 		}
 	}
-	switch {
-	case bare == 0:
+	switch bare {
+	case 0:
 		return "none"
-	case bare == total:
+	case total:
 		return "all"
-	case bare == files:
+	case files:
 		return "files"
 	}
 	return "some"
