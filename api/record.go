@@ -25,7 +25,8 @@ func (s *Server) recorded(action audit.Action, h handler) handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		e := &audit.Event{Action: action, Remote: s.clientAddress(r)}
 		ctx := audit.In(r.Context(), e)
-		d := &disclosing{ResponseWriter: w, s: s, ctx: context.WithoutCancel(ctx), event: e, head: r.Method == http.MethodHead}
+		stays := context.WithoutCancel(ctx) // what was done is on record, whoever hangs up
+		d := &disclosing{ResponseWriter: w, s: s, ctx: stays, event: e, head: r.Method == http.MethodHead}
 		to := http.ResponseWriter(d)
 		if file, is := w.(*sender); is { // what is sent from the disk goes past nobody else
 			file.before = d.begin
@@ -40,7 +41,7 @@ func (s *Server) recorded(action audit.Action, h handler) handler {
 		}
 		d.end(w, err)
 		if err != nil && !d.begun {
-			return s.refusal(d.ctx, e, err)
+			return s.refusal(stays, e, err)
 		}
 		return err
 	}

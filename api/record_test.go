@@ -1,6 +1,7 @@
 package api_test
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -105,14 +106,13 @@ func TestRecord(t *testing.T) {
 // TestRecordRequired: what cannot be put on record is not given out, and no job is left
 // of which nobody hears.
 func TestRecordRequired(t *testing.T) {
-	full := errorfs.InjectorFunc(func(op errorfs.Op) error { return nil })
 	broken := false
-	full = func(op errorfs.Op) error {
+	full := errorfs.InjectorFunc(func(op errorfs.Op) error {
 		if broken && op.Kind.ReadOrWrite() == errorfs.OpIsWrite {
-			return fmt.Errorf("no space")
+			return errors.New("no space")
 		}
 		return nil
-	}
+	})
 	o := newOffice(t, api.Options{Audit: trail(t, errorfs.Wrap(vfs.NewMem(), full))})
 	token := o.token("whole", "")
 	job := o.start("/fhir/Patient/$export", token)

@@ -104,16 +104,17 @@ const after = "_after"
 // Groups searches for Groups (FHIR R4, "search"): by any search parameter that
 // _typeFilter takes, in pages, in the order of their ids.
 func (h *Handlers) Groups(w http.ResponseWriter, r *http.Request) (err error) {
-	if err := access.From(r.Context()).Finds(groupType); err != nil {
+	ctx := r.Context()
+	if err := access.From(ctx).Finds(groupType); err != nil {
 		return err
 	}
 	return h.search(w, r, "Group", func(each func(line []byte)) (err error) {
-		s, err := h.view(r.Context())
+		s, err := h.view(ctx)
 		if err != nil {
 			return err
 		}
 		defer func() { err = errors.Join(err, s.Close()) }()
-		return s.eachGroup(r.Context(), each)
+		return s.eachGroup(ctx, each)
 	})
 }
 

@@ -106,7 +106,7 @@ func onCold(ctx context.Context, at *opened, dir, name string, args url.Values, 
 			return err
 		}
 	}
-	if at.trail, err = coldTrail(at.config, dir); err != nil {
+	if at.trail, err = coldTrail(at.config, dir); err != nil { //nolint:contextcheck // what it logs belongs to no request
 		return err
 	}
 	defer func() { err = errors.Join(err, at.trail.Close()) }()

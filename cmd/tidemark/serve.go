@@ -101,7 +101,7 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger) (err error) 
 	if err != nil {
 		return err
 	}
-	trail, err := openTrail(c, tel, log)
+	trail, err := openTrail(c, tel, log) //nolint:contextcheck // what it logs belongs to no request
 	if err != nil {
 		return err
 	}
