@@ -107,6 +107,13 @@ func (a *answers) dead() {
 	})))
 }
 
+// knowOAuth says what is known of the CapabilityStatement that was added last: SMART's
+// definition of oauth-uris wants where users log in, too. Nobody does here, and clients
+// look for the token endpoint in it (decisions.md 2).
+func (a *answers) knowOAuth() {
+	a.specimens[len(a.specimens)-1].known = "'Extension.extension:authorize': a matching slice is required"
+}
+
 func (a *answers) add(from string, body, source []byte) {
 	if a.seen == nil {
 		a.seen = map[string]bool{}
@@ -354,6 +361,7 @@ func (a *answers) ok(path string) []byte {
 func (a *answers) documents() {
 	a.t.Helper()
 	a.add("/metadata", a.ok("metadata"), nil)
+	a.knowOAuth()
 	status, _, body := a.do(http.MethodGet, "OperationDefinition", "")
 	if status != http.StatusOK {
 		return
@@ -404,9 +412,7 @@ func (a *answers) secured() {
 		a.add(what, []byte(body), nil)
 	}
 	add("/metadata of a server with tokens", http.StatusOK, "", "metadata")
-	// SMART's definition of oauth-uris wants where users log in, too. Nobody does here, and
-	// clients look for the token endpoint in it.
-	a.specimens[len(a.specimens)-1].known = "'Extension.extension:authorize': a matching slice is required"
+	a.knowOAuth()
 	c := s.member("payer", "ES384", "--level", "group,patient", "--group", "of-a", "--scope", "system/Patient.rs", "--scope", "system/Group.rs")
 	token := c.token("system/Patient.rs system/Group.rs")
 	add("no token", http.StatusUnauthorized, "", "$export")
