@@ -340,7 +340,7 @@ type Capability struct {
 type Limits struct {
 	// Export jobs that are worked on at the same time; those whose files are ready do not count.
 	Jobs int `yaml:"jobs"`
-	// Export jobs whose files are kept; those that were deleted, have expired or were ended do not count. What they hold stays on the disk.
+	// Export jobs whose files are kept; those that were deleted, have expired or were ended do not count. One client has half of them at most, so that none takes all places from the others until its files expire. What they hold stays on the disk.
 	JobsKept int `yaml:"jobs_kept"`
 	// Export jobs of one client that are worked on at the same time; those whose files are ready do not count. 0: no bound but limits.jobs.
 	JobsPerClient int `yaml:"jobs_per_client"`
