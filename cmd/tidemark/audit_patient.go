@@ -151,6 +151,9 @@ func (w *whose) judge(e *audit.Event) (verdict, string) {
 }
 
 func (w *whose) read(e *audit.Event) (verdict, string) {
+	if e.Resource == "" {
+		return perhaps, "a search for Groups, which name their members"
+	}
 	if e.Resource == "Patient/"+w.patient {
 		return surely, "read by its id"
 	}
@@ -171,9 +174,6 @@ func (w *whose) download(e *audit.Event) (verdict, string) {
 		return not, ""
 	}
 	held, because := w.held(e, job)
-	if held == not {
-		return not, ""
-	}
 	if about < held {
 		return about, why
 	}
@@ -226,26 +226,35 @@ func (w *whose) member(job *audit.Event) (verdict, string) {
 }
 
 // held tells whether a file held a row of his, by the versions that the store has still.
+// Of what it has not any more, or is somebody else's now, nothing can be said for sure:
+// so it never says not.
 func (w *whose) held(e, job *audit.Event) (verdict, string) {
 	upto, since := fhir.Instant(job.W.UnixMilli()), fhir.None
 	if !job.Since.IsZero() {
 		since = fhir.Instant(job.Since.UnixMilli())
 	}
-	later := false
+	why := "nothing of that type is his now; what was his then is not known"
+	if !w.known {
+		why = "he is not known here, or was erased"
+	}
 	for _, row := range w.rows {
-		if len(e.Types) > 0 && !slices.Contains(e.Types, row.Key.Type.String()) {
-			continue
-		}
-		if row.Instant > since && row.Instant <= upto {
+		switch {
+		case len(e.Types) > 0 && !slices.Contains(e.Types, row.Key.Type.String()):
+		case row.Instant > upto:
+			why = "what there is now came later: an earlier version may have been sent"
+		case row.Instant <= since:
+			why = "what there is now is older than _since: it went to who had joined meanwhile"
+		case narrowed(e, job):
+			return perhaps, "filters, scopes or a part of the file may have left it out"
+		default:
 			return surely, row.Key.Type.String() + " as it is here still"
 		}
-		later = later || row.Instant > upto
 	}
-	switch {
-	case later:
-		return perhaps, "what there is now came later: an earlier version may have been sent"
-	case !w.known:
-		return perhaps, "he is not known here, or was erased"
-	}
-	return not, ""
+	return perhaps, why
+}
+
+// narrowed tells whether a file need not have brought all that its job was about.
+func narrowed(e, job *audit.Event) bool {
+	return e.Range != "" || e.Outcome != audit.Done || strings.Contains(job.Scopes, "?") ||
+		slices.ContainsFunc(job.Parameters, func(p audit.Parameter) bool { return p.Name == "_typeFilter" })
 }

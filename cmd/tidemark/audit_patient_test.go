@@ -90,6 +90,14 @@ func TestAuditPatient(t *testing.T) {
 	job("early", "2", "system", "", before, "Patient")
 	job("group", "3", "group", "g", w, "Patient")
 	job("named", "4", "patient", "", w, "Patient", "b")
+	if err := trail.Record(t.Context(), audit.Event{Action: audit.KickOff, Client: "filtered", Job: "6", Level: "system", W: w, Parameters: []audit.Parameter{{Name: "_typeFilter", Value: "Patient?gender=male"}}}); err != nil {
+		t.Fatal(err)
+	}
+	d, err := trail.Begin(t.Context(), audit.Event{Action: audit.Download, Client: "filtered", Job: "6", File: "1", Kind: "output", Types: []string{"Patient"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.End(t.Context(), 100, audit.Done)
 	job("observations", "5", "patient", "", w, "Observation")
 	if err := trail.Record(t.Context(), audit.Event{Action: audit.Read, Client: "reader", Resource: "Patient/b"}); err != nil {
 		t.Fatal(err)
@@ -98,9 +106,9 @@ func TestAuditPatient(t *testing.T) {
 		t.Fatal(err)
 	}
 	for patient, want := range map[string]map[string]string{
-		"a": {"all": "received", "early": "may have received", "group": "received", "named": "", "observations": "", "reader": ""},
+		"a": {"all": "received", "early": "may have received", "group": "received", "named": "", "observations": "may have received", "filtered": "may have received", "reader": ""},
 		"b": {"all": "received", "early": "may have received", "group": "", "named": "received", "observations": "received", "reader": "received"},
-		"c": {"all": "may have received", "group": "", "named": "", "reader": ""},
+		"c": {"all": "may have received", "observations": "may have received", "group": "", "named": "", "reader": ""},
 	} {
 		got, code := command(t, "audit", "--patient", patient, "--set", "store.path="+dir)
 		if code != 0 {
