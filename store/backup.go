@@ -17,6 +17,7 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
 
+	"tidemark/store/disk"
 	"tidemark/store/fhir"
 	"tidemark/store/index"
 	"tidemark/store/segment"
@@ -85,7 +86,7 @@ func (db *DB) backup(ctx context.Context, root string, b *Backup, copies bool) e
 	if err := db.whileOpen(func() error { return db.kv.Set(index.BackupKey(b.Path), nil, pebble.Sync) }); err != nil {
 		return err
 	}
-	if err := errors.Join(makeDir(db.fs, root), db.fs.MkdirAll(dir, 0o700)); err != nil {
+	if err := errors.Join(disk.MakeDir(db.fs, root), db.fs.MkdirAll(dir, 0o700)); err != nil {
 		return err
 	}
 	frozen := db.fs.PathJoin(db.dir, "index.backup")
@@ -115,7 +116,7 @@ func (db *DB) backup(ctx context.Context, root string, b *Backup, copies bool) e
 	if err := copyIfThere(db.fs, db.fs.PathJoin(db.dir, erasedFile), db.fs.PathJoin(b.Path, erasedFile)); err != nil {
 		return err
 	}
-	return errors.Join(segment.SyncDir(db.fs, dir), writeDurably(db.fs, b.Path, backupFile, mustJSON(b)), segment.SyncDir(db.fs, root))
+	return errors.Join(disk.SyncDir(db.fs, dir), disk.Replace(db.fs, b.Path, backupFile, mustJSON(b)), disk.SyncDir(db.fs, root))
 }
 
 // within tells whether a path leads into a folder.
@@ -181,7 +182,7 @@ func Backups(fs vfs.FS, root string) ([]Backup, error) {
 }
 
 func readBackup(fs vfs.FS, path string) (Backup, error) {
-	text, err := readFile(fs, fs.PathJoin(path, backupFile))
+	text, err := disk.Read(fs, fs.PathJoin(path, backupFile))
 	if err != nil {
 		return Backup{}, fmt.Errorf("read backup %s: %w", path, err)
 	}
@@ -230,7 +231,7 @@ func restore(ctx context.Context, b *Backup, dir, erased string, o Options, out 
 		return fmt.Errorf("%s is not empty: name a new directory, and put it in the place of the old one yourself", dir)
 	}
 	segments := SegmentsDir(o.FS, dir)
-	if err := errors.Join(makeDir(o.FS, dir), o.FS.MkdirAll(segments, 0o700)); err != nil {
+	if err := errors.Join(disk.MakeDir(o.FS, dir), o.FS.MkdirAll(segments, 0o700)); err != nil {
 		return err
 	}
 	c := copier{ctx: ctx, fs: o.FS, from: SegmentsDir(o.FS, b.Path)}
@@ -243,7 +244,7 @@ func restore(ctx context.Context, b *Backup, dir, erased string, o Options, out 
 			return fmt.Errorf("%w: %s has %d bytes, %s says %d", ErrCorrupt, f.Name, size, backupFile, f.Size)
 		}
 	}
-	if err := segment.SyncDir(o.FS, segments); err != nil {
+	if err := disk.SyncDir(o.FS, segments); err != nil {
 		return err
 	}
 	if err := takeErased(o.FS, dir, o.FS.PathJoin(b.Path, erasedFile), erased); err != nil {
@@ -258,7 +259,7 @@ func restore(ctx context.Context, b *Backup, dir, erased string, o Options, out 
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(toEnforce(o.FS, dir), o.FS.Rename(fresh, IndexDir(o.FS, dir)), segment.SyncDir(o.FS, dir)); err != nil {
+	if err := errors.Join(toEnforce(o.FS, dir), o.FS.Rename(fresh, IndexDir(o.FS, dir)), disk.SyncDir(o.FS, dir)); err != nil {
 		return err
 	}
 	fmt.Fprintf(out, "restored %d segments as of %s; epoch %d, everything up to %v counts as promised\n",
@@ -287,7 +288,7 @@ func takeErased(fs vfs.FS, dir string, paths ...string) error {
 			return fmt.Errorf("%s is the list of another store", p)
 		}
 		key = l.key
-		lines, err := readFile(fs, p)
+		lines, err := disk.Read(fs, p)
 		if err != nil {
 			return err
 		}
@@ -301,7 +302,7 @@ func takeErased(fs vfs.FS, dir string, paths ...string) error {
 	if key == nil {
 		return nil
 	}
-	return writeDurably(fs, dir, erasedFile, text)
+	return disk.Replace(fs, dir, erasedFile, text)
 }
 
 // numbersApart is how far the numbers of rows and segments jump when a backup
@@ -369,7 +370,7 @@ func toEnforce(fs vfs.FS, dir string) error {
 	if err != nil || len(list.list) == 0 {
 		return err
 	}
-	return writeDurably(fs, dir, unenforced, nil)
+	return disk.Replace(fs, dir, unenforced, nil)
 }
 
 // enforceDue enforces the list of what was erased if that is due: to the end,
@@ -385,7 +386,7 @@ func (db *DB) enforceDue() error {
 	if db.enforced, err = db.EnforceErasures(context.Background()); err != nil {
 		return err
 	}
-	return errors.Join(db.fs.Remove(path), segment.SyncDir(db.fs, db.dir))
+	return errors.Join(db.fs.Remove(path), disk.SyncDir(db.fs, db.dir))
 }
 
 // enforceIn takes out what was erased since the segments of a store in dir were

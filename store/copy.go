@@ -9,6 +9,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
+	"tidemark/store/disk"
 	"tidemark/store/segment"
 )
 
@@ -66,43 +67,13 @@ func (c *copier) same(name string, size int64) (bool, error) {
 	if name == id.BodyName() {
 		return c.shared[id], nil
 	}
-	ours, err := readFile(c.fs, c.fs.PathJoin(c.from, name))
+	ours, err := disk.Read(c.fs, c.fs.PathJoin(c.from, name))
 	if err != nil {
 		return false, err
 	}
-	theirs, err := readFile(c.fs, c.fs.PathJoin(c.last, name))
+	theirs, err := disk.Read(c.fs, c.fs.PathJoin(c.last, name))
 	c.shared[id] = err == nil && bytes.Equal(ours, theirs)
 	return c.shared[id], nil
-}
-
-func readFile(fs vfs.FS, path string) ([]byte, error) {
-	f, err := fs.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	data, err := io.ReadAll(f)
-	return data, errors.Join(err, f.Close())
-}
-
-// makeDir makes a folder that only its owner reads, with those above it, and makes
-// its name durable, where we may: what is synced in it must be found after a crash.
-func makeDir(fs vfs.FS, dir string) error {
-	above := fs.PathDir(dir)
-	if above == "." && fs != vfs.Default {
-		above = "" // what a memory file system calls its root
-	}
-	if _, err := fs.Stat(above); errors.Is(err, os.ErrNotExist) {
-		if err := makeDir(fs, above); err != nil {
-			return err
-		}
-	}
-	if err := fs.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	if err := segment.SyncDir(fs, above); !errors.Is(err, os.ErrPermission) {
-		return err
-	}
-	return nil
 }
 
 // copyTree copies a folder of files, durably.
@@ -132,7 +103,7 @@ func copyTree(ctx context.Context, fs vfs.FS, from, to string) error {
 			return err
 		}
 	}
-	return segment.SyncDir(fs, to)
+	return disk.SyncDir(fs, to)
 }
 
 func copyIfThere(fs vfs.FS, from, to string) error {
@@ -153,19 +124,5 @@ func copyDurably(fs vfs.FS, from, to string) error {
 		return err
 	}
 	_, err = io.Copy(out, in)
-	return errors.Join(err, segment.SyncClose(out))
-}
-
-// writeDurably writes a whole file under another name and then gives it its own.
-func writeDurably(fs vfs.FS, dir, name string, data []byte) error {
-	path := fs.PathJoin(dir, name)
-	out, err := fs.Create(path+".new", "backup")
-	if err != nil {
-		return err
-	}
-	_, err = out.Write(data)
-	if err := errors.Join(err, segment.SyncClose(out)); err != nil {
-		return errors.Join(err, fs.Remove(path+".new"))
-	}
-	return errors.Join(fs.Rename(path+".new", path), segment.SyncDir(fs, dir))
+	return errors.Join(err, disk.SyncClose(out))
 }

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"strings"
 
+	"tidemark/store/disk"
 	"tidemark/store/fhir"
 	"tidemark/store/index"
 	"tidemark/store/segment"
@@ -180,7 +181,7 @@ func (db *DB) copiesHold(id string, list *erasedList) (bool, error) {
 		if !strings.HasSuffix(n, keysSuffix) {
 			continue
 		}
-		data, err := readFile(db.fs, db.fs.PathJoin(dir, n))
+		data, err := disk.Read(db.fs, db.fs.PathJoin(dir, n))
 		if err != nil {
 			return false, err
 		}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
+	"tidemark/store/disk"
 	"tidemark/store/segment"
 )
 
@@ -72,7 +73,7 @@ func (p *private) keep() error {
 	if p.s.of.revoked.Load() { // meanwhile: whoever removed the others may have been before us
 		return errors.Join(ErrRevoked, fs.Remove(p.path))
 	}
-	return db.unwritten(errors.Join(segment.SyncDir(fs, db.privateDir(p.s.of.id)), segment.SyncDir(fs, db.jobsDir())))
+	return db.unwritten(errors.Join(disk.SyncDir(fs, db.privateDir(p.s.of.id)), disk.SyncDir(fs, db.jobsDir())))
 }
 
 // A Draft is an output file of lines that are no rows as they are stored. It is

@@ -12,6 +12,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
+	"tidemark/store/disk"
 	"tidemark/store/fhir"
 )
 
@@ -99,7 +100,7 @@ func TestMadeBelievesItsTrailer(t *testing.T) {
 		t.Fatal(err)
 	}
 	path := fs.PathJoin(db.privateDir("job"), "f1.made")
-	text, err := readFile(fs, path)
+	text, err := disk.Read(fs, path)
 	if err != nil {
 		t.Fatal(err)
 	}

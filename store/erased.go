@@ -18,6 +18,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
+	"tidemark/store/disk"
 	"tidemark/store/fhir"
 )
 
@@ -152,7 +153,7 @@ var patientResource, _ = fhir.ParseType("Patient")
 // not acknowledged.
 func readErased(fs vfs.FS, path string) (*erasedList, error) {
 	l := &erasedList{list: map[erasedHash]struct{}{}}
-	text, err := readFile(fs, path)
+	text, err := disk.Read(fs, path)
 	if errors.Is(err, os.ErrNotExist) {
 		return l, nil
 	}
@@ -187,7 +188,7 @@ func readErased(fs vfs.FS, path string) (*erasedList, error) {
 // its end must not stay before a good one.
 func appendErased(fs vfs.FS, dir string, lines ...erasedLine) error {
 	path := fs.PathJoin(dir, erasedFile)
-	text, err := readFile(fs, path)
+	text, err := disk.Read(fs, path)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("write the list of what was erased: %w", err)
 	}
@@ -195,7 +196,7 @@ func appendErased(fs vfs.FS, dir string, lines ...erasedLine) error {
 	for _, l := range lines {
 		text = append(append(text, mustJSON(l)...), '\n')
 	}
-	if err := writeDurably(fs, dir, erasedFile, text); err != nil {
+	if err := disk.Replace(fs, dir, erasedFile, text); err != nil {
 		return fmt.Errorf("write the list of what was erased: %w", err)
 	}
 	return nil

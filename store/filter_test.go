@@ -12,6 +12,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
+	"tidemark/store/disk"
 	"tidemark/store/fhir"
 	"tidemark/store/segment"
 )
@@ -76,7 +77,7 @@ func testFilter(t *testing.T) {
 	}
 
 	path := snap.seg(segment.ID(ext[2].Segment)).r.BodyPath()
-	body, err := readFile(fs, path)
+	body, err := disk.Read(fs, path)
 	if err != nil {
 		t.Fatal(err)
 	}

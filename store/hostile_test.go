@@ -15,6 +15,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 
+	"tidemark/store/disk"
 	"tidemark/store/fhir"
 	"tidemark/store/segment"
 )
@@ -394,7 +395,7 @@ func TestRestoreDivergedLists(t *testing.T) {
 		}
 		r = mustRestore(t, b.Path, "r2", "store/erased", o)
 		defer r.Close()
-		record, err := readFile(fs, "r2/erased")
+		record, err := disk.Read(fs, "r2/erased")
 		if err != nil || strings.Count(string(record), `"hash"`) != 3 || strings.Count(string(record), `"erased"`) < 3 {
 			t.Errorf("the record of what was done is %s, %v", record, err)
 		}

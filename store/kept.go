@@ -8,6 +8,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 
+	"tidemark/store/disk"
 	"tidemark/store/fhir"
 	"tidemark/store/index"
 	"tidemark/store/segment"
@@ -37,7 +38,7 @@ func (db *DB) writePrivate(dir, name string, data []byte) error {
 	if err := db.fs.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	return errors.Join(writeDurably(db.fs, dir, name, data), segment.SyncDir(db.fs, db.jobsDir()))
+	return errors.Join(disk.Replace(db.fs, dir, name, data), disk.SyncDir(db.fs, db.jobsDir()))
 }
 
 // Kept is what Keep stored.
@@ -45,7 +46,7 @@ func (s *Snapshot) Kept(name string, sum uint32) ([]byte, error) {
 	if s.of.revoked.Load() {
 		return nil, ErrRevoked
 	}
-	data, err := readFile(s.db.fs, s.db.fs.PathJoin(s.db.privateDir(s.of.id), name))
+	data, err := disk.Read(s.db.fs, s.db.fs.PathJoin(s.db.privateDir(s.of.id), name))
 	switch missing := errors.Is(err, os.ErrNotExist); {
 	case missing && s.of.revoked.Load():
 		return nil, ErrRevoked

@@ -13,6 +13,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"golang.org/x/sync/semaphore"
 
+	"tidemark/store/disk"
 	"tidemark/store/fhir"
 	"tidemark/store/index"
 	"tidemark/store/segment"
@@ -36,7 +37,7 @@ func IndexDir(fs vfs.FS, dir string) string { return fs.PathJoin(dir, "index") }
 func Open(dir string, o Options) (*DB, error) {
 	o = o.withDefaults()
 	db := newDB(dir, o)
-	err := errors.Join(makeDir(o.FS, dir), o.FS.MkdirAll(db.segmentsDir(), 0o700), o.FS.MkdirAll(db.jobsDir(), 0o700))
+	err := errors.Join(disk.MakeDir(o.FS, dir), o.FS.MkdirAll(db.segmentsDir(), 0o700), o.FS.MkdirAll(db.jobsDir(), 0o700))
 	if err == nil {
 		db.lock, err = lockDir(o.FS, dir)
 	}
@@ -128,7 +129,7 @@ func (db *DB) create(path string, o index.Options) error {
 	if err := db.fs.Rename(fresh, path); err != nil {
 		return err
 	}
-	return segment.SyncDir(db.fs, db.dir)
+	return disk.SyncDir(db.fs, db.dir)
 }
 
 // tidy removes what a crash left: the files of the one commit that can have
@@ -173,7 +174,7 @@ func (db *DB) tidy() error {
 	for _, id := range db.ghosts {
 		db.forget(&w, id)
 	}
-	if err := errors.Join(db.fs.RemoveAll(db.runsDir()), db.fs.RemoveAll(db.fs.PathJoin(db.dir, "index.backup")), db.tidyJobs(), segment.SyncDir(db.fs, db.segmentsDir()), segment.SyncDir(db.fs, db.dir), w.err); err != nil {
+	if err := errors.Join(db.fs.RemoveAll(db.runsDir()), db.fs.RemoveAll(db.fs.PathJoin(db.dir, "index.backup")), db.tidyJobs(), disk.Tidy(db.fs, db.dir), disk.SyncDir(db.fs, db.segmentsDir()), disk.SyncDir(db.fs, db.dir), w.err); err != nil {
 		return err
 	}
 	return b.Commit(pebble.Sync)

@@ -15,6 +15,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"golang.org/x/sync/semaphore"
 
+	"tidemark/store/disk"
 	"tidemark/store/fhir"
 	"tidemark/store/index"
 	"tidemark/store/segment"
@@ -494,7 +495,7 @@ func (db *DB) discard(segs []*seg) error {
 	for _, g := range segs {
 		err = errors.Join(err, db.unlink(&w, g.id()))
 	}
-	if err := errors.Join(err, segment.SyncDir(db.fs, db.segmentsDir()), w.err); err != nil {
+	if err := errors.Join(err, disk.SyncDir(db.fs, db.segmentsDir()), w.err); err != nil {
 		return fmt.Errorf("remove merged segments: %w", err)
 	}
 	return b.Commit(pebble.NoSync) // once more after a crash does no harm

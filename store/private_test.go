@@ -19,7 +19,6 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"tidemark/store/fhir"
-	"tidemark/store/segment"
 )
 
 // secret stands for the id of a job, which opens its files.
@@ -232,10 +231,8 @@ func damage(t *testing.T, disk vfs.FS, path string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := f.Write([]byte("damaged")); err != nil {
-		t.Fatal(err)
-	}
-	if err := segment.SyncClose(f); err != nil {
+	_, err = f.Write([]byte("damaged"))
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
 
+	"tidemark/store/disk"
 	"tidemark/store/fhir"
 	"tidemark/store/index"
 	"tidemark/store/segment"
@@ -253,5 +254,5 @@ func (r *reindex) replace(fresh string) error {
 		return err
 	}
 	fmt.Fprintf(r.out, "the old index lies in %s: remove it once the server runs well\n", kept)
-	return segment.SyncDir(r.fs, r.dir)
+	return disk.SyncDir(r.fs, r.dir)
 }

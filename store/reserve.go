@@ -8,10 +8,10 @@ import (
 	"sync"
 	"time"
 
+	"tidemark/store/disk"
+
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/dustin/go-humanize"
-
-	"tidemark/store/segment"
 )
 
 // A reserve is a file that holds room on the disk for the index: when that finds
@@ -94,7 +94,7 @@ func (r *reserve) fill() error {
 		_, _ = noise.Read(page)
 		_, err = f.Write(page)
 	}
-	return errors.Join(err, segment.SyncClose(f))
+	return errors.Join(err, disk.SyncClose(f))
 }
 
 // openReserve is called before the index is opened: its file system gives the

@@ -13,6 +13,7 @@ import (
 	"go.opentelemetry.io/otel/metric"
 
 	"tidemark/store/compaction"
+	"tidemark/store/disk"
 	"tidemark/store/fhir"
 	"tidemark/store/index"
 	"tidemark/store/segment"
@@ -361,7 +362,7 @@ func (r *rewrite) giveUp() error {
 		err = errors.Join(err, db.removeFiles(id))
 		w.delete(index.AllottedKey(id))
 	}
-	err = errors.Join(err, segment.SyncDir(db.fs, db.segmentsDir()), w.err)
+	err = errors.Join(err, disk.SyncDir(db.fs, db.segmentsDir()), w.err)
 	if err == nil {
 		err = b.Commit(pebble.Sync)
 	}

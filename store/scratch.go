@@ -8,9 +8,9 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/cockroachdb/pebble/v2/vfs"
+	"tidemark/store/disk"
 
-	"tidemark/store/segment"
+	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
 // A Scratch is a private file of a durable snapshot for what does not fit into
@@ -124,7 +124,7 @@ func (f *Scratch) Keep() error {
 	if err := db.unwritten(f.sync()); err != nil {
 		return f.s.disguise(err)
 	}
-	if err := errors.Join(segment.SyncDir(db.fs, db.privateDir(f.s.of.id)), segment.SyncDir(db.fs, db.jobsDir())); err != nil {
+	if err := errors.Join(disk.SyncDir(db.fs, db.privateDir(f.s.of.id)), disk.SyncDir(db.fs, db.jobsDir())); err != nil {
 		return f.s.disguise(db.unwritten(err))
 	}
 	f.durable = true

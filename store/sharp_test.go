@@ -18,6 +18,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 
+	"tidemark/store/disk"
 	"tidemark/store/fhir"
 	"tidemark/store/segment"
 )
@@ -272,6 +273,23 @@ func TestOneProcess(t *testing.T) {
 	}
 	if err := Reindex(context.Background(), dir, Options{}, &lineWriter{}); !errors.Is(err, ErrLocked) {
 		t.Errorf("a reindex beside it: %v", err)
+	}
+}
+
+// TestOpenRemovesDrafts: what was being written when the process died goes.
+func TestOpenRemovesDrafts(t *testing.T) {
+	fs := vfs.NewMem()
+	if err := mustOpen(t, "store", Options{FS: fs}).Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := disk.Replace(fs, "store", erasedFile+".new", []byte("half")); err != nil {
+		t.Fatal(err)
+	}
+	if err := mustOpen(t, "store", Options{FS: fs}).Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := fs.Stat("store/" + erasedFile + ".new"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("it is there still: %v", err)
 	}
 }
 

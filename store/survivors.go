@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"tidemark/store/disk"
 	"tidemark/store/fhir"
 	"tidemark/store/index"
 	"tidemark/store/segment"
@@ -189,7 +190,7 @@ func (r *reindex) setAside(dir string) error {
 		if keep[id] {
 			continue
 		}
-		if err := makeDir(r.fs, aside); err != nil {
+		if err := disk.MakeDir(r.fs, aside); err != nil {
 			return err
 		}
 		if err := r.fs.Rename(r.fs.PathJoin(dir, n), r.fs.PathJoin(aside, n)); err != nil {
@@ -199,9 +200,9 @@ func (r *reindex) setAside(dir string) error {
 		fmt.Fprintf(r.out, "set aside: %s (replaced by a merge, of one that did not end, or not whole) now lies in %s\n", n, aside)
 	}
 	if moved > 0 { // the new names first: a crash may leave two, never none
-		if err := segment.SyncDir(r.fs, aside); err != nil {
+		if err := disk.SyncDir(r.fs, aside); err != nil {
 			return err
 		}
 	}
-	return segment.SyncDir(r.fs, dir)
+	return disk.SyncDir(r.fs, dir)
 }

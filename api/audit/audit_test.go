@@ -28,6 +28,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"go.opentelemetry.io/otel/sdk/metric"
 	"go.opentelemetry.io/otel/sdk/metric/metricdata"
+
+	"tidemark/store/disk"
 )
 
 func mustOpen(t *testing.T, o Options) *Trail {
@@ -199,7 +201,7 @@ func TestChain(t *testing.T) {
 		t.Run(c.what, func(t *testing.T) {
 			fs := build(t)
 			path := fs.PathJoin("audit", list[c.file])
-			text, err := readFile(fs, path)
+			text, err := disk.Read(fs, path)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -314,6 +316,21 @@ func TestCrash(t *testing.T) {
 		if len(r.Breaks)+len(r.Notes) > 0 || len(names) < int(atCrash.Load())+2 || len(names) > int(atCrash.Load())+3+2 {
 			t.Errorf("seed %d: %d on record before the crash, now %v\n%+v", seed, atCrash.Load(), names, r)
 		}
+	}
+}
+
+// TestDrafts: what was half written when the machine stopped goes.
+func TestDrafts(t *testing.T) {
+	fs := vfs.NewMem()
+	if err := errors.Join(disk.MakeDir(fs, "audit"), disk.Replace(fs, "audit", fileName(time.Now(), 1)+".new", []byte("half"))); err != nil {
+		t.Fatal(err)
+	}
+	if err := mustOpen(t, Options{FS: fs}).Close(); err != nil {
+		t.Fatal(err)
+	}
+	names, err := fs.List("audit")
+	if names = slices.DeleteFunc(names, func(n string) bool { return !strings.HasSuffix(n, ".new") }); err != nil || len(names) > 0 {
+		t.Errorf("%q, %v", names, err)
 	}
 }
 

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"tidemark/store/disk"
 )
 
 // Each line has an id: SHA-256, in hexadecimal, of the id of the line before and of the
@@ -92,11 +94,7 @@ const lockName = "LOCK"
 // open finds out where the chain ends.
 func (c *chain) open(now time.Time) error {
 	fs := c.o.FS
-	err := fs.MkdirAll(c.o.Dir, 0o700)
-	if err == nil {
-		err = syncDir(fs, fs.PathDir(c.o.Dir))
-	}
-	if err != nil {
+	if err := disk.MakeDir(fs, c.o.Dir); err != nil {
 		return err
 	}
 	lock, err := fs.Lock(fs.PathJoin(c.o.Dir, lockName))
@@ -112,6 +110,9 @@ func (c *chain) open(now time.Time) error {
 
 func (c *chain) find(now time.Time) error {
 	fs := c.o.FS
+	if err := disk.Tidy(fs, c.o.Dir); err != nil {
+		return err
+	}
 	list, err := files(fs, c.o.Dir)
 	if err != nil {
 		return err
@@ -140,7 +141,7 @@ func (c *chain) find(now time.Time) error {
 		return err
 	}
 	c.expire(now)
-	return syncDir(fs, c.o.Dir)
+	return disk.SyncDir(fs, c.o.Dir)
 }
 
 // tail reads a file to its end, and cuts off what a crash has torn. Of one that is not
@@ -166,21 +167,15 @@ func (c *chain) tail(name string) (whole bool, err error) {
 
 // cut leaves the first bytes of a file.
 func (c *chain) cut(name string, size int64) error {
-	fs, draft := c.o.FS, c.path(name)+".cut"
-	from, err := fs.Open(c.path(name))
+	from, err := c.o.FS.Open(c.path(name))
 	if err != nil {
 		return err
 	}
 	defer from.Close()
-	to, err := fs.Create(draft, vfs.WriteCategoryUnspecified)
-	if err != nil {
+	return disk.ReplaceBy(c.o.FS, c.o.Dir, name, func(to io.Writer) error {
+		_, err := io.CopyN(to, from, size)
 		return err
-	}
-	_, err = io.CopyN(to, from, size)
-	if err = errors.Join(err, to.Sync(), to.Close()); err != nil {
-		return err
-	}
-	return errors.Join(fs.Rename(draft, c.path(name)), syncDir(fs, c.o.Dir))
+	})
 }
 
 func (c *chain) path(name string) string { return c.o.FS.PathJoin(c.o.Dir, name) }
@@ -242,7 +237,7 @@ func (c *chain) begin(now time.Time, lines [][]byte) error {
 	size, fs := int64(len(buf)), c.o.FS
 	file, err := create(fs, c.path(c.next), buf)
 	if err == nil {
-		err = syncDir(fs, c.o.Dir)
+		err = disk.SyncDir(fs, c.o.Dir)
 	}
 	if err != nil {
 		if file != nil {
@@ -315,26 +310,13 @@ const (
 func (c *chain) head(now time.Time) {
 	c.headed = now
 	text, _ := json.Marshal(head{c.name, c.end, c.lastID}) // it always can be
-	if err := replace(c.o.FS, c.o.Dir, headName, text); err != nil {
+	if err := disk.Replace(c.o.FS, c.o.Dir, headName, text); err != nil {
 		c.o.Logger.Warn("the end of the audit trail was not noted", "error", err)
 	}
 }
 
-// replace writes a small file, whole or not at all.
-func replace(fs vfs.FS, dir, name string, text []byte) error {
-	path := fs.PathJoin(dir, name)
-	file, err := create(fs, path+".new", text)
-	if file != nil {
-		err = errors.Join(err, file.Close())
-	}
-	if err != nil {
-		return err
-	}
-	return errors.Join(fs.Rename(path+".new", path), syncDir(fs, dir))
-}
-
 func readHead(fs vfs.FS, dir string) (h head, err error) {
-	text, err := readFile(fs, fs.PathJoin(dir, headName))
+	text, err := disk.Read(fs, fs.PathJoin(dir, headName))
 	if errors.Is(err, os.ErrNotExist) {
 		return h, nil
 	}
@@ -393,21 +375,4 @@ func (c *chain) expire(now time.Time) {
 			return
 		}
 	}
-}
-
-func syncDir(fs vfs.FS, dir string) error {
-	d, err := fs.OpenDir(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
-}
-
-func readFile(fs vfs.FS, path string) ([]byte, error) {
-	f, err := fs.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	text, err := io.ReadAll(f)
-	return text, errors.Join(err, f.Close())
 }

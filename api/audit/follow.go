@@ -12,6 +12,8 @@ import (
 
 	"github.com/cenkalti/backoff/v5"
 	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"tidemark/store/disk"
 )
 
 // A Publisher carries the trail elsewhere, such as to a topic.
@@ -40,7 +42,7 @@ const (
 )
 
 func readCursor(fs vfs.FS, dir string) (at cursor, err error) {
-	text, err := readFile(fs, fs.PathJoin(dir, cursorName))
+	text, err := disk.Read(fs, fs.PathJoin(dir, cursorName))
 	if errors.Is(err, os.ErrNotExist) {
 		return at, nil
 	}
@@ -102,7 +104,7 @@ func (t *Trail) publish(ctx context.Context) (more bool, err error) {
 		return false, nil
 	}
 	text, _ := json.Marshal(next) // it always can be
-	return true, replace(t.o.FS, t.o.Dir, cursorName, text)
+	return true, disk.Replace(t.o.FS, t.o.Dir, cursorName, text)
 }
 
 // since reads what is on record behind a cursor, some of it.

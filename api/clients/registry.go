@@ -15,6 +15,7 @@ import (
 
 	"tidemark/api/outcome"
 	"tidemark/api/smart"
+	"tidemark/store/disk"
 )
 
 // A Registry keeps the clients of a server in a file, and is asked at every request.
@@ -64,8 +65,12 @@ func (e *ConfiguredError) Error() string {
 	return fmt.Sprintf("the client %s stands in the configuration (auth.clients): change it there, and start the server again", outcome.Quote(e.ID))
 }
 
-// Open reads the registry in dir, an empty one where there is none yet.
+// Open reads the registry in dir, an empty one where there is none yet, and removes what
+// a crash has left there. Who calls it has the store's lock.
 func Open(fs vfs.FS, dir string) (*Registry, error) {
+	if err := disk.Tidy(fs, dir); err != nil {
+		return nil, fmt.Errorf("remove what a crash has left of clients: %w", err)
+	}
 	r := &Registry{fs: fs, dir: dir, file: file{Version: fileVersion}}
 	data, err := ReadFile(fs, dir, clientsFile)
 	switch {

@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"tidemark/api/smart"
+	"tidemark/store/disk"
 )
 
 const publicKeys = `{"keys":[{"kty":"EC","crv":"P-256","kid":"1","x":"MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4","y":"4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM"}]}`
@@ -276,7 +277,7 @@ func TestCrash(t *testing.T) {
 			}
 			return nil
 		}))
-		if err := errors.Join(mem.MkdirAll("store", 0o700), syncDir(mem, ".")); err != nil {
+		if err := errors.Join(mem.MkdirAll("store", 0o700), disk.SyncDir(mem, ".")); err != nil {
 			t.Fatal(err)
 		}
 		r := mustOpen(t, fs)
@@ -337,10 +338,16 @@ func TestFile(t *testing.T) {
 	}
 }
 
-// TestPrivate: on a disk nobody else can read any of it.
+// TestPrivate: on a disk nobody else can read any of it, and what a crash has left of it goes.
 func TestPrivate(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "access")
+	if err := ReplaceFile(vfs.Default, dir, tokenFile+".new", []byte("secret")); err != nil {
+		t.Fatal(err)
+	}
 	r := must[*Registry](t)(Open(vfs.Default, dir))
+	if names := must[[]string](t)(vfs.Default.List(dir)); len(names) > 0 {
+		t.Errorf("%q are left of a crash", names)
+	}
 	must[Client](t)(r.Add(client("a")))
 	must[[]smart.Secret](t)(Secrets(vfs.Default, dir))
 	for path, want := range map[string]os.FileMode{dir: 0o700, filepath.Join(dir, clientsFile): 0o600, filepath.Join(dir, tokenFile): 0o600} {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
+	"tidemark/store/disk"
 	"tidemark/store/segment"
 )
 
@@ -100,7 +101,7 @@ func (m *Merge) run(ctx context.Context, sorted bool) (Result, error) {
 		}
 	}
 	if g.rows == 0 {
-		return Result{}, errors.Join(w.Abandon(), m.FS.Remove(m.FS.PathJoin(m.Dir, m.ID.BodyName())), segment.SyncDir(m.FS, m.Dir))
+		return Result{}, errors.Join(w.Abandon(), m.FS.Remove(m.FS.PathJoin(m.Dir, m.ID.BodyName())), disk.SyncDir(m.FS, m.Dir))
 	}
 	return Result{Writer: w, Copied: g.copied, Recompressed: g.made}, nil
 }

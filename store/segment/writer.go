@@ -12,6 +12,8 @@ import (
 	"fmt"
 	"hash/crc32"
 
+	"tidemark/store/disk"
+
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"golang.org/x/sync/errgroup"
 )
@@ -126,12 +128,12 @@ func (w *Writer) Seal(f Footer) (*Reader, error) {
 		return nil, errors.Join(w.err, w.body.Close())
 	}
 	var g errgroup.Group
-	g.Go(func() error { return SyncClose(w.body) })
+	g.Go(func() error { return disk.SyncClose(w.body) })
 	g.Go(w.writeDirectory)
 	if err := g.Wait(); err != nil {
 		return nil, fmt.Errorf("seal segment %d: %w", w.id, err)
 	}
-	if err := SyncDir(w.fs, w.dir); err != nil {
+	if err := disk.SyncDir(w.fs, w.dir); err != nil {
 		return nil, fmt.Errorf("seal segment %d: %w", w.id, err)
 	}
 	return &Reader{fs: w.fs, dir: w.dir, index: w.x}, nil
@@ -153,20 +155,8 @@ func (w *Writer) writeDirectory() error {
 	if _, err := file.Write(d); err != nil {
 		return errors.Join(err, file.Close())
 	}
-	return SyncClose(file)
+	return disk.SyncClose(file)
 }
 
 // Abandon closes what was begun; the files stay for Open to remove.
 func (w *Writer) Abandon() error { return w.body.Close() }
-
-// SyncClose makes a file's bytes durable and closes it.
-func SyncClose(f vfs.File) error { return errors.Join(f.Sync(), f.Close()) }
-
-// SyncDir makes the names in dir durable.
-func SyncDir(fs vfs.FS, dir string) error {
-	d, err := fs.OpenDir(dir)
-	if err != nil {
-		return err
-	}
-	return SyncClose(d)
-}
