@@ -34,12 +34,7 @@ func permit(c *access.Caller, q *export.Request, lenient bool) error {
 	if len(q.Types) > 0 {
 		return nil
 	}
-	for _, t := range fhir.AllTypes() {
-		if q.Level.Holds(t) && c.Rights.Exports(t) {
-			q.Types = append(q.Types, t)
-		}
-	}
-	if len(q.Types) == 0 {
+	if q.Types = q.Permitted(fhir.AllTypes()); len(q.Types) == 0 {
 		return &access.Denied{Text: "the scopes of the access token cover no resource type that an export at this level holds: right is such as system/Patient.rs", Scope: true}
 	}
 	return nil

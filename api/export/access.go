@@ -73,14 +73,16 @@ func (q *Request) freeze(everybody withhold.Policy) error {
 	if len(asked) == 0 {
 		asked = fhir.AllTypes()
 	}
-	may := func(types []fhir.Type) []fhir.Type {
-		return slices.DeleteFunc(slices.Clone(types), func(t fhir.Type) bool { return !q.Level.Holds(t) || !a.exports(t) })
-	}
-	if q.Types = may(asked); len(q.Types) == 0 {
+	if q.Types = q.Permitted(asked); len(q.Types) == 0 {
 		return refused(outcome.Security, "the scopes that were granted let nothing be exported that was asked for: ask for a token with others")
 	}
-	q.Access.Types = may(q.deletable())
+	q.Access.Types = q.Permitted(q.deletable())
 	return nil
+}
+
+// Permitted are those of some types that a job of this level holds and its client may have.
+func (q *Request) Permitted(types []fhir.Type) []fhir.Type {
+	return slices.DeleteFunc(slices.Clone(types), func(t fhir.Type) bool { return !q.Level.Holds(t) || !q.Access.exports(t) })
 }
 
 // constrained are the types of a request of which only some resources may be had.
