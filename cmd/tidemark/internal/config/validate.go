@@ -141,18 +141,10 @@ func (l *loader) validateSizes() {
 	l.atLeast("kafka.max_record", l.Kafka.MaxRecord, 64<<10)
 	l.atLeast("export.file.max_bytes", l.Export.File.MaxBytes, 1<<10)
 	l.atLeast("limits.body", l.Limits.Body, 1<<10)
-	if l.Limits.Jobs < 1 {
-		l.invalid("limits.jobs", "must be at least 1")
-	}
-	if l.Limits.JobsKept < 1 {
-		l.invalid("limits.jobs_kept", "must be at least 1")
-	}
-	if l.Limits.JobsPerClient < 0 {
-		l.invalid("limits.jobs_per_client", "must be 0 (no bound) or more")
-	}
-	if l.Limits.JobsPerClientDay < 0 {
-		l.invalid("limits.jobs_per_client_day", "must be 0 (no bound) or more")
-	}
+	l.some("limits.jobs", l.Limits.Jobs)
+	l.some("limits.jobs_kept", l.Limits.JobsKept)
+	l.bound("limits.jobs_per_client", l.Limits.JobsPerClient)
+	l.bound("limits.jobs_per_client_day", l.Limits.JobsPerClientDay)
 	l.positive("capability.ttl", l.Capability.TTL)
 	if l.Audit.Keep < 0 {
 		l.invalid("audit.keep", "%v is less than 0", l.Audit.Keep)
@@ -160,21 +152,13 @@ func (l *loader) validateSizes() {
 	if l.Capability.Enabled && l.AuthMode() == "none" {
 		l.invalid("capability.enabled", "signs URLs of files, which anybody may read with auth.mode none: take it out, or ask for tokens")
 	}
-	if l.Limits.PollsPerMinute < 1 {
-		l.invalid("limits.polls_per_minute", "must be at least 1")
-	}
-	if l.Limits.Connections < 0 {
-		l.invalid("limits.connections", "must be 0 (no bound) or more")
-	}
-	if l.Limits.ConnectionsPerAddress < 0 {
-		l.invalid("limits.connections_per_address", "must be 0 (no bound) or more")
-	}
+	l.some("limits.polls_per_minute", l.Limits.PollsPerMinute)
+	l.bound("limits.connections", l.Limits.Connections)
+	l.bound("limits.connections_per_address", l.Limits.ConnectionsPerAddress)
 	if w := l.Export.Workers; w != 0 && (w < 2 || w > maxWorkers) {
 		l.invalid("export.workers", "must be 0 (half of the processors), or 2 to %d", maxWorkers)
 	}
-	if l.Export.File.MaxResources < 0 {
-		l.invalid("export.file.max_resources", "must be 0 (no bound) or more")
-	}
+	l.bound("export.file.max_resources", l.Export.File.MaxResources)
 }
 
 // maxWorkers is more than any machine has use for: beyond it somebody has
@@ -184,6 +168,18 @@ const maxWorkers = 1024
 func (l *loader) positive(path string, d Duration) {
 	if d <= 0 {
 		l.invalid(path, "must be more than 0")
+	}
+}
+
+func (l *loader) some(path string, n int) {
+	if n < 1 {
+		l.invalid(path, "must be at least 1")
+	}
+}
+
+func (l *loader) bound(path string, n int) {
+	if n < 0 {
+		l.invalid(path, "must be 0 (no bound) or more")
 	}
 }
 
