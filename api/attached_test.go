@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"tidemark/store"
 )
@@ -210,27 +209,13 @@ func TestAttachmentsKilled(t *testing.T) {
 		}
 		m.apply(changes...)
 	}
-	read := func(status string) (text string) {
-		doc := m.manifestOf(status)
-		for _, f := range append(doc.Output, doc.Error...) {
-			_, b := m.get("/fhir" + strings.TrimPrefix(f.URL, public))
-			f.prove(t, b)
-			text += fmt.Sprintln(f.Count) + string(b)
-		}
-		return text
-	}
-	want := read(m.begin("/", "?_type=DocumentReference"))
+	want := m.text(m.begin("/", "?_type=DocumentReference"))
 	if !strings.Contains(want, "DocumentReference: 1000 resources refer to Binaries") || strings.Count(want, public+"/Binary/") != 1000 {
 		t.Fatalf("%d resources lead here: %s", strings.Count(want, public+"/Binary/"), want[max(0, len(want)-500):])
 	}
 	r := rand.New(rand.NewPCG(3, 3))
 	for range 6 {
-		status := m.begin("/", "?_type=DocumentReference")
-		for range 2 {
-			time.Sleep(time.Duration(r.IntN(15)) * time.Millisecond)
-			m.restart()
-		}
-		if got := read(status); got != want {
+		if got := m.text(m.interrupted(r, 15, "?_type=DocumentReference")); got != want {
 			t.Fatalf("%d bytes, want %d: %s", len(got), len(want), got[max(0, len(got)-500):])
 		}
 	}

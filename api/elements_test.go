@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"tidemark/store"
 )
@@ -90,16 +89,7 @@ func TestElementsKilled(t *testing.T) {
 	}
 	m.damage(6)
 	const query = "?_elements=note&_typeFilter=Observation%3Fvalue-string:missing=false"
-	read := func(status string) (text string) {
-		doc := m.manifestOf(status)
-		for _, f := range append(doc.Output, doc.Error...) {
-			_, b := m.get("/fhir" + strings.TrimPrefix(f.URL, public))
-			f.prove(t, b)
-			text += fmt.Sprintln(f.Count) + string(b)
-		}
-		return text
-	}
-	want := read(m.begin("/", query))
+	want := m.text(m.begin("/", query))
 	lost, lines := 0, strings.Count(want, "SUBSETTED")
 	if _, err := fmt.Sscanf(want[strings.LastIndex(want, "Observation: "):], "Observation: %d resources are damaged", &lost); err != nil || lost == 0 || lines+lost != 1200 {
 		t.Fatalf("%d resources, %d lost, want 1200: %v", lines, lost, err)
@@ -109,12 +99,7 @@ func TestElementsKilled(t *testing.T) {
 	}
 	r := rand.New(rand.NewPCG(2, 2))
 	for range 10 {
-		status := m.begin("/", query)
-		for range 2 {
-			time.Sleep(time.Duration(r.IntN(30)) * time.Millisecond)
-			m.restart()
-		}
-		if got := read(status); got != want {
+		if got := m.text(m.interrupted(r, 30, query)); got != want {
 			t.Fatalf("%d bytes, want %d", len(got), len(want))
 		}
 	}

@@ -71,6 +71,18 @@ func (m *machine) manifestOf(status string) (doc manifest) {
 	}
 }
 
+// text is what an export says in its files, and how many lines each has.
+func (m *machine) text(status string) (text string) {
+	m.t.Helper()
+	doc := m.manifestOf(status)
+	for _, f := range append(doc.Output, doc.Error...) {
+		_, b := m.get("/fhir" + strings.TrimPrefix(f.URL, public))
+		f.prove(m.t, b)
+		text += fmt.Sprintln(f.Count) + string(b)
+	}
+	return text
+}
+
 // deletions reads files of Bundles.
 func (m *machine) deletions(files []listed) (refs []string) {
 	m.t.Helper()
@@ -98,6 +110,18 @@ func (m *machine) beginPost(path, parameters string) string {
 	req := must(http.NewRequest(http.MethodPost, m.base+"/fhir"+path+"$export", strings.NewReader(`{"resourceType":"Parameters","parameter":[`+parameters+`]}`)))
 	req.Header.Set("Content-Type", "application/fhir+json")
 	return m.start(req)
+}
+
+// interrupted kicks off an export of everything and restarts the server twice, after some
+// milliseconds each.
+func (m *machine) interrupted(r *rand.Rand, longest int, query string) (status string) {
+	m.t.Helper()
+	status = m.begin("/", query)
+	for range 2 {
+		time.Sleep(time.Duration(r.IntN(longest)) * time.Millisecond)
+		m.restart()
+	}
+	return status
 }
 
 func (m *machine) start(req *http.Request) string {

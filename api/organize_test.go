@@ -355,27 +355,15 @@ func TestOrganizedKilled(t *testing.T) {
 		}
 		m.apply(append(changes, patient(t, fmt.Sprintf("canary%d", i)), scanned(t, `{"resourceType":"Practitioner","id":"dr"}`))...)
 	}
-	read := func(status string) (text string) {
-		doc := m.manifestOf(status)
-		for _, f := range doc.Output {
-			_, b := m.get("/fhir" + strings.TrimPrefix(f.URL, public))
-			text += fmt.Sprintln(f.Count) + string(b)
-		}
-		return text
-	}
 	const query = "?organizeOutputBy=Patient"
-	want := read(m.begin("/", query))
+	want := m.text(m.begin("/", query))
 	if n, drs := strings.Count(want, `"header"`), strings.Count(want, `"id":"dr"`); n != 100 || drs != 100 {
 		t.Fatalf("%d blocks, the Practitioner in %d", n, drs)
 	}
 	r := rand.New(rand.NewPCG(3, 3))
 	for range 8 {
-		status := m.begin("/", query)
-		for range 2 {
-			time.Sleep(time.Duration(r.IntN(40)) * time.Millisecond)
-			m.restart()
-		}
-		if got := read(status); got != want {
+		status := m.interrupted(r, 40, query)
+		if got := m.text(status); got != want {
 			t.Fatalf("%d bytes, want %d", len(got), len(want))
 		}
 		names, err := filepath.Glob(filepath.Join(m.dir, "jobs", status[strings.LastIndex(status, "/")+1:], "*.tmp"))

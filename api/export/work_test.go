@@ -283,11 +283,7 @@ func heavyJobs(t *testing.T, workers, atOnce int) {
 		first, second := start(t, j, heavy), start(t, j, heavy)
 		stop := runs(t, j)
 		synctest.Wait()
-		light := start(t, j, ofGroup("g"))
-		synctest.Wait()
-		if _, err := j.Manifest(light); err != nil {
-			t.Errorf("a job that reads directories only waits for others: %v", err)
-		}
+		lightJob(t, j)
 		working(t, j, first)
 		working(t, j, second)
 		if len(enter) != atOnce {
@@ -295,13 +291,25 @@ func heavyJobs(t *testing.T, workers, atOnce int) {
 		}
 		close(leave)
 		synctest.Wait()
-		for _, id := range []string{first, second} {
-			if _, err := j.Manifest(id); err != nil {
-				t.Error(err)
-			}
-		}
+		ready(t, j, first)
+		ready(t, j, second)
 		stop()
 	})
+}
+
+// lightJob does not wait for those that read bodies.
+func lightJob(t *testing.T, j *export.Jobs) {
+	t.Helper()
+	id := start(t, j, ofGroup("g"))
+	synctest.Wait()
+	ready(t, j, id)
+}
+
+func ready(t *testing.T, j *export.Jobs, id string) {
+	t.Helper()
+	if _, err := j.Manifest(id); err != nil {
+		t.Errorf("a job is not ready: %v", err)
+	}
 }
 
 // Nor does a Group whose members are named by identifiers keep others waiting,
@@ -320,21 +328,14 @@ func TestIdentifyingMakesWay(t *testing.T) {
 		stop := runs(t, j)
 		first, second := start(t, j, ofGroup("out")), start(t, j, ofGroup("in"))
 		synctest.Wait()
-		light := start(t, j, ofGroup("g"))
-		synctest.Wait()
-		if _, err := j.Manifest(light); err != nil {
-			t.Errorf("a job that reads directories only waits for others: %v", err)
-		}
+		lightJob(t, j)
 		if len(enter) != 1 {
 			t.Errorf("%d jobs read Patients at once, want 1", len(enter))
 		}
 		close(leave)
 		synctest.Wait()
-		for _, id := range []string{first, second} {
-			if _, err := j.Manifest(id); err != nil {
-				t.Error(err)
-			}
-		}
+		ready(t, j, first)
+		ready(t, j, second)
 		stop()
 	})
 }

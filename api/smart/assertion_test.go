@@ -75,11 +75,16 @@ func (s signer) sign(t testing.TB, header, claims map[string]any) string {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return compact(t, made, claims)
+}
+
+func compact(t testing.TB, by jose.Signer, claims map[string]any) string {
+	t.Helper()
 	payload, err := json.Marshal(claims)
 	if err != nil {
 		t.Fatal(err)
 	}
-	signed, err := made.Sign(payload)
+	signed, err := by.Sign(payload)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -283,16 +288,7 @@ func hmacSigned(t testing.TB, kid string, secret []byte, claims map[string]any) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	payload, _ := json.Marshal(claims)
-	signed, err := made.Sign(payload)
-	if err != nil {
-		t.Fatal(err)
-	}
-	text, err := signed.CompactSerialize()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return text
+	return compact(t, made, claims)
 }
 
 // TestParseKeys: which key sets are taken, and that no error repeats a key.
