@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"tidemark/api"
+	"tidemark/api/apitest"
+	"tidemark/api/withhold"
 )
 
 // TestPermit: what a kick-off asks for beyond its token is refused and named; what it
@@ -34,5 +36,65 @@ func TestPermit(t *testing.T) {
 	status := o.start("/fhir/Patient/$export", token)
 	if _, body := o.ask(http.MethodGet, status, token); strings.Contains(body, "Observation") || !strings.Contains(body, `"type":"Patient"`) {
 		t.Errorf("%s", body)
+	}
+}
+
+// TestNarrowedGroups: a scope that narrows Group says which of them may be exported, as it
+// says which may be read: others are not there. A job has that frozen, as all else.
+func TestNarrowedGroups(t *testing.T) {
+	o := newOffice(t, api.Options{Withhold: withhold.Policy{Filters: []string{"Group?_id=hidden"}}})
+	o.db.Put(key(t, "Group/hidden"), 1, apitest.Links{Members: []string{"Patient/a"}})
+	const types = "system/Patient.rs system/Observation.rs "
+	narrowed := o.token("whole", types+"system/Group.r?_id=g")
+	_, unknown := o.ask(http.MethodGet, "/fhir/Group/none/$export", narrowed)
+	for _, c := range []struct {
+		group, scope string
+		want         int
+	}{
+		{"g", "system/Group.r?_id=g", http.StatusAccepted},
+		{"h", "system/Group.r?_id=g", http.StatusNotFound},
+		{"h", "system/Group.r?_id=g,h", http.StatusAccepted},
+		{"h", "system/Group.r?_id=g system/Group.r?_id=h", http.StatusAccepted},
+		{"h", "system/Group.r?_id=g&_id=h", http.StatusNotFound},
+		{"h", "system/Group.s system/Group.r?_id=g", http.StatusNotFound},
+		{"h", "system/Group.r system/Group.s?_id=g", http.StatusAccepted},
+		{"h", "system/*.rs?_id=a", http.StatusNotFound},
+		{"hidden", "system/Group.r", http.StatusNotFound},
+	} {
+		resp, body := o.ask(http.MethodGet, "/fhir/Group/"+c.group+"/$export", o.token("whole", types+c.scope))
+		if resp.StatusCode != c.want || c.want == http.StatusNotFound && body != unknown {
+			t.Errorf("an export of %s with %s: %s %s", c.group, c.scope, resp.Status, body)
+		}
+		resp, body = o.ask(http.MethodGet, "/fhir/Group/"+c.group, o.token("whole", types+c.scope))
+		if (resp.StatusCode == http.StatusOK) != (c.want == http.StatusAccepted) {
+			t.Errorf("%s with %s: %s %s", c.group, c.scope, resp.Status, body)
+		}
+	}
+	resp, body := o.post("/fhir/Group/h/$export", `{"resourceType":"Parameters","parameter":[{"name":"patient","valueReference":{"reference":"Patient/b"}}]}`, narrowed)
+	if resp.StatusCode != http.StatusNotFound || body != unknown {
+		t.Errorf("with a Patient: %s %s", resp.Status, body)
+	}
+	full, job := o.start("/fhir/Group/g/$export?_type=Patient", o.token("whole", types+"system/Group.r")), o.start("/fhir/Group/g/$export?_type=Patient", narrowed)
+	for _, c := range []struct {
+		job, path, scopes string
+		want              int
+	}{
+		{full, "", types + "system/Group.r", http.StatusOK},
+		{full, "", types + "system/Group.r?_id=g", http.StatusForbidden},
+		{full, "", types, http.StatusForbidden},
+		{full, "/1.ndjson", types, http.StatusOK}, // a file needs its type
+		{job, "", types + "system/Group.r", http.StatusOK},
+		{job, "", types + "system/Group.r?_id=g", http.StatusOK},
+		{job, "", types + "system/Group.r?_id=h", http.StatusForbidden},
+		{job, "/1.ndjson", types + "system/Group.r?_id=g", http.StatusOK},
+		{job, "/1.ndjson", types + "system/Group.r?_id=h", http.StatusForbidden},
+		{job, "/1.ndjson", types, http.StatusForbidden},
+	} {
+		if resp, body := o.ask(http.MethodGet, c.job+c.path, o.token("whole", c.scopes)); resp.StatusCode != c.want {
+			t.Errorf("%s with %s: %s %s", c.path, c.scopes, resp.Status, body)
+		}
+	}
+	if resp, _ := o.ask(http.MethodDelete, job, o.token("whole", "system/Medication.rs")); resp.StatusCode != http.StatusAccepted {
+		t.Errorf("to delete needs the client alone: %s", resp.Status)
 	}
 }

@@ -117,15 +117,30 @@ func (o *office) token(name, scopes string) string {
 // ask sends a request with a token, "" for none.
 func (o *office) ask(method, path, token string) (*http.Response, string) {
 	o.t.Helper()
+	if method == http.MethodPost {
+		return o.post(path, `{"resourceType":"Parameters"}`, token)
+	}
 	r, err := http.NewRequestWithContext(o.t.Context(), method, o.server.URL+path, strings.NewReader(""))
 	if err != nil {
 		o.t.Fatal(err)
 	}
-	if method == http.MethodPost {
-		r.Body = io.NopCloser(strings.NewReader(`{"resourceType":"Parameters"}`))
-		r.ContentLength = -1
-		r.Header.Set("Content-Type", "application/fhir+json")
+	return o.do(r, token)
+}
+
+// post sends parameters with a token.
+func (o *office) post(path, parameters, token string) (*http.Response, string) {
+	o.t.Helper()
+	r, err := http.NewRequestWithContext(o.t.Context(), http.MethodPost, o.server.URL+path, strings.NewReader(parameters))
+	if err != nil {
+		o.t.Fatal(err)
 	}
+	r.ContentLength = -1
+	r.Header.Set("Content-Type", "application/fhir+json")
+	return o.do(r, token)
+}
+
+func (o *office) do(r *http.Request, token string) (*http.Response, string) {
+	o.t.Helper()
 	r.Header.Set("Prefer", "respond-async")
 	r.Header.Set("Accept", "application/fhir+json")
 	if token != "" {

@@ -96,7 +96,11 @@ func (h *Handlers) mayHave(r *http.Request, id string) error {
 	if types == nil {
 		types = fhir.AllTypes()
 	}
-	return covers(access.From(r.Context()), a, types...)
+	c := access.From(r.Context())
+	if err := coversGroup(c, a); err != nil {
+		return err
+	}
+	return covers(c, a, types...)
 }
 
 // mayRead tells whether the caller may read a file of a job.
@@ -112,7 +116,25 @@ func (h *Handlers) mayRead(r *http.Request, id string, n int) error {
 	case t == 0: // of many types, or of what is said about them
 		return h.mayHave(r, id)
 	}
-	return covers(access.From(r.Context()), a, t)
+	c := access.From(r.Context())
+	if a.Rights.Constraints(groupType) != nil { // constraints that were frozen hold everywhere
+		if err := coversGroup(c, a); err != nil {
+			return err
+		}
+	}
+	return covers(c, a, t)
+}
+
+// coversGroup tells whether a token lets read the Group that a job is about, as the one did
+// that started it: its level needs that.
+func coversGroup(c *access.Caller, a export.Access) error {
+	if a.Level != export.Group || c.Rights.CoversReads(groupType, a.Rights) {
+		return nil
+	}
+	return &access.Denied{
+		Text:  "the scopes of the access token do not let read the Group that this export is about: right are those that it was started with",
+		Scope: true,
+	}
 }
 
 // covers tells whether a token lets all that was frozen into a job, of some types.

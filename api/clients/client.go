@@ -86,7 +86,7 @@ func (p *Permission) Within(o *Permission) bool {
 	}
 	mine, others := p.Rights(), o.Rights()
 	for _, t := range fhir.AllTypes() {
-		if !others.Covers(t, mine) {
+		if !others.Covers(t, mine) || !others.CoversReads(t, mine) {
 			return false
 		}
 	}

@@ -28,6 +28,10 @@ func TestWithin(t *testing.T) {
 	if all.Within(&Permission{Levels: []string{"system"}, Scopes: "system/*.rs?_security=N"}) {
 		t.Error("a constraint on all types takes something away")
 	}
+	group := Permission{Levels: []string{"group"}, Groups: []string{All}, Scopes: "system/Patient.rs system/Group.r"}
+	if narrow := (Permission{Levels: group.Levels, Groups: group.Groups, Scopes: "system/Patient.rs system/Group.r?_id=a"}); group.Within(&narrow) || !narrow.Within(&group) {
+		t.Error("a constraint on what is only read takes something away: Groups that may be exported")
+	}
 	less := some
 	less.Withhold.Security = []string{"R"}
 	if some.Within(&less) || !less.Within(&some) || !less.Within(&less) {

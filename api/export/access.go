@@ -21,6 +21,8 @@ type Access struct {
 	Rights smart.Rights
 	// Types are those that the job can hold; nil: all. One that has ended holds none.
 	Types []fhir.Type
+	// Level of the job: who may not read its Group may not have it.
+	Level Level
 	// Withhold is what he is not given all the same.
 	Withhold withhold.Policy
 }
@@ -62,6 +64,7 @@ func (q *Request) freeze(everybody withhold.Policy) error {
 		return nil
 	}
 	a := q.Access.of()
+	a.Level = q.Level
 	a.Withhold = a.Withhold.And(everybody)
 	if q.Access = &a; a.withholds() {
 		q.Notes = append(slices.Clip(q.Notes), withheld)

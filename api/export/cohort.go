@@ -43,7 +43,10 @@ type cohort struct {
 }
 
 // check refuses at the kick-off what cannot be exported.
-func (q *Request) check(ctx context.Context, s Snapshot) error {
+func (q *Request) check(ctx context.Context, s Snapshot, o *Options) error {
+	if err := q.checkGroup(s, o); err != nil {
+		return err
+	}
 	if q.Level == Group && len(q.Patients) > 0 {
 		_, err := q.cohort(ctx, s, never, nil, store.Roll{})
 		return err
@@ -57,6 +60,13 @@ func (q *Request) check(ctx context.Context, s Snapshot) error {
 			return unknownPatient()
 		}
 	}
+	return nil
+}
+
+// checkGroup refuses a Group that cannot be exported. One that its client may not read,
+// as it is at the watermark, is not there for him: who is told its members knows it.
+// Those nested in it come by the right to it (decisions.md 6).
+func (q *Request) checkGroup(s Snapshot, o *Options) error {
 	if q.Level != Group {
 		return nil
 	}
@@ -67,8 +77,33 @@ func (q *Request) check(ctx context.Context, s Snapshot) error {
 	if err != nil {
 		return err
 	}
+	seen, err := q.reads(s, o, groupType, body)
+	if err != nil {
+		return err
+	}
+	if !seen {
+		return UnknownGroup()
+	}
 	_, err = actualGroup(body, nil)
 	return err
+}
+
+// reads tells whether its client could read a resource by its id, as a single read would
+// tell.
+func (q *Request) reads(s Snapshot, o *Options, t fhir.Type, body []byte) (bool, error) {
+	a := q.Access.of()
+	if !a.Rights.Reads(t) {
+		return false, nil
+	}
+	policy, err := o.policy(q, s.Watermark())
+	if err != nil {
+		return false, err
+	}
+	lets, err := o.filters(a.Rights.Constraints(t), s.Watermark())
+	if err != nil {
+		return false, err
+	}
+	return matcherOf(lets[t])(body) && policy.Matcher(t)(body), nil
 }
 
 var patientType, _ = fhir.ParseType("Patient")

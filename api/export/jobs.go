@@ -200,7 +200,7 @@ func (j *Jobs) Start(ctx context.Context, q Request) (string, error) {
 		return "", fmt.Errorf("start an export job: %w", err)
 	}
 	// Not while the snapshot is made: others wait for that.
-	if err := q.check(ctx, s); err != nil {
+	if err := q.check(ctx, s, &j.o); err != nil {
 		return "", errors.Join(fmt.Errorf("start an export job: %w", err), s.Close(), j.Delete(context.WithoutCancel(ctx), id))
 	}
 	_ = s.Close() // the pin stays; nothing was written that a failure could lose

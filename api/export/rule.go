@@ -316,6 +316,9 @@ func decodeRule(b []byte) (rule, error) {
 	if r.Access, err = form.Access.access(); err != nil {
 		return rule{}, err
 	}
+	if r.Access != nil {
+		r.Access.Level = r.Level
+	}
 	var known bool
 	if r.By, known = fhir.ParseType(form.By); !known && form.By != "" {
 		return rule{}, fmt.Errorf("the rule has blocks of the resource type %q", form.By)

@@ -279,18 +279,23 @@ func (rights Rights) All() bool {
 // that others may. Of constraints it knows only which parts they share: a token that
 // says the same in other words has to be asked for in the same.
 func (rights Rights) Covers(t fhir.Type, others Rights) bool {
-	if !others.Exports(t) {
-		return true
+	return !others.Exports(t) || rights.Exports(t) && narrow(others.Filters(t), rights.Filters(t))
+}
+
+// CoversReads tells in the same way whether whoever has the rights may read by its id
+// every resource of a type that others may.
+func (rights Rights) CoversReads(t fhir.Type, others Rights) bool {
+	return !others.Reads(t) || rights.Reads(t) && narrow(others.Constraints(t), rights.Constraints(t))
+}
+
+// narrow tells whether all that one of some searches finds one of others does; nil finds
+// all.
+func narrow(queries, than []string) bool {
+	if queries == nil || than == nil {
+		return than == nil
 	}
-	mine, theirs := rights.Filters(t), others.Filters(t)
-	switch {
-	case !rights.Exports(t) || theirs == nil && mine != nil:
-		return false
-	case mine == nil:
-		return true
-	}
-	return !slices.ContainsFunc(theirs, func(their string) bool {
-		return !slices.ContainsFunc(mine, func(my string) bool { return narrows(their, my) })
+	return !slices.ContainsFunc(queries, func(q string) bool {
+		return !slices.ContainsFunc(than, func(t string) bool { return narrows(q, t) })
 	})
 }
 
