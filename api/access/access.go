@@ -5,6 +5,7 @@ package access
 import (
 	"context"
 	"strconv"
+	"strings"
 
 	"tidemark/api/clients"
 	"tidemark/api/smart"
@@ -39,6 +40,12 @@ func OwnerOf(issuer string, serial uint64) Owner {
 		return ""
 	}
 	return Owner(issuer + "#" + strconv.FormatUint(serial, 10))
+}
+
+// Serial is the client's, 0 if it is nobody's.
+func (o Owner) Serial() uint64 {
+	n, _ := strconv.ParseUint(string(o[strings.LastIndexByte(string(o), '#')+1:]), 10, 64)
+	return n
 }
 
 // A Challenge says that it is not known who asks, and has to be (401).

@@ -38,15 +38,18 @@ func (j *Jobs) FileType(id string, n int) (fhir.Type, error) {
 	return r.Files[n-1].Type, nil
 }
 
-// EndOf ends all jobs of some owners, for rights were taken from them (decisions.md 6):
-// ErrTakenBack from now on, downloads stop at the next block, planning at once, and the
-// disk and their places are free. It is durable when it returns, and may be asked for
+// EndOf ends all jobs of some clients, for rights were taken from them (decisions.md 6),
+// whoever issued the tokens by which they were started: a serial is one client's for ever,
+// and where another issuer's tokens count today, those of the one before may count again.
+//
+// The jobs are ErrTakenBack from now on, downloads stop at the next block, planning at once,
+// and the disk and their places are free. It is durable when it returns, and may be asked for
 // again after an error: then the jobs are closed, but a restart may open them. Nobody's
 // jobs stay.
-func (j *Jobs) EndOf(ctx context.Context, owners ...access.Owner) (n int, err error) {
+func (j *Jobs) EndOf(ctx context.Context, serials ...uint64) (n int, err error) {
 	j.starting.Lock() // kick-offs under way are jobs then
 	defer j.starting.Unlock()
-	for id, a := range j.close(owners) {
+	for id, a := range j.close(serials) {
 		if ctx.Err() != nil {
 			return n, errors.Join(err, ctx.Err())
 		}
@@ -63,14 +66,14 @@ func (j *Jobs) EndOf(ctx context.Context, owners ...access.Owner) (n int, err er
 	return n, nil
 }
 
-// close refuses the jobs of some owners from now on, and stops their planning.
-func (j *Jobs) close(owners []access.Owner) map[string]access.Owner {
+// close refuses the jobs of some clients from now on, and stops their planning.
+func (j *Jobs) close(serials []uint64) map[string]access.Owner {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	ids := map[string]access.Owner{}
 	for id, job := range j.jobs {
 		owner := job.access.Owner
-		if owner == "" || !slices.Contains(owners, owner) || job.ended && !job.taken {
+		if owner == "" || !slices.Contains(serials, owner.Serial()) || job.ended && !job.taken {
 			continue
 		}
 		job.end()

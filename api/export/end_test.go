@@ -31,8 +31,8 @@ func TestEndOf(t *testing.T) {
 	db := makingStore(t, disk)
 	j := export.New(export.Of(db), export.Options{MaxJobs: 4})
 	mine := start(t, j, owned("#1", "system/*.rs?_id=1,3"))
-	whole := start(t, j, owned("#1", "system/*.rs"))
-	other, free := start(t, j, owned("#2", "system/*.rs")), start(t, j, everything())
+	whole := start(t, j, owned("https://issuer.test/#a#1", "system/*.rs")) // of another mode's issuer
+	other, free := start(t, j, owned("#21", "system/*.rs")), start(t, j, everything())
 	stop := runs(t, j)
 	planned(t, j, mine)
 	stop()
@@ -46,7 +46,7 @@ func TestEndOf(t *testing.T) {
 	if _, err := j.Start(t.Context(), owned("#2", "system/*.rs")); err == nil {
 		t.Error("there was a place more")
 	}
-	n, err := j.EndOf(t.Context(), "#1", "#3", "")
+	n, err := j.EndOf(t.Context(), 1, 3, 0)
 	if err != nil || n != 2 {
 		t.Errorf("%d jobs were ended, %v", n, err)
 	}
@@ -65,7 +65,8 @@ func TestEndOf(t *testing.T) {
 				}
 			}
 			a, err := j.Access(id)
-			if diff := cmp.Diff(export.Access{Owner: "#1", Types: []fhir.Type{}}, a); diff != "" || err != nil {
+			owner := map[string]access.Owner{mine: "#1", whole: "https://issuer.test/#a#1"}[id]
+			if diff := cmp.Diff(export.Access{Owner: owner, Types: []fhir.Type{}}, a); diff != "" || err != nil {
 				t.Errorf("%s: %v %s", when, err, diff)
 			}
 			if left := leftOnDisk(t, disk, id); len(left) > 0 {
@@ -79,7 +80,7 @@ func TestEndOf(t *testing.T) {
 		}
 		j = export.New(export.Of(db), export.Options{MaxJobs: 4})
 	}
-	if n, err := j.EndOf(t.Context(), "#1"); n != 2 || err != nil {
+	if n, err := j.EndOf(t.Context(), 1); n != 2 || err != nil {
 		t.Errorf("once more: %d, %v", n, err)
 	}
 	if err := j.Delete(t.Context(), mine); err != nil {
@@ -105,7 +106,7 @@ func TestEndOfWhilePlanning(t *testing.T) {
 		id := start(t, j, q)
 		stop := runs(t, j)
 		<-enter
-		if n, err := j.EndOf(t.Context(), "#1"); n != 1 || err != nil {
+		if n, err := j.EndOf(t.Context(), 1); n != 1 || err != nil {
 			t.Errorf("%d, %v", n, err)
 		}
 		close(leave)
@@ -129,14 +130,14 @@ func TestEndOfIsTriedAgain(t *testing.T) {
 	j := export.New(db, export.Options{})
 	id := start(t, j, owned("#1", "system/*.rs"))
 	db.Fail(errors.New("not now"))
-	if n, err := j.EndOf(t.Context(), "#1"); n != 0 || err == nil {
+	if n, err := j.EndOf(t.Context(), 1); n != 0 || err == nil {
 		t.Errorf("%d, %v", n, err)
 	}
 	db.Fail(nil)
 	if _, err := j.Manifest(id); !errors.Is(err, export.ErrTakenBack) {
 		t.Error(err)
 	}
-	if n, err := j.EndOf(t.Context(), "#1"); n != 1 || err != nil {
+	if n, err := j.EndOf(t.Context(), 1); n != 1 || err != nil {
 		t.Errorf("once more: %d, %v", n, err)
 	}
 	if _, err := export.New(db.Restart(), export.Options{}).Manifest(id); !errors.Is(err, export.ErrTakenBack) {

@@ -114,7 +114,7 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger) (err error) 
 		return fmt.Errorf("%w; another program may have the port: choose another with --set http.listen=127.0.0.1:PORT", err)
 	}
 	if err := known.clients.Watch(func(serials []uint64) (int, error) {
-		return server.EndOf(context.WithoutCancel(ctx), c.TokenIssuer(), serials)
+		return server.EndOf(context.WithoutCancel(ctx), serials)
 	}); err != nil {
 		return err
 	}
