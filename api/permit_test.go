@@ -98,3 +98,35 @@ func TestNarrowedGroups(t *testing.T) {
 		t.Errorf("to delete needs the client alone: %s", resp.Status)
 	}
 }
+
+// TestCountsOfTheWhole: how much there is of everything, and how much of it cannot be had,
+// is told to who may have the whole; others hear only that something may be missing.
+func TestCountsOfTheWhole(t *testing.T) {
+	o := newOffice(t, api.Options{})
+	for range 3 {
+		o.db.Dead(2)
+	}
+	for _, c := range []struct {
+		who  string
+		told bool
+	}{{"whole", true}, {"confined", false}} {
+		token := o.token(c.who, "")
+		job := o.start("/fhir/Group/g/$export?_type=Patient", token)
+		_, manifest := o.ask(http.MethodGet, job, token)
+		_, errors := o.ask(http.MethodGet, job+"/2.ndjson", token)
+		resp, _ := o.ask(http.MethodPost, "/fhir/Group/g/$export-v4", token)
+		_, manifest4 := o.ask(http.MethodGet, o.wait(resp, token), token)
+		for name, told := range map[string]bool{
+			"tidemark-cut":      strings.Contains(manifest, "tidemark-cut") && strings.Contains(manifest, `"next":`),
+			"tidemark-cut, v4":  strings.Contains(manifest4, "tidemark-cut"),
+			"number of records": strings.Contains(errors, "3 records"),
+		} {
+			if told != c.told {
+				t.Errorf("%s: %s is told: %v", c.who, name, told)
+			}
+		}
+		if !strings.Contains(errors, "could not be decoded") || !strings.Contains(manifest, "tidemark-epoch") || !strings.Contains(manifest4, "tidemark-epoch") {
+			t.Errorf("%s: %s %s %s", c.who, manifest, errors, manifest4)
+		}
+	}
+}

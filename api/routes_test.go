@@ -165,9 +165,15 @@ func (o *office) start(path, token string) (status string) {
 	if resp.StatusCode != http.StatusAccepted {
 		o.t.Fatalf("%s: %s %s", path, resp.Status, body)
 	}
-	status = strings.TrimPrefix(resp.Header.Get("Content-Location"), "http://tidemark.test")
+	return o.wait(resp, token)
+}
+
+// wait waits until a job is planned of whose kick-off this is the answer.
+func (o *office) wait(kickOff *http.Response, token string) (status string) {
+	o.t.Helper()
+	status = strings.TrimPrefix(kickOff.Header.Get("Content-Location"), "http://tidemark.test")
 	for {
-		if resp, body = o.ask(http.MethodGet, status, token); resp.StatusCode == http.StatusOK {
+		if resp, body := o.ask(http.MethodGet, status, token); resp.StatusCode == http.StatusOK {
 			return status
 		} else if resp.StatusCode != http.StatusAccepted {
 			o.t.Fatalf("%s: %s %s", status, resp.Status, body)

@@ -1,6 +1,7 @@
 package bulk
 
 import (
+	"slices"
 	"strconv"
 	"time"
 
@@ -64,8 +65,8 @@ func proofOf(f export.OutputFile) proof {
 type extension struct {
 	// Epoch changes when the store was restored or rebuilt: a chain of _since
 	// is exact within one epoch.
-	Epoch uint64   `json:"tidemark-epoch"`
-	Cut   kafkaCut `json:"tidemark-cut"`
+	Epoch uint64    `json:"tidemark-epoch"`
+	Cut   *kafkaCut `json:"tidemark-cut,omitempty"` // for who may have the whole: it counts what came for everybody
 	// Departed are files in the form of Deleted: what has left the export and lives.
 	Departed []entry `json:"tidemark-departed,omitempty"`
 }
@@ -83,8 +84,8 @@ type covered struct {
 	Behind    int64  `json:"behind"` // offsets from there to the end of the log
 }
 
-func cutOf(c store.Cut) kafkaCut {
-	out := kafkaCut{c.Lag.Seconds(), []covered{}}
+func cutOf(c store.Cut) *kafkaCut {
+	out := &kafkaCut{c.Lag.Seconds(), []covered{}}
 	for _, p := range c.Partitions {
 		out.Partitions = append(out.Partitions, covered{p.Partition.Topic, p.Partition.ID, p.Next, p.Behind})
 	}
@@ -94,10 +95,19 @@ func cutOf(c store.Cut) kafkaCut {
 // face is the manifest as the client's edition of the guide has it.
 func (h *Handlers) face(id string, m export.Manifest, c *access.Caller) any {
 	l := links{h: h, job: id, serial: c.Serial, until: m.Expires}
+	whole := c.May.Level(export.System.Name())
 	if m.Face == export.STU4 {
-		return h.manifest4(id, m, l)
+		out := h.manifest4(id, m, l)
+		if whole {
+			out.Extension = slices.Insert(out.Extension, 1, extension4{URL: extensionURL(h.Base, "tidemark-cut"), Extension: cut4(m.Cut)})
+		}
+		return out
 	}
-	return h.manifest(id, m, l)
+	out := h.manifest(id, m, l)
+	if whole {
+		out.Extension.Cut = cutOf(m.Cut)
+	}
+	return out
 }
 
 // links are the URLs of a job's files, and how their client proves there who it is: by a
@@ -131,7 +141,7 @@ func (h *Handlers) manifest(id string, m export.Manifest, l links) manifest {
 		Error:               []entry{},
 		Link:                h.next(id, m),
 		OutputOrganizedBy:   organizedBy(m),
-		Extension:           extension{Epoch: m.Epoch, Cut: cutOf(m.Cut)},
+		Extension:           extension{Epoch: m.Epoch},
 	}
 	for i, f := range m.Files {
 		e := entry{URL: l.file(m.From + i + 1), Count: f.Rows, Extension: proofOf(f)}
@@ -237,7 +247,6 @@ func (h *Handlers) manifest4(id string, m export.Manifest, l links) manifest4 {
 		Link:                h.next(id, m),
 		Extension: []extension4{
 			{URL: extensionURL(h.Base, "tidemark-epoch"), ValueInteger: new(int64(m.Epoch))},
-			{URL: extensionURL(h.Base, "tidemark-cut"), Extension: cut4(m.Cut)},
 		},
 	}
 	for i, f := range m.Files {

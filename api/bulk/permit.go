@@ -22,6 +22,7 @@ func permit(c *access.Caller, q *export.Request, lenient bool) error {
 		return export.UnknownGroup()
 	}
 	q.Access = &export.Access{Owner: c.Owner(), Rights: c.Rights, Withhold: c.May.Withhold}
+	q.Access.Whole = c.May.Level(export.System.Name())
 	if c.Rights.All() {
 		return nil
 	}

@@ -21,6 +21,9 @@ type Access struct {
 	Rights smart.Rights
 	// Types are those that the job can hold; nil: all. One that has ended holds none.
 	Types []fhir.Type
+	// Whole: he may have exports of the whole, and so learn how much of what the server has
+	// or lacks; others learn that of their own exports.
+	Whole bool
 	// Level of the job: who may not read its Group may not have it.
 	Level Level
 	// Withhold is what he is not given all the same.
@@ -37,7 +40,7 @@ var everything = smart.Rights{{Read: true, Search: true}}
 // of is a with nothing left open.
 func (a *Access) of() Access {
 	if a == nil {
-		return Access{Rights: everything}
+		return Access{Rights: everything, Whole: true}
 	}
 	return *a
 }
@@ -106,6 +109,7 @@ type accessForm struct {
 	Owner  access.Owner `json:"owner,omitempty"`
 	Scopes string       `json:"scopes"`
 	Types  []string     `json:"types"` // null: all
+	Whole  bool         `json:"whole,omitempty"`
 
 	Withhold withhold.Policy `json:"withhold,omitzero"`
 }
@@ -114,7 +118,7 @@ func (a *Access) form() (*accessForm, error) {
 	if a == nil {
 		return nil, nil
 	}
-	form := &accessForm{Owner: a.Owner, Scopes: a.Rights.String(), Withhold: a.Withhold}
+	form := &accessForm{Owner: a.Owner, Scopes: a.Rights.String(), Whole: a.Whole, Withhold: a.Withhold}
 	if _, err := parseRights(form.Scopes); err != nil {
 		return nil, err
 	}
@@ -138,7 +142,7 @@ func (f *accessForm) access() (*Access, error) {
 	if err := f.Withhold.Fault(); err != nil {
 		return nil, fmt.Errorf("the rule withholds what this program does not understand: was the store used by a newer one? %w", err)
 	}
-	a := &Access{Owner: f.Owner, Rights: rights, Withhold: f.Withhold}
+	a := &Access{Owner: f.Owner, Rights: rights, Whole: f.Whole, Withhold: f.Withhold}
 	if f.Types != nil {
 		a.Types = []fhir.Type{}
 	}

@@ -129,7 +129,7 @@ func (q *Request) cohort(ctx context.Context, s Snapshot, how identifying, bases
 	c := &cohort{live: map[string]fhir.Instant{}, deleted: map[string]fhir.Instant{}, left: map[string]fhir.Instant{}}
 	doubt := false
 	if q.Level == Group {
-		w := walk{recalled: roll.Found != nil}
+		w := walk{recalled: roll.Found != nil, whole: q.Access.of().Whole}
 		if err := w.through(ctx, s, q.Group, q.Since); err != nil {
 			return nil, err
 		}
@@ -293,6 +293,7 @@ func covers(t, u store.Stay) bool {
 // A walk goes through a Group and those nested in it.
 type walk struct {
 	recalled bool // it is known who was a member when the window began
+	whole    bool // it may be told how much of the server cannot be read
 	rosters  Rosters
 	known    map[string]store.Roster
 	patients map[string][]store.Stay // along all paths
@@ -433,7 +434,11 @@ func (w *walk) note(c *cohort) {
 	say(w.nobody, "members that are named by an identifier only, which no Patient here has")
 	say(w.several, "members that are named by an identifier only, which several Patients here have: none of them is exported for that")
 	for _, t := range slices.Sorted(maps.Keys(w.lost)) {
-		c.notes = append(c.notes, lostRows(t, w.lost[t]))
+		note := lostRows(t, w.lost[t])
+		if !w.whole {
+			note.Text = fmt.Sprintf("%s: resources are damaged on the server's disk and could not be read, and may say who is a member of this Group; the server's operator knows more", t)
+		}
+		c.notes = append(c.notes, note)
 	}
 	say(len(w.unknown), "members that are Groups which are unknown here")
 	say(len(w.others), "members that are no Patients, whose own data is not exported")

@@ -157,7 +157,7 @@ func (r *rule) addErrors(s Snapshot, notes []outcome.Issue) error {
 		dead += x.Rows
 	}
 	if dead > 0 {
-		notes = append(slices.Clip(notes), deadLetters(dead))
+		notes = append(slices.Clip(notes), deadLetters(dead, r.Access.of().Whole))
 	}
 	if len(notes) == 0 {
 		return nil
@@ -181,8 +181,15 @@ func forgotten(since, upto fhir.Instant) outcome.Issue {
 	}
 }
 
-// deadLetters warns that the window has holes.
-func deadLetters(n int) outcome.Issue {
+// deadLetters warns that the window has holes. How many there are is nobody's business who
+// cannot have the whole; whether any is in his part only what could not be decoded tells.
+func deadLetters(n int, whole bool) outcome.Issue {
+	if !whole {
+		return outcome.Issue{
+			Severity: outcome.Warning, Code: outcome.Incomplete,
+			Text: "records of this export's time window could not be decoded: whether they belong to this export is not known, so changes may be missing here; the server's operator knows more",
+		}
+	}
 	text := fmt.Sprintf("%d records of this export's time window could not be decoded, so the changes they carry are missing here", n)
 	if n == 1 {
 		text = "1 record of this export's time window could not be decoded, so the change it carries is missing here"

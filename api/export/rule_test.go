@@ -33,7 +33,7 @@ func TestRuleRoundTrip(t *testing.T) {
 			Access: &Access{Owner: "#7", Rights: smart.Parse("system/Patient.rs?active=true system/*.read"), Types: []fhir.Type{patient}}, Request: "r",
 			Pending: &Request{Access: &Access{Owner: "#7", Rights: smart.Parse("system/Patient.rs?active=true system/*.read"), Types: []fhir.Type{patient}}, URL: "r"},
 		},
-		{Level: Group, Request: "r", Access: &Access{Owner: "#7", Level: Group, Rights: smart.Parse("system/Group.r?_id=g"), Types: []fhir.Type{patient}}},
+		{Level: Group, Request: "r", Access: &Access{Owner: "#7", Level: Group, Whole: true, Rights: smart.Parse("system/Group.r?_id=g"), Types: []fhir.Type{patient}}},
 		{Access: &Access{Owner: "https://issuer#8", Types: []fhir.Type{}}, Taken: true},
 		{Access: &Access{Rights: everything, Withhold: withhold.Policy{Security: []string{"R"}, Filters: []string{"Condition?code=1,2&subject=Patient/1"}, Elements: []string{"Claim.item.net"}}}},
 		{Level: Patient, Failure: []outcome.Issue{{Severity: outcome.Fatal, Code: outcome.Exception, Text: "f"}}},
