@@ -53,11 +53,7 @@ func (s *Snapshot) copy(name string, sec segment.Section, v span, ext []Extent, 
 		return err
 	}
 	if sec.Kind == segment.Live { // before the copy has a name: none is without its list
-		keys, err := s.keys(ext, v)
-		if err != nil {
-			return s.disguise(err)
-		}
-		if _, err := s.Keep(name+keysSuffix, keys); err != nil {
+		if err := s.keepKeys(name, ext, v); err != nil {
 			return err
 		}
 	}
@@ -98,6 +94,22 @@ func (f *File) copyTo(p *private) error {
 		at += b.stored
 	}
 	return writeTable(p, parts)
+}
+
+// KeepKeys keeps the list of the resources that extents of living rows hold beside a
+// durable snapshot, durably, for erasures to look at: for who makes files of them that
+// are to need no segment, before any of these has a name.
+func (s *Snapshot) KeepKeys(name string, since, upto fhir.Instant, ext []Extent) error {
+	return s.keepKeys(name, ext, s.span(since, upto))
+}
+
+func (s *Snapshot) keepKeys(name string, ext []Extent, v span) error {
+	keys, err := s.keys(ext, v)
+	if err != nil {
+		return s.disguise(err)
+	}
+	_, err = s.Keep(name+keysSuffix, keys)
+	return err
 }
 
 // Detach is Amend for a snapshot of which Copy has made all files: it lets go of

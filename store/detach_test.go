@@ -115,6 +115,52 @@ func detach(t *testing.T, erased Erasure, ends bool) {
 	}
 }
 
+// TestKeepKeys: who makes files of his own of some rows lists these, so that an erasure of
+// one of them ends the snapshot that holds nothing else any more, and of another does not.
+func TestKeepKeys(t *testing.T) {
+	for erased, ends := range map[Erasure]bool{
+		{Key: fhir.Key{Type: observationType, ID: "o1"}}:                  true,
+		{Key: fhir.Key{Type: patientType, ID: "anna"}, Compartment: true}: true,
+		{Key: fhir.Key{Type: observationType, ID: "o2"}}:                  false,
+		{Key: fhir.Key{Type: patientType, ID: "ben"}, Compartment: true}:  false,
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			db := mustOpen(t, "store", Options{FS: vfs.NewMem(), SettleAfter: time.Minute, Allowance: time.Millisecond})
+			defer db.Close()
+			f := newFeed(t, db)
+			f.advance(time.Second)
+			f.commit(observationOf("o1", "anna", "1"), observationOf("o2", "ben", "2"))
+			f.advance(time.Second)
+			s := pinOnly(t, db, "page", observationType)
+			ext, err := s.Extents(segment.Section{Kind: segment.Live, Type: observationType}, fhir.None, s.Watermark())
+			if err != nil {
+				t.Fatal(err)
+			}
+			ext, _, err = s.Filter(t.Context(), fhir.None, s.Watermark(), ext, func(line []byte) bool { return bytes.Contains(line, []byte(`"o1"`)) }, func() {})
+			if err := errors.Join(err, s.KeepKeys("f1", fhir.None, s.Watermark(), ext)); err != nil {
+				t.Fatal(err)
+			}
+			d, err := s.Draft("f1")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(d.Add([]byte("changed\n")), d.Keep(), db.Detach("page", []byte("rule")), s.Close()); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := db.Erase(t.Context(), erased); err != nil {
+				t.Fatal(err)
+			}
+			s, err = db.Snapshot("page")
+			if errors.Is(err, ErrRevoked) != ends {
+				t.Errorf("%v: %v, want an end: %v", erased.Key, err, ends)
+			}
+			if err == nil {
+				s.Close()
+			}
+		})
+	}
+}
+
 // A list of keys that is damaged may hold anything.
 func TestDamagedKeys(t *testing.T) {
 	l := &erasedList{key: []byte("k"), list: map[erasedHash]struct{}{}}
