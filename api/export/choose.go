@@ -239,6 +239,10 @@ type gathering struct {
 	saving       saving
 	stage        stage // that is under way
 	pad          *pad
+
+	before    int  // files of another that share the snapshot
+	published bool // a page, for whoever may have pages
+	lost      int  // rows that could not be read
 }
 
 // measure finds out how much there is to do.

@@ -65,7 +65,7 @@ func (g *gathering) filtered(ctx context.Context, s Snapshot, sec store.Section,
 }
 
 func (g *gathering) noteLost(sec store.Section, lost int) {
-	if lost > 0 {
+	if g.lost += lost; lost > 0 {
 		g.notes = append(g.notes, lostRows(sec.Type, lost))
 	}
 }

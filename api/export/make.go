@@ -27,7 +27,7 @@ func (w *writing) full(bytes, lines int64) bool {
 // put adds a line, to a new file if none was begun.
 func (w *writing) put(line []byte) (err error) {
 	if w.draft == nil {
-		if w.draft, err = w.g.s.Draft(fileName(len(w.g.r.Files) + 1)); err != nil {
+		if w.draft, err = w.g.s.Draft(w.g.fileName(len(w.g.r.Files) + 1)); err != nil {
 			return err
 		}
 	}
@@ -72,6 +72,8 @@ type making struct {
 
 // fileName is what file n of a job is called beside its snapshot, counted from 1.
 func fileName(n int) string { return "f" + strconv.Itoa(n) }
+
+func (g *gathering) fileName(n int) string { return fileName(g.before + n) }
 
 // draft makes files of a list and a type of what fill adds. at is where it begins in
 // the extents that it goes through.

@@ -161,7 +161,10 @@ func deleted(line []byte) fhir.Key {
 // itself.
 func (g *gathering) noteUntold(t fhir.Type) {
 	note := untold(t, g.r.Since, g.r.Upto)
-	if g.filters[t].may == nil {
+	switch {
+	case g.published:
+		note = untoldPublished(g.r.Since, g.r.Upto)
+	case g.filters[t].may == nil:
 		note = withheldUntold(g.r.Since, g.r.Upto)
 	}
 	if !slices.Contains(g.notes, note) {

@@ -91,6 +91,9 @@ type Snapshot interface {
 	Holds() int64
 	// Copy makes an output file one that Made opens, with the same bytes.
 	Copy(ctx context.Context, name string, sec store.Section, since, upto fhir.Instant, ext []store.Extent) error
+	// KeepKeys keeps which resources extents hold, as Copy does, for who makes files of
+	// them that are to outlive the segments.
+	KeepKeys(name string, since, upto fhir.Instant, ext []store.Extent) error
 	// Clear removes all files and what Keep stored.
 	Clear() error
 	// Blocks is how much there is of a section.
