@@ -20,6 +20,7 @@ import (
 
 	"tidemark/api/export"
 	"tidemark/api/publish"
+	"tidemark/api/withhold"
 	"tidemark/store"
 	"tidemark/store/fhir"
 )
@@ -28,40 +29,55 @@ import (
 type disk struct {
 	db     *store.DB
 	pages  *publish.Pages
+	policy withhold.Policy
 	offset int64
 }
 
-func openDisk(fs vfs.FS) (*disk, error) {
+func openDisk(fs vfs.FS) (*disk, error) { return openDiskUnder(fs, withhold.Policy{}) }
+
+// strict is a policy by which labelled resources are withheld, and the alias of others.
+var strict = withhold.Policy{Security: []string{"R"}, Elements: []string{"Organization.alias"}}
+
+func openDiskUnder(fs vfs.FS, policy withhold.Policy) (*disk, error) {
 	db, err := store.Open("store", store.Options{FS: fs, CommitInterval: time.Millisecond, Allowance: time.Millisecond, Cache: 1 << 20, MergeOff: true})
 	if err != nil {
 		return nil, err
 	}
-	typ, _ := fhir.ParseType("Organization")
-	pages, err := publish.New(export.Of(db), publish.Options{Types: []fhir.Type{typ}, Grace: time.Nanosecond, Limits: export.Limits{Resources: 1}})
-	if err != nil {
+	d := &disk{db: db, policy: policy}
+	if err := d.publisher(export.Of(db)); err != nil {
 		return nil, err
 	}
-	d := &disk{db: db, pages: pages}
 	p, _ := db.Partition(part)
 	d.offset = p.Next
 	return d, db.Discover(store.Discovery{Complete: true, Partitions: []store.Discovered{{Partition: part, End: d.offset}}})
 }
 
+// publisher publishes what is in a store.
+func (d *disk) publisher(db export.Store) (err error) {
+	typ, _ := fhir.ParseType("Organization")
+	d.pages, err = publish.New(db, publish.Options{Types: []fhir.Type{typ}, Grace: time.Nanosecond, Limits: export.Limits{Resources: 1}, Withhold: d.policy})
+	return err
+}
+
 var part = store.Partition{Topic: "t"}
 
 // put takes versions of Organizations in, or with "-id" deletions, and waits for
-// the watermark. "Type/id" is of another type.
+// the watermark. "Type/id" is of another type, "id!" labelled.
 func (d *disk) put(ids ...string) error {
 	asked := d.db.Now()
 	var s fhir.Scanner
 	b := store.Batch{Partition: part, LeaderEpoch: -1, Asked: asked}
 	for _, id := range ids {
 		ref, dies := strings.CutPrefix(id, "-")
+		label := ""
+		if bare, labelled := strings.CutSuffix(ref, "!"); labelled {
+			ref, label = bare, `,"meta":{"security":[{"code":"R"}]}`
+		}
 		kind, name, other := strings.Cut(ref, "/")
 		if !other {
 			kind, name = "Organization", ref
 		}
-		res, err := s.Scan(fmt.Appendf(nil, `{"resourceType":%q,"id":%q,"name":"%d"}`, kind, name, d.offset))
+		res, err := s.Scan(fmt.Appendf(nil, `{"resourceType":%q,"id":%q%s,"name":"%d","alias":["canary"]}`, kind, name, label, d.offset))
 		if err != nil {
 			return err
 		}
@@ -116,6 +132,9 @@ func (d *disk) follow() (ids []string, has map[string]string, err error) {
 
 func (d *disk) take(m publish.Manifest, has map[string]string) error {
 	for i := range m.Files {
+		if m.Files[i].List == export.Errors {
+			continue
+		}
 		f, err := d.pages.Open(context.Background(), m.Page, m.Before+i+1)
 		if err != nil {
 			return err
@@ -127,10 +146,14 @@ func (d *disk) take(m publish.Manifest, has map[string]string) error {
 		for line := range bytes.Lines(text.Bytes()) {
 			var r struct {
 				ID, Name string
+				Alias    []string
 				Entry    []struct{ Request struct{ URL string } }
 			}
 			if err := json.Unmarshal(line, &r); err != nil {
 				return err
+			}
+			if r.ID != "" && (r.Alias == nil) != (len(d.policy.Elements) > 0) || len(d.policy.Security) > 0 && bytes.Contains(line, []byte("security")) {
+				return fmt.Errorf("with %v withheld a page holds %s", d.policy, line)
 			}
 			if has[r.ID] = r.Name; len(r.Entry) > 0 {
 				delete(has, "")
@@ -151,7 +174,12 @@ type crashed struct {
 
 // Wherever a crash comes, what was shown before is there after it, a page that
 // was being made is there with the link to it or not at all, and the chain goes on.
-func TestCrash(t *testing.T) {
+func TestCrash(t *testing.T) { testCrash(t, withhold.Policy{}) }
+
+// Likewise under a policy, where pages are made after their snapshots are pinned.
+func TestCrashUnderPolicy(t *testing.T) { testCrash(t, strict) }
+
+func testCrash(t *testing.T, policy withhold.Policy) {
 	synctest.Test(t, func(t *testing.T) {
 		mem := vfs.NewCrashableMem()
 		var mu sync.Mutex
@@ -170,7 +198,7 @@ func TestCrash(t *testing.T) {
 			crashes = append(crashes, c)
 			return nil
 		}))
-		d, err := openDisk(fs)
+		d, err := openDiskUnder(fs, policy)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -188,7 +216,7 @@ func TestCrash(t *testing.T) {
 			t.Errorf("without a crash (-want +got):\n%s", diff)
 		}
 		for _, c := range crashes {
-			if err := c.recovers(); err != nil {
+			if err := c.recovers(policy); err != nil {
 				t.Errorf("crash before %s: %v", c.op, err)
 			}
 		}
@@ -205,7 +233,7 @@ func history(d *disk, seen func() error) (lives map[string]string, err error) {
 		root  bool
 		sweep bool
 	}{
-		{[]string{"a", "b", "c"}, true, false},
+		{[]string{"a", "b", "c", "s!"}, true, false},
 		{[]string{"a", "-b"}, false, false},
 		{[]string{"d", "-c", "a"}, false, false},
 		{[]string{"e"}, true, false},
@@ -225,11 +253,15 @@ func history(d *disk, seen func() error) (lives map[string]string, err error) {
 		}
 	}
 	// Names are offsets, in the order above.
-	return map[string]string{"a": "7", "b": "9", "d": "5"}, nil
+	lives = map[string]string{"a": "8", "b": "10", "d": "6", "s": "3"}
+	if !d.policy.Empty() {
+		delete(lives, "s")
+	}
+	return lives, nil
 }
 
-func (c *crashed) recovers() (err error) {
-	d, err := openDisk(c.fs)
+func (c *crashed) recovers(policy withhold.Policy) (err error) {
+	d, err := openDiskUnder(c.fs, policy)
 	if err != nil {
 		return err
 	}
@@ -267,7 +299,17 @@ func (c *crashed) recovers() (err error) {
 	if diff := cmp.Diff(want, has); diff != "" {
 		return fmt.Errorf("after one more page (-root +chain):\n%s", diff)
 	}
-	return err
+	return errors.Join(err, d.leftovers())
+}
+
+// leftovers tells of snapshots that are pinned and are no pages.
+func (d *disk) leftovers() error {
+	for _, pin := range d.db.Pinned() {
+		if bytes.Contains(pin.Rule, []byte("unfinished")) {
+			return errors.New("a page that was not finished keeps its snapshot")
+		}
+	}
+	return nil
 }
 
 // continues follows the chain from the last page that was shown: it does not end

@@ -45,23 +45,39 @@ func (p *Pages) Publish(ctx context.Context, root bool) error {
 
 func (p *Pages) publish(ctx context.Context, t table, tail *page, root bool) error {
 	at := page{place: t.after(tail, export.NewID())}
-	s, err := p.db.Pin(ctx, at.pin(), never, func(s export.Snapshot) (_ []byte, err error) {
-		if at.record, err = p.plan(s, tail, root || tail == nil); err != nil {
-			return nil, err
-		}
-		if err := only(s, at.record); err != nil {
-			return nil, err
-		}
-		return json.Marshal(at.record)
-	})
+	err := p.clear(ctx)
+	switch {
+	case err != nil:
+	case p.o.Withhold.Empty():
+		at.record, err = p.whole(ctx, at.pin(), tail, root || tail == nil)
+	default:
+		at.record, err = p.narrowed(ctx, at.pin(), tail, root || tail == nil)
+	}
 	if err != nil {
 		return err
 	}
-	_ = s.Close() // the pin stays; nothing was written that a failure could lose
 	p.tell(ctx, &at)
 	p.heavy = true
 	p.lighten(ctx)
 	return nil
+}
+
+// whole makes a page of all that there is: it is there with its pin.
+func (p *Pages) whole(ctx context.Context, pin string, tail *page, root bool) (r record, err error) {
+	s, err := p.db.Pin(ctx, pin, never, func(s export.Snapshot) ([]byte, error) {
+		if r, err = p.plan(s, tail, root); err != nil {
+			return nil, err
+		}
+		if err := only(s, r); err != nil {
+			return nil, err
+		}
+		return json.Marshal(r)
+	})
+	if err != nil {
+		return r, err
+	}
+	_ = s.Close() // the pin stays; nothing was written that a failure could lose
+	return r, nil
 }
 
 // lighten makes copies of what pages hold that keep more on the disk than they
@@ -141,9 +157,7 @@ func (p *Pages) plan(s export.Snapshot, tail *page, root bool) (record, error) {
 		if err != nil {
 			return r, err
 		}
-		// Records that could not be decoded make no page of their own, but who follows the
-		// chain is told of them, and its next window begins here.
-		if !w.Empty() || root && len(w.Files()) > 0 {
+		if tells(w, root) {
 			r.Increment = &w
 		}
 	}
@@ -159,6 +173,11 @@ func (p *Pages) plan(s export.Snapshot, tail *page, root bool) (record, error) {
 	}
 	return r, nil
 }
+
+// tells tells whether there is anything to say in an increment. Records that could not
+// be decoded make no page of their own, but who follows the chain is told of them, and
+// its next window begins here.
+func tells(w export.Whole, root bool) bool { return !w.Empty() || root && len(w.Files()) > 0 }
 
 // only has the snapshot keep no more than the page needs: pages stay for weeks.
 func only(s export.Snapshot, r record) error {
@@ -235,7 +254,7 @@ func (p *Pages) step(ctx context.Context) time.Duration {
 	switch {
 	case err == nil:
 		return p.untilDue(time.Now())
-	case errors.Is(err, store.ErrNotReady):
+	case errors.Is(err, store.ErrNotReady), errors.Is(err, store.ErrRevoked): // an erasure has come between
 		return time.Second
 	case ctx.Err() == nil && !errors.Is(err, store.ErrClosed):
 		p.o.Logger.WarnContext(ctx, "publishing is put off; it is tried again", "err", err, "after", lookEvery)
@@ -254,7 +273,7 @@ func (p *Pages) advance(ctx context.Context) error {
 		p.making.Lock()
 		defer p.making.Unlock()
 		p.lighten(ctx)
-		return nil
+		return p.clear(ctx)
 	}
 	if err := p.Publish(ctx, root); err != nil {
 		return err
@@ -299,15 +318,19 @@ func (p *Pages) untilIncrement(t table, now time.Time) time.Duration {
 // one must be there before what tells that the old one is closed. Where nothing is
 // published any more everything goes.
 func (p *Pages) Sweep(ctx context.Context) error {
+	p.endWeaker(ctx)
 	t := p.table()
 	var gone []*page
 	switch {
 	case !p.On():
+		if err := p.clear(ctx); err != nil {
+			return fmt.Errorf("take published pages away: %w", err)
+		}
 		gone = t.pages
 	case t.open:
 		gone = t.outlived(time.Now(), p.o.Grace)
 		for _, at := range t.pages[len(gone):] {
-			if at.gone && at.Version != 0 { // what was revoked says so to the end
+			if at.gone && !at.weaker && !at.revoked { // what was revoked says so to the end
 				gone = append(slices.Clip(gone), at)
 			}
 		}

@@ -11,10 +11,11 @@
 // which nothing had changed stands in the line itself: who waits before it must be
 // led on before his page is taken away. A new chain begins,
 // and the old one ends with #closed, when the line cannot be continued: the
-// configured types are others, something in a page was erased, the store was
-// restored or has forgotten deletions. Then consumers begin at the new root.
+// configured types are others, another policy withholds, something in a page was erased,
+// the store was restored or has forgotten deletions. Then consumers begin at the new root.
 //
-// The store's pins are the only truth. A page is there as soon as its pin is, and
+// The store's pins are the only truth. A page is there as soon as its pin is (under a
+// policy: as soon as its pin says so, for its files must be made first), and
 // every link follows from which pages are there: no crash finds one without the
 // other, and nothing is written twice. The name of a pin says where its page
 // stands, for of a revoked one nothing else is left.
@@ -24,8 +25,8 @@
 // copied, byte for byte, and its snapshot lets go of the segments; a page that is
 // most of what it keeps stays as it is.
 //
-// The package refuses to know HTTP. Pages.making is taken before the store's locks;
-// Pages.mu is held while nothing is called.
+// The package refuses to know HTTP. Pages.making is taken before Pages.turning, and that
+// before the store's locks; Pages.mu is held while nothing is called.
 package publish
 
 import (
@@ -44,6 +45,7 @@ import (
 
 	"tidemark/api/export"
 	"tidemark/api/outcome"
+	"tidemark/api/withhold"
 	"tidemark/store"
 	"tidemark/store/fhir"
 )
@@ -70,8 +72,11 @@ type Options struct {
 	// (publish.grace; default 7 days).
 	Grace  time.Duration
 	Limits export.Limits // when a file is full
-	Logger *slog.Logger
-	Meter  metric.Meter
+	// Withhold is what no page holds (withhold). Pages that hold more end when New is called.
+	Withhold withhold.Policy
+	Bases    []string // of absolute references to resources here, for its searches
+	Logger   *slog.Logger
+	Meter    metric.Meter
 }
 
 const day = 24 * time.Hour
@@ -116,23 +121,28 @@ type Pages struct {
 	heavy  bool            // a page may keep more than it needs; under making
 	light  map[string]bool // pins of those that do not, which stays so; under making
 
+	turning    sync.RWMutex    // held while pins are listed
+	unfinished map[string]bool // pins of what is no page yet
+
 	mu    sync.Mutex
 	known map[string]*page // by the names of their pins; replaced, never changed
 }
 
-// New finds the pages that are there. It starts nothing, and refuses to publish
-// for everybody what may be about a Patient.
+// New finds the pages that are there, and ends those that hold what is withheld now. It
+// starts nothing, and refuses to publish for everybody what may be about a Patient.
 func New(db export.Store, o Options) (*Pages, error) {
 	o = o.withDefaults()
 	if err := o.validate(); err != nil {
 		return nil, err
 	}
-	p := &Pages{db: db, o: o, wake: make(chan struct{}, 1), heavy: true}
+	p := &Pages{db: db, o: o, wake: make(chan struct{}, 1), heavy: true, unfinished: map[string]bool{}}
 	for _, t := range o.Types {
 		p.types = append(p.types, t.String())
 	}
 	slices.Sort(p.types)
 	p.types = slices.Compact(p.types)
+	p.findUnfinished()
+	p.endWeaker(context.Background())
 	return p, p.instruments()
 }
 

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"tidemark/api/export"
+	"tidemark/api/withhold"
 	"tidemark/store"
 	"tidemark/store/fhir"
 )
@@ -46,16 +47,21 @@ type record struct {
 	Epoch     uint64        `json:"epoch"` // of the store
 	Increment *export.Whole `json:"increment,omitempty"`
 	Snapshot  *export.Whole `json:"snapshot,omitempty"`
+	// Unfinished says that the files are being made, and that this is no page yet.
+	Unfinished bool `json:"unfinished,omitempty"`
 }
 
-// recordVersion is the form above. A page of another form is not shown.
-const recordVersion = 1
+// recordVersion is the form above; those of version 1 were made under no policy. A page
+// of another form is not shown.
+const recordVersion = 2
 
 // A page is one that was published.
 type page struct {
 	place
 	created time.Time
-	gone    bool // revoked, or about types that are not published any more: it is not shown
+	gone    bool // it is not shown: for one of the next two, or as its types are not published any more
+	revoked bool // nothing of it is left
+	weaker  bool // it was made under a policy that does not withhold all that is withheld now
 	record
 }
 
@@ -64,6 +70,16 @@ func (p *page) upto() fhir.Instant {
 		return p.Increment.Upto()
 	}
 	return p.Snapshot.Upto()
+}
+
+// withholds is the policy under which the files were made.
+func (r *record) withholds() (policy withhold.Policy) {
+	for _, w := range []*export.Whole{r.Increment, r.Snapshot} {
+		if w != nil {
+			policy = w.Withholds()
+		}
+	}
+	return policy
 }
 
 // bytes is how long all files are, uncompressed.
@@ -98,9 +114,9 @@ func (p *Pages) table() table {
 	p.mu.Unlock()
 	var t table
 	fresh := false
-	for _, pin := range p.db.Pinned() {
+	for _, pin := range p.finished() {
 		at := known[pin.ID]
-		if at == nil || pin.Revoked && !at.gone {
+		if at == nil || pin.Revoked && !at.revoked {
 			var ours bool
 			if at, ours = p.read(pin); !ours {
 				continue
@@ -117,6 +133,13 @@ func (p *Pages) table() table {
 	})
 	t.open = p.continues(t)
 	return t
+}
+
+// finished lists the pins that are no page's in the making.
+func (p *Pages) finished() []store.Pinned {
+	p.turning.RLock() // else one that turns meanwhile would be taken for what it was
+	defer p.turning.RUnlock()
+	return slices.DeleteFunc(p.db.Pinned(), func(pin store.Pinned) bool { return p.unfinished[pin.ID] })
 }
 
 func (p *Pages) remember(pages []*page) {
@@ -136,14 +159,17 @@ func (p *Pages) read(pin store.Pinned) (*page, bool) {
 		return nil, false
 	}
 	r, readable := decode(pin.Rule) // a revoked one has none
-	return &page{at, pin.Created, pin.Revoked || !readable || !p.shows(r.Types), r}, true
+	policy := r.withholds()
+	weaker := readable && !p.o.Withhold.Within(&policy)
+	gone := pin.Revoked || !readable || weaker || !p.shows(r.Types)
+	return &page{at, pin.Created, gone, pin.Revoked, weaker, r}, true
 }
 
 func decode(rule []byte) (r record, ok bool) {
 	if json.Unmarshal(rule, &r) != nil {
 		return r, false
 	}
-	return r, r.Version == recordVersion && (r.Increment != nil || r.Snapshot != nil)
+	return r, r.Version >= 1 && r.Version <= recordVersion && (r.Increment != nil || r.Snapshot != nil)
 }
 
 // shows tells whether all of some types are published still.
@@ -152,10 +178,14 @@ func (p *Pages) shows(types []string) bool {
 }
 
 // continues tells whether the last chain goes on: it is about what is to be
-// published, and nothing of it was taken back.
+// published, and nothing of it was taken back. Nor goes it on when less is withheld: what
+// was does not come in any increment before it changes.
 func (p *Pages) continues(t table) bool {
 	for _, at := range t.pages {
-		if at.chain == t.last() && (at.gone || !slices.Equal(at.Types, p.types)) {
+		if at.chain != t.last() {
+			continue
+		}
+		if policy := at.withholds(); at.gone || !slices.Equal(at.Types, p.types) || !policy.Within(&p.o.Withhold) {
 			return false
 		}
 	}
