@@ -18,6 +18,7 @@ import (
 func (o Options) publishing() publish.Options {
 	p := o.Publish
 	p.Limits = export.Limits{Bytes: o.FileMaxBytes, Resources: o.FileMaxResources}
+	p.Withhold, p.Bases = o.Withhold, o.OwnBases
 	p.Logger = o.Logger
 	p.Meter = o.MeterProvider.Meter("tidemark/api")
 	return p
@@ -46,7 +47,7 @@ func (s *Server) publishRoutes(r chi.Router, b *bulk.Publishing) {
 // the types on them: the pages are the same for each.
 func (s *Server) let(h handler) handler {
 	return s.enter(func(w http.ResponseWriter, r *http.Request) error {
-		if err := access.From(r.Context()).Whole(s.o.Publish.Types); err != nil {
+		if err := access.From(r.Context()).Whole(s.o.Publish.Types, s.o.Withhold); err != nil {
 			return err
 		}
 		return h(w, r)

@@ -59,8 +59,8 @@ type Options struct {
 	Auth Auth
 	// TLS serves https; nil: http.
 	TLS *tls.Config
-	// Withhold is what nobody is given (withhold). Jobs that hold more end when the server
-	// is made.
+	// Withhold is what nobody is given (withhold). Jobs and published pages that hold more
+	// end when the server is made.
 	Withhold withhold.Policy
 	// CORS are the origins whose pages may read answers (http.cors.origins; default: none).
 	CORS []string
@@ -92,7 +92,7 @@ type Options struct {
 	Deletions time.Duration
 
 	// Publish is what $bulk-publish offers; without types there is none. Limits,
-	// Logger and Meter are the server's.
+	// Withhold, Bases, Logger and Meter are the server's.
 	Publish publish.Options
 
 	// Metrics is served at /metrics; nil: nowhere.
@@ -164,9 +164,6 @@ func New(o Options) (*Server, error) {
 	}
 	if err := o.Withhold.Fault(); err != nil {
 		return nil, fmt.Errorf("withhold: %w", err)
-	}
-	if !o.Withhold.Empty() && len(o.Publish.Types) > 0 {
-		return nil, errors.New("withhold is set, and what $bulk-publish gives is not narrowed by it yet: leave publish.types empty")
 	}
 	if err := o.Presets.Validate(); err != nil {
 		return nil, fmt.Errorf("presets: %w", err)

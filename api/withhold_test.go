@@ -1,6 +1,7 @@
 package api_test
 
 import (
+	"encoding/json"
 	"net/http"
 	"slices"
 	"strings"
@@ -148,17 +149,71 @@ func TestWithholdFromOne(t *testing.T) {
 	}
 }
 
-// TestWithholdPublish: what is published is not narrowed, so there is none beside a
-// policy for everybody, and a policy with faults is no policy.
+// TestWithholdFromOneAsFromAll: from pages is withheld what is from everybody, so a client
+// gets them from whom no more is.
+func TestWithholdFromOneAsFromAll(t *testing.T) {
+	typ, _ := fhir.ParseType("Organization")
+	o := newOffice(t, api.Options{Publish: publish.Options{Types: []fhir.Type{typ}}, Withhold: withhold.Policy{Security: []string{"R", "V"}}})
+	for label, want := range map[string]int{"V": http.StatusServiceUnavailable, "N": http.StatusForbidden} { // 503: the first is being made
+		may := clients.Anything
+		may.Withhold.Security = []string{label}
+		o.clients[7] = clients.Client{ID: "policed", Serial: 7, May: may}
+		if resp, body := o.ask(http.MethodGet, "/fhir/$bulk-publish", o.token("policed", "")); resp.StatusCode != want && (want == http.StatusForbidden || resp.StatusCode != http.StatusOK) {
+			t.Errorf("%s is withheld: %s %s", label, resp.Status, body)
+		}
+	}
+}
+
+// TestWithholdPublish: what a policy withholds is on no page, nor in a manifest. More of
+// it ends the pages that hold more, and a new root comes. A policy with faults is none.
 func TestWithholdPublish(t *testing.T) {
 	typ, _ := fhir.ParseType("Organization")
-	for _, o := range []api.Options{
-		{Withhold: withhold.Policy{Security: []string{"R"}}, Publish: publish.Options{Types: []fhir.Type{typ}}},
-		{Withhold: withhold.Policy{Elements: []string{"Claim.status"}}},
+	m := newMachine(t)
+	m.apply(
+		scanned(t, `{"resourceType":"Organization","id":"a","name":"open","alias":["canary"]}`),
+		scanned(t, `{"resourceType":"Organization","id":"canary",%s}`, restricted),
+		scanned(t, `{"resourceType":"Organization","id":"b","name":"canary","partOf":{"reference":"%s/Organization/x"}}`, public),
+	)
+	m.publish = []fhir.Type{typ}
+	var files []string
+	for _, c := range []struct {
+		policy withhold.Policy
+		canary bool
+	}{
+		{withhold.Policy{}, true},
+		{withhold.Policy{Security: []string{"R"}, Filters: []string{"Organization?partof=Organization/x"}, Elements: []string{"Organization.alias"}}, false},
 	} {
-		o.PublicURL = public
-		if _, err := api.New(o); err == nil || !strings.HasPrefix(err.Error(), "withhold") {
-			t.Errorf("%v", err)
+		m.close()
+		m.withhold = c.policy
+		m.open()
+		m.apply()
+		for _, url := range files {
+			if resp, body := m.get(url); resp.StatusCode != http.StatusGone || !strings.Contains(string(body), "withdrawn") {
+				t.Errorf("a file of a page that holds more: %s %s", resp.Status, body)
+			}
 		}
+		resp, manifest := m.get("/fhir/$bulk-publish")
+		for deadline := time.Now().Add(10 * time.Second); resp.StatusCode == http.StatusServiceUnavailable && time.Now().Before(deadline); { // it is being made
+			time.Sleep(time.Millisecond)
+			resp, manifest = m.get("/fhir/$bulk-publish")
+		}
+		var root publishedManifest
+		m.must(json.Unmarshal(manifest, &root))
+		text := ""
+		for _, f := range slices.Concat(root.Output, root.Outcome) {
+			files = append(files, "/fhir"+strings.TrimPrefix(f.URL, public))
+			_, body := m.get(files[len(files)-1])
+			text += string(body)
+		}
+		if strings.Contains(text, "canary") != c.canary || !strings.Contains(text, "open") || resp.StatusCode != http.StatusOK {
+			t.Errorf("with %v withheld: %s %s %s", c.policy, resp.Status, manifest, text)
+		}
+		if strings.Contains(text, "policy of this server's operator withholds data") == c.canary {
+			t.Errorf("with %v withheld: %s", c.policy, text)
+		}
+	}
+	o := api.Options{Withhold: withhold.Policy{Elements: []string{"Claim.status"}}, PublicURL: public}
+	if _, err := api.New(o); err == nil || !strings.HasPrefix(err.Error(), "withhold") {
+		t.Errorf("%v", err)
 	}
 }

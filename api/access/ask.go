@@ -4,6 +4,7 @@ import (
 	"strings"
 
 	"tidemark/api/clients"
+	"tidemark/api/withhold"
 	"tidemark/store/fhir"
 )
 
@@ -58,16 +59,16 @@ func (c *Caller) Sees() error {
 	return nil
 }
 
-// Whole tells whether the caller may have all there is of some types, as pages that are
-// the same for everybody hold it.
-func (c *Caller) Whole(types []fhir.Type) error {
+// Whole tells whether the caller may have all there is of some types but for what is
+// withheld from everybody, as pages that are the same for everybody hold it.
+func (c *Caller) Whole(types []fhir.Type, everybody withhold.Policy) error {
 	if err := c.Starts("system"); err != nil {
 		return err
 	}
 	if err := c.Exports(types...); err != nil {
 		return err
 	}
-	if !c.May.Withhold.Empty() {
+	if !c.May.Withhold.Within(&everybody) {
 		return &Denied{Text: "policy withholds data from this client, and what is published is the same for everybody: an export gives it what it may have"}
 	}
 	for _, t := range types {

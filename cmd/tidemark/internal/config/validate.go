@@ -466,9 +466,6 @@ func WholeName(pattern string) (*regexp.Regexp, error) {
 // about a patient.
 func (l *loader) validatePublish() {
 	p := &l.Publish
-	if policy := l.Withhold.Policy(); !policy.Empty() && len(p.Types) > 0 {
-		l.invalid("publish.types", "is set while withhold is: what $bulk-publish gives is not narrowed by it yet; leave one of them out")
-	}
 	if wrong := unknownTypes(p.Types); len(wrong) > 0 {
 		l.invalid("publish.types", "not resource types of FHIR R4: %s", strings.Join(wrong, ", "))
 	}
