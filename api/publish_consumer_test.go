@@ -24,6 +24,8 @@ type consumer struct {
 	page string            // where it waits: a URL; "" before the first root
 	tag  string            // of that page
 
+	lets func(body []byte) bool // whether an answer may be given; nil: all
+
 	resets, pages, unchanged int
 	seen                     map[string]bool // URLs of files
 }
@@ -68,6 +70,9 @@ func (c *consumer) get(url, tag string) (int, http.Header, []byte) {
 	body, err := io.ReadAll(resp.Body)
 	if err != nil {
 		c.t.Fatal(err)
+	}
+	if c.lets != nil && !c.lets(body) {
+		c.t.Errorf("%s: %s holds what is withheld: %s", c.name, url, body)
 	}
 	return resp.StatusCode, resp.Header, body
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net/http"
 	"net/http/httptest"
 	"strconv"
 	"strings"
@@ -17,6 +18,7 @@ import (
 	"tidemark/api"
 	"tidemark/api/export"
 	"tidemark/api/publish"
+	"tidemark/api/withhold"
 	"tidemark/store"
 	"tidemark/store/fhir"
 )
@@ -28,6 +30,7 @@ type publisher struct {
 	r      *rand.Rand
 	fs     vfs.FS
 	types  []string
+	policy withhold.Policy
 	offset int64
 	lives  map[string]string // by Type/id: the version
 	erased map[string]bool
@@ -59,7 +62,7 @@ func (p *publisher) open() {
 	go func() { done <- db.Run(ctx) }()
 	p.must(db.Discover(store.Discovery{Complete: true, Partitions: []store.Discovered{{Partition: partition, End: p.offset}}}))
 	s := newServer(p.t, api.Options{
-		Store: export.Of(db), FileMaxResources: 3,
+		Store: export.Of(db), FileMaxResources: 3, Withhold: p.policy,
 		Publish: publish.Options{Types: typesOf(p.t, p.types), Public: true, Grace: time.Nanosecond},
 	})
 	p.pages = s.Pages()
@@ -118,13 +121,57 @@ func (p *publisher) change() {
 			continue
 		}
 		version := int(p.offset) + len(list) + 1
-		list = append(list, resource(p.t, ref, version, "CANARY "+ref+"."))
+		list = append(list, p.version(ref, version))
 		p.lives[ref] = strconv.Itoa(version)
 	}
 	if p.r.IntN(10) == 0 {
 		list = append(list, poison())
 	}
 	p.apply(list...)
+}
+
+// version is one of a resource, which is labelled if that is what it always is.
+func (p *publisher) version(ref string, n int) store.Change {
+	label, alias := "", `,"alias":["CANARY"]`
+	if labelled(ref) {
+		label = `,"security":[{"code":"R"}]`
+	}
+	kind, id, _ := strings.Cut(ref, "/")
+	if kind == "Endpoint" { // has none
+		alias = ""
+	}
+	c := scanned(p.t, `{"resourceType":%q,"id":%q,"meta":{"versionId":"%d"%s},"text":{"status":"generated","div":"CANARY %s."}%s}`, kind, id, n, label, ref, alias)
+	c.Version = int64(n)
+	return c
+}
+
+func labelled(ref string) bool { return strings.HasSuffix(ref, "/6") || strings.HasSuffix(ref, "/7") }
+
+// policies are what a publisher is restarted under: by each of them what is labelled or
+// every alias is withheld, by some both.
+var policies = []withhold.Policy{
+	{}, {Security: []string{"R"}}, {Elements: []string{"Organization.alias", "Location.alias"}}, {Security: []string{"R"}, Elements: []string{"Organization.alias", "Location.alias"}},
+}
+
+// lets tells whether a policy lets go what somebody was given.
+func (p *publisher) lets(body []byte) bool {
+	text := string(body)
+	labels, alias := strings.Contains(text, `"security"`), strings.Contains(text, `"alias"`)
+	return (!labels || len(p.policy.Security) == 0) && (!alias || len(p.policy.Elements) == 0)
+}
+
+// narrow is a restart under another policy: nothing that was given before is given now
+// that it does not let go.
+func (p *publisher) narrow(policy withhold.Policy, files map[string]bool) {
+	p.stop()
+	p.policy = policy
+	p.open()
+	reader := &consumer{t: p.t, base: p.server.URL}
+	for url := range files {
+		if status, _, body := reader.get(url, ""); !p.lets(body) || status != http.StatusOK && status != http.StatusGone && status != http.StatusNotFound {
+			p.t.Errorf("with %v withheld %s is %d, %s", policy, url, status, body)
+		}
+	}
 }
 
 // erase takes something out that lives, and tells where it may not be found.
@@ -149,6 +196,9 @@ func (p *publisher) erase(files map[string]bool) {
 func (p *publisher) want() map[string]string {
 	w := map[string]string{}
 	for ref, version := range p.lives {
+		if labelled(ref) && len(p.policy.Security) > 0 {
+			continue
+		}
 		if typ, _, _ := strings.Cut(ref, "/"); strings.Contains(strings.Join(p.types, " ")+" ", typ+" ") {
 			w[ref] = version
 		}
@@ -158,8 +208,9 @@ func (p *publisher) want() map[string]string {
 
 // Consumers that know nothing but the guide, fast and slow ones, have in the end
 // exactly what lives, through deletions, merges, restarts, fresh roots, pages that
-// are taken away, other types, erasures and an index made anew; and while nothing
-// of the kind happens no change comes to them twice.
+// are taken away, other types, other policies, erasures and an index made anew; and while
+// nothing of the kind happens no change comes to them twice. Nothing is given that the
+// policy of the moment does not let go.
 func TestPublishedChain(t *testing.T) {
 	seeds := uint64(6)
 	if testing.Short() {
@@ -181,7 +232,7 @@ func publishedChain(t *testing.T, seed uint64) {
 	files := map[string]bool{}
 	var consumers []*consumer
 	for i := range 4 {
-		consumers = append(consumers, &consumer{t: t, name: fmt.Sprintf("seed %d, consumer %d", seed, i), seen: files})
+		consumers = append(consumers, &consumer{t: t, name: fmt.Sprintf("seed %d, consumer %d", seed, i), seen: files, lets: p.lets})
 	}
 	restart := func(between func()) {
 		p.stop()
@@ -203,6 +254,8 @@ func publishedChain(t *testing.T, seed uint64) {
 		case n < 72:
 			p.erase(files)
 		case n < 73:
+			p.narrow(policies[p.r.IntN(len(policies))], files)
+		case n < 74:
 			restart(func() { p.must(store.Reindex(t.Context(), "store", p.options(), io.Discard)) })
 		default:
 			c := consumers[min(p.r.IntN(8), 3)] // the last is the fastest, the others are slow
