@@ -294,7 +294,7 @@ type Client struct {
 	Withhold Withhold `yaml:"withhold,omitempty"`
 }
 
-// Withhold is what is not given, whatever the scopes. More of it ends the jobs that hold more.
+// Withhold is what is not given, whatever the scopes. More of it ends the jobs and published pages that hold more.
 type Withhold struct {
 	// Labels of meta.security: a code such as R, of whatever system, or a system, a bar and a code. Resources with one are withheld.
 	Security []string `yaml:"security"`
