@@ -158,6 +158,9 @@ func (p *Snapshot) Copy(ctx context.Context, name string, sec store.Section, sin
 	return err
 }
 
+// KeepKeys implements export.Snapshot: in the fake, Erase ends all snapshots.
+func (p *Snapshot) KeepKeys(string, fhir.Instant, fhir.Instant, []store.Extent) error { return nil }
+
 // Clear implements export.Snapshot.
 func (p *Snapshot) Clear() error {
 	p.store.mu.Lock()
