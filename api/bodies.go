@@ -3,7 +3,20 @@ package api
 import (
 	"errors"
 	"net/http"
+	"time"
 )
+
+// bodyTime bounds how long the body of a request may take to come, whatever the route.
+const bodyTime = 30 * time.Second
+
+// punctually has the body of a request come in time, also one that nobody wants: what a
+// handler leaves of it net/http reads before it answers, and would wait for that for
+// ever. Once all of it has come, net/http takes the deadline away.
+func punctually(w http.ResponseWriter, r *http.Request) {
+	if r.ContentLength != 0 {
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTime)) // no connection, no deadline
+	}
+}
 
 // Bodies larger than smallBody are understood few at a time: one that names ten
 // thousand Patients takes several times its size in memory, and a processor for long.

@@ -8,7 +8,6 @@ import (
 	"net/url"
 	"slices"
 	"strings"
-	"time"
 	"unicode/utf8"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -59,10 +58,6 @@ func queryParams(raw string) ([]param, error) {
 	return params, nil
 }
 
-// bodyTimeout bounds how long a client may take over a body of at most
-// limits.body.
-const bodyTimeout = 30 * time.Second
-
 // bodyParams reads the Parameters resource of a POST.
 func bodyParams(w http.ResponseWriter, r *http.Request, maxBytes int64) ([]param, error) {
 	if r.URL.RawQuery != "" {
@@ -82,9 +77,6 @@ func bodyParams(w http.ResponseWriter, r *http.Request, maxBytes int64) ([]param
 }
 
 func readBody(w http.ResponseWriter, r *http.Request, maxBytes int64) ([]byte, error) {
-	rc := http.NewResponseController(w)
-	// A recorder in a test has no deadlines, and needs none.
-	_ = rc.SetReadDeadline(time.Now().Add(bodyTimeout))
 	if r.ContentLength > maxBytes {
 		// Of no use, but a client that is still sending would see its connection end
 		// before it sees the answer. Who sends far more has to live with that, and who
@@ -95,7 +87,6 @@ func readBody(w http.ResponseWriter, r *http.Request, maxBytes int64) ([]byte, e
 		return nil, tooLarge(maxBytes)
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBytes))
-	_ = rc.SetReadDeadline(time.Time{})
 	if _, large := errors.AsType[*http.MaxBytesError](err); large {
 		return nil, tooLarge(maxBytes)
 	}

@@ -75,6 +75,7 @@ func TestSiege(t *testing.T) {
 	}{
 		{"slow headers", 500, s.slowHeaders},
 		{"slow bodies", 200, s.slowBodies},
+		{"slow forms", 100, s.slowForms},
 		{"endless headers", 20, s.endlessHeaders},
 		{"oversized bodies", 20, s.oversizedBodies},
 		{"kick-offs", 50, s.kickOffs},
@@ -236,19 +237,28 @@ func (s *siege) slowHeaders(ctx context.Context, b *besieger) error {
 
 const kickOffHead = "POST /fhir/Patient/$export HTTP/1.1\r\nHost: localhost\r\nAccept: application/fhir+json\r\nPrefer: respond-async\r\nContent-Type: application/fhir+json\r\n"
 
-// slowBodies sends nearly all of the largest body at once, so that it is held, and
-// then almost nothing.
 func (s *siege) slowBodies(ctx context.Context, b *besieger) error {
+	return s.slowBody(ctx, b, kickOffHead, 1<<20)
+}
+
+// slowForms is what everybody can send, whoever he is.
+func (s *siege) slowForms(ctx context.Context, b *besieger) error {
+	return s.slowBody(ctx, b, "POST /fhir/auth/token HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-www-form-urlencoded\r\n", 60<<10)
+}
+
+// slowBody sends nearly all of the largest body at once, so that it is held, and
+// then almost nothing.
+func (s *siege) slowBody(ctx context.Context, b *besieger, head string, size int) error {
 	conn, err := b.dial(ctx)
 	if err != nil {
 		return nil // it may be kept out
 	}
 	defer conn.Close()
 	began := time.Now()
-	if _, err := io.WriteString(conn, kickOffHead+"Content-Length: 1048576\r\n\r\n"); err != nil {
+	if _, err := fmt.Fprintf(conn, "%sContent-Length: %d\r\n\r\n", head, size); err != nil {
 		return nil
 	}
-	if _, err := conn.Write(bytes.Repeat([]byte(" "), 1<<20-1000)); err != nil {
+	if _, err := conn.Write(bytes.Repeat([]byte(" "), size-1000)); err != nil {
 		return nil
 	}
 	for ctx.Err() == nil {
