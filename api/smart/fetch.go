@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -51,7 +52,8 @@ const (
 
 // fetched is what is known of one URL.
 type fetched struct {
-	mu    sync.Mutex // held while it is asked: who comes meanwhile has the same answer
+	begun atomic.Int64 // how often it was asked
+	mu    sync.Mutex   // held while it is asked: who comes meanwhile has the same answer, or the next
 	keys  Keys
 	until time.Time // they may be kept
 	asked time.Time
@@ -91,10 +93,13 @@ func (f *Fetcher) Keys(ctx context.Context, at, kid string) (Keys, error) {
 		f.sets[at] = s
 	}
 	f.mu.Unlock()
+	came := s.begun.Load()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := f.now()
-	fresh := now.Before(s.until)
+	// What was asked for after somebody came was not kept for him: a URL that lets nothing
+	// be kept is not asked by each who waits in turn, which strangers could make many.
+	fresh := now.Before(s.until) || s.begun.Load() > came && s.err == nil
 	_, known := s.keys.find(kid, "")
 	soon := now.Before(s.asked.Add(refetch))
 	switch {
@@ -105,6 +110,7 @@ func (f *Fetcher) Keys(ctx context.Context, at, kid string) (Keys, error) {
 		return s.keys, nil // they may be too old to be used: these have not got the key
 	default:
 		// It is for whoever comes next, too: a client that hangs up ends nothing.
+		s.begun.Add(1)
 		keys, until, err := f.fetch(context.WithoutCancel(ctx), at)
 		s.asked, s.err = now, err
 		if err == nil {

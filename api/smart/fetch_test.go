@@ -221,6 +221,42 @@ func TestFetchOnce(t *testing.T) {
 	}
 }
 
+// TestFetchInTurn: of a URL that lets nothing be kept, who waits has what was asked for
+// after he came, and does not ask in turn: else strangers made its owner wait. What was
+// asked for in vain is nobody's.
+func TestFetchInTurn(t *testing.T) {
+	s := newKeyServer(t)
+	const many = 40
+	together := func() (got int64) {
+		var all sync.WaitGroup
+		var had atomic.Int64
+		of := s.f.sets[s.URL]
+		of.mu.Lock()
+		for range many {
+			all.Go(func() {
+				if keys, err := s.f.Keys(t.Context(), s.URL, "a"); err == nil && len(keys) == 1 {
+					had.Add(1)
+				}
+			})
+		}
+		time.Sleep(100 * time.Millisecond) // they wait now; on a busy machine some come later
+		of.mu.Unlock()
+		all.Wait()
+		return had.Load()
+	}
+	s.says(http.StatusOK, "no-store", setText(t, "a"))
+	if _, err := s.f.Keys(t.Context(), s.URL, "a"); err != nil {
+		t.Fatal(err)
+	}
+	if got, asked := together(), s.asked.Load()-1; got != many || asked < 1 || asked > many/4 {
+		t.Errorf("%d of %d had the keys, which were asked for %d times, want once, or some more if the machine is busy", got, many, asked)
+	}
+	s.says(http.StatusInternalServerError, "", "")
+	if got := together(); got != 0 {
+		t.Errorf("%d had keys that nobody was to keep", got)
+	}
+}
+
 // TestRebinding: a name that has a good address when it is looked at, and another when
 // it is connected to, leads nowhere.
 func TestRebinding(t *testing.T) {
