@@ -6,16 +6,24 @@ import (
 	"time"
 )
 
-// bodyTime bounds how long the body of a request may take to come, whatever the route.
-const bodyTime = 30 * time.Second
+// bodyTime bounds how long the body of a request may take to come, whatever the route;
+// answerTime how long a client may then take to accept an answer: downloads renew it as
+// long as they move (sender).
+const (
+	bodyTime   = 30 * time.Second
+	answerTime = 30 * time.Second
+)
 
-// punctually has the body of a request come in time, also one that nobody wants: what a
-// handler leaves of it net/http reads before it answers, and would wait for that for
-// ever. Once all of it has come, net/http takes the deadline away.
+// punctually has a client be in time, also with a body that nobody wants: what a handler
+// leaves of it net/http reads before it answers, and would wait for that for ever. Once
+// all of it has come, net/http takes its deadline away.
 func punctually(w http.ResponseWriter, r *http.Request) {
+	to, answered := http.NewResponseController(w), time.Now().Add(answerTime)
 	if r.ContentLength != 0 {
-		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTime)) // no connection, no deadline
+		_ = to.SetReadDeadline(time.Now().Add(bodyTime)) // no connection, no deadline
+		answered = answered.Add(bodyTime)
 	}
+	_ = to.SetWriteDeadline(answered)
 }
 
 // Bodies larger than smallBody are understood few at a time: one that names ten

@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/go-chi/chi/v5"
 
@@ -132,17 +131,12 @@ func (s *Server) routes(b *bulk.Handlers, one *read.Handlers, p *bulk.Publishing
 	return outermost(onlySecure(s.o.PublicURL, s.cors(all)))
 }
 
-// answerTime bounds how long a client may take to send a body that is waited for, and
-// to accept an answer; downloads renew it as long as they move (sender).
-const answerTime = bodyTime + 30*time.Second
-
 // outermost does what holds for every answer. Routing goes by the decoded path,
 // so that %24export is $export, and the methods of a path are ours to judge:
 // chi would not name those allowed for one it does not know.
 func outermost(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		punctually(w, r)
-		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(answerTime)) // no connection, no deadline
 		w.Header().Set("X-Content-Type-Options", "nosniff")
 		route := chi.NewRouteContext()
 		route.RouteMethod = http.MethodGet
