@@ -19,6 +19,7 @@ import (
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/trace"
 
+	"tidemark/api/smart"
 	"tidemark/store"
 )
 
@@ -133,10 +134,15 @@ func (o *observer) guard(w http.ResponseWriter, r *http.Request, route string, a
 		return
 	}
 	o.limits.saw(r.Context(), err)
+	if why := smart.Why(err); why != "" {
+		o.log.LogAttrs(r.Context(), slog.LevelDebug, "an access token was refused", slog.String("route", route), slog.String("why", why))
+	}
 	f := o.faultOf(err)
 	switch {
 	case errors.Is(err, store.ErrNoRoom):
 		o.log.LogAttrs(r.Context(), slog.LevelWarn, "request put off", slog.String("route", route), slog.Any("err", err))
+	case errors.Is(err, smart.ErrIssuer):
+		o.log.LogAttrs(r.Context(), slog.LevelWarn, "access tokens cannot be checked", slog.String("route", route), slog.Any("err", err))
 	case f.status >= http.StatusInternalServerError && f.status != http.StatusServiceUnavailable:
 		o.log.LogAttrs(r.Context(), slog.LevelError, "request failed", slog.String("route", route), slog.Any("err", err))
 	}

@@ -95,6 +95,9 @@ func (p *Permission) Within(o *Permission) bool {
 
 // String lists a permission in one line, for people.
 func (p *Permission) String() string {
+	if len(p.Levels) == 0 && p.Scopes == "" {
+		return "nothing yet"
+	}
 	groups := ""
 	if len(p.Groups) > 0 {
 		groups = " (" + strings.Join(p.Groups, ", ") + ")"

@@ -41,7 +41,23 @@ type External struct {
 }
 
 // ErrIssuer says that it cannot be told now whether a token is good.
-var ErrIssuer = errors.New("the keys of the authorization server cannot be had")
+var ErrIssuer = errors.New("the keys of the authorization server (auth.external.jwks_url) cannot be had")
+
+// A tokenFault is ErrToken to who sent the token. What it holds is for the operator, and
+// nothing of it comes from the token.
+type tokenFault string
+
+func (tokenFault) Error() string { return ErrToken.Error() }
+
+// Is lets errors.Is find ErrToken.
+func (tokenFault) Is(err error) bool { return err == ErrToken } //nolint:errorlint // as errors.Is wants it
+
+// Why tells an operator what is wrong with a token of another server, of which Check said
+// no more than ErrToken; "" if it is something else.
+func Why(err error) string {
+	f, _ := errors.AsType[tokenFault](err)
+	return string(f)
+}
 
 // programs are what well-known servers say of tokens that no user has asked for.
 var programs = map[string]string{"gty": "client-credentials", "idtyp": "app"}
@@ -54,17 +70,23 @@ var users = []string{"nonce", "at_hash", "c_hash", "s_hash", "auth_time", "act"}
 // error tells a stranger what a right token would be.
 func (e *External) Check(ctx context.Context, text string) (Token, error) {
 	if len(text) > maxToken {
-		return Token{}, ErrToken
+		return Token{}, tokenFault("it is longer than any token")
 	}
 	signed, err := jwt.ParseSigned(text, Algorithms)
 	if err != nil {
-		return Token{}, ErrToken
+		return Token{}, tokenFault("it is no JWT that is signed by a pair of keys")
 	}
 	header := signed.Headers[0]
 	var said jwt.Claims
-	if header.KeyID == "" || !e.takes(header.ExtraHeaders[jose.HeaderType]) ||
-		signed.UnsafeClaimsWithoutVerification(&said) != nil || said.Issuer != e.Issuer || said.Issuer == "" {
-		return Token{}, ErrToken // before anybody is asked for keys
+	switch { // before anybody is asked for keys
+	case header.KeyID == "":
+		return Token{}, tokenFault("its header has no kid")
+	case !e.takes(header.ExtraHeaders[jose.HeaderType]):
+		return Token{}, tokenFault("its typ is none of auth.external.token_types")
+	case signed.UnsafeClaimsWithoutVerification(&said) != nil:
+		return Token{}, tokenFault("its claims are not those of a JWT")
+	case said.Issuer != e.Issuer || said.Issuer == "":
+		return Token{}, tokenFault("its iss is not auth.external.issuer, letter by letter")
 	}
 	keys, err := e.Keys(ctx, e.KeysURL, header.KeyID)
 	if err != nil {
@@ -72,8 +94,11 @@ func (e *External) Check(ctx context.Context, text string) (Token, error) {
 	}
 	key, _ := keys.find(header.KeyID, jose.SignatureAlgorithm(header.Algorithm))
 	var more map[string]any
-	if key == nil || signed.Claims(key, &said, &more) != nil {
-		return Token{}, ErrToken
+	if key == nil {
+		return Token{}, tokenFault("auth.external.jwks_url has no key, or several, with its kid and for its alg")
+	}
+	if signed.Claims(key, &said, &more) != nil {
+		return Token{}, tokenFault("its signature is not that of the key")
 	}
 	return e.read(&said, more)
 }
@@ -92,17 +117,23 @@ func (e *External) takes(typ any) bool {
 // read judges claims whose signature is right.
 func (e *External) read(said *jwt.Claims, more map[string]any) (Token, error) {
 	client := one(more[cmp.Or(e.ClientClaim, "client_id")])
-	if client == "" || e.Audience == "" || !said.Audience.Contains(e.Audience) || said.Expiry == nil || !e.program(client, said.Subject, more) {
-		return Token{}, ErrToken
-	}
 	certificate, ok := boundTo(more["cnf"])
-	if !ok {
-		return Token{}, ErrToken
+	switch {
+	case client == "":
+		return Token{}, tokenFault("it has no one client in auth.external.client_claim")
+	case e.Audience == "" || !said.Audience.Contains(e.Audience):
+		return Token{}, tokenFault("auth.external.audience is not among its aud")
+	case said.Expiry == nil:
+		return Token{}, tokenFault("it has no exp")
+	case !e.program(client, said.Subject, more):
+		return Token{}, tokenFault("it is not a program's: its sub is not the client, and no claim says so; or it has claims of a user's session")
+	case !ok:
+		return Token{}, tokenFault("its cnf binds it to something that is no certificate")
 	}
 	now := e.now()
 	switch late := now.Add(Leeway); {
 	case said.NotBefore != nil && said.NotBefore.Time().After(late), said.IssuedAt != nil && said.IssuedAt.Time().After(late):
-		return Token{}, ErrToken
+		return Token{}, tokenFault("it is from the future (nbf, iat): are the clocks right?")
 	case !now.Before(said.Expiry.Time().Add(Leeway)):
 		return Token{}, ErrExpired
 	}

@@ -64,8 +64,8 @@ func TestExternal(t *testing.T) {
 		"another issuer": mint(nil, m{"iss": "https://evil.example.org"}), "a slash more": mint(nil, m{"iss": issuer + "/"}), "no issuer": mint(nil, m{"iss": nil}),
 		"an ID token": mint(m{"typ": "JWT"}, nil), "no typ": mint(m{"typ": nil}, nil),
 	} {
-		if token, err := e.Check(t.Context(), text); !errors.Is(err, ErrToken) || token.Client != "" {
-			t.Errorf("%s: %+v, %v", name, token, err)
+		if token, err := e.Check(t.Context(), text); !errors.Is(err, ErrToken) || err.Error() != ErrToken.Error() || Why(err) == "" || token.Client != "" {
+			t.Errorf("%s: %+v, %v: %s", name, token, err, Why(err))
 		}
 	}
 	if *asked != 0 {
@@ -81,8 +81,8 @@ func TestExternal(t *testing.T) {
 		"for somebody": mint(nil, m{"act": m{"sub": "x"}}), "a user who says otherwise": mint(nil, m{"sub": "alice", "gty": []string{"client-credentials"}}),
 		"bound to a key": mint(nil, m{"cnf": m{"jkt": "x"}}), "bound to nothing": mint(nil, m{"cnf": "x"}),
 	} {
-		if token, err := e.Check(t.Context(), text); !errors.Is(err, ErrToken) || token.Client != "" {
-			t.Errorf("%s: %+v, %v", name, token, err)
+		if token, err := e.Check(t.Context(), text); !errors.Is(err, ErrToken) || err.Error() != ErrToken.Error() || Why(err) == "" || token.Client != "" {
+			t.Errorf("%s: %+v, %v: %s", name, token, err, Why(err))
 		}
 	}
 	if _, err := e.Check(t.Context(), mint(nil, m{"exp": at(-time.Minute)})); !errors.Is(err, ErrExpired) {

@@ -98,7 +98,7 @@ func proofIn(args url.Values) (p clients.Proof, secret string, err error) {
 // mayFlags is what a client may.
 type mayFlags struct {
 	Level []string `enum:"system,patient,group" help:"What it may export: system, patient, group. May be repeated."`
-	Group []string `placeholder:"ID" help:"With the level group: a Group that it may export, * for all. May be repeated."`
+	Group []string `placeholder:"ID" help:"With the level group: a Group that it may export, * for all. May be repeated; '' for none."`
 	Scope []string `sep:"none" placeholder:"SCOPE" help:"What it can be granted, such as system/*.rs or 'system/Observation.rs?category=laboratory'. May be repeated."`
 
 	WithholdSecurity []string `sep:"none" placeholder:"LABEL" help:"What it is not given all the same: what has this label in meta.security, such as R, or a system, a bar and a code. May be repeated; '' for none, as with the next two."`
@@ -111,7 +111,11 @@ func (m *mayFlags) args(args url.Values) {
 		"level": m.Level, "group": m.Group, "scope": m.Scope,
 		"withhold-security": m.WithholdSecurity, "withhold-filter": m.WithholdFilter, "withhold-element": m.WithholdElement,
 	} {
-		if values != nil {
+		switch {
+		case values == nil:
+		case len(values) == 0: // --group '': an operation is told of no list without words
+			args[name] = []string{""}
+		default:
 			args[name] = values
 		}
 	}

@@ -179,7 +179,7 @@ func addClient(_ context.Context, at *opened, args url.Values, out io.Writer) er
 }
 
 func mayIn(args url.Values) clients.Permission {
-	return clients.Permission{Levels: args["level"], Groups: args["group"], Scopes: strings.Join(args["scope"], " "), Withhold: withhold.Policy{
+	return clients.Permission{Levels: args["level"], Groups: given(args["group"]), Scopes: strings.Join(args["scope"], " "), Withhold: withhold.Policy{
 		Security: given(args["withhold-security"]), Filters: given(args["withhold-filter"]), Elements: given(args["withhold-element"]),
 	}}
 }
@@ -222,10 +222,10 @@ func changeClient(_ context.Context, at *opened, args url.Values, out io.Writer)
 		if args.Has("name") {
 			c.Name = args.Get("name")
 		}
-		if may.Levels != nil {
+		if args.Has("level") {
 			c.May.Levels = may.Levels
 		}
-		if may.Groups != nil {
+		if args.Has("group") {
 			c.May.Groups = may.Groups
 		}
 		if args.Has("scope") {

@@ -53,6 +53,22 @@ func (r *clientRig) client(want int, args ...string) string {
 	return got
 }
 
+// TestClientCommandLocked: who has the store open and answers no commands may be a server
+// that has not begun to.
+func TestClientCommandLocked(t *testing.T) {
+	dir := t.TempDir()
+	db, err := store.Open(dir, store.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	got, code := ends(t, "client", "list", "--store", dir)
+	if code != exitFailed {
+		t.Errorf("exit %d", code)
+	}
+	contains(t, got, "run this again in a moment")
+}
+
 // TestClientCommand manages clients beside the running server, and then without it.
 func TestClientCommand(t *testing.T) {
 	r := newClientRig(t, "--set", "auth.clients=[{id: fixed, jwks_uri: 'https://a.example/keys'}]")
@@ -79,6 +95,9 @@ func TestClientCommand(t *testing.T) {
 	contains(t, r.client(0, "show", "research"), "withheld", "Condition?code=1,2, Claim.total")
 	contains(t, r.client(0, "list"), "but for what is withheld")
 	contains(t, r.client(1, "change", "research", "--withhold-element", "Claim.status"), "would be invalid")
+	contains(t, r.client(0, "change", "research", "--level", "system", "--group", ""), "0 jobs have ended")
+	contains(t, r.client(0, "list"), "  system: system/Group.rs", "nothing yet")
+	contains(t, r.client(0, "change", "research", "--level", "group,system", "--group", "diabetics"), "no job is touched")
 	contains(t, r.client(0, "disable", "research"), "0 jobs have ended")
 	contains(t, r.client(0, "list"), "fixed", "in the configuration", "research", "disabled", "group, system (diabetics): system/Group.rs, but for what is withheld")
 	if err := r.stop(); err != nil {

@@ -94,6 +94,9 @@ func onStoreOf(ctx context.Context, dir string, c *config.Config, name string, a
 		return fmt.Errorf("%s is no store: %w", dir, err) // opening it would begin one
 	}
 	db, err := store.Open(dir, store.Options{Logger: coldLog(), MergeOff: true})
+	if errors.Is(err, store.ErrLocked) {
+		return fmt.Errorf("%w; a server that is starting or stopping does not answer commands: run this again in a moment", err)
+	}
 	if err != nil {
 		return err
 	}
