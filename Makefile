@@ -56,8 +56,9 @@ race: go ## the same with race detector and self-checks (needs gcc or clang)
 	CGO_ENABLED=1 $(GO) test -race -tags invariants $(PKG)
 
 .PHONY: crash
-crash: go ## long random model and crash runs of the store (ROUNDS=1000 histories)
+crash: go ## long random model and crash runs of the store (ROUNDS=1000 histories); a hundred kills right after a token
 	$(GO) test -count=1 -tags invariants -timeout 60m -run 'Crash|Model|Metamorphic|Fault' ./store -model.runs=$(ROUNDS)
+	$(GO) test -count=1 -run '^TestSecured$$' ./cmd/tidemark -secured.kills=100
 
 .PHONY: fuzz
 fuzz: go ## every fuzz target for FUZZTIME=30s

@@ -21,7 +21,7 @@ func TestWhyATokenIsRefused(t *testing.T) {
 	var log bytes.Buffer
 	away := false
 	s := newServer(t, api.Options{
-		Auth:   api.Auth{Needed: true, External: &smart.External{
+		Auth: api.Auth{Needed: true, External: &smart.External{
 			Issuer: "https://login.example.org", Audience: public, TokenTypes: []string{"JWT"},
 			Keys: func(context.Context, string, string) (smart.Keys, error) {
 				if away {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"flag"
 	"io"
 	"math/rand/v2"
 	"net/http"
@@ -17,6 +18,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/twmb/franz-go/pkg/kgo"
 )
+
+var securedKills = flag.Int("secured.kills", 3, "how often TestSecured kills the server right after a token was granted")
 
 var ofA = []string{"Group/of-a", "Observation/a-laboratory", "Observation/a-vital-signs", "Patient/a"}
 
@@ -152,7 +155,7 @@ func (s *secured) nested(t *testing.T, token string) {
 // again. A job outlives that, for whoever has another token of its client.
 func (s *secured) once(t *testing.T, all *member) {
 	job, before := s.export(all.token("system/*.rs"), "$export", nil)
-	for range 3 {
+	for range *securedKills {
 		proof := all.assertion()
 		if status, g := all.prove(proof, "system/*.rs"); status != http.StatusOK {
 			t.Fatalf("the first time: %d %s", status, g.Error)
