@@ -227,7 +227,8 @@ func Restore(ctx context.Context, path, dir, erased string, o Options, out io.Wr
 }
 
 func restore(ctx context.Context, b *Backup, dir, erased string, o Options, out io.Writer) error {
-	if names, err := o.FS.List(dir); err == nil && len(names) > 0 {
+	names, err := o.FS.List(dir)
+	if err == nil && slices.ContainsFunc(names, func(name string) bool { return !slices.Contains(o.Beside, name) }) {
 		return fmt.Errorf("%s is not empty: name a new directory, and put it in the place of the old one yourself", dir)
 	}
 	segments := SegmentsDir(o.FS, dir)

@@ -103,7 +103,10 @@ type Options struct {
 	smallFile int64 // compaction.SmallFile, smaller in tests
 	still     bool  // index.Options.Still
 
-	FS     vfs.FS // default: the disk
+	FS vfs.FS // default: the disk
+	// Beside are names in the store's directory that are somebody else's: Restore
+	// takes no offence at them.
+	Beside []string
 	Logger *slog.Logger
 	Meter  metric.Meter
 	Tracer trace.Tracer

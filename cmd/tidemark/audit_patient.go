@@ -37,7 +37,7 @@ func (c *whoseAuditCmd) Run(ctx context.Context, out io.Writer) error {
 	if _, err := fhir.ParseKey("Patient/" + c.Patient); err != nil {
 		return errors.New("--patient: this is not a FHIR id")
 	}
-	return onStoreOf(ctx, cfg.Store.Path, &cfg.Config, "audit-patient", url.Values{"patient": {c.Patient}, "dir": {dir}}, out)
+	return onStore(ctx, place{cfg.Store.Path, &cfg.Config}, "audit-patient", url.Values{"patient": {c.Patient}, "dir": {dir}}, out)
 }
 
 // A verdict is what is known of whether somebody was given a patient's data.

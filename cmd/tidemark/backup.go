@@ -2,12 +2,16 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/url"
+	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
+	"tidemark/cmd/tidemark/internal/config"
 	"tidemark/store"
 )
 
@@ -32,7 +36,7 @@ Next: tidemark restore BACKUP DIR. A backup that did not end lacks backup.json a
 // Run makes a backup.
 func (c *backupCmd) Run(ctx context.Context, out io.Writer) error {
 	f := storeFlags{configFlags: c.configFlags, Dir: c.Store}
-	dir, err := f.dir()
+	at, err := f.place()
 	if err != nil {
 		return err
 	}
@@ -44,7 +48,7 @@ func (c *backupCmd) Run(ctx context.Context, out io.Writer) error {
 	if c.Copy {
 		args.Set("copy", "1")
 	}
-	return onStore(ctx, dir, "backup", args, out)
+	return onStore(ctx, at, "backup", args, out)
 }
 
 // backup is what the command does where the store is open.
@@ -59,8 +63,10 @@ func backup(ctx context.Context, db *store.DB, args url.Values, out io.Writer) e
 
 type restoreCmd struct {
 	Backup string `arg:"" type:"path" help:"A backup: a folder with backup.json."`
-	Dir    string `arg:"" type:"path" help:"The directory of the new store; it must be empty."`
+	Dir    string `arg:"" type:"path" help:"The directory of the new store; it must be empty, but for the audit trail of the store that was there."`
 	Erased string `type:"path" placeholder:"FILE" help:"The list of what was erased since: the file \"erased\" of the lost store. Default: that of the newest backup beside this one."`
+
+	configFlags `embed:""`
 }
 
 // Help is shown by --help.
@@ -70,11 +76,35 @@ still hold, and what came since the backup may come twice to clients. A new epoc
 
   tidemark restore /backups/tidemark-20260102T030405.678Z ./data
 
+It is put on record in the audit trail of the new store, or where audit.file says if --config is given. An audit trail that is all
+the directory holds goes on.
+
 Next: tidemark check DIR, then tidemark serve.`
 }
 
 // Run restores a backup.
 func (c *restoreCmd) Run(ctx context.Context, out io.Writer) error {
+	f := storeFlags{configFlags: c.configFlags, Dir: c.Dir}
+	at, err := f.place()
+	if err != nil {
+		return err
+	}
+	if taken, err := occupied(c.Dir); taken || err != nil {
+		return errors.Join(err, c.restore(ctx, out)) // which refuses, and leaves nothing there
+	}
+	return at.alone(ctx, "restore", url.Values{"backup": {c.Backup}}, func() error { return c.restore(ctx, out) })
+}
+
+// occupied tells whether a directory holds more than an audit trail.
+func occupied(dir string) (bool, error) {
+	list, err := os.ReadDir(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	return slices.ContainsFunc(list, func(e os.DirEntry) bool { return e.Name() != config.AuditName }), err
+}
+
+func (c *restoreCmd) restore(ctx context.Context, out io.Writer) error {
 	erased := c.Erased
 	if erased == "" {
 		list, err := store.Backups(store.Disk, filepath.Dir(c.Backup))
@@ -86,5 +116,5 @@ func (c *restoreCmd) Run(ctx context.Context, out io.Writer) error {
 			fmt.Fprintf(out, "what was erased is taken from the backup of %s\n", list[len(list)-1].At.Format(time.RFC3339))
 		}
 	}
-	return store.Restore(ctx, c.Backup, c.Dir, erased, store.Options{Logger: coldLog()}, out)
+	return store.Restore(ctx, c.Backup, c.Dir, erased, store.Options{Logger: coldLog(), Beside: []string{config.AuditName}}, out)
 }

@@ -21,19 +21,6 @@ type storeFlags struct {
 	Dir string `arg:"" optional:"" type:"path" help:"The store's directory. Default: store.path of the configuration."`
 }
 
-// dir is the directory to work on. A directory that is named needs no
-// configuration.
-func (f *storeFlags) dir() (string, error) {
-	if f.Dir != "" {
-		return f.Dir, nil
-	}
-	c, err := f.load()
-	if err != nil {
-		return "", err
-	}
-	return c.Store.Path, nil
-}
-
 type checkCmd struct {
 	storeFlags `embed:""`
 }
@@ -51,18 +38,20 @@ the topics again into a new one.`
 
 // Run checks a store.
 func (c *checkCmd) Run(ctx context.Context, out io.Writer) error {
-	dir, err := c.dir()
+	at, err := c.place()
 	if err != nil {
 		return err
 	}
-	if conn, err := dialControl(ctx, dir); err == nil {
-		return askServer(ctx, conn, "check", nil, out)
+	if conn, err := dialControl(ctx, at.dir); err == nil {
+		return askServer(ctx, conn, "check", nil, nil, out)
 	}
-	report, err := store.CheckDir(dir, store.Options{Logger: coldLog()}, progress("checking"))
-	if err != nil {
-		return err
-	}
-	return tellCheck(report, out)
+	return at.cold(ctx, "check", nil, func() error {
+		report, err := store.CheckDir(at.dir, store.Options{Logger: coldLog()}, progress("checking"))
+		if err != nil {
+			return err
+		}
+		return tellCheck(report, out)
+	})
 }
 
 // checkOpen is what the command does where the store is open.

@@ -54,7 +54,7 @@ func (f *clientFlags) do(ctx context.Context, name string, args url.Values, out 
 	if f.Store != "" {
 		c.Store.Path = f.Store
 	}
-	return onStoreOf(ctx, c.Store.Path, &c.Config, "client-"+name, args, out)
+	return onStore(ctx, place{c.Store.Path, &c.Config}, "client-"+name, args, out)
 }
 
 // proofFlags is how a client proves itself.

@@ -6,14 +6,12 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"maps"
 	"net"
 	"net/http"
 	"net/url"
 	"os"
 	"os/user"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -54,14 +52,17 @@ func onData(do func(ctx context.Context, db *store.DB, args url.Values, out io.W
 	}
 }
 
+// askedState is asked again and again by commands that are on record themselves.
+const askedState = "group-state"
+
 // operations are what a running server can be asked for.
 var operations = map[string]operation{
-	"backup":      onData(backup),
-	"check":       onData(checkOpen),
-	"erase":       onData(erase),
-	"group":       onData(showGroup),
-	"group-state": onData(groupStateOf),
-	"inspect":     onData(inspect),
+	"backup":   onData(backup),
+	"check":    onData(checkOpen),
+	"erase":    onData(erase),
+	"group":    onData(showGroup),
+	askedState: onData(groupStateOf),
+	"inspect":  onData(inspect),
 
 	"audit-patient": whoseAudit,
 
@@ -76,81 +77,51 @@ var operations = map[string]operation{
 	"client-show":          showClient,
 }
 
-// onStore carries an operation out on the store in dir, wherever it is open.
-func onStore(ctx context.Context, dir, name string, args url.Values, out io.Writer) error {
-	return onStoreOf(ctx, dir, nil, name, args, out)
-}
-
-// onStoreOf is for operations on clients, which need a configuration. A server has its own.
-func onStoreOf(ctx context.Context, dir string, c *config.Config, name string, args url.Values, out io.Writer) error {
-	conn, err := dialControl(ctx, dir)
+// onStore carries an operation out on a store, wherever it is open. A server has a
+// configuration of its own.
+func onStore(ctx context.Context, at place, name string, args url.Values, out io.Writer) error {
+	conn, err := dialControl(ctx, at.dir)
 	if err == nil {
-		return askServer(ctx, conn, name, args, out)
+		return askServer(ctx, conn, name, args, nil, out)
 	}
-	if !errors.Is(err, os.ErrNotExist) && !errors.Is(err, syscall.ECONNREFUSED) {
-		return fmt.Errorf("ask the server that has %s open: %w", dir, err)
+	if !nobodyServes(err) {
+		return fmt.Errorf("ask the server that has %s open: %w", at.dir, err)
 	}
-	if _, err := os.Stat(store.IndexDir(store.Disk, dir)); err != nil {
-		return fmt.Errorf("%s is no store: %w", dir, err) // opening it would begin one
+	if _, err := os.Stat(store.IndexDir(store.Disk, at.dir)); err != nil {
+		return fmt.Errorf("%s is no store: %w", at.dir, err) // opening it would begin one
 	}
-	db, err := store.Open(dir, store.Options{Logger: coldLog(), MergeOff: true})
-	if errors.Is(err, store.ErrLocked) {
-		return fmt.Errorf("%w; a server that is starting or stopping does not answer commands: run this again in a moment", err)
-	}
+	db, err := store.Open(at.dir, store.Options{Logger: coldLog(), MergeOff: true})
 	if err != nil {
 		return err
 	}
-	return errors.Join(onCold(ctx, &opened{db: db, config: c}, dir, name, args, out), db.Close())
+	return errors.Join(onCold(ctx, &opened{db: db, config: at.config}, at, name, args, out), db.Close())
 }
 
-func onCold(ctx context.Context, at *opened, dir, name string, args url.Values, out io.Writer) (err error) {
-	if at.config != nil {
-		if at.clients, err = openClients(at.config); err != nil {
+// nobodyServes tells of an error of dialControl that there is no server.
+func nobodyServes(err error) bool {
+	return errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED)
+}
+
+func onCold(ctx context.Context, open *opened, at place, name string, args url.Values, out io.Writer) (err error) {
+	if strings.HasPrefix(name, "client-") {
+		if open.clients, err = openClients(open.config); err != nil {
 			return err
 		}
 	}
-	if at.trail, err = coldTrail(at.config, dir); err != nil { //nolint:contextcheck // what it logs belongs to no request
+	if open.trail, err = at.trail(); err != nil { //nolint:contextcheck // what it logs belongs to no request
 		return err
 	}
-	defer func() { err = errors.Join(err, at.trail.Close()) }()
-	return carryOut(ctx, at, self(), name, args, out)
+	defer func() { err = errors.Join(err, open.trail.Close()) }()
+	return carryOut(ctx, open, self(), name, args, out)
 }
 
-// coldTrail is the trail of a server that does not run. Commands that read no
-// configuration go on with the one in the store, if there is one.
-func coldTrail(c *config.Config, dir string) (*audit.Trail, error) {
-	if c != nil {
-		return openTrail(c, nil, coldLog())
-	}
-	in := filepath.Join(dir, config.AuditName)
-	if _, err := os.Stat(in); err != nil {
-		return nil, nil
-	}
-	return audit.Open(audit.Options{Dir: in, Required: true, Logger: coldLog()})
-}
-
-// carryOut does what an operator asked for, and puts on record who he is, what it was
-// and how it went. Where a record is required and cannot be written it is not done.
+// carryOut does what an operator asked for, on record.
 func carryOut(ctx context.Context, at *opened, who, name string, args url.Values, out io.Writer) error {
-	e := audit.Event{Action: audit.Command, Command: name, User: who}
-	if strings.HasPrefix(name, "client-") {
-		e.Action, e.Client = audit.Client, args.Get("id")
+	do := func() error { return operations[name](ctx, at, args, out) }
+	if name == askedState {
+		return do()
 	}
-	for _, key := range slices.Sorted(maps.Keys(args)) {
-		for _, value := range args[key] {
-			e.Parameters = append(e.Parameters, audit.Parameter{Name: key, Value: value})
-		}
-	}
-	d, err := at.trail.Begin(ctx, e)
-	if err != nil {
-		return fmt.Errorf("%s: %w: free the disk, or see audit.required", name, err)
-	}
-	if err := operations[name](ctx, at, args, out); err != nil {
-		d.End(context.WithoutCancel(ctx), 0, audit.Failed)
-		return err
-	}
-	d.End(context.WithoutCancel(ctx), 0, audit.Done)
-	return nil
+	return witnessed(ctx, at.trail, who, name, args, do)
 }
 
 // self is who runs this process.
@@ -170,13 +141,14 @@ func dialControl(ctx context.Context, dir string) (net.Conn, error) {
 // under way then.
 const failed = "Tidemark-Error"
 
-func askServer(ctx context.Context, conn net.Conn, name string, args url.Values, out io.Writer) error {
+// askServer sends a request, with a body if there is one, and copies what is answered.
+func askServer(ctx context.Context, conn net.Conn, name string, args url.Values, body io.Reader, out io.Writer) error {
 	once := make(chan net.Conn, 1)
 	once <- conn
 	client := http.Client{Transport: &http.Transport{
 		DialContext: func(context.Context, string, string) (net.Conn, error) { return <-once, nil }, DisableKeepAlives: true,
 	}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://store/"+name+"?"+args.Encode(), nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://store/"+name+"?"+args.Encode(), body)
 	if err != nil {
 		return err
 	}
@@ -205,17 +177,24 @@ func controlHandler(at *opened) http.Handler {
 		mux.HandleFunc("POST /"+name, func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Trailer", failed)
 			w.WriteHeader(http.StatusOK)
-			who, _ := r.Context().Value(peerKey{}).(string)
-			if err := carryOut(r.Context(), at, who, name, r.URL.Query(), flushing{w}); err != nil {
+			if err := carryOut(r.Context(), at, peerOf(r), name, r.URL.Query(), flushing{w}); err != nil {
 				w.Header().Set(failed, url.QueryEscape(err.Error())) // it may have many lines
 			}
 		})
+	}
+	for _, name := range elsewhere {
+		mux.HandleFunc("POST /"+name, func(w http.ResponseWriter, r *http.Request) { standBy(at.trail, name, w, r) })
 	}
 	return mux
 }
 
 // peerKey is where a request has who sent it.
 type peerKey struct{}
+
+func peerOf(r *http.Request) string {
+	who, _ := r.Context().Value(peerKey{}).(string)
+	return who
+}
 
 // flushing sends each piece of output at once: people watch it.
 type flushing struct{ w http.ResponseWriter }

@@ -2,9 +2,11 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"strconv"
 	"text/tabwriter"
 	"unicode"
@@ -44,14 +46,22 @@ type listDeadlettersCmd struct {
 }
 
 // Run lists dead letters, the newest last.
-func (c *listDeadlettersCmd) Run(out io.Writer) error {
-	dir, err := c.dir()
+func (c *listDeadlettersCmd) Run(ctx context.Context, out io.Writer) error {
+	at, err := c.place()
 	if err != nil {
 		return err
 	}
+	args := url.Values{}
+	if c.Topic != "" {
+		args.Set("topic", c.Topic)
+	}
+	return at.onRecord(ctx, "deadletter-list", args, func() error { return c.list(at.dir, out) })
+}
+
+func (c *listDeadlettersCmd) list(dir string, out io.Writer) error {
 	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	n := 0
-	err = store.ReadDeadLetters(dir, store.Options{Logger: coldLog()}, c.Topic, func(d store.DeadLetterRow) error {
+	err := store.ReadDeadLetters(dir, store.Options{Logger: coldLog()}, c.Topic, func(d store.DeadLetterRow) error {
 		if n == 0 {
 			fmt.Fprintln(table, "NUMBER\tTAKEN IN\tTOPIC\tPARTITION\tOFFSET\tSIZE\tREASON")
 		}
@@ -89,12 +99,17 @@ type showDeadletterCmd struct {
 var errFound = errors.New("found")
 
 // Run shows one dead letter.
-func (c *showDeadletterCmd) Run(out io.Writer) error {
-	dir, err := c.dir()
+func (c *showDeadletterCmd) Run(ctx context.Context, out io.Writer) error {
+	at, err := c.place()
 	if err != nil {
 		return err
 	}
-	err = store.ReadDeadLetters(dir, store.Options{Logger: coldLog()}, "", func(d store.DeadLetterRow) error {
+	args := url.Values{"number": {strconv.FormatUint(c.Number, 10)}}
+	return at.onRecord(ctx, "deadletter-show", args, func() error { return c.show(at.dir, out) })
+}
+
+func (c *showDeadletterCmd) show(dir string, out io.Writer) error {
+	err := store.ReadDeadLetters(dir, store.Options{Logger: coldLog()}, "", func(d store.DeadLetterRow) error {
 		if d.Seq != c.Number {
 			return nil
 		}

@@ -47,7 +47,7 @@ func (c *eraseCmd) Run(ctx context.Context, out io.Writer) error {
 		return fmt.Errorf("--compartment needs a Patient, not %s", key.Type)
 	}
 	f := storeFlags{configFlags: c.configFlags, Dir: c.Store}
-	dir, err := f.dir()
+	at, err := f.place()
 	if err != nil {
 		return err
 	}
@@ -56,12 +56,12 @@ func (c *eraseCmd) Run(ctx context.Context, out io.Writer) error {
 		args.Set("compartment", "1")
 	}
 	if !c.Yes {
-		if err := onStore(ctx, dir, "inspect", url.Values{"resource": {c.Resource}}, out); err != nil {
+		if err := onStore(ctx, at, "inspect", url.Values{"resource": {c.Resource}}, out); err != nil {
 			fmt.Fprintf(out, "%s: %v\n", c.Resource, err)
 		}
 		return errors.New("nothing was erased: give --yes to erase it, and what comes later under this id")
 	}
-	return onStore(ctx, dir, "erase", args, out)
+	return onStore(ctx, at, "erase", args, out)
 }
 
 // erase is what the command does where the store is open.

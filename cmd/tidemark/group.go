@@ -69,6 +69,14 @@ func (c *setGroupCmd) Run(ctx context.Context, out io.Writer) error {
 	if err != nil {
 		return err
 	}
+	args := url.Values{"id": {g.ID}, "entries": {strconv.Itoa(len(g.Member))}}
+	if c.DryRun {
+		args.Set("dry-run", "1")
+	}
+	return c.onRecord(ctx, "group-set", args, func() error { return c.set(ctx, g, repeats, out) })
+}
+
+func (c *setGroupCmd) set(ctx context.Context, g *roster.Group, repeats int, out io.Writer) error {
 	if repeats > 0 {
 		fmt.Fprintf(out, "%d lines say again what another line says\n", repeats)
 	}
@@ -174,6 +182,10 @@ func (c *deleteGroupCmd) Run(ctx context.Context, out io.Writer) error {
 	if !fhir.ValidID(c.ID) {
 		return fmt.Errorf("%q is no id of a Group: write 1 to 64 of A-Z, a-z, 0-9, . and -", c.ID)
 	}
+	return c.onRecord(ctx, "group-delete", url.Values{"id": {c.ID}}, func() error { return c.remove(ctx, out) })
+}
+
+func (c *deleteGroupCmd) remove(ctx context.Context, out io.Writer) error {
 	w, err := c.open(ctx, c.ID)
 	if err != nil {
 		return err
@@ -198,6 +210,18 @@ type groupWriter struct {
 	wait      time.Duration
 	store     string // of the server that reads the topic
 	maxRecord int64
+}
+
+// onRecord does what goes to a topic. Where there is no store there is no trail.
+func (f *groupFlags) onRecord(ctx context.Context, name string, args url.Values, do func() error) error {
+	cfg, err := f.load()
+	if err != nil {
+		return err
+	}
+	if f.Topic != "" {
+		args.Set("topic", f.Topic)
+	}
+	return place{cfg.Store.Path, &cfg.Config}.onRecord(ctx, name, args, do)
 }
 
 // open finds the topic. A topic that is given is like one that is configured.
@@ -338,7 +362,7 @@ func askGroup(ctx context.Context, dir, id, topic string, partition int) (*group
 	}
 	var answer bytes.Buffer
 	args := url.Values{"id": {id}, "topic": {topic}, "partition": {strconv.Itoa(partition)}}
-	if err := askServer(ctx, conn, "group-state", args, &answer); err != nil {
+	if err := askServer(ctx, conn, askedState, args, nil, &answer); err != nil {
 		return nil, err
 	}
 	var s groupState

@@ -44,7 +44,7 @@ func (c *showGroupCmd) Run(ctx context.Context, out io.Writer) error {
 		return fmt.Errorf("%q is no id of a Group: write 1 to 64 of A-Z, a-z, 0-9, . and -", c.ID)
 	}
 	f := storeFlags{configFlags: c.configFlags, Dir: c.Store}
-	dir, err := f.dir()
+	at, err := f.place()
 	if err != nil {
 		return err
 	}
@@ -55,7 +55,7 @@ func (c *showGroupCmd) Run(ctx context.Context, out io.Writer) error {
 	if c.JSON {
 		args.Set("json", "1")
 	}
-	return onStore(ctx, dir, "group", args, out)
+	return onStore(ctx, at, "group", args, out)
 }
 
 // showGroup is what the command does where the store is open.

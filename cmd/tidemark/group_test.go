@@ -222,6 +222,10 @@ func TestGroupCommand(t *testing.T) {
 	if strings.Contains(string(log), "Patient/p") || strings.Contains(string(log), "mrn") {
 		t.Error("the log names patients")
 	}
+	said := commandsIn(t, filepath.Join(r.store(), config.AuditName))
+	if !slices.Contains(said, "group-set ended done entries id") || slices.ContainsFunc(said, func(line string) bool { return strings.HasPrefix(line, askedState) }) {
+		t.Errorf("on record is %q", said)
+	}
 }
 
 // lagging writes while the server cannot have read what the topic holds: what it

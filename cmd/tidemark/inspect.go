@@ -43,7 +43,7 @@ jobs: shorten export.expires.`
 // Run inspects a store.
 func (c *inspectCmd) Run(ctx context.Context, out io.Writer) error {
 	f := storeFlags{configFlags: c.configFlags, Dir: c.Store}
-	dir, err := f.dir()
+	at, err := f.place()
 	if err != nil {
 		return err
 	}
@@ -60,7 +60,7 @@ func (c *inspectCmd) Run(ctx context.Context, out io.Writer) error {
 	if c.Types {
 		args.Set("types", "1")
 	}
-	return onStore(ctx, dir, "inspect", args, out)
+	return onStore(ctx, at, "inspect", args, out)
 }
 
 // inspect is what the command does where the store is open.

@@ -35,14 +35,16 @@ Next: tidemark check, then tidemark serve.`
 
 // Run resets the promise.
 func (c *resetPromiseCmd) Run(ctx context.Context, out io.Writer) error {
-	dir, err := c.dir()
+	at, err := c.place()
 	if err != nil {
 		return err
 	}
 	if !c.Yes {
 		return errors.New("nothing was changed: give --yes to reset what is promised; tidemark promise --help says what that means")
 	}
-	if err := store.ResetPromise(ctx, dir, store.Options{Logger: coldLog()}, out); err != nil {
+	if err := at.onRecord(ctx, "promise-reset", nil, func() error {
+		return store.ResetPromise(ctx, at.dir, store.Options{Logger: coldLog()}, out)
+	}); err != nil {
 		return err
 	}
 	_, err = fmt.Fprintln(out, "clients whose _since lies in the future take a full export; next: tidemark check, then tidemark serve")

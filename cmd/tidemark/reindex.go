@@ -24,9 +24,11 @@ Next: tidemark check, then tidemark serve.`
 
 // Run rebuilds the index.
 func (c *reindexCmd) Run(ctx context.Context, out io.Writer) error {
-	dir, err := c.dir()
+	at, err := c.place()
 	if err != nil {
 		return err
 	}
-	return store.Reindex(ctx, dir, store.Options{Logger: coldLog()}, out)
+	return at.onRecord(ctx, "reindex", nil, func() error {
+		return store.Reindex(ctx, at.dir, store.Options{Logger: coldLog()}, out)
+	})
 }

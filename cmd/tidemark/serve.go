@@ -101,6 +101,9 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger) (err error) 
 	if err != nil {
 		return err
 	}
+	if err := writeWhere(c); err != nil {
+		return err
+	}
 	trail, err := openTrail(c, tel, log) //nolint:contextcheck // what it logs belongs to no request
 	if err != nil {
 		return err
