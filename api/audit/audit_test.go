@@ -661,6 +661,58 @@ func TestPublish(t *testing.T) {
 	})
 }
 
+// TestLag: how far the topic is behind is known, since when and why, over restarts too.
+func TestLag(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fs, to := vfs.NewMem(), &topic{fails: true}
+		first := time.Now().Truncate(time.Millisecond)
+		for life := range 2 {
+			trail := mustOpen(t, Options{FS: fs, MaxSize: 2000, Publisher: to})
+			for range 20 {
+				trail.mustRecord(t, commands("x")...)
+				time.Sleep(time.Hour)
+			}
+			ctx, stop := context.WithCancel(t.Context())
+			done := make(chan error, 1)
+			go func() { done <- trail.Run(ctx) }()
+			synctest.Wait()
+			lag, err := trail.Lag()
+			if err != nil || !lag.Since.Equal(first) || lag.Bytes != sizeOf(t, fs, trail.o.Dir) || lag.Err == nil {
+				t.Errorf("life %d: %v %v, want %d bytes since %v", life, lag, err, sizeOf(t, fs, trail.o.Dir), first)
+			}
+			to.mu.Lock()
+			to.fails = life == 0
+			to.mu.Unlock()
+			if time.Sleep(2 * time.Minute); life == 1 {
+				if lag, err = trail.Lag(); err != nil || lag != (Lag{}) {
+					t.Errorf("in the end: %v %v", lag, err)
+				}
+			}
+			stop()
+			if err := errors.Join(<-done, trail.Close()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}
+
+// sizeOf is that of all files of a trail.
+func sizeOf(t *testing.T, fs vfs.FS, dir string) (n int64) {
+	t.Helper()
+	list, err := files(fs, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range list {
+		info, err := fs.Stat(fs.PathJoin(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		n += info.Size()
+	}
+	return n
+}
+
 // BenchmarkRecord: many clients at the same time, on this machine's disk.
 func BenchmarkRecord(b *testing.B) {
 	for _, clients := range []int{1, 10, 1000} {

@@ -64,6 +64,9 @@ func (t *Trail) Run(ctx context.Context) error {
 	var warned time.Time
 	for ctx.Err() == nil {
 		more, err := t.publish(ctx)
+		t.mu.Lock()
+		t.unpublished = err
+		t.mu.Unlock()
 		if more {
 			pause.Reset()
 			continue
@@ -83,6 +86,19 @@ func (t *Trail) Run(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// Flush hands over what is left once Run has ended. What cannot be delivered now is at
+// the next start.
+func (t *Trail) Flush(ctx context.Context) error {
+	if t == nil || t.o.Publisher == nil {
+		return nil
+	}
+	for {
+		if more, err := t.publish(ctx); err != nil || !more {
+			return err
+		}
+	}
 }
 
 // publish delivers some lines, and tells whether there were any.

@@ -64,7 +64,9 @@ type Trail struct {
 	gather  *batch // what the next write takes
 	missing int64  // events that are lost and not yet said to be
 	closed  bool
-	follow  chan struct{} // has a token when there is something new for the Publisher
+	// unpublished is why the Publisher has failed, if it did.
+	unpublished error
+	follow      chan struct{} // has a token when there is something new for the Publisher
 }
 
 // A batch is lines that are written and synced together.
@@ -89,6 +91,11 @@ func Open(o Options) (*Trail, error) {
 		metric.WithDescription("Events that are not on record because the audit trail could not be written."))
 	if err != nil {
 		return nil, fmt.Errorf("make the instruments of the audit trail: %w", err)
+	}
+	if o.Publisher != nil {
+		if err := t.measure(); err != nil {
+			return nil, err
+		}
 	}
 	switch err := t.out.open(time.Now()); {
 	case err == nil:

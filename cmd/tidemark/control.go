@@ -62,7 +62,7 @@ var operations = map[string]operation{
 	"erase":    onData(erase),
 	"group":    onData(showGroup),
 	askedState: onData(groupStateOf),
-	"inspect":  onData(inspect),
+	"inspect":  inspect,
 
 	"audit-patient": whoseAudit,
 

@@ -64,16 +64,19 @@ func (c *inspectCmd) Run(ctx context.Context, out io.Writer) error {
 }
 
 // inspect is what the command does where the store is open.
-func inspect(_ context.Context, db *store.DB, args url.Values, out io.Writer) error {
+func inspect(_ context.Context, at *opened, args url.Values, out io.Writer) error {
 	if r := args.Get("resource"); r != "" {
 		key, err := fhir.ParseKey(r)
 		if err != nil {
 			return err
 		}
 		body, _ := strconv.ParseUint(args.Get("body"), 10, 64)
-		return inspectResource(db, key, body, out)
+		return inspectResource(at.db, key, body, out)
 	}
-	return inspectStore(db, args.Has("types"), out)
+	if err := inspectStore(at.db, args.Has("types"), out); err != nil {
+		return err
+	}
+	return tellLag(at.trail, out)
 }
 
 func inspectStore(db *store.DB, types bool, out io.Writer) error {

@@ -193,9 +193,20 @@ func (w *writer) tooLarge(size int64) error {
 // that are in sync have it. A record that is written twice, because an answer
 // was lost, says the same twice.
 func (w *writer) write(ctx context.Context, r payload) (int64, error) {
+	offset, err := w.produce(ctx, func() kafka.RecordReader { return w.records(r) })
+	if errors.Is(err, kafka.MessageSizeTooLarge) {
+		if size, sizeErr := w.size(r); sizeErr == nil {
+			return 0, w.tooLarge(size)
+		}
+	}
+	return offset, err
+}
+
+// produce sends a batch, again as long as that may help.
+func (w *writer) produce(ctx context.Context, records func() kafka.RecordReader) (int64, error) {
 	offset, err := backoff.Retry(ctx, func() (int64, error) {
 		answer, err := w.client.Produce(ctx, &kafka.ProduceRequest{
-			Topic: w.topic, Partition: w.partition, RequiredAcks: kafka.RequireAll, Compression: w.limits.codec, Records: w.records(r),
+			Topic: w.topic, Partition: w.partition, RequiredAcks: kafka.RequireAll, Compression: w.limits.codec, Records: records(),
 		})
 		if err == nil {
 			err = answer.Error
@@ -208,11 +219,6 @@ func (w *writer) write(ctx context.Context, r payload) (int64, error) {
 		}
 		return answer.BaseOffset, nil
 	}, backoff.WithMaxElapsedTime(writePatience))
-	if errors.Is(err, kafka.MessageSizeTooLarge) {
-		if size, sizeErr := w.size(r); sizeErr == nil {
-			return 0, w.tooLarge(size)
-		}
-	}
 	if err != nil {
 		return 0, fmt.Errorf("write to partition %d of the topic %s: %w", w.partition, w.topic, err)
 	}

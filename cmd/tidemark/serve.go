@@ -65,6 +65,7 @@ const (
 	flushGrace     = 20 * time.Second // the last commit, on a slow disk
 	httpGrace      = 30 * time.Second // downloads; what is cut goes on after the restart, by Range
 	adminGrace     = time.Second
+	auditGrace     = 5 * time.Second // what audit.topic has not had yet
 	telemetryGrace = 5 * time.Second // a collector that does not answer
 )
 
@@ -142,6 +143,7 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger) (err error) 
 			return runControl(ctx, control, &opened{db, c, known.clients, trail, server.UseSecrets})
 		}, adminGrace})
 	}
+	stages = append(stages, stage{"audit", func(ctx context.Context) error { return publishTrail(ctx, trail) }, 2 * auditGrace})
 	announce(c, log)
 	return runStages(ctx, log, stages...)
 }
@@ -203,6 +205,9 @@ func openTrail(c *config.Config, tel *telemetry, log *slog.Logger) (*audit.Trail
 		return nil, nil
 	}
 	o := audit.Options{Dir: c.AuditDir(), Required: c.Audit.Required, Keep: time.Duration(c.Audit.Keep), Observer: c.HTTP.PublicURL, Logger: log}
+	if c.Audit.Topic != "" {
+		o.Publisher = &auditTopic{kafka: c.Kafka, topic: c.Audit.Topic, server: c.HTTP.PublicURL}
+	}
 	if tel != nil {
 		o.Meter = tel.meters.Meter("tidemark/api/audit")
 	}

@@ -364,6 +364,8 @@ type Audit struct {
 	Enabled bool `yaml:"enabled"`
 	// The directory of its files, audit-YYYYMMDD-N.ndjson. Empty: audit in store.path, which backups have no copy of.
 	File string `yaml:"file"`
+	// A Kafka topic that gets each line as well, in order and at least once, with its id as key: a copy that who may write the files cannot change. It must not be one of topics. While it is away the files keep all that it has not had. Empty: none.
+	Topic string `yaml:"topic"`
 	// What is given out must be on record before: kick-offs, reads and downloads are answered with 503 while that cannot be written.
 	Required bool `yaml:"required"`
 	// How long files are kept. 0s: for ever.

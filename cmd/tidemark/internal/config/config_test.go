@@ -270,6 +270,8 @@ func TestValidate(t *testing.T) {
 		{"topics[0].stop_after=-1", "0 (never) or more"},
 		{"topics[2].name=a", "the next one is topics[1]"},
 		{"groups.topic=a b", "no name of a Kafka topic"},
+		{"audit.topic=a b", "no name of a Kafka topic"},
+		{"audit.topic=fhir-changes", "AuditEvents would become resources"},
 		{"groups.topic=groups", "no entry of topics reads groups"},
 		{"store.path=", "names no directory"},
 		{"store.cache=1KiB", "too little"},

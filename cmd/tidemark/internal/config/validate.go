@@ -149,6 +149,7 @@ func (l *loader) validateSizes() {
 	if l.Audit.Keep < 0 {
 		l.invalid("audit.keep", "%v is less than 0", l.Audit.Keep)
 	}
+	l.validateAuditTopic()
 	if l.Capability.Enabled && l.AuthMode() == "none" {
 		l.invalid("capability.enabled", "signs URLs of files, which anybody may read with auth.mode none: take it out, or ask for tokens")
 	}
@@ -410,6 +411,23 @@ func (l *loader) validateGroups() {
 		l.invalid(path, "topics[%d] reads %s with another format than resource, which Groups are written in", i, name)
 	case slices.Contains(l.Topics[i].DropTypes, "Group"):
 		l.invalid(path, "topics[%d].drop_types passes over the Groups in %s", i, name)
+	}
+}
+
+// validateAuditTopic: what is read as FHIR changes must not be what is on record of them.
+func (l *loader) validateAuditTopic() {
+	const path = "audit.topic"
+	name := l.Audit.Topic
+	switch {
+	case name == "":
+	case !legalTopic.MatchString(name):
+		l.invalid(path, "%q is no name of a Kafka topic", name)
+	case !l.Audit.Enabled:
+		l.invalid(path, "nothing would be written there: audit.enabled is false")
+	default:
+		if i := slices.IndexFunc(l.Topics, func(t Topic) bool { return t.Reads(name) }); i >= 0 {
+			l.invalid(path, "topics[%d] reads %s, and AuditEvents would become resources: choose another topic", i, name)
+		}
 	}
 }
 
