@@ -1,6 +1,7 @@
 package api
 
 import (
+	"context"
 	"maps"
 	"slices"
 
@@ -13,6 +14,9 @@ func (s *Server) Jobs() *export.Jobs { return s.jobs }
 
 // Pages are the server's, for tests that publish when they want to.
 func (s *Server) Pages() *publish.Pages { return s.pages }
+
+// TellStrangers is what Run does for them.
+func (s *Server) TellStrangers(ctx context.Context) error { return s.tellStrangers(ctx) }
 
 // Statuses are those that refusals become.
 func Statuses() []int { return slices.Sorted(maps.Values(statusOf)) }

@@ -24,9 +24,9 @@ func (s *Server) recorded(action audit.Action, h handler) handler {
 	}
 	return func(w http.ResponseWriter, r *http.Request) error {
 		e := &audit.Event{Action: action, Remote: s.clientAddress(r)}
-		ctx := audit.In(r.Context(), e)
-		stays := context.WithoutCancel(ctx) // what was done is on record, whoever hangs up
+		stays := context.WithoutCancel(r.Context()) // what was done is on record, whoever hangs up
 		d := &disclosing{ResponseWriter: w, s: s, ctx: stays, event: e, head: r.Method == http.MethodHead}
+		ctx := audit.In(r.Context(), e, d.intend)
 		to := http.ResponseWriter(d)
 		if file, is := w.(*sender); is { // what is sent from the disk goes past nobody else
 			file.before = d.begin
@@ -40,7 +40,7 @@ func (s *Server) recorded(action audit.Action, h handler) handler {
 			return d.refused
 		}
 		d.end(w, err)
-		if err != nil && !d.begun {
+		if err != nil && !d.begun && d.line == nil {
 			return s.refusal(stays, e, err)
 		}
 		return err
@@ -91,7 +91,7 @@ func (d *disclosing) begin(status int) error {
 	e := d.event
 	e.Status, e.Range = status, d.Header().Get("Content-Range")
 	switch {
-	case e.Action == "" || status >= http.StatusMultipleChoices || d.head:
+	case e.Action == "" || status >= http.StatusMultipleChoices || d.head || d.line != nil:
 	case e.Action == audit.Download:
 		d.line, d.refused = d.s.o.Audit.Begin(d.ctx, *e)
 	default:
@@ -106,6 +106,12 @@ func (d *disclosing) begin(status int) error {
 	return nil
 }
 
+// intend puts on record what is about to be done.
+func (d *disclosing) intend() (err error) {
+	d.line, err = d.s.o.Audit.Begin(d.ctx, *d.event)
+	return err
+}
+
 // undo ends a job that nobody hears of.
 func (d *disclosing) undo() {
 	if d.event.Action == audit.KickOff && d.event.Job != "" {
@@ -115,7 +121,7 @@ func (d *disclosing) undo() {
 	}
 }
 
-// end says how much of a file went out.
+// end says how much of a file went out, or how what was intended went.
 func (d *disclosing) end(w http.ResponseWriter, err error) {
 	if d.line == nil {
 		return
@@ -124,8 +130,13 @@ func (d *disclosing) end(w http.ResponseWriter, err error) {
 		d.bytes = file.bytes
 	}
 	outcome := audit.Done
+	d.line.Event.Status = d.event.Status
 	if err != nil {
 		outcome = audit.Failed
+	}
+	if err != nil && !d.begun {
+		f := d.s.faultOf(err)
+		d.line.Event.Status, d.line.Event.Reason = f.status, string(f.issues[0].Code)
 	}
 	d.line.End(d.ctx, d.bytes, outcome)
 }
@@ -176,13 +187,17 @@ func (s *Server) attempted(ctx context.Context, r *http.Request, a smart.Attempt
 }
 
 // Strangers are on record a few times a second: who is not known here could fill the
-// disk by asking, and what fills the trail hides what matters in it.
+// disk by asking, and what fills the trail hides what matters in it. Of the others one
+// line each second says how many there were.
 const strangersPerSecond = 20
 
 type strangers struct {
+	more chan struct{} // has a token when there are some to be told of
+
 	mu     sync.Mutex
 	second time.Time
 	n      int
+	others int64 // that have no line of their own
 }
 
 func (s *strangers) take(now time.Time) bool {
@@ -191,6 +206,55 @@ func (s *strangers) take(now time.Time) bool {
 	if second := now.Truncate(time.Second); second != s.second {
 		s.second, s.n = second, 0
 	}
-	s.n++
-	return s.n <= strangersPerSecond
+	if s.n++; s.n <= strangersPerSecond {
+		return true
+	}
+	s.others++
+	select {
+	case s.more <- struct{}{}:
+	default:
+	}
+	return false
+}
+
+// tellStrangers writes their numbers until ctx ends.
+func (s *Server) tellStrangers(ctx context.Context) error {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-s.strangers.more:
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			s.tellOthers(ctx)
+		}
+	}
+}
+
+// tellOthers writes how many strangers have come that have no line. If that cannot be
+// written the next line has them.
+func (s *Server) tellOthers(ctx context.Context) {
+	s.strangers.mu.Lock()
+	n := s.strangers.others
+	s.strangers.others = 0
+	s.strangers.mu.Unlock()
+	if n == 0 {
+		return
+	}
+	e := audit.Event{Action: audit.Refused, Outcome: audit.Denied, Rows: n, Reason: "so many more of whom nobody knows who they are: no line of each"}
+	if err := s.o.Audit.Record(context.WithoutCancel(ctx), e); err != nil {
+		s.o.Logger.WarnContext(ctx, "how many strangers were refused is not on record", "err", err)
+		s.strangers.mu.Lock()
+		s.strangers.others += n
+		s.strangers.mu.Unlock()
+		select {
+		case s.strangers.more <- struct{}{}:
+		default:
+		}
+	}
 }

@@ -1,12 +1,15 @@
 package api_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
@@ -14,6 +17,7 @@ import (
 
 	"tidemark/api"
 	"tidemark/api/audit"
+	"tidemark/store"
 )
 
 // lines are what a trail says, in short.
@@ -32,6 +36,9 @@ func lines(t *testing.T, fs vfs.FS) (said []string) {
 		}
 		for _, p := range e.Parameters {
 			text += " " + p.Name + "=" + p.Value
+		}
+		if e.Rows > 0 {
+			text += fmt.Sprintf(" %d", e.Rows)
 		}
 		if e.Bytes > 0 {
 			text += fmt.Sprintf(" %d B", e.Bytes)
@@ -89,7 +96,7 @@ func TestRecord(t *testing.T) {
 		"refused login",
 		"refused confined not-found",
 		"kickoff whole patient value _since=never",
-		"delete whole",
+		"delete begun whole", "delete ended whole",
 	}
 	got := lines(t, fs)
 	for i := range got {
@@ -132,8 +139,11 @@ func TestRecordRequired(t *testing.T) {
 	if resp, _ := o.ask(http.MethodGet, job, token); resp.StatusCode != http.StatusOK {
 		t.Errorf("a status request: %s", resp.Status)
 	}
-	if resp, _ := o.ask(http.MethodDelete, job, token); resp.StatusCode != http.StatusServiceUnavailable && resp.StatusCode != http.StatusAccepted {
-		t.Errorf("DELETE: %s", resp.Status)
+	if resp, body := o.ask(http.MethodDelete, job, token); resp.StatusCode != http.StatusServiceUnavailable || !strings.Contains(body, "on record") {
+		t.Errorf("DELETE: %s %s", resp.Status, body)
+	}
+	if resp, _ := o.ask(http.MethodGet, job, token); resp.StatusCode != http.StatusOK {
+		t.Errorf("a status request after DELETE: %s", resp.Status)
 	}
 	broken = false
 	if resp, body := o.ask(http.MethodGet, "/fhir/Patient/a", token); resp.StatusCode != http.StatusOK {
@@ -141,16 +151,60 @@ func TestRecordRequired(t *testing.T) {
 	}
 }
 
-// TestRecordStrangers: who is not known cannot fill the trail.
+// TestRecordStrangers: who is not known cannot fill the trail, and is counted there.
 func TestRecordStrangers(t *testing.T) {
+	const asked = 500
 	fs := vfs.NewMem()
 	o := newOffice(t, api.Options{Audit: trail(t, fs)})
-	for range 500 {
+	ctx, stop := context.WithCancel(t.Context())
+	told := make(chan error, 1)
+	go func() { told <- o.self.TellStrangers(ctx) }()
+	defer func() { stop(); <-told }()
+	for range asked {
 		o.ask(http.MethodGet, "/fhir/$export", "")
 	}
 	o.ask(http.MethodGet, "/fhir/$export", o.token("confined", ""))
-	got := lines(t, fs)
-	if n := len(got); n > 300 || !slices.Contains(got, "refused confined system forbidden") {
-		t.Errorf("%d lines, the last %q", n, got[n-1])
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		got := lines(t, fs)
+		n, own := 0, 0
+		for _, line := range got {
+			if number, is := strings.CutPrefix(line, "refused so many more of whom nobody knows who they are: no line of each "); is {
+				more, _ := strconv.Atoi(number)
+				n += more
+			} else if line == "refused login" {
+				own++
+			}
+		}
+		if own > 300 || own+n > asked || !slices.Contains(got, "refused confined system forbidden") {
+			t.Fatalf("%d lines of strangers, %d others: %q", own, n, got)
+		}
+		if own+n == asked {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%d lines of strangers, %d others, %d have asked", own, n, asked)
+		}
+	}
+}
+
+// TestRecordDelete: a deletion is on record as it began and as it ended, also if it went
+// wrong.
+func TestRecordDelete(t *testing.T) {
+	fs := vfs.NewMem()
+	o := newOffice(t, api.Options{Audit: trail(t, fs)})
+	token := o.token("whole", "")
+	job := o.start("/fhir/Patient/$export", token)
+	o.ask(http.MethodDelete, job, o.token("other", ""))
+	o.db.Fail(store.ErrReadOnly)
+	if resp, body := o.ask(http.MethodDelete, job, token); resp.StatusCode != http.StatusServiceUnavailable {
+		t.Errorf("on a disk that takes no writes: %s %s", resp.Status, body)
+	}
+	o.db.Fail(nil)
+	o.ask(http.MethodDelete, job, token)
+	o.ask(http.MethodDelete, job, token)
+	want := []string{"kickoff whole patient", "refused other not-found", "delete begun whole", "delete ended whole transient",
+		"delete begun whole", "delete ended whole", "delete whole not-found"}
+	if d := cmp.Diff(want, lines(t, fs)); d != "" {
+		t.Error(d)
 	}
 }

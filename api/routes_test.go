@@ -51,6 +51,7 @@ type office struct {
 	server  *httptest.Server
 	routes  []api.Mount
 	rotate  func([]smart.Secret)
+	self    *api.Server
 }
 
 func newOffice(t *testing.T, o api.Options) *office {
@@ -89,7 +90,7 @@ func newOffice(t *testing.T, o api.Options) *office {
 	if err != nil {
 		t.Fatal(err)
 	}
-	of.routes, of.rotate = s.Mounted(), s.UseSecrets
+	of.routes, of.rotate, of.self = s.Mounted(), s.UseSecrets, s
 	of.server = httptest.NewServer(s.Handler())
 	stop := runs(t, s)
 	t.Cleanup(func() { of.server.Close(); stop() })

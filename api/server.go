@@ -189,6 +189,7 @@ func New(o Options) (*Server, error) {
 		hosts:   newHosts(o.Listen, public, o.Hosts),
 		proxies: o.TrustedProxies,
 	}
+	s.strangers.more = make(chan struct{}, 1)
 	if s.pages, err = publish.New(o.Store, o.publishing()); err != nil {
 		return nil, err
 	}
@@ -299,11 +300,13 @@ func (s *Server) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.jobs.Run(ctx) })
 	g.Go(func() error { return s.pages.Run(ctx) })
+	g.Go(func() error { return s.tellStrangers(ctx) })
 	g.Go(func() error { return s.serve(server) })
 	g.Go(func() error {
 		<-ctx.Done()
 		return s.shutdown(context.WithoutCancel(ctx), server)
 	})
+	defer s.tellOthers(ctx) // of the last second
 	return g.Wait()
 }
 

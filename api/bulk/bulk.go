@@ -19,6 +19,7 @@ import (
 	"github.com/go-chi/chi/v5"
 
 	"tidemark/api/access"
+	"tidemark/api/audit"
 	"tidemark/api/export"
 	"tidemark/store/fhir"
 )
@@ -260,6 +261,9 @@ func told(h http.Header, job int, separate bool) int {
 func (h *Handlers) Delete(w http.ResponseWriter, r *http.Request) error {
 	id := chi.URLParam(r, "job")
 	if _, err := h.own(r, id); err != nil {
+		return err
+	}
+	if err := audit.Intend(r.Context()); err != nil {
 		return err
 	}
 	if err := h.Jobs.Delete(r.Context(), id); err != nil {

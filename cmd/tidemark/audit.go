@@ -139,6 +139,9 @@ func auditRow(e *audit.Event) string {
 	if e.Bytes > 0 {
 		add("bytes", fmt.Sprint(e.Bytes))
 	}
+	if e.Rows > 0 {
+		add("number", fmt.Sprint(e.Rows))
+	}
 	add("", e.Command)
 	for _, p := range e.Parameters {
 		value, _ := json.Marshal(p.Value) // a terminal gets no control characters
