@@ -130,3 +130,63 @@ func TestCountsOfTheWhole(t *testing.T) {
 		}
 	}
 }
+
+// TestPatientsWhoAreKnown: a kick-off that names a Patient tells nobody whether he is known
+// here who may have nothing of him: it is answered as for one who is nowhere.
+func TestPatientsWhoAreKnown(t *testing.T) {
+	o := newOffice(t, api.Options{Withhold: withhold.Policy{Security: []string{"R"}}})
+	const restricted = `,"meta":{"security":[{"code":"R"}]}`
+	for _, p := range []struct {
+		key  string
+		l    apitest.Links
+		dead bool
+	}{
+		{"Patient/off", apitest.Links{Patients: []string{"off"}, More: `,"active":false`}, false},
+		{"Observation/final", apitest.Links{Patients: []string{"off"}, More: `,"status":"final"`}, false},
+		{"Patient/hidden", apitest.Links{Patients: []string{"hidden"}, More: restricted}, false},
+		{"Observation/hidden", apitest.Links{Patients: []string{"hidden"}, More: restricted}, false},
+		{"Observation/gone", apitest.Links{Patients: []string{"gone"}, More: `,"status":"final"`}, true},
+		{"Group/i", apitest.Links{Members: []string{"Patient/off", "Patient/hidden"}}, false},
+	} {
+		if o.db.Put(key(t, p.key), 1, p.l); p.dead {
+			o.db.Delete(key(t, p.key), 2, p.l)
+		}
+	}
+	name := func(id string) string {
+		return `{"resourceType":"Parameters","parameter":[{"name":"patient","valueReference":{"reference":"Patient/a"}},{"name":"patient","valueReference":{"reference":"Patient/` + id + `"}}]}`
+	}
+	all := o.token("whole", "")
+	_, unknown := o.post("/fhir/Patient/$export", name("nowhere"), all)
+	for _, c := range []struct {
+		id, scopes string
+		known      bool
+	}{
+		{"b", "system/*.rs", true},
+		{"hidden", "system/*.rs", false}, // policy withholds all that is his
+		{"nowhere", "system/*.rs", false},
+		{"off", "system/Patient.rs system/Group.r", true},
+		{"off", "system/Patient.rs?active=true,false system/Observation.s system/Group.r system/Observation.r?_id=oa", true},
+		{"off", "system/Patient.rs?active=true system/Observation.rs?_id=oa system/Group.r", false},
+		{"off", "system/Patient.rs?active=true system/Observation.rs?_id=oa,final system/Group.r", true},
+		{"off", "system/Observation.rs system/Group.r", true},
+		{"off", "system/Observation.rs?_id=oa system/Condition.rs system/Group.r", false},
+		{"b", "system/Observation.rs", false}, // he has none
+		{"gone", "system/Observation.rs", true},
+		{"gone", "system/Observation.rs?status=final,unknown system/Patient.rs", true},
+		{"gone", "system/Observation.rs?status=amended system/Patient.rs", false},
+		{"nowhere", "system/Observation.rs", false},
+	} {
+		token := o.token("whole", c.scopes+" system/Patient.rs?_id=a")
+		resp, body := o.post("/fhir/Patient/$export", name(c.id), token)
+		if (resp.StatusCode == http.StatusAccepted) != c.known || !c.known && (resp.StatusCode != http.StatusNotFound || body != unknown) {
+			t.Errorf("%s with %s: %s %s", c.id, c.scopes, resp.Status, body)
+		}
+		if !strings.Contains(c.scopes, "Group") {
+			continue
+		}
+		resp, body = o.post("/fhir/Group/i/$export", strings.Replace(name(c.id), "Patient/a", "Patient/"+c.id, 1), token)
+		if (resp.StatusCode == http.StatusAccepted) != c.known || !c.known && (resp.StatusCode != http.StatusNotFound || body != unknown) {
+			t.Errorf("the member %s with %s: %s %s", c.id, c.scopes, resp.Status, body)
+		}
+	}
+}

@@ -130,6 +130,11 @@ func choose(ctx context.Context, s Snapshot, r *rule, o Options, how identifying
 		if err != nil {
 			return nil, err
 		}
+		if who.reads && len(q.Patients) > 0 { // the kick-off did not look
+			if err := q.checkPatients(ctx, s, &o); err != nil {
+				return nil, err
+			}
+		}
 		called = who.called
 		notes = append(slices.Clip(notes), who.notes...)
 		if err := g.choose(ctx, q, who); err != nil {

@@ -37,6 +37,7 @@ type cohort struct {
 	deleted map[string]fhir.Instant // members at any instant of the window: whose deletions are told
 	left    map[string]fhir.Instant // of those who were and are not any more, when they left
 	notes   []outcome.Issue
+	reads   bool // resources say who may be a member, too
 	// called are who was found, if that took resources to read and a later export can
 	// know it from this one only: a list, or a second of who else may be a member.
 	called [][]string
@@ -47,20 +48,16 @@ func (q *Request) check(ctx context.Context, s Snapshot, o *Options) error {
 	if err := q.checkGroup(s, o); err != nil {
 		return err
 	}
-	if q.Level == Group && len(q.Patients) > 0 {
-		_, err := q.cohort(ctx, s, never, nil, store.Roll{})
-		return err
+	if len(q.Patients) == 0 {
+		return nil
 	}
-	for _, id := range q.Patients {
-		known, err := s.Known(fhir.Key{Type: patientType, ID: id})
-		if err != nil {
+	if q.Level == Group {
+		who, err := q.cohort(ctx, s, never, nil, store.Roll{})
+		if err != nil || who.reads { // then both are found out when the job is planned
 			return err
 		}
-		if !known {
-			return unknownPatient()
-		}
 	}
-	return nil
+	return q.checkPatients(ctx, s, o)
 }
 
 // checkGroup refuses a Group that cannot be exported. One that its client may not read,
@@ -127,15 +124,14 @@ const (
 // roll is whom earlier exports found in the Group.
 func (q *Request) cohort(ctx context.Context, s Snapshot, how identifying, bases []string, roll store.Roll) (*cohort, error) {
 	c := &cohort{live: map[string]fhir.Instant{}, deleted: map[string]fhir.Instant{}, left: map[string]fhir.Instant{}}
-	doubt := false
 	if q.Level == Group {
 		w := walk{recalled: roll.Found != nil, whole: q.Access.of().Whole}
 		if err := w.through(ctx, s, q.Group, q.Since); err != nil {
 			return nil, err
 		}
-		reads := len(w.named)+len(w.criteria) > 0
+		c.reads = len(w.named)+len(w.criteria) > 0
 		switch {
-		case how == ifNone && reads:
+		case how == ifNone && c.reads:
 			return nil, errHeavy
 		case how == now:
 			if err := w.identify(ctx, s, q.Since); err != nil {
@@ -147,25 +143,24 @@ func (q *Request) cohort(ctx context.Context, s Snapshot, how identifying, bases
 		}
 		c.enrol(&w, q.Since)
 		absent := c.recall(roll, q.Since, len(w.lost) == 0)
-		if how == now && reads {
+		if how == now && c.reads {
 			c.call(absent)
 			if q.Since != fhir.None && roll.Found == nil {
 				c.notes = append(c.notes, unrecalled(q.Since))
 			}
 		}
-		doubt = how == never && reads
 	}
 	if len(q.Patients) == 0 {
 		return c, nil
 	}
-	named := &cohort{live: map[string]fhir.Instant{}, deleted: map[string]fhir.Instant{}, notes: c.notes, called: c.called}
+	named := &cohort{live: map[string]fhir.Instant{}, deleted: map[string]fhir.Instant{}, notes: c.notes, called: c.called, reads: c.reads}
 	for _, id := range q.Patients {
 		if q.Level != Group {
 			named.live[id], named.deleted[id] = q.Since, q.Since
 			continue
 		}
 		after, member := c.live[id]
-		if !member && !doubt {
+		if !member && (how != never || !c.reads) {
 			return nil, unknownPatient()
 		}
 		named.live[id], named.deleted[id] = after, c.deleted[id]

@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"tidemark/api/export"
+	"tidemark/api/outcome"
 	"tidemark/api/smart"
 	"tidemark/api/withhold"
 	"tidemark/store"
@@ -490,6 +491,35 @@ func TestRightsAfterLastStates(t *testing.T) {
 			t.Error(text)
 		}
 	})
+}
+
+// TestRightsOfNamedPatients: a member who is found when the job is planned only is unknown
+// all the same to a client that may have nothing of him.
+func TestRightsOfNamedPatients(t *testing.T) {
+	for scopes, known := range map[string]bool{"system/Observation.rs?status=final": true, "system/Observation.rs?status=amended": false, "system/Patient.rs": true} {
+		synctest.Test(t, func(t *testing.T) {
+			w := &ward{t: t, r: rand.New(rand.NewPCG(1, 66)), fs: vfs.NewMem(), unled: &unled{}}
+			w.open()
+			defer func() { w.db.Close() }()
+			w.commit(
+				scanned(t, "Patient/1", `,"identifier":[{"system":"s","value":"1"}]`), scanned(t, "Observation/1", `,"status":"final","subject":{"reference":"Patient/1"}`),
+				scanned(t, "Group/0", `,"member":[{"entity":{"identifier":{"system":"s","value":"1"}}}]`),
+			)
+			w.advance(2 * time.Second)
+			id := start(t, w.jobs, export.Request{
+				Level: export.Group, Group: "0", Patients: []string{"1"}, URL: "x", Since: fhir.None, Upto: fhir.None,
+				Access: &export.Access{Owner: "#1", Rights: smart.Parse(scopes + " system/Group.r")},
+			})
+			stop := runs(t, w.jobs)
+			synctest.Wait()
+			stop()
+			_, err := w.jobs.Manifest(id)
+			failed, is := errors.AsType[*export.FailedError](err)
+			if is == known || is && failed.Issues[0].Code != outcome.NotFound {
+				t.Errorf("%s: %v", scopes, err)
+			}
+		})
+	}
 }
 
 // TestRightsOfBlocks: what a client may not have puts nothing into blocks, for where
