@@ -112,7 +112,9 @@ func (o Options) dropped() map[fhir.Type]bool {
 
 // formats are the wire formats by their names in the configuration.
 var formats = map[string]func(Options) Decoder{
-	"resource": newResource,
+	"bundle":       newBundle,
+	"notification": newNotification,
+	"resource":     newResource,
 }
 
 // Formats lists the known wire formats.

@@ -7,7 +7,7 @@ import (
 	"encoding/json"
 
 	"tidemark/store/fhir"
-	"tidemark/store/internal/compact"
+	"tidemark/store/compact"
 )
 
 // A Lead is what stands in an Attachment in place of its url.

@@ -1,7 +1,7 @@
 package elements
 
 import (
-	"tidemark/store/internal/compact"
+	"tidemark/store/compact"
 )
 
 // maxInside is of how many contained resources it is found out which are referred

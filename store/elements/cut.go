@@ -2,7 +2,7 @@ package elements
 
 import (
 	"tidemark/store/fhir"
-	"tidemark/store/internal/compact"
+	"tidemark/store/compact"
 )
 
 // The tag of a resource that is not whole (FHIR R4, "_elements": it must not be

@@ -6,7 +6,7 @@ import (
 	"sync"
 
 	"tidemark/store/fhir"
-	"tidemark/store/internal/compact"
+	"tidemark/store/compact"
 )
 
 // A Removal is elements that are taken out of resources, whoever asks for them: the

@@ -157,7 +157,7 @@ func (s *Scanner) list(i int, n *node, depth int) int {
 // lead to other resources wherever they stand, in extensions and contained
 // resources, too: the reference of a Reference, and the url of an Attachment.
 func (s *Scanner) passMember(name text, escaped bool, i, depth int, attachment bool) int {
-	if s.again || i >= len(s.src) { // they were noted at the first look
+	if s.again || s.plainly || i >= len(s.src) { // they were noted at the first look
 		return s.pass(i, depth, false)
 	}
 	switch s.src[i] {

@@ -62,14 +62,16 @@ type Scanner struct {
 	copied  int
 	removed int
 
-	root   *node // of the type, once that is known
-	seen   uint32
-	late   []lateMember
-	again  bool // the second look: the white space is gone already
-	found  findings
-	arena  []byte // the texts that found refers to
-	unesc  []byte
-	member pending
+	root  *node // of the type, once that is known
+	seen  uint32
+	late  []lateMember
+	again bool // the second look: the white space is gone already
+	// plainly: nothing in the document is asked about.
+	plainly bool
+	found   findings
+	arena   []byte // the texts that found refers to
+	unesc   []byte
+	member  pending
 }
 
 // A lateMember is a member of the root that came before resourceType, and so
@@ -103,8 +105,37 @@ func (s *Scanner) Scan(src []byte) (Resource, error) {
 	return res, nil
 }
 
+// Compact validates a JSON document of any kind, as strictly as Scan, and returns it
+// without the white space between its tokens. It aliases src when there was none. The
+// error is a *SyntaxError.
+func (s *Scanner) Compact(src []byte) ([]byte, error) {
+	s.reset(src)
+	defer s.reset(nil)
+	s.plainly = true
+	if len(src) > math.MaxInt32 {
+		s.fail(0, reasonLarge)
+		return nil, s.err
+	}
+	start := spaces(src, 0)
+	s.copied, s.removed = start, start
+	end := s.pass(start, 0, false)
+	if end >= 0 {
+		if rest := spaces(src, end); rest < len(src) {
+			end = s.fail(rest, reasonTrailing)
+		}
+	}
+	switch {
+	case end < 0:
+		return nil, s.err
+	case s.removed == start:
+		return src[start:end:end], nil
+	}
+	s.out = append(s.out, src[s.copied:end]...)
+	return bytes.Clone(s.out), nil
+}
+
 func (s *Scanner) reset(src []byte) {
-	s.src, s.err, s.root, s.again = src, nil, nil, false
+	s.src, s.err, s.root, s.again, s.plainly = src, nil, nil, false, false
 	s.copied, s.removed, s.seen = 0, 0, 0
 	s.depth = s.MaxDepth
 	if s.depth <= 0 {

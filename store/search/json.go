@@ -5,7 +5,7 @@ import (
 
 	"github.com/go-json-experiment/json/jsontext"
 
-	"tidemark/store/internal/compact"
+	"tidemark/store/compact"
 )
 
 // The functions below walk through JSON as package compact does.

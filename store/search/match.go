@@ -4,7 +4,7 @@ import (
 	"bytes"
 	"slices"
 
-	"tidemark/store/internal/compact"
+	"tidemark/store/compact"
 )
 
 // A Filter is some searches for resources of one type, of which one must match

@@ -1,0 +1,143 @@
+package decode
+
+import (
+	"bytes"
+	"encoding/base64"
+
+	"tidemark/store/compact"
+	"tidemark/store/fhir"
+)
+
+// The messages in which producers wrap resources are walked as bytes: validated and
+// compacted once, then looked at member by member. Resources stand in them as JSON, or as
+// the text of a string.
+
+// A value is one of a message's JSON values as it is written, compact; nil: there is none.
+type value []byte
+
+func (v value) isObject() bool { return len(v) > 0 && v[0] == '{' }
+func (v value) isList() bool   { return len(v) > 0 && v[0] == '[' }
+func (v value) isText() bool   { return len(v) > 0 && v[0] == '"' }
+func (v value) isTrue() bool   { return string(v) == "true" }
+
+// none tells whether the value is not there, or null, which says the same.
+func (v value) none() bool { return len(v) == 0 || v[0] == 'n' }
+
+// text is what a string says; of a number it is how that is written, and "" else. It may
+// alias the message.
+func (v value) text() []byte {
+	switch {
+	case v.isText():
+		return compact.Plain(nil, v)
+	case len(v) > 0 && (v[0] == '-' || v[0]-'0' <= 9):
+		return v
+	}
+	return nil
+}
+
+// read takes members of an object by their names, into places in the same order. What is
+// null is as good as missing. The answer is false if one of them comes twice: readers
+// differ on which counts.
+func (v value) read(names []string, into []value) bool {
+	clear(into)
+	if !v.isObject() {
+		return true
+	}
+	once := true
+	compact.Members(v, 0, func(m compact.Member) bool {
+		name := compact.Plain(nil, v[m.Name:m.Colon])
+		for i, wanted := range names {
+			if string(name) != wanted {
+				continue
+			}
+			once = once && into[i] == nil
+			into[i] = v[m.Colon+1 : m.End]
+		}
+		return once
+	})
+	for i := range into {
+		if into[i].none() {
+			into[i] = nil
+		}
+	}
+	return once
+}
+
+// member is one of an object's by name, the first of that name; nil: there is none.
+func (v value) member(name string) (found value) {
+	if !v.isObject() {
+		return nil
+	}
+	compact.Members(v, 0, func(m compact.Member) bool {
+		if string(compact.Plain(nil, v[m.Name:m.Colon])) == name {
+			found = v[m.Colon+1 : m.End]
+		}
+		return found == nil
+	})
+	if found.none() {
+		return nil
+	}
+	return found
+}
+
+// at follows names through objects; nil: there is nothing.
+func (v value) at(names ...string) value {
+	for _, name := range names {
+		v = v.member(name)
+	}
+	return v
+}
+
+// each calls fn for each element of a list, until it fails.
+func (v value) each(fn func(element value) error) error {
+	if !v.isList() {
+		return nil
+	}
+	for i := 1; v[i] != ']'; {
+		end := compact.Skip(v, i)
+		if err := fn(v[i:end]); err != nil {
+			return err
+		}
+		if i = end; v[i] == ',' {
+			i++
+		}
+	}
+	return nil
+}
+
+// embedded is a resource inside of a message: an object, or a string whose text is one.
+func (v value) embedded() []byte {
+	if v.isText() {
+		return v.text()
+	}
+	return v
+}
+
+// envelope is a record's value as compact JSON that is an object.
+func (c *changes) envelope(rec Record) (value, error) {
+	if len(rec.Value) == 0 {
+		return nil, refuse(rec, reasonEmpty)
+	}
+	s := c.scanners.Get().(*fhir.Scanner)
+	defer c.scanners.Put(s)
+	v, err := s.Compact(rec.Value)
+	switch {
+	case err != nil:
+		return nil, refuse(rec, "value "+err.Error())
+	case !value(v).isObject():
+		return nil, refuse(rec, "value is not a JSON object")
+	}
+	return v, nil
+}
+
+// base64Text decodes what producers write of bytes: RFC 4648, both alphabets, padded or not.
+func base64Text(text []byte) ([]byte, bool) {
+	text = bytes.TrimRight(text, "=")
+	encoding := base64.RawStdEncoding
+	if bytes.ContainsAny(text, "-_") {
+		encoding = base64.RawURLEncoding
+	}
+	b := make([]byte, encoding.DecodedLen(len(text)))
+	n, err := encoding.Decode(b, text)
+	return b[:n], err == nil
+}

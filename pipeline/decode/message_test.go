@@ -1,0 +1,155 @@
+package decode
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/cockroachdb/datadriven"
+
+	"tidemark/store"
+	"tidemark/store/fhir"
+)
+
+// TestMessages decodes the messages in testdata/messages: what producers write to Kafka,
+// one file a format. A case is a message in the notation of message, and what it says.
+func TestMessages(t *testing.T) {
+	datadriven.Walk(t, "testdata/messages", func(t *testing.T, path string) {
+		var d Decoder
+		datadriven.RunTest(t, path, func(t *testing.T, c *datadriven.TestData) string {
+			switch c.Cmd {
+			case "format":
+				var err error
+				if d, err = New(c.CmdArgs[0].Key, optionsOf(t, c)); err != nil {
+					return err.Error() + "\n"
+				}
+				return ""
+			case "decode":
+				return decoded(t, d, parseMessage(t, c.Input))
+			}
+			t.Fatalf("%s: unknown command %s", c.Pos, c.Cmd)
+			return ""
+		})
+	})
+}
+
+func optionsOf(t *testing.T, c *datadriven.TestData) (o Options) {
+	for _, arg := range c.CmdArgs[1:] {
+		switch arg.Key {
+		case "drop":
+			o.DropTypes = arg.Vals
+		default:
+			t.Fatalf("%s: unknown option %s", c.Pos, arg.Key)
+		}
+	}
+	return o
+}
+
+// A message is a record as the test files write it: key and value are JSON, or a string of
+// what they hold, or {"$base64": …}.
+type message struct {
+	Topic   string            `json:"topic"`
+	TS      *int64            `json:"ts"` // milliseconds
+	Headers map[string]string `json:"headers"`
+	Key     json.RawMessage   `json:"key"`
+	Value   json.RawMessage   `json:"value"`
+}
+
+func parseMessage(t *testing.T, text string) Record {
+	t.Helper()
+	var m message
+	if err := json.Unmarshal([]byte(text), &m); err != nil {
+		t.Fatalf("%v: %s", err, text)
+	}
+	rec := Record{Topic: m.Topic, Offset: 41, Timestamp: fhir.None, Key: content(t, m.Key), Value: content(t, m.Value)}
+	if m.TS != nil {
+		rec.Timestamp = fhir.Instant(*m.TS)
+	}
+	for _, name := range slices.Sorted(maps.Keys(m.Headers)) {
+		rec.Headers = append(rec.Headers, store.Header{Key: name, Value: []byte(m.Headers[name])})
+	}
+	return rec
+}
+
+func content(t *testing.T, raw json.RawMessage) []byte {
+	t.Helper()
+	var text string
+	var coded struct {
+		Base64 []byte `json:"$base64"`
+	}
+	switch {
+	case raw == nil || string(raw) == "null":
+		return nil
+	case json.Unmarshal(raw, &text) == nil:
+		return []byte(text)
+	case bytes.Contains(raw, []byte(`"$base64"`)) && json.Unmarshal(raw, &coded) == nil:
+		return coded.Base64
+	}
+	return raw // as it is written, white space and all
+}
+
+// decoded is what became of a message.
+func decoded(t *testing.T, d Decoder, rec Record) string {
+	t.Helper()
+	changes, err := d.Decode(rec)
+	if refused, ok := errors.AsType[*Error](err); ok {
+		return "refused: " + refused.Reason + "\n"
+	}
+	if err != nil {
+		return "error: " + err.Error() + "\n"
+	}
+	if len(changes) == 0 {
+		return "nothing\n"
+	}
+	var b strings.Builder
+	for _, c := range changes {
+		checkChange(t, rec, c)
+		op := "upsert"
+		if c.Delete {
+			op = "delete"
+		}
+		fmt.Fprintf(&b, "%s %s", op, c.Key)
+		if c.Version != store.NoVersion {
+			fmt.Fprintf(&b, " version=%d", c.Version)
+		}
+		for _, i := range []struct {
+			name string
+			at   fhir.Instant
+		}{{"updated", c.LastUpdated}, {"time", c.Time}} {
+			if i.at != fhir.None {
+				fmt.Fprintf(&b, " %s=%v", i.name, i.at)
+			}
+		}
+		if c.Position != 0 {
+			fmt.Fprintf(&b, " position=%d", c.Position)
+		}
+		if len(c.Patients) > 0 {
+			fmt.Fprintf(&b, " patients=%s", strings.Join(c.Patients, ","))
+		}
+		b.WriteByte('\n')
+		if !c.Delete {
+			fmt.Fprintf(&b, "  %s\n", c.Body)
+		}
+	}
+	return b.String()
+}
+
+// checkChange holds a change against the promises of store.Change.
+func checkChange(t *testing.T, rec Record, c store.Change) {
+	t.Helper()
+	switch {
+	case c.Offset != rec.Offset || c.Timestamp != rec.Timestamp || c.Dead != nil:
+		t.Fatalf("another record's change: %+v", c)
+	case c.Delete != (c.Body == nil):
+		t.Fatal("a deletion with a body, or a resource without")
+	case !fhir.ValidID(c.Key.ID) || c.Version < store.NoVersion:
+		t.Fatalf("key or version: %+v", c)
+	case bytes.ContainsAny(c.Body, "\n\r"):
+		t.Fatal("a body of more than one line")
+	}
+}
