@@ -119,10 +119,8 @@ func (c *changes) scan(body []byte) (fhir.Resource, error) {
 // complete is a resource that says its type and id: sources that keep them in columns of
 // their own leave them out of the body.
 func (c *changes) complete(body []byte, key fhir.Key) ([]byte, error) {
-	scanner := c.scanners.Get().(*fhir.Scanner)
-	defer c.scanners.Put(scanner)
-	body, err := scanner.Compact(body)
-	if err != nil || !value(body).isObject() {
+	v, err := c.compact(body)
+	if body = v; err != nil || !v.isObject() {
 		return body, err // what is no object is for Scan to refuse
 	}
 	hasType, hasID, first := false, false, 1

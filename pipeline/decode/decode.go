@@ -113,7 +113,12 @@ func (o Options) dropped() map[fhir.Type]bool {
 // formats are the wire formats by their names in the configuration.
 var formats = map[string]func(Options) Decoder{
 	"bundle":       newBundle,
+	"cloudevents":  newCloudEvents,
+	"firely":       newFirely,
+	"hapi-message": newHAPI,
+	"lfh-event":    newLFH,
 	"notification": newNotification,
+	"outbox":       newOutbox,
 	"resource":     newResource,
 }
 

@@ -113,21 +113,37 @@ func (v value) embedded() []byte {
 	return v
 }
 
-// envelope is a record's value as compact JSON that is an object.
-func (c *changes) envelope(rec Record) (value, error) {
-	if len(rec.Value) == 0 {
+// document is a record's value as compact JSON; nil of Kafka's null.
+func (c *changes) document(rec Record) (value, error) {
+	switch {
+	case rec.Value == nil:
+		return nil, nil
+	case len(rec.Value) == 0:
 		return nil, refuse(rec, reasonEmpty)
 	}
-	s := c.scanners.Get().(*fhir.Scanner)
-	defer c.scanners.Put(s)
-	v, err := s.Compact(rec.Value)
-	switch {
-	case err != nil:
+	v, err := c.compact(rec.Value)
+	if err != nil {
 		return nil, refuse(rec, "value "+err.Error())
-	case !value(v).isObject():
-		return nil, refuse(rec, "value is not a JSON object")
 	}
 	return v, nil
+}
+
+// compact validates JSON of any kind: only then it can be walked. The scanner's errors are
+// ours and hold nothing of it.
+func (c *changes) compact(src []byte) (value, error) {
+	s := c.scanners.Get().(*fhir.Scanner)
+	defer c.scanners.Put(s)
+	v, err := s.Compact(src)
+	return v, err
+}
+
+// envelope is a record's value as compact JSON that is an object.
+func (c *changes) envelope(rec Record) (value, error) {
+	v, err := c.document(rec)
+	if err == nil && !v.isObject() {
+		return nil, refuse(rec, "value is not a JSON object")
+	}
+	return v, err
 }
 
 // base64Text decodes what producers write of bytes: RFC 4648, both alphabets, padded or not.

@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -151,5 +153,60 @@ func checkChange(t *testing.T, rec Record, c store.Change) {
 		t.Fatalf("key or version: %+v", c)
 	case bytes.ContainsAny(c.Body, "\n\r"):
 		t.Fatal("a body of more than one line")
+	}
+}
+
+// FuzzMessages: whatever a record holds, it is understood or refused, in every format, and
+// an error says nothing of it but our own words.
+func FuzzMessages(f *testing.F) {
+	decoders := map[string]Decoder{}
+	for _, name := range Formats() {
+		d, err := New(name, Options{})
+		if err != nil {
+			f.Fatal(err)
+		}
+		decoders[name] = d
+		seed(f, name)
+	}
+	f.Fuzz(func(t *testing.T, format string, key, value []byte, action string) {
+		d := decoders[format]
+		if d == nil {
+			return
+		}
+		rec := Record{Topic: "outbox.event.Patient", Offset: 7, Timestamp: fhir.None, Key: key, Value: value, Headers: []store.Header{
+			{Key: "eventType", Value: []byte(action)}, {Key: "ce_type", Value: []byte(action)},
+		}}
+		changes, err := d.Decode(rec)
+		if err != nil {
+			if refused, ok := errors.AsType[*Error](err); !ok || refused.Reason == "" || len(changes) > 0 {
+				t.Fatalf("%+v, %v", changes, err)
+			}
+		}
+		for _, c := range changes {
+			checkChange(t, rec, c)
+		}
+	})
+}
+
+// seed adds the messages of a format's file.
+func seed(f *testing.F, format string) {
+	text, err := os.ReadFile("testdata/messages/" + format)
+	if errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, c := range strings.Split(string(text), "\ndecode\n")[1:] {
+		input, _, _ := strings.Cut(c, "\n----")
+		var m message
+		if err := json.Unmarshal([]byte(input), &m); err != nil {
+			f.Fatal(err)
+		}
+		var text string
+		if json.Unmarshal(m.Value, &text) == nil {
+			m.Value = []byte(text)
+		}
+		f.Add(format, []byte(m.Key), []byte(m.Value), m.Headers["eventType"])
 	}
 }
