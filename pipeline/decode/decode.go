@@ -12,6 +12,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"tidemark/store"
 	"tidemark/store/fhir"
@@ -72,6 +73,12 @@ type Options struct {
 	// OwnBases are the bases (http://server/fhir) under which absolute
 	// references are references to our own resources.
 	OwnBases []string
+	// Preset names the FHIR server whose tables the format debezium reads, see Presets.
+	Preset string
+	// Tables are those of the format debezium, before those of the preset.
+	Tables []Table
+	// TimeZone is that of times without one in tables; nil is UTC.
+	TimeZone *time.Location
 	// MaxDepth bounds the nesting of a resource; 0 is the scanner's default.
 	MaxDepth int
 }
@@ -88,6 +95,14 @@ func (o Options) Validate() error {
 	for _, name := range o.DropTypes {
 		if _, ok := fhir.ParseType(name); !ok {
 			faults = append(faults, fmt.Errorf("drop type %q: not a resource type of FHIR R4", name))
+		}
+	}
+	if _, known := presets[o.Preset]; o.Preset != "" && !known {
+		faults = append(faults, fmt.Errorf("preset %q: known are %s", o.Preset, strings.Join(Presets(), ", ")))
+	}
+	for i := range o.Tables {
+		if err := o.Tables[i].Validate(); err != nil {
+			faults = append(faults, fmt.Errorf("table %d: %w", i, err))
 		}
 	}
 	return errors.Join(faults...)
@@ -114,6 +129,7 @@ func (o Options) dropped() map[fhir.Type]bool {
 var formats = map[string]func(Options) Decoder{
 	"bundle":       newBundle,
 	"cloudevents":  newCloudEvents,
+	"debezium":     newDebezium,
 	"firely":       newFirely,
 	"hapi-message": newHAPI,
 	"lfh-event":    newLFH,
@@ -133,6 +149,9 @@ func New(format string, o Options) (Decoder, error) {
 	}
 	if err := o.Validate(); err != nil {
 		return nil, fmt.Errorf("options of format %s: %w", format, err)
+	}
+	if format == "debezium" && o.Preset == "" && len(o.Tables) == 0 {
+		return nil, fmt.Errorf("format debezium: say whose tables these are by a preset (%s), or what their columns mean", strings.Join(Presets(), ", "))
 	}
 	return newDecoder(o), nil
 }

@@ -3,6 +3,7 @@ package decode
 import (
 	"bytes"
 	"encoding/base64"
+	"strings"
 
 	"tidemark/store/compact"
 	"tidemark/store/fhir"
@@ -39,6 +40,15 @@ func (v value) text() []byte {
 // null is as good as missing. The answer is false if one of them comes twice: readers
 // differ on which counts.
 func (v value) read(names []string, into []value) bool {
+	return v.readAs(names, into, func(name []byte, wanted string) bool { return string(name) == wanted })
+}
+
+// readFold is read for names in whatever case of letters.
+func (v value) readFold(names []string, into []value) bool {
+	return v.readAs(names, into, func(name []byte, wanted string) bool { return strings.EqualFold(string(name), wanted) })
+}
+
+func (v value) readAs(names []string, into []value, is func(name []byte, wanted string) bool) bool {
 	clear(into)
 	if !v.isObject() {
 		return true
@@ -47,7 +57,7 @@ func (v value) read(names []string, into []value) bool {
 	compact.Members(v, 0, func(m compact.Member) bool {
 		name := compact.Plain(nil, v[m.Name:m.Colon])
 		for i, wanted := range names {
-			if string(name) != wanted {
+			if !is(name, wanted) {
 				continue
 			}
 			once = once && into[i] == nil
@@ -78,6 +88,14 @@ func (v value) member(name string) (found value) {
 		return nil
 	}
 	return found
+}
+
+// members is how many an object has.
+func members(v value) (n int) {
+	if v.isObject() {
+		compact.Members(v, 0, func(compact.Member) bool { n++; return true })
+	}
+	return n
 }
 
 // at follows names through objects; nil: there is nothing.

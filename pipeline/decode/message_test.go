@@ -11,8 +11,10 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cockroachdb/datadriven"
+	"go.yaml.in/yaml/v4"
 
 	"tidemark/store"
 	"tidemark/store/fhir"
@@ -45,6 +47,19 @@ func optionsOf(t *testing.T, c *datadriven.TestData) (o Options) {
 		switch arg.Key {
 		case "drop":
 			o.DropTypes = arg.Vals
+		case "preset":
+			o.Preset = arg.Vals[0]
+		case "zone":
+			var err error
+			if o.TimeZone, err = time.LoadLocation(arg.Vals[0]); err != nil {
+				t.Fatal(err)
+			}
+		case "table":
+			var table Table
+			if err := yaml.Unmarshal([]byte(strings.Join(arg.Vals, "\n")), &table); err != nil {
+				t.Fatal(err)
+			}
+			o.Tables = append(o.Tables, table)
 		default:
 			t.Fatalf("%s: unknown option %s", c.Pos, arg.Key)
 		}
@@ -161,7 +176,11 @@ func checkChange(t *testing.T, rec Record, c store.Change) {
 func FuzzMessages(f *testing.F) {
 	decoders := map[string]Decoder{}
 	for _, name := range Formats() {
-		d, err := New(name, Options{})
+		o := Options{}
+		if name == "debezium" {
+			o.Preset = "medplum"
+		}
+		d, err := New(name, o)
 		if err != nil {
 			f.Fatal(err)
 		}

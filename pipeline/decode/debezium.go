@@ -1,0 +1,219 @@
+package decode
+
+import (
+	"math"
+	"strconv"
+
+	"tidemark/store"
+)
+
+// Why a change of a table's row is refused.
+const (
+	reasonNoChange    = "value is not the change of a table's row, neither in Debezium's envelope nor flattened"
+	reasonTruncated   = "the table was truncated: what was deleted by that is not told"
+	reasonUnknownOp   = "op is none of c, r, u, d, t, m"
+	reasonKeyless     = "deletion of a row without its key"
+	reasonUnavailable = "body is left out, for it has not changed (Debezium's unavailable value), and the row is new here"
+)
+
+// debezium are changes of tables' rows as Debezium writes them, as JSON with a schema beside
+// it or without, in its envelope or flattened (ExtractNewRecordState). What the columns mean
+// says a Table.
+type debezium struct {
+	changes
+	tables tables
+}
+
+func newDebezium(o Options) Decoder {
+	d := &debezium{tables: o.tables()}
+	d.prepare(o)
+	return d
+}
+
+// Decode implements Decoder. The tombstone behind a deletion says nothing.
+func (d *debezium) Decode(rec Record) ([]store.Change, error) {
+	switch {
+	case rec.Value == nil:
+		return nil, nil
+	case rec.size() > d.maxRecord:
+		return nil, refuse(rec, reasonLarge)
+	}
+	v, err := d.envelope(rec)
+	if err != nil {
+		return nil, err
+	}
+	key, err := d.key(rec)
+	if err != nil {
+		return nil, err
+	}
+	c, reason := readRowChange(v, key)
+	if reason != "" {
+		return nil, refuse(rec, reason)
+	}
+	return d.row(rec, c)
+}
+
+// key is the record's key as JSON; nil if it has none.
+func (d *debezium) key(rec Record) (value, error) {
+	if len(rec.Key) == 0 {
+		return nil, nil
+	}
+	v, err := d.compact(rec.Key)
+	if err != nil {
+		return nil, refuse(rec, "key "+err.Error())
+	}
+	return payload(v), nil
+}
+
+// payload is what a JSON converter with schemas.enable wraps.
+func payload(v value) value {
+	if p := v.member("payload"); p != nil && v.member("schema") != nil {
+		return p
+	}
+	return v
+}
+
+// A rowChange is what was done to a row.
+type rowChange struct {
+	op       byte // c, r, u, d; 0: the message says nothing of rows
+	row, key row
+	table    string
+	position uint64
+}
+
+var (
+	envelopeMembers = []string{"op", "after", "source"}
+	flatMembers     = []string{"__op", "__deleted", "__lsn", "__table", "__source_lsn"}
+	sourceMembers   = []string{"table", "lsn"}
+)
+
+// readRowChange reads an envelope, or what is left of one when it is flattened.
+func readRowChange(v, key value) (c rowChange, reason string) {
+	v = payload(v)
+	var at [3]value
+	if !v.read(envelopeMembers, at[:]) {
+		return c, reasonTwice
+	}
+	op := string(at[0].text())
+	switch {
+	case op == "" && at[2] == nil:
+		return readFlat(v, key)
+	case op == "":
+		return c, reasonUnknownOp
+	}
+	var source [2]value
+	if !at[2].read(sourceMembers, source[:]) {
+		return c, reasonTwice
+	}
+	c = rowChange{table: string(source[0].text()), key: jsonRow(key), row: jsonRow(at[1]), position: position(source[1])}
+	switch op {
+	case "c", "r", "u":
+		if c.op = op[0]; !at[1].isObject() {
+			return c, reasonNoChange
+		}
+	case "d":
+		c.op = 'd'
+	case "t":
+		return c, reasonTruncated
+	case "m": // of the log, not of a row
+	default:
+		return c, reasonUnknownOp
+	}
+	return c, ""
+}
+
+// readFlat reads a row that was taken out of its envelope. Of one that is deleted all
+// columns but the key are made up.
+func readFlat(v, key value) (c rowChange, reason string) {
+	if control(v) {
+		return c, ""
+	}
+	var at [5]value
+	if !v.read(flatMembers, at[:]) {
+		return c, reasonTwice
+	}
+	c = rowChange{op: 'u', table: string(at[3].text()), key: jsonRow(key), row: jsonRow(v), position: max(position(at[2]), position(at[4]))}
+	if op := at[0].text(); len(op) == 1 {
+		c.op = op[0]
+	}
+	if string(at[1].text()) == "true" || at[1].isTrue() {
+		c.op = 'd'
+	}
+	switch c.op {
+	case 'c', 'r', 'u', 'd':
+		return c, ""
+	case 't':
+		return c, reasonTruncated
+	}
+	return c, reasonUnknownOp
+}
+
+// control tells whether a message is one of Debezium's own: a heartbeat, or where a
+// transaction begins or ends.
+func control(v value) bool {
+	var at [4]value
+	v.read([]string{"ts_ms", "status", "id", "serverName"}, at[:])
+	status := string(at[1].text())
+	return at[0] != nil && (status == "BEGIN" || status == "END" || members(v) == 1)
+}
+
+// position is a source's log sequence number; 0: none.
+func position(v value) uint64 {
+	n, err := strconv.ParseUint(string(v.text()), 10, 64)
+	if err != nil || n > math.MaxInt64 {
+		return 0
+	}
+	return n
+}
+
+// A row is a table's row: its columns by name, in whatever case of letters.
+type row interface {
+	// cells are the columns of these names, in their order; false if one comes twice.
+	cells(names []string) ([]cell, bool)
+}
+
+// A cell is the value of a column.
+type cell struct {
+	kind cellKind
+	text []byte // of text; of a number as it is written; the bytes
+}
+
+type cellKind uint8
+
+const (
+	absent cellKind = iota // there is no such column, or it is null
+	isText
+	isNumber
+	isTrue
+	isFalse
+	isBytes
+)
+
+// jsonRow is a row as a JSON object.
+type jsonRow value
+
+func (r jsonRow) cells(names []string) ([]cell, bool) {
+	values := make([]value, len(names))
+	once := value(r).readFold(names, values)
+	cells := make([]cell, len(names))
+	for i, v := range values {
+		cells[i] = jsonCell(v)
+	}
+	return cells, once
+}
+
+func jsonCell(v value) cell {
+	switch {
+	case v.none():
+		return cell{}
+	case v.isText():
+		return cell{isText, v.text()}
+	case v.isTrue():
+		return cell{kind: isTrue}
+	case v[0] == 'f':
+		return cell{kind: isFalse}
+	case v.isObject(), v.isList():
+		return cell{isText, v} // JSON in a column that the converter has expanded
+	}
+	return cell{isNumber, v}
+}

@@ -1,0 +1,426 @@
+package decode
+
+import (
+	"bytes"
+	"compress/gzip"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf16"
+	"unicode/utf8"
+
+	"tidemark/store"
+	"tidemark/store/compact"
+	"tidemark/store/fhir"
+)
+
+// Why a row is refused.
+const (
+	reasonTable    = "no rule says what the columns of this table mean: leave the table out of the connector, or describe it"
+	reasonRowType  = "row names no resource type of FHIR R4"
+	reasonRowID    = "row has no FHIR id"
+	reasonNoColumn = "row has no body: is it kept elsewhere (offloaded)?"
+	reasonBody     = "body is neither JSON nor gzip nor base64 or hexadecimal digits of these"
+	reasonBodySize = "body is larger than the limit for records (kafka.max_record) when it is unpacked"
+)
+
+// A Table says what the columns of a table of resources mean, one row a resource or one of
+// its versions. Names of columns are taken in whatever case of letters.
+type Table struct {
+	// Name is a regular expression for the names of the tables, without a schema; "" is any.
+	// What its group called type matches is the resource type, in whatever case of letters.
+	Name string `yaml:"name,omitempty"`
+	// Type is the resource type of all rows, if no column and no table's name says it.
+	Type string `yaml:"type,omitempty"`
+	// TypeColumn, ID, Version, LastUpdated and Body are columns. Without one for the type or
+	// the id, the body says it.
+	TypeColumn  string `yaml:"type_column,omitempty"`
+	ID          string `yaml:"id,omitempty"`
+	Version     string `yaml:"version,omitempty"`
+	LastUpdated string `yaml:"last_updated,omitempty"`
+	Body        string `yaml:"body"`
+	// Deleted is a column that is true, a number other than 0, or one of Y, yes, true or
+	// deleted where the resource is deleted.
+	Deleted string `yaml:"deleted,omitempty"`
+	// Skip is a column that is true, as Deleted, of rows that say nothing: old versions.
+	Skip string `yaml:"skip,omitempty"`
+	// History: rows are versions. What is done to one later says nothing of the resource.
+	History bool `yaml:"history,omitempty"`
+	// Ignore: rows say nothing.
+	Ignore bool `yaml:"ignore,omitempty"`
+
+	emptyDeletes bool                            // an empty body is a deletion
+	skipTypes    []string                        // resource types of the server's own, which FHIR does not have
+	strip        []string                        // members of meta that are the server's own
+	ticks        bool                            // LastUpdated holds eight times the 100 ns since the year 1
+	adapt        func(c *changes, s *said) fault // what else is to be done to the body
+}
+
+// Validate joins all faults.
+func (t *Table) Validate() error {
+	var faults []error
+	if _, err := regexp.Compile(t.Name); err != nil {
+		faults = append(faults, fmt.Errorf("name: %w", err))
+	}
+	if _, known := fhir.ParseType(t.Type); t.Type != "" && !known {
+		faults = append(faults, fmt.Errorf("type %q: not a resource type of FHIR R4", t.Type))
+	}
+	if t.Body == "" && !t.Ignore {
+		faults = append(faults, errors.New("body: name the column that holds the resource"))
+	}
+	return errors.Join(faults...)
+}
+
+// A table is one whose Table was understood.
+type table struct {
+	Table
+	name  *regexp.Regexp
+	names []string // of the columns below
+}
+
+// columns of a table, in the order of table.names.
+const (
+	typeColumn = iota
+	idColumn
+	versionColumn
+	updatedColumn
+	bodyColumn
+	deletedColumn
+	skipColumn
+)
+
+type tables struct {
+	all  []table
+	zone *time.Location // of times without one
+}
+
+func (o Options) tables() tables {
+	t := tables{zone: o.TimeZone}
+	if t.zone == nil {
+		t.zone = time.UTC
+	}
+	for _, rule := range slices.Concat(o.Tables, presets[o.Preset]) {
+		t.all = append(t.all, table{
+			Table: rule, name: regexp.MustCompile("(?i)^(?:" + rule.Name + ")$"),
+			names: []string{rule.TypeColumn, rule.ID, rule.Version, rule.LastUpdated, rule.Body, rule.Deleted, rule.Skip},
+		})
+	}
+	return t
+}
+
+// of finds the rule of a table, and the type that its name says.
+func (ts tables) of(name string) (t *table, typ string) {
+	for i := range ts.all {
+		t := &ts.all[i]
+		if t.Name == "" {
+			return t, t.Type
+		}
+		m := t.name.FindStringSubmatch(name)
+		if m == nil {
+			continue
+		}
+		if at := t.name.SubexpIndex("type"); at >= 0 && m[at] != "" {
+			return t, m[at]
+		}
+		return t, t.Type
+	}
+	return nil, ""
+}
+
+// typesFolded are the resource types by their names in small letters.
+var typesFolded = func() map[string]fhir.Type {
+	all := map[string]fhir.Type{}
+	for _, t := range fhir.AllTypes() {
+		all[strings.ToLower(t.String())] = t
+	}
+	return all
+}()
+
+// row makes the changes of a row's.
+func (d *debezium) row(rec Record, c rowChange) ([]store.Change, error) {
+	if c.op == 0 {
+		return nil, nil
+	}
+	name := c.table
+	if name == "" { // flattened: the topic ends with it
+		name = rec.Topic[strings.LastIndexByte(rec.Topic, '.')+1:]
+	}
+	t, typ := d.tables.of(name)
+	switch {
+	case t == nil:
+		return nil, refuse(rec, reasonTable)
+	case t.Ignore, t.History && c.op == 'd':
+		return nil, nil
+	}
+	s, skip, reason := d.read(t, typ, c)
+	switch {
+	case reason != "":
+		return nil, refuse(rec, string(reason))
+	case skip:
+		return nil, nil
+	}
+	return d.add(nil, rec, s, "")
+}
+
+// read is what a row says of a resource.
+func (d *debezium) read(t *table, typ string, c rowChange) (s said, skip bool, reason fault) {
+	from := c.row
+	if c.op == 'd' {
+		from = c.key // all other columns may be made up
+	}
+	cells, once := from.cells(t.names)
+	if !once {
+		return s, false, reasonTwice
+	}
+	s = nothing
+	s.position, s.lacks = c.position, true
+	if cells[typeColumn].kind == isText {
+		typ = string(cells[typeColumn].text)
+	}
+	if cells[skipColumn].yes() || slices.Contains(t.skipTypes, typ) {
+		return s, true, ""
+	}
+	if typ != "" {
+		if s.key.Type = typesFolded[strings.ToLower(typ)]; s.key.Type == 0 {
+			return s, false, reasonRowType
+		}
+	}
+	s.key.ID = string(cells[idColumn].text)
+	if c.op == 'd' {
+		if s.delete = true; s.key.Type == 0 || !fhir.ValidID(s.key.ID) {
+			return s, false, reasonKeyless
+		}
+		return s, false, ""
+	}
+	s.version = string(cells[versionColumn].text)
+	s.lastUpdated = d.tables.instant(cells[updatedColumn], t.ticks)
+	if reason := d.body(t, cells, &s); reason == skipped {
+		return s, true, ""
+	} else if reason != "" {
+		return s, false, reason
+	}
+	return d.identify(t, s)
+}
+
+// skipped says that a row says nothing new.
+const skipped fault = "skipped"
+
+// body reads the body of a row, or that there is none any more.
+func (d *debezium) body(t *table, cells []cell, s *said) fault {
+	text := cells[bodyColumn]
+	s.delete = cells[deletedColumn].yes()
+	switch {
+	case unavailable(text):
+		return skipped // it is what it was
+	case t.emptyDeletes && text.kind == isText && len(text.text) == 0:
+		s.delete = true
+	}
+	if text.kind == absent || len(text.text) == 0 {
+		if s.delete {
+			return ""
+		}
+		return reasonNoColumn
+	}
+	var reason fault
+	s.body, reason = unpack(text, d.maxRecord)
+	return reason
+}
+
+// identify finds out of the body what no column says, and makes FHIR of it.
+func (d *debezium) identify(t *table, s said) (said, bool, fault) {
+	if s.body != nil && (s.key.Type == 0 || s.key.ID == "" || len(t.strip) > 0 || t.adapt != nil) {
+		v, err := d.compact(s.body)
+		if err != nil {
+			return s, false, fault("body " + err.Error())
+		}
+		s.body = v
+		if s.key.Type == 0 {
+			s.key.Type = typesFolded[strings.ToLower(string(v.member("resourceType").text()))]
+		}
+		if s.key.ID == "" {
+			s.key.ID = string(v.member("id").text())
+		}
+		s.body = stripMeta(v, t.strip)
+		if t.adapt != nil {
+			if reason := t.adapt(&d.changes, &s); reason != "" {
+				return s, false, reason
+			}
+		}
+	}
+	switch {
+	case s.key.Type == 0:
+		return s, false, reasonRowType
+	case !fhir.ValidID(s.key.ID):
+		return s, false, reasonRowID
+	}
+	return s, false, ""
+}
+
+// yes tells whether a column says so.
+func (c cell) yes() bool {
+	switch c.kind {
+	case isTrue:
+		return true
+	case isNumber:
+		return string(c.text) != "0"
+	case isText:
+		switch strings.ToLower(string(c.text)) {
+		case "y", "yes", "t", "true", "1", "deleted":
+			return true
+		}
+	}
+	return false
+}
+
+// placeholder stands where Debezium does not know a large column, for it has not changed.
+const placeholder = "__debezium_unavailable_value"
+
+var placeholder64 = "X19kZWJleml1bV91bmF2YWlsYWJsZV92YWx1ZQ=="
+
+func unavailable(c cell) bool {
+	return (c.kind == isText || c.kind == isBytes) && (string(c.text) == placeholder || string(c.text) == placeholder64 || string(c.text) == hex.EncodeToString([]byte(placeholder)))
+}
+
+// instant reads a time as drivers and connectors write it: text, or the time since 1970 in
+// seconds, milliseconds, microseconds or nanoseconds, which are told from each other by
+// their size. Text without a zone, and numbers, which connectors make of times without one,
+// are of the source's zone.
+func (ts tables) instant(c cell, ticks bool) fhir.Instant {
+	switch c.kind {
+	case isText:
+		if at := instant(c.text); at != fhir.None {
+			return at
+		}
+		for _, layout := range []string{"2006-01-02T15:04:05", "2006-01-02 15:04:05", "2006-01-02 15:04:05Z07:00", "2006-01-02 15:04:05Z07"} {
+			if t, err := time.ParseInLocation(layout, string(c.text), ts.zone); err == nil {
+				return fhir.FromTime(t)
+			}
+		}
+	case isNumber:
+		n, err := strconv.ParseInt(string(c.text), 10, 64)
+		if err != nil {
+			return fhir.None
+		}
+		if ticks {
+			return fhir.Instant((n>>3)/1e4 - msBefore1970)
+		}
+		return ts.since1970(n)
+	}
+	return fhir.None
+}
+
+// msBefore1970 are the milliseconds from the year 1 to 1970.
+const msBefore1970 = 62135596800000
+
+// since1970 reads a time without a zone. Between 1973 and 5138 no unit is mistaken for
+// another.
+func (ts tables) since1970(n int64) fhir.Instant {
+	const year5138 = 1e11 // in seconds
+	t := time.Unix(n, 0)
+	switch {
+	case n >= year5138*1e6:
+		t = time.Unix(0, n)
+	case n >= year5138*1e3:
+		t = time.UnixMicro(n)
+	case n >= year5138:
+		t = time.UnixMilli(n)
+	}
+	if ts.zone != time.UTC { // the clock on the wall was taken for UTC
+		t = t.UTC()
+		t = time.Date(t.Year(), t.Month(), t.Day(), t.Hour(), t.Minute(), t.Second(), t.Nanosecond(), ts.zone)
+	}
+	return fhir.FromTime(t)
+}
+
+// unpack is the resource in a column: JSON; or gzip, of UTF-8 or UTF-16, as bytes, base64 or
+// hexadecimal digits.
+func unpack(c cell, limit int64) ([]byte, fault) {
+	b := c.text
+	if c.kind == isText && !startsObject(b) {
+		decoded, ok := base64Text(b)
+		if plain, err := hex.DecodeString(string(b)); err == nil {
+			decoded, ok = plain, true
+		}
+		if !ok {
+			return nil, reasonBody
+		}
+		b = decoded
+	}
+	if bytes.HasPrefix(b, []byte{0x1f, 0x8b}) {
+		r, err := gzip.NewReader(bytes.NewReader(b))
+		if err != nil {
+			return nil, reasonBody
+		}
+		b, err = io.ReadAll(io.LimitReader(r, limit+1))
+		switch {
+		case err != nil:
+			return nil, reasonBody
+		case int64(len(b)) > limit:
+			return nil, reasonBodySize
+		}
+	}
+	b = bytes.TrimPrefix(b, []byte("\xef\xbb\xbf"))
+	b = bytes.TrimPrefix(b, []byte("\xff\xfe"))
+	if len(b) >= 2 && b[1] == 0 {
+		b = fromUTF16(b)
+	}
+	if !startsObject(b) {
+		return nil, reasonBody
+	}
+	return b, ""
+}
+
+func startsObject(b []byte) bool {
+	b = bytes.TrimLeft(b, " \t\r\n")
+	return len(b) > 0 && b[0] == '{'
+}
+
+// fromUTF16 reads little-endian UTF-16.
+func fromUTF16(b []byte) []byte {
+	units := make([]uint16, len(b)/2)
+	for i := range units {
+		units[i] = binary.LittleEndian.Uint16(b[2*i:])
+	}
+	out := make([]byte, 0, len(b))
+	for _, r := range utf16.Decode(units) {
+		out = utf8.AppendRune(out, r)
+	}
+	return out
+}
+
+// stripMeta is a resource without some members of its meta.
+func stripMeta(v value, names []string) []byte {
+	if len(names) == 0 || !v.isObject() {
+		return v
+	}
+	var out []byte
+	compact.Members(v, 0, func(m compact.Member) bool {
+		if string(v[m.Name:m.Colon]) != `"meta"` || v[m.Colon+1] != '{' {
+			return true
+		}
+		out = append(append(out, v[:m.Colon+1]...), '{')
+		open := len(out)
+		compact.Members(v, m.Colon+1, func(sub compact.Member) bool {
+			if !slices.Contains(names, string(compact.Plain(nil, v[sub.Name:sub.Colon]))) {
+				if len(out) > open {
+					out = append(out, ',')
+				}
+				out = append(out, v[sub.Name:sub.End]...)
+			}
+			return true
+		})
+		out = append(append(out, '}'), v[m.End:]...)
+		return false
+	})
+	if out == nil {
+		return v
+	}
+	return out
+}
