@@ -1,6 +1,7 @@
 package decode
 
 import (
+	"errors"
 	"math"
 	"strconv"
 
@@ -16,16 +17,17 @@ const (
 	reasonUnavailable = "body is left out, for it has not changed (Debezium's unavailable value), and the row is new here"
 )
 
-// debezium are changes of tables' rows as Debezium writes them, as JSON with a schema beside
-// it or without, in its envelope or flattened (ExtractNewRecordState). What the columns mean
-// says a Table.
+// debezium are changes of tables' rows as Debezium writes them: as JSON, with a schema beside
+// it or without, or as Avro with the schemas of a registry; in its envelope or flattened
+// (ExtractNewRecordState). What the columns mean says a Table.
 type debezium struct {
 	changes
 	tables tables
+	codecs codecs
 }
 
 func newDebezium(o Options) Decoder {
-	d := &debezium{tables: o.tables()}
+	d := &debezium{tables: o.tables(), codecs: codecs{schemas: o.Schemas}}
 	d.prepare(o)
 	return d
 }
@@ -38,31 +40,71 @@ func (d *debezium) Decode(rec Record) ([]store.Change, error) {
 	case rec.size() > d.maxRecord:
 		return nil, refuse(rec, reasonLarge)
 	}
-	v, err := d.envelope(rec)
+	key, err := d.keyRow(rec)
 	if err != nil {
 		return nil, err
 	}
-	key, err := d.key(rec)
+	c, err := d.rowChange(rec, key)
+	if f, is := errors.AsType[fault](err); is {
+		return nil, refuse(rec, string(f))
+	}
 	if err != nil {
 		return nil, err
-	}
-	c, reason := readRowChange(v, key)
-	if reason != "" {
-		return nil, refuse(rec, reason)
 	}
 	return d.row(rec, c)
 }
 
-// key is the record's key as JSON; nil if it has none.
-func (d *debezium) key(rec Record) (value, error) {
-	if len(rec.Key) == 0 {
-		return nil, nil
+// rowChange reads what was done to a row, in Avro or in JSON.
+func (d *debezium) rowChange(rec Record, key row) (c rowChange, err error) {
+	fields, json, framing, err := d.codecs.read(rec.Value)
+	switch {
+	case err != nil:
+		return c, err
+	case fields != nil:
+		c, reason := readAvroChange(fields)
+		c.key = key
+		return c, orNil(reason)
+	case framing:
+		rec.Value = json
 	}
-	v, err := d.compact(rec.Key)
+	v, err := d.envelope(rec)
+	if err != nil {
+		return c, err
+	}
+	c, reason := readRowChange(v)
+	c.key = key
+	return c, orNil(reason)
+}
+
+// orNil makes an error of a fault, if it is one.
+func orNil(f fault) error {
+	if f == "" {
+		return nil
+	}
+	return f
+}
+
+// keyRow is the record's key as a row, which has the columns of the table's key.
+func (d *debezium) keyRow(rec Record) (row, error) {
+	fields, json, framing, err := d.codecs.read(rec.Key)
+	switch f, is := errors.AsType[fault](err); {
+	case is:
+		return nil, refuse(rec, "key: "+string(f))
+	case err != nil:
+		return nil, err
+	case fields != nil:
+		return fields, nil
+	case !framing:
+		json = rec.Key
+	}
+	if len(json) == 0 {
+		return jsonRow(nil), nil
+	}
+	v, err := d.compact(json)
 	if err != nil {
 		return nil, refuse(rec, "key "+err.Error())
 	}
-	return payload(v), nil
+	return jsonRow(payload(v)), nil
 }
 
 // payload is what a JSON converter with schemas.enable wraps.
@@ -88,7 +130,7 @@ var (
 )
 
 // readRowChange reads an envelope, or what is left of one when it is flattened.
-func readRowChange(v, key value) (c rowChange, reason string) {
+func readRowChange(v value) (c rowChange, reason fault) {
 	v = payload(v)
 	var at [3]value
 	if !v.read(envelopeMembers, at[:]) {
@@ -97,7 +139,7 @@ func readRowChange(v, key value) (c rowChange, reason string) {
 	op := string(at[0].text())
 	switch {
 	case op == "" && at[2] == nil:
-		return readFlat(v, key)
+		return readFlat(v)
 	case op == "":
 		return c, reasonUnknownOp
 	}
@@ -105,7 +147,7 @@ func readRowChange(v, key value) (c rowChange, reason string) {
 	if !at[2].read(sourceMembers, source[:]) {
 		return c, reasonTwice
 	}
-	c = rowChange{table: string(source[0].text()), key: jsonRow(key), row: jsonRow(at[1]), position: position(source[1])}
+	c = rowChange{table: string(source[0].text()), row: jsonRow(at[1]), position: position(source[1])}
 	switch op {
 	case "c", "r", "u":
 		if c.op = op[0]; !at[1].isObject() {
@@ -124,7 +166,7 @@ func readRowChange(v, key value) (c rowChange, reason string) {
 
 // readFlat reads a row that was taken out of its envelope. Of one that is deleted all
 // columns but the key are made up.
-func readFlat(v, key value) (c rowChange, reason string) {
+func readFlat(v value) (c rowChange, reason fault) {
 	if control(v) {
 		return c, ""
 	}
@@ -132,7 +174,7 @@ func readFlat(v, key value) (c rowChange, reason string) {
 	if !v.read(flatMembers, at[:]) {
 		return c, reasonTwice
 	}
-	c = rowChange{op: 'u', table: string(at[3].text()), key: jsonRow(key), row: jsonRow(v), position: max(position(at[2]), position(at[4]))}
+	c = rowChange{op: 'u', table: string(at[3].text()), row: jsonRow(v), position: max(position(at[2]), position(at[4]))}
 	if op := at[0].text(); len(op) == 1 {
 		c.op = op[0]
 	}

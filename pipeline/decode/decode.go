@@ -79,6 +79,8 @@ type Options struct {
 	Tables []Table
 	// TimeZone is that of times without one in tables; nil is UTC.
 	TimeZone *time.Location
+	// Schemas are those of the registry that records in Avro name; nil: there is none.
+	Schemas Schemas
 	// MaxDepth bounds the nesting of a resource; 0 is the scanner's default.
 	MaxDepth int
 }
@@ -127,6 +129,7 @@ func (o Options) dropped() map[fhir.Type]bool {
 
 // formats are the wire formats by their names in the configuration.
 var formats = map[string]func(Options) Decoder{
+	"avro":         newAvro,
 	"bundle":       newBundle,
 	"cloudevents":  newCloudEvents,
 	"debezium":     newDebezium,
@@ -150,8 +153,8 @@ func New(format string, o Options) (Decoder, error) {
 	if err := o.Validate(); err != nil {
 		return nil, fmt.Errorf("options of format %s: %w", format, err)
 	}
-	if format == "debezium" && o.Preset == "" && len(o.Tables) == 0 {
-		return nil, fmt.Errorf("format debezium: say whose tables these are by a preset (%s), or what their columns mean", strings.Join(Presets(), ", "))
+	if (format == "debezium" || format == "avro") && o.Preset == "" && len(o.Tables) == 0 {
+		return nil, fmt.Errorf("format %s: say whose tables these are by a preset (%s), or what their columns mean", format, strings.Join(Presets(), ", "))
 	}
 	return newDecoder(o), nil
 }

@@ -16,7 +16,7 @@ import (
 )
 
 func TestNew(t *testing.T) {
-	if _, err := New("avro", Options{}); err == nil || err.Error() != `unknown format "avro": known are `+strings.Join(Formats(), ", ") {
+	if _, err := New("csv", Options{}); err == nil || err.Error() != `unknown format "csv": known are `+strings.Join(Formats(), ", ") {
 		t.Errorf("an unknown format: %v", err)
 	}
 	_, err := New("resource", Options{MaxRecord: -1, MaxDepth: -2, DropTypes: []string{"Binary", "binary", "Foo"}})

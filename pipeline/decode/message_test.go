@@ -177,7 +177,7 @@ func FuzzMessages(f *testing.F) {
 	decoders := map[string]Decoder{}
 	for _, name := range Formats() {
 		o := Options{}
-		if name == "debezium" {
+		if name == "debezium" || name == "avro" {
 			o.Preset = "medplum"
 		}
 		d, err := New(name, o)

@@ -1,0 +1,275 @@
+package decode
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/big"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/linkedin/goavro/v2"
+
+	"tidemark/store"
+)
+
+// Why a record in Avro is refused.
+const (
+	reasonNoRegistry = "value was written with a schema of a registry: name the registry (schema_registry.url)"
+	reasonNoSchema   = "the registry does not know the schema that the record names"
+	reasonSchemaKind = "the record's schema is neither Avro nor a JSON schema"
+	reasonSchema     = "the record's schema cannot be read: does it refer to others?"
+	reasonAvro       = "value is not what its schema says"
+	reasonNotAvro    = "value does not begin as records do that name their schema (a 0, and its id)"
+)
+
+// ErrNoSchema says that a registry does not know a schema. It is no trouble of the registry.
+var ErrNoSchema = errors.New("the registry does not know the schema")
+
+// Schemas are what producers have registered, by the ids that stand in their records.
+type Schemas interface {
+	// Schema is a schema and its kind: AVRO, JSON or PROTOBUF. ErrNoSchema if there is none of
+	// that id; any other error means that it is worth to ask again, for the record is not to
+	// blame.
+	Schema(id uint32) (kind, text string, err error)
+}
+
+// framed splits what Confluent's serializers write: a 0, the id of a schema in four bytes,
+// and what was written with it.
+func framed(b []byte) (id uint32, rest []byte, ok bool) {
+	if len(b) < 5 || b[0] != 0 {
+		return 0, nil, false
+	}
+	return binary.BigEndian.Uint32(b[1:]), b[5:], true
+}
+
+// codecs read what was written with the schemas of a registry. There is no resolution: a
+// record is read with the schema that it was written with, and its fields by name.
+type codecs struct {
+	schemas Schemas
+	known   sync.Map // of *codec by id
+}
+
+type codec struct {
+	kind string
+	avro *goavro.Codec
+	err  fault
+}
+
+// of is the codec of a schema. An error is none of the record's.
+func (cs *codecs) of(id uint32) (*codec, error) {
+	if c, known := cs.known.Load(id); known {
+		return c.(*codec), nil
+	}
+	if cs.schemas == nil {
+		return &codec{err: reasonNoRegistry}, nil
+	}
+	kind, text, err := cs.schemas.Schema(id)
+	switch {
+	case errors.Is(err, ErrNoSchema):
+		return &codec{err: reasonNoSchema}, nil // it may be registered yet
+	case err != nil:
+		return nil, fmt.Errorf("ask for the schema of a record: %w", err)
+	}
+	c := &codec{kind: kind}
+	switch kind {
+	case "AVRO":
+		if c.avro, err = goavro.NewCodec(text); err != nil {
+			c.err = reasonSchema
+		}
+	case "JSON":
+	default:
+		c.err = reasonSchemaKind
+	}
+	known, _ := cs.known.LoadOrStore(id, c)
+	return known.(*codec), nil
+}
+
+// read is a framed value: a record's fields, or, of a JSON schema, the JSON. Neither, for
+// what is not framed.
+func (cs *codecs) read(b []byte) (fields avroRow, json []byte, framing bool, err error) {
+	id, rest, ok := framed(b)
+	if !ok {
+		return nil, nil, false, nil
+	}
+	c, err := cs.of(id)
+	switch {
+	case err != nil:
+		return nil, nil, true, err
+	case c.err != "":
+		return nil, nil, true, c.err
+	case c.kind == "JSON":
+		return nil, rest, true, nil
+	}
+	native, rest, err := c.avro.NativeFromBinary(rest)
+	if err != nil || len(rest) > 0 {
+		return nil, nil, true, fault(reasonAvro)
+	}
+	fields, _ = recordOf(native)
+	return fields, nil, true, nil
+}
+
+// An avroRow is a row as goavro reads a record.
+type avroRow map[string]any
+
+// recordOf is a record, or the one that a union holds.
+func recordOf(v any) (avroRow, bool) {
+	m, ok := v.(map[string]any)
+	if ok && len(m) == 1 {
+		for _, inner := range m {
+			if r, is := inner.(map[string]any); is {
+				return r, true
+			}
+		}
+	}
+	return m, ok
+}
+
+func (r avroRow) cells(names []string) ([]cell, bool) {
+	cells := make([]cell, len(names))
+	once := true
+	for i, name := range names {
+		if name == "" {
+			continue
+		}
+		v, exact := r[name]
+		found := exact
+		for field, other := range r {
+			if exact || !strings.EqualFold(field, name) {
+				continue
+			}
+			once = once && !found
+			v, found = other, true
+		}
+		cells[i] = avroCell(v)
+	}
+	return cells, once
+}
+
+func avroCell(v any) cell {
+	switch v := v.(type) {
+	case string:
+		return cell{isText, []byte(v)}
+	case []byte:
+		return cell{isBytes, v}
+	case bool:
+		if v {
+			return cell{kind: isTrue}
+		}
+		return cell{kind: isFalse}
+	case int32:
+		return cell{isNumber, strconv.AppendInt(nil, int64(v), 10)}
+	case int64:
+		return cell{isNumber, strconv.AppendInt(nil, v, 10)}
+	case float32:
+		return cell{isNumber, strconv.AppendFloat(nil, float64(v), 'f', -1, 32)}
+	case float64:
+		return cell{isNumber, strconv.AppendFloat(nil, v, 'f', -1, 64)}
+	case *big.Rat:
+		return cell{isNumber, []byte(v.RatString())}
+	case time.Time:
+		return cell{isText, v.UTC().AppendFormat(nil, time.RFC3339Nano)}
+	case map[string]any:
+		if len(v) == 1 {
+			for _, inner := range v {
+				return avroCell(inner) // of a union
+			}
+		}
+	}
+	return cell{}
+}
+
+// readAvroChange is readRowChange for what was read with a schema.
+func readAvroChange(v avroRow) (c rowChange, reason fault) {
+	named := func(r avroRow, name string) cell {
+		cells, _ := r.cells([]string{name})
+		return cells[0]
+	}
+	number := func(c cell) uint64 {
+		n, _ := strconv.ParseUint(string(c.text), 10, 63)
+		return n
+	}
+	source, enveloped := recordOf(v["source"])
+	op := string(named(v, "op").text)
+	if !enveloped || op == "" {
+		return flatAvro(v, c, named, number)
+	}
+	c.table, c.position = string(named(source, "table").text), number(named(source, "lsn"))
+	switch op {
+	case "c", "r", "u":
+		after, is := recordOf(v["after"])
+		if !is {
+			return c, reasonNoChange
+		}
+		c.op, c.row = op[0], after
+	case "d":
+		c.op = 'd'
+	case "t":
+		return c, reasonTruncated
+	case "m":
+	default:
+		return c, reasonUnknownOp
+	}
+	return c, ""
+}
+
+func flatAvro(v avroRow, c rowChange, named func(avroRow, string) cell, number func(cell) uint64) (rowChange, fault) {
+	if _, beats := v["ts_ms"]; beats && len(v) == 1 {
+		return c, "" // a heartbeat
+	}
+	if status := string(named(v, "status").text); (status == "BEGIN" || status == "END") && v["data_collections"] != nil || status == "BEGIN" && v["event_count"] == nil && len(v) == 5 {
+		return c, "" // where a transaction begins or ends
+	}
+	c.op, c.row, c.table = 'u', v, string(named(v, "__table").text)
+	c.position = max(number(named(v, "__lsn")), number(named(v, "__source_lsn")))
+	if op := named(v, "__op").text; len(op) == 1 {
+		c.op = op[0]
+	}
+	if named(v, "__deleted").yes() {
+		c.op = 'd'
+	}
+	switch c.op {
+	case 'c', 'r', 'u', 'd':
+		return c, ""
+	case 't':
+		return c, reasonTruncated
+	}
+	return c, reasonUnknownOp
+}
+
+// avro are plain records, one resource each, whose fields a Table names. A null value
+// deletes what the key names.
+type avro struct{ debezium }
+
+func newAvro(o Options) Decoder {
+	d := &avro{debezium{tables: o.tables(), codecs: codecs{schemas: o.Schemas}}}
+	d.prepare(o)
+	return d
+}
+
+// Decode implements Decoder.
+func (d *avro) Decode(rec Record) ([]store.Change, error) {
+	if rec.size() > d.maxRecord {
+		return nil, refuse(rec, reasonLarge)
+	}
+	key, err := d.keyRow(rec)
+	if err != nil {
+		return nil, err
+	}
+	c := rowChange{op: 'd', key: key}
+	if rec.Value != nil {
+		fields, _, framing, err := d.codecs.read(rec.Value)
+		switch f, is := errors.AsType[fault](err); {
+		case is:
+			return nil, refuse(rec, string(f))
+		case err != nil:
+			return nil, err
+		case !framing || fields == nil:
+			return nil, refuse(rec, reasonNotAvro)
+		}
+		c.op, c.row = 'u', fields
+	}
+	return d.row(rec, c)
+}

@@ -1,0 +1,168 @@
+package decode
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/linkedin/goavro/v2"
+
+	"tidemark/store/fhir"
+)
+
+// schemas are those of a test: AVRO by id, but for what begins with another kind.
+type schemas map[uint32]string
+
+var errAway = errors.New("the registry is away")
+
+func (s schemas) Schema(id uint32) (kind, text string, err error) {
+	text, ok := s[id]
+	switch {
+	case !ok:
+		return "", "", ErrNoSchema
+	case text == "away":
+		return "", "", errAway
+	}
+	if kind, rest, other := strings.Cut(text, ":"); other && !strings.Contains(kind, "{") {
+		return kind, rest, nil
+	}
+	return "AVRO", text, nil
+}
+
+// framed writes a value as Confluent's serializers do.
+func frame(t *testing.T, s schemas, id uint32, native any) []byte {
+	t.Helper()
+	c, err := goavro.NewCodec(s[id])
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := c.BinaryFromNative(binary.BigEndian.AppendUint32([]byte{0}, id), native)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// Debezium's envelope and what flattening leaves of it, of a table with a column of each
+// kind, in a schema and in the next one.
+var avroSchemas = schemas{
+	1: `{"type":"record","name":"Key","fields":[{"name":"id","type":"string"}]}`,
+	2: strings.ReplaceAll(`{"type":"record","name":"Envelope","namespace":"emr.public.Patient","fields":[
+		{"name":"before","type":["null",COLUMNS],"default":null},{"name":"after","type":["null","Value"],"default":null},
+		{"name":"source","type":{"type":"record","name":"Source","fields":[{"name":"table","type":"string"},{"name":"lsn","type":["null","long"],"default":null}]}},
+		{"name":"op","type":"string"},{"name":"ts_ms","type":["null","long"],"default":null}]}`, "COLUMNS", columns("")),
+	3: strings.ReplaceAll(`{"type":"record","name":"Envelope","namespace":"emr.public.Patient","fields":[
+		{"name":"before","type":["null",COLUMNS],"default":null},{"name":"after","type":["null","Value"],"default":null},
+		{"name":"source","type":{"type":"record","name":"Source","fields":[{"name":"table","type":"string"},{"name":"lsn","type":["null","long"],"default":null}]}},
+		{"name":"op","type":"string"},{"name":"ts_ms","type":["null","long"],"default":null}]}`, "COLUMNS", columns(`,{"name":"added","type":["null","string"],"default":null}`)),
+	4: columns(`,{"name":"__deleted","type":["null","string"]},{"name":"__op","type":"string"},{"name":"__lsn","type":["null","long"]}`),
+	5: `JSON:{"type":"object"}`,
+	6: `PROTOBUF:syntax = "proto3";`,
+	7: "away",
+	8: `{"type":"record"`,
+	9: `{"type":"record","name":"Heartbeat","fields":[{"name":"ts_ms","type":"long"}]}`,
+}
+
+func columns(more string) string {
+	return `{"type":"record","name":"Value","fields":[{"name":"id","type":"string"},{"name":"version","type":["null","int"]},{"name":"changed","type":"long"},
+		{"name":"content","type":["null","string"]},{"name":"packed","type":["null","bytes"]},{"name":"gone","type":["null","boolean"]}` + more + `]}`
+}
+
+// TestAvro: what was written with the schemas of a registry says what its JSON would.
+func TestAvro(t *testing.T) {
+	const body = `{"resourceType":"Patient","id":"p-1"}`
+	row := func(more map[string]any) map[string]any {
+		m := map[string]any{
+			"id": "p-1", "version": map[string]any{"int": 3}, "changed": int64(1767323045123456),
+			"content": map[string]any{"string": body}, "packed": nil, "gone": map[string]any{"boolean": false},
+		}
+		for k, v := range more {
+			m[k] = v
+		}
+		return m
+	}
+	envelope := func(op string, after any) map[string]any {
+		if m, is := after.(map[string]any); is {
+			after = map[string]any{"emr.public.Patient.Value": m}
+		}
+		return map[string]any{
+			"before": nil, "after": after, "op": op, "ts_ms": nil,
+			"source": map[string]any{"table": "Patient", "lsn": map[string]any{"long": int64(77)}},
+		}
+	}
+	framed := func(id uint32, native any) []byte { return frame(t, avroSchemas, id, native) }
+	key := framed(1, map[string]any{"id": "p-1"})
+	upsert := "upsert Patient/p-1 version=3 updated=2026-01-02T03:04:05.123Z position=77 patients=p-1\n  " + body + "\n"
+	table := Table{Name: "(?P<type>[a-z]+)", ID: "id", Version: "version", LastUpdated: "changed", Body: "content", Deleted: "gone"}
+	for _, c := range []struct {
+		name, format string
+		key, value   []byte
+		want         string
+	}{
+		{"an envelope", "debezium", key, framed(2, envelope("c", row(nil))), upsert},
+		{"in the next schema", "debezium", key, framed(3, envelope("u", row(map[string]any{"added": nil}))), upsert},
+		{"deleted by a column", "debezium", key, framed(2, envelope("u", row(map[string]any{"gone": map[string]any{"boolean": true}}))), "delete Patient/p-1 version=3 updated=2026-01-02T03:04:05.123Z position=77\n"},
+		{"deleted row", "debezium", key, framed(2, envelope("d", nil)), "delete Patient/p-1 position=77\n"},
+		{"without a key", "debezium", nil, framed(2, envelope("d", nil)), "refused: deletion of a row without its key\n"},
+		{"a tombstone", "debezium", key, nil, "nothing\n"},
+		{"no row", "debezium", key, framed(2, envelope("c", nil)), "refused: " + string(reasonNoChange) + "\n"},
+		{"an unchanged body", "debezium", key, framed(2, envelope("u", row(map[string]any{"content": map[string]any{"string": placeholder}}))), "nothing\n"},
+		{"truncated", "debezium", nil, framed(2, envelope("t", nil)), "refused: " + reasonTruncated + "\n"},
+		{"flattened", "debezium", key, framed(4, row(map[string]any{"__deleted": map[string]any{"string": "false"}, "__op": "u", "__lsn": map[string]any{"long": int64(77)}})), upsert},
+		{"flattened deletion", "debezium", key, framed(4, row(map[string]any{"content": nil, "__deleted": map[string]any{"string": "true"}, "__op": "d", "__lsn": map[string]any{"long": int64(77)}})), "delete Patient/p-1 position=77\n"},
+		{"a heartbeat", "debezium", nil, framed(9, map[string]any{"ts_ms": int64(5)}), "nothing\n"},
+		{"a JSON schema", "debezium", nil, append([]byte{0, 0, 0, 0, 5}, `{"op":"c","after":{"id":"p-1","content":"{\"resourceType\":\"Patient\"}"},"source":{"table":"Patient"}}`...), "upsert Patient/p-1 patients=p-1\n  {\"resourceType\":\"Patient\",\"id\":\"p-1\"}\n"},
+		{"Protobuf", "debezium", nil, []byte{0, 0, 0, 0, 6, 1}, "refused: " + reasonSchemaKind + "\n"},
+		{"an unknown schema", "debezium", nil, []byte{0, 0, 0, 0, 99, 1}, "refused: " + reasonNoSchema + "\n"},
+		{"a broken schema", "debezium", nil, []byte{0, 0, 0, 0, 8, 1}, "refused: " + reasonSchema + "\n"},
+		{"a registry that is away", "debezium", nil, []byte{0, 0, 0, 0, 7, 1}, "error: ask for the schema of a record: the registry is away\n"},
+		{"less than the schema says", "debezium", key, framed(2, envelope("c", row(nil)))[:40], "refused: " + reasonAvro + "\n"},
+		{"more than the schema says", "debezium", key, append(framed(2, envelope("c", row(nil))), 0), "refused: " + reasonAvro + "\n"},
+		{"a plain record", "avro", key, framed(4, row(map[string]any{"__deleted": nil, "__op": "", "__lsn": nil})), strings.Replace(upsert, " position=77", "", 1)},
+		{"a plain tombstone", "avro", key, nil, "delete Patient/p-1\n"},
+		{"JSON is not Avro", "avro", key, []byte(`{"id":"p-1"}`), "refused: " + reasonNotAvro + "\n"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			d, err := New(c.format, Options{Tables: []Table{table}, Schemas: avroSchemas})
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := decoded(t, d, Record{Topic: "emr.public.Patient", Offset: 41, Timestamp: fhir.None, Key: c.key, Value: c.value})
+			if got != c.want {
+				t.Errorf("got  %swant %s", got, c.want)
+			}
+		})
+	}
+}
+
+// TestAvroWithoutRegistry: the record is kept, and the reason says what to configure.
+func TestAvroWithoutRegistry(t *testing.T) {
+	d, err := New("debezium", Options{Preset: "medplum"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := decoded(t, d, Record{Offset: 41, Value: []byte{0, 0, 0, 0, 1, 2}})
+	if got != "refused: "+reasonNoRegistry+"\n" {
+		t.Error(got)
+	}
+}
+
+// TestAvroCells: each kind of Avro's values is a cell.
+func TestAvroCells(t *testing.T) {
+	r := avroRow{"I": int32(5), "f": 2.5, "s": map[string]any{"string": "x"}, "n": nil, "dup": 1, "DUP": 2}
+	cells, once := r.cells([]string{"i", "F", "s", "n", "other", ""})
+	var got []string
+	for _, c := range cells {
+		got = append(got, fmt.Sprintf("%d:%s", c.kind, c.text))
+	}
+	want := []string{"2:5", "2:2.5", "1:x", "0:", "0:", "0:"}
+	if !slices.Equal(got, want) || !once {
+		t.Errorf("got %q, %v", got, once)
+	}
+	if _, once := r.cells([]string{"Dup"}); once {
+		t.Error("two columns of one name were read")
+	}
+}
