@@ -99,14 +99,14 @@ func (p *Pipeline) enter(name string) error {
 		return fmt.Errorf("topic %s is not configured", name)
 	}
 	t := &topic{name: name, cfg: p.o.Topics[i], decoder: p.decoders[i]}
-	t.state.Format = t.cfg.Format
+	t.state.Format = t.cfg.reading()
 	if stored := p.store.Topic(name); stored != nil {
 		var err error
 		if t.state, err = parseState(stored); err != nil {
 			return fmt.Errorf("read the stored state of topic %s: %w", name, err)
 		}
 	}
-	if t.state.Format != t.cfg.Format {
+	if t.state.Format != t.cfg.reading() {
 		if err := p.planRetry(t); err != nil {
 			return err
 		}

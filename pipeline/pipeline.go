@@ -61,6 +61,9 @@ type Topic struct {
 	Pattern *regexp.Regexp
 	// Format names what the records are, see decode.Formats.
 	Format string
+	// Reading says what else decides what a record is understood as, in any words; dead
+	// letters are decoded again when it or the format changes.
+	Reading string
 	// StopAfter is how many dead letters without a good record in between
 	// hold the topic, for then its format is probably wrong. 0 is
 	// DefaultStopAfter, a negative number never.
@@ -71,6 +74,14 @@ type Topic struct {
 
 // DefaultStopAfter is Topic.StopAfter if nothing else is said.
 const DefaultStopAfter = 100
+
+// reading names the way in which records are understood.
+func (t Topic) reading() string {
+	if t.Reading == "" {
+		return t.Format
+	}
+	return t.Format + " " + t.Reading
+}
 
 func (t Topic) selector() source.Topics { return source.Topics{Name: t.Name, Pattern: t.Pattern} }
 

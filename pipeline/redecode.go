@@ -52,7 +52,7 @@ func (p *Pipeline) planRetry(t *topic) error {
 	slices.SortFunc(letters, func(a, b letter) int { return cmp.Compare(a.seq, b.seq) })
 	letters = letters[max(0, len(letters)-t.state.Run):]
 	if len(letters) == 0 {
-		t.state = topicState{Format: t.cfg.Format}
+		t.state = topicState{Format: t.cfg.reading()}
 		return nil
 	}
 	t.state.Run = len(letters) // fewer if somebody has removed some
@@ -206,7 +206,7 @@ func (t *topic) resolve(resolved []store.Bound, failed []uint64, last bool) (s t
 		r.running--
 	}
 	if r.running == 0 && len(r.waiting) == 0 {
-		return topicState{Format: t.cfg.Format, Run: r.left()}, true
+		return topicState{Format: t.cfg.reading(), Run: r.left()}, true
 	}
 	s = t.state
 	s.Run = max(0, s.Run-len(resolved))

@@ -12,8 +12,8 @@ import (
 // topicState is what the store keeps of a topic for us, in the same commit as
 // the records it speaks of.
 type topicState struct {
-	Format string `json:"format"`
-	Run    int    `json:"run"` // dead letters since the last good record
+	Format string `json:"format"` // and what else decides how records are understood
+	Run    int    `json:"run"`    // dead letters since the last good record
 }
 
 func parseState(b []byte) (topicState, error) {
@@ -67,7 +67,7 @@ func (t *topic) status() TopicStatus {
 // exceeded says whether a run of dead letters is one too long. A run of
 // another format than the present one proves nothing about that.
 func (t *topic) exceeded(s topicState) bool {
-	return t.cfg.StopAfter > 0 && s.Format == t.cfg.Format && s.Run >= t.cfg.StopAfter
+	return t.cfg.StopAfter > 0 && s.Format == t.cfg.reading() && s.Run >= t.cfg.StopAfter
 }
 
 // reason says why the topic is held, and what can be done.
@@ -93,11 +93,11 @@ func (t *topic) count(d decoded) (s topicState, stop int) {
 		return s, -1
 	}
 	if d.good {
-		s = topicState{Format: t.cfg.Format}
+		s = topicState{Format: t.cfg.reading()}
 	}
 	for i, o := range d.outcomes {
 		if !o.dead {
-			s = topicState{Format: t.cfg.Format}
+			s = topicState{Format: t.cfg.reading()}
 			continue
 		}
 		if s.Run++; t.exceeded(s) {

@@ -153,6 +153,7 @@ func (r *reindex) inherit() error {
 			err = errors.Join(
 				index.Scan(old, index.Backups(), func(k, _ []byte) error { w.set(k, nil); return w.err }),
 				index.Scan(old, index.Onces(), func(k, v []byte) error { w.set(k, v); return w.err }),
+				index.Scan(old, index.Notes(), func(k, v []byte) error { w.set(k, v); return w.err }),
 			)
 		}
 		err = errors.Join(err, closer.Close())

@@ -1,12 +1,20 @@
 package main
 
 import (
+	"crypto/sha256"
+	"crypto/tls"
+	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"log/slog"
+	"os"
+	"strings"
+	"time"
 
 	"tidemark/cmd/tidemark/internal/config"
 	"tidemark/pipeline"
 	"tidemark/pipeline/decode"
+	"tidemark/pipeline/registry"
 	"tidemark/pipeline/source"
 	"tidemark/store"
 )
@@ -21,7 +29,11 @@ func newIntake(c *config.Config, db *store.DB, tel *telemetry, log *slog.Logger)
 	if err != nil {
 		return nil, err
 	}
-	topics, err := intakeTopics(c.Topics, ownBases(c))
+	schemas, err := schemaRegistry(&c.SchemaRegistry, db)
+	if err != nil {
+		return nil, err
+	}
+	topics, err := intakeTopics(c, schemas)
 	if err != nil {
 		return nil, err
 	}
@@ -41,9 +53,32 @@ func ownBases(c *config.Config) []string {
 	return append([]string{c.HTTP.PublicURL}, c.Resources.OwnBases...)
 }
 
-func intakeTopics(list []config.Topic, bases []string) ([]pipeline.Topic, error) {
-	topics := make([]pipeline.Topic, 0, len(list))
-	for i, t := range list {
+// schemaRegistry is nil if none is configured.
+func schemaRegistry(c *config.SchemaRegistry, keep registry.Keeper) (decode.Schemas, error) {
+	if c.URL == "" {
+		return nil, nil
+	}
+	o := registry.Config{URL: c.URL, Username: c.Username, Keeper: keep}
+	if c.PasswordFile != "" {
+		text, err := os.ReadFile(c.PasswordFile)
+		if err != nil {
+			return nil, fmt.Errorf("read schema_registry.password_file: %w", err)
+		}
+		o.Password = strings.TrimRight(string(text), "\r\n")
+	}
+	if c.CAFile != "" {
+		pool, err := authorities(c.CAFile)
+		if err != nil {
+			return nil, fmt.Errorf("read schema_registry.ca_file: %w", err)
+		}
+		o.TLS = &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: pool}
+	}
+	return registry.New(o)
+}
+
+func intakeTopics(c *config.Config, schemas decode.Schemas) ([]pipeline.Topic, error) {
+	topics := make([]pipeline.Topic, 0, len(c.Topics))
+	for i, t := range c.Topics {
 		pattern, err := config.WholeName(t.Pattern)
 		if err != nil {
 			return nil, fmt.Errorf("topics[%d].pattern: %w", i, err)
@@ -52,10 +87,42 @@ func intakeTopics(list []config.Topic, bases []string) ([]pipeline.Topic, error)
 		if stopAfter == 0 {
 			stopAfter = -1 // never; the pipeline's 0 is its default
 		}
+		o, err := decodeOptions(&t, ownBases(c), schemas)
+		if err != nil {
+			return nil, fmt.Errorf("topics[%d]: %w", i, err)
+		}
 		topics = append(topics, pipeline.Topic{
-			Name: t.Name, Pattern: pattern, Format: t.Format, StopAfter: stopAfter,
-			Decode: decode.Options{DropTypes: t.DropTypes, OwnBases: bases},
+			Name: t.Name, Pattern: pattern, Format: t.Format, Reading: reading(&t, c.SchemaRegistry.URL), StopAfter: stopAfter, Decode: o,
 		})
 	}
 	return topics, nil
+}
+
+func decodeOptions(t *config.Topic, bases []string, schemas decode.Schemas) (decode.Options, error) {
+	zone, err := time.LoadLocation(t.TimeZone)
+	if err != nil {
+		return decode.Options{}, fmt.Errorf("time_zone: %w", err)
+	}
+	o := decode.Options{DropTypes: t.DropTypes, OwnBases: bases, Preset: t.Preset, TimeZone: zone, Schemas: schemas}
+	for _, table := range t.Tables {
+		o.Tables = append(o.Tables, decode.Table{
+			Name: table.Name, Type: table.Type, TypeColumn: table.TypeColumn, ID: table.ID, Version: table.Version,
+			LastUpdated: table.LastUpdated, Body: table.Body, Deleted: table.Deleted, Skip: table.Skip, History: table.History, Ignore: table.Ignore,
+		})
+	}
+	return o, nil
+}
+
+// reading names what decides how rows of tables are understood beside the format; "" of
+// other formats.
+func reading(t *config.Topic, registryURL string) string {
+	if t.Preset == "" && len(t.Tables) == 0 {
+		return ""
+	}
+	b, err := json.Marshal([]any{t.Preset, t.Tables, t.TimeZone, registryURL})
+	if err != nil {
+		panic(err) // words only
+	}
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:8])
 }

@@ -12,7 +12,7 @@ import (
 func TestOwnBases(t *testing.T) {
 	c := config.Default()
 	c.HTTP.PublicURL, c.Resources.OwnBases = "https://here/fhir", []string{"http://hapi:8080/fhir"}
-	topics, err := intakeTopics(c.Topics, ownBases(c))
+	topics, err := intakeTopics(c, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -30,7 +30,7 @@ var ErrNoSchema = errors.New("the registry does not know the schema")
 
 // Schemas are what producers have registered, by the ids that stand in their records.
 type Schemas interface {
-	// Schema is a schema and its kind: AVRO, JSON or PROTOBUF. ErrNoSchema if there is none of
+	// Schema is a schema and its kind: AVRO, JSON, PROTOBUF, or REFERENCES if it is not whole. ErrNoSchema if there is none of
 	// that id; any other error means that it is worth to ask again, for the record is not to
 	// blame.
 	Schema(id uint32) (kind, text string, err error)
@@ -80,6 +80,8 @@ func (cs *codecs) of(id uint32) (*codec, error) {
 			c.err = reasonSchema
 		}
 	case "JSON":
+	case "REFERENCES":
+		c.err = reasonSchema
 	default:
 		c.err = reasonSchemaKind
 	}

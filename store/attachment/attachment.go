@@ -6,8 +6,8 @@ import (
 	"bytes"
 	"encoding/json"
 
-	"tidemark/store/fhir"
 	"tidemark/store/compact"
+	"tidemark/store/fhir"
 )
 
 // A Lead is what stands in an Attachment in place of its url.

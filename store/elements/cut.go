@@ -1,8 +1,8 @@
 package elements
 
 import (
-	"tidemark/store/fhir"
 	"tidemark/store/compact"
+	"tidemark/store/fhir"
 )
 
 // The tag of a resource that is not whole (FHIR R4, "_elements": it must not be

@@ -5,8 +5,8 @@ import (
 	"strings"
 	"sync"
 
-	"tidemark/store/fhir"
 	"tidemark/store/compact"
+	"tidemark/store/fhir"
 )
 
 // A Removal is elements that are taken out of resources, whoever asks for them: the

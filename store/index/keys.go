@@ -29,6 +29,7 @@ const (
 	spaceAbout     = 'v'
 	spaceAwaited   = 'x'
 	spaceOnce      = 'y'
+	spaceNote      = 'n'
 )
 
 // MetaKey is the key of Meta.
@@ -210,6 +211,12 @@ func OnceKey(said []byte) []byte { return append([]byte{spaceOnce}, said...) }
 
 // Onces bounds what was said.
 func Onces() *pebble.IterOptions { return space(spaceOnce) }
+
+// NoteKey is what intake wants to know again, by its name for it.
+func NoteKey(name string) []byte { return append([]byte{spaceNote}, name...) }
+
+// Notes bounds what intake wants to know again.
+func Notes() *pebble.IterOptions { return space(spaceNote) }
 
 // Rolls bounds whom exports of Groups found in them.
 func Rolls() *pebble.IterOptions { return space(spaceRoll) }

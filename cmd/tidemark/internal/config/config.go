@@ -38,6 +38,8 @@ type Config struct {
 	Kafka Kafka `yaml:"kafka"`
 	// The topics to read. All of them must exist before the first export.
 	Topics []Topic `yaml:"topics"`
+	// Where the schemas are that records in Avro name.
+	SchemaRegistry SchemaRegistry `yaml:"schema_registry"`
 	// Groups that are made here, of lists of patients.
 	Groups Groups `yaml:"groups"`
 	// What happens to a resource on its way in.
@@ -196,12 +198,56 @@ type Topic struct {
 	Name string `yaml:"name,omitempty"`
 	// A regular expression that must match the whole name; topics that appear later are picked up.
 	Pattern string `yaml:"pattern,omitempty"`
-	// What the records are. resource: key Type/id, value the resource as JSON, a null value or the header "fhir-op: delete" for a deletion.
-	Format string `yaml:"format" enum:"resource"`
+	// What the records are; pipeline/EVENTS.md tells each format with an example. resource: key Type/id, value the resource as JSON, a null value or the header "fhir-op: delete" for a deletion.
+	Format string `yaml:"format" enum:"avro,bundle,cloudevents,debezium,firely,hapi-message,lfh-event,notification,outbox,resource"`
+	// Of the format debezium: the FHIR server whose tables are captured.
+	Preset string `yaml:"preset,omitempty" enum:",lfh,medplum,miracum,msfhir"`
+	// Of the formats debezium and avro: what the columns of tables mean; the first that fits a table holds, and those of the preset come last.
+	Tables []Table `yaml:"tables,omitempty"`
+	// Of the formats debezium and avro: the zone of times without one, such as Europe/Berlin. Empty: UTC.
+	TimeZone string `yaml:"time_zone,omitempty"`
 	// After this many dead letters without a good record between, the topic is held, since its format is probably wrong; the watermark waits with it. 0: never. Unset: 100.
 	StopAfter *int `yaml:"stop_after,omitempty"`
 	// Resource types of this topic that are passed over.
 	DropTypes []string `yaml:"drop_types,omitempty"`
+}
+
+// Table is what the columns of a table of resources mean, or the fields of a record.
+type Table struct {
+	// A regular expression for the table's whole name, without its schema, in any case of letters; what its group (?P<type>...) matches is the resource type. Empty: any table.
+	Name string `yaml:"name,omitempty"`
+	// The resource type of all rows, if neither the table's name nor a column says it.
+	Type string `yaml:"type,omitempty"`
+	// The column that holds the resource type. Without one the body may say it.
+	TypeColumn string `yaml:"type_column,omitempty"`
+	// The column that holds the id. Without one the body says it, and rows that are deleted cannot be told.
+	ID string `yaml:"id,omitempty"`
+	// The column that holds the version.
+	Version string `yaml:"version,omitempty"`
+	// The column that holds when the resource was last updated: text, or seconds to nanoseconds since 1970.
+	LastUpdated string `yaml:"last_updated,omitempty"`
+	// The column that holds the resource: JSON, or gzip of it, as bytes, base64 or hexadecimal digits.
+	Body string `yaml:"body,omitempty"`
+	// A column that is true where the resource is deleted: a boolean, a number other than 0, or Y, yes, true, deleted.
+	Deleted string `yaml:"deleted,omitempty"`
+	// A column that is true, in the same way, of rows that say nothing, such as old versions.
+	Skip string `yaml:"skip,omitempty"`
+	// Rows are versions, which are only inserted: that one is deleted says nothing of the resource.
+	History bool `yaml:"history,omitempty"`
+	// Rows of this table say nothing.
+	Ignore bool `yaml:"ignore,omitempty"`
+}
+
+// SchemaRegistry is where the schemas are that records in Avro name.
+type SchemaRegistry struct {
+	// Its address, as far as Confluent's API is below it: http://registry:8081, or of Apicurio http://apicurio:8080/apis/ccompat/v7. It is asked once for each schema, which is kept in the store. Empty: none.
+	URL string `yaml:"url"`
+	// The user, if it asks for one.
+	Username string `yaml:"username"`
+	// File with the password; a newline at its end does not count.
+	PasswordFile string `yaml:"password_file"`
+	// PEM file with the authorities to trust; empty: the system's.
+	CAFile string `yaml:"ca_file"`
 }
 
 // Groups is Groups that are made here, for sources that have none.

@@ -88,7 +88,7 @@ topics:
   - name: fhir-changes
     pattern: ^fhir
     stop_after: many
-  - format: debezium
+  - format: csv
     name: other
     drop_types: [Binary, Patiant]
 export:
@@ -265,7 +265,7 @@ func TestValidate(t *testing.T) {
 		{"topics=[{name: a b, format: resource}]", "write a pattern"},
 		{"topics=[{name: a, format: resource}, {name: a, format: resource}]", "listed twice"},
 		{"topics=[{pattern: '(', format: resource}]", "regular expression"},
-		{"topics=[{name: a}]", "topics[0].format: is missing: one of resource"},
+		{"topics=[{name: a}]", "topics[0].format: is missing: one of avro, bundle, cloudevents, debezium, firely, hapi-message, lfh-event, notification, outbox, resource"},
 		{"topics=nothing", "is not a list"},
 		{"topics[0].stop_after=-1", "0 (never) or more"},
 		{"topics[2].name=a", "the next one is topics[1]"},
@@ -292,6 +292,13 @@ func TestValidate(t *testing.T) {
 		{"telemetry.sample=.nan", "between 0 and 1"},
 		{"telemetry.otlp_endpoint=localhost:4318", "is not a URL"},
 		{"resources.inject_meta=perhaps", "not true or false"},
+		{"topics=[{name: a, format: debezium}]", "topics[0].tables: must say what the columns mean"},
+		{"topics=[{name: a, format: avro, tables: [{body: b}]}]", "say where that is (schema_registry.url)"},
+		{"topics=[{name: a, format: bundle, preset: lfh}]", "topics[0].preset: is for the formats debezium and avro"},
+		{"topics=[{name: a, format: debezium, preset: lfh, time_zone: Nowhere/At_all}]", `"Nowhere/At_all" is no time zone`},
+		{"topics=[{name: a, format: debezium, tables: [{name: '(', body: b}]}]", "topics[0].tables[0].name: is not a regular expression"},
+		{"topics=[{name: a, format: debezium, tables: [{type: Patiant, body: b}]}]", `"Patiant" is not a FHIR R4 resource type`},
+		{"topics=[{name: a, format: debezium, tables: [{}]}]", "topics[0].tables[0].body: must name the column"},
 		{"log.level=loud", "is not one of debug, info, warn, error"},
 	}
 	for _, test := range tests {

@@ -136,23 +136,30 @@ func envPath(name string) (string, bool) {
 		if strings.HasSuffix(k.path, anyName) {
 			continue
 		}
-		list, rest, isElement := strings.Cut(k.path, "[].")
-		if !isElement {
-			if envName(k.path) == name {
-				return k.path, true
-			}
-			continue
-		}
-		middle, ok := strings.CutPrefix(name, envName(list)+"_")
-		if !ok {
-			continue
-		}
-		number, ok := strings.CutSuffix(middle, "_"+strings.TrimPrefix(envName(rest), envPrefix))
-		if n, err := strconv.Atoi(number); ok && err == nil && n >= 0 {
-			return list + "[" + strconv.Itoa(n) + "]." + rest, true
+		if path, ok := instance(k.path, name); ok {
+			return path, true
 		}
 	}
 	return "", false
+}
+
+// instance is that of a path that a variable names.
+func instance(path, name string) (string, bool) {
+	list, rest, isElement := strings.Cut(path, "[].")
+	if !isElement {
+		return path, envName(path) == name
+	}
+	middle, ok := strings.CutPrefix(name, envName(list)+"_")
+	if !ok {
+		return "", false
+	}
+	number, behind, _ := strings.Cut(middle, "_")
+	n, err := strconv.Atoi(number)
+	if err != nil || n < 0 {
+		return "", false
+	}
+	below, ok := instance(rest, envPrefix+behind)
+	return list + "[" + strconv.Itoa(n) + "]." + below, ok
 }
 
 // nearest is the known name that was most likely meant, "" if none is near.

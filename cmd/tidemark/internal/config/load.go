@@ -192,7 +192,7 @@ func envNames() []string {
 		if strings.HasSuffix(k.path, anyName) {
 			continue
 		}
-		names = append(names, envName(strings.Replace(k.path, "[]", "[0]", 1)))
+		names = append(names, envName(strings.ReplaceAll(k.path, "[]", "[0]")))
 	}
 	return names
 }
@@ -246,12 +246,18 @@ func (l *loader) target(path string) (into any, prefix, rest string, err error) 
 		return &l.Config, "", path, nil
 	}
 	number, rest, _ := strings.Cut(after, "].")
-	if list == "topics" {
-		into, err = element(&l.Topics, list, number)
-	} else {
+	prefix = fmt.Sprintf("%s[%s]", list, number)
+	if list != "topics" {
 		into, err = element(&l.Auth.Clients, list, number)
+		return into, prefix, rest, err
 	}
-	return into, fmt.Sprintf("%s[%s]", list, number), rest, err
+	topic, err := element(&l.Topics, list, number)
+	if err != nil || !strings.HasPrefix(rest, "tables[") {
+		return topic, prefix, rest, err
+	}
+	number, rest, _ = strings.Cut(strings.TrimPrefix(rest, "tables["), "].")
+	into, err = element(&topic.Tables, "tables", number)
+	return into, fmt.Sprintf("%s.tables[%s]", prefix, number), rest, err
 }
 
 // element is the one of a list with a number, which may be the next one.

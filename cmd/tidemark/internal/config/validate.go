@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"tidemark/api/bulk"
 	"tidemark/store/fhir"
@@ -387,6 +388,41 @@ func (l *loader) validateTopics() {
 			if _, ok := fhir.ParseType(name); !ok {
 				l.invalid(at+"drop_types", "%q is not a FHIR R4 resource type", name)
 			}
+		}
+		l.validateTables(at, &t)
+	}
+}
+
+// validateTables looks at what topics say of tables.
+func (l *loader) validateTables(at string, t *Topic) {
+	ofTables := t.Format == "debezium" || t.Format == "avro"
+	switch {
+	case ofTables && t.Preset == "" && len(t.Tables) == 0:
+		l.invalid(at+"tables", "must say what the columns mean, unless preset names a FHIR server")
+	case t.Format == "avro" && l.SchemaRegistry.URL == "":
+		l.invalid(at+"format", "is avro, whose records name schemas of a registry: say where that is (schema_registry.url)")
+	}
+	for _, key := range []struct {
+		name string
+		set  bool
+	}{{"preset", t.Preset != ""}, {"tables", len(t.Tables) > 0}, {"time_zone", t.TimeZone != ""}} {
+		if key.set && !ofTables {
+			l.invalid(at+key.name, "is for the formats debezium and avro")
+		}
+	}
+	if _, err := time.LoadLocation(t.TimeZone); err != nil {
+		l.invalid(at+"time_zone", "%q is no time zone that is known here", t.TimeZone)
+	}
+	for i, table := range t.Tables {
+		at := fmt.Sprintf("%stables[%d].", at, i)
+		if _, err := regexp.Compile(table.Name); err != nil {
+			l.invalid(at+"name", "is not a regular expression: %s", err)
+		}
+		if _, known := fhir.ParseType(table.Type); table.Type != "" && !known {
+			l.invalid(at+"type", "%q is not a FHIR R4 resource type", table.Type)
+		}
+		if table.Body == "" && !table.Ignore {
+			l.invalid(at+"body", "must name the column that holds the resource")
 		}
 	}
 }
