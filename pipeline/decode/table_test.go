@@ -1,0 +1,88 @@
+package decode
+
+import (
+	"bytes"
+	"compress/gzip"
+	"encoding/base64"
+	"encoding/hex"
+	"testing"
+	"time"
+
+	"tidemark/store/fhir"
+)
+
+func zipped(t *testing.T, b []byte) []byte {
+	t.Helper()
+	var out bytes.Buffer
+	w := gzip.NewWriter(&out)
+	if _, err := w.Write(b); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return out.Bytes()
+}
+
+// TestUnpack: a body in a column is found however it was packed, and is not larger than a
+// record may be.
+func TestUnpack(t *testing.T) {
+	const body = `{"resourceType":"Patient"}`
+	zip := zipped(t, []byte(body))
+	for _, c := range []struct {
+		name string
+		cell cell
+		want string
+		why  fault
+	}{
+		{"JSON", cell{isText, []byte(" " + body)}, " " + body, ""},
+		{"bytes", cell{isBytes, []byte(body)}, body, ""},
+		{"gzip", cell{isBytes, zip}, body, ""},
+		{"base64", cell{isText, []byte(base64.StdEncoding.EncodeToString(zip))}, body, ""},
+		{"base64 for URLs", cell{isText, []byte(base64.RawURLEncoding.EncodeToString(zip))}, body, ""},
+		{"hexadecimal", cell{isText, []byte(hex.EncodeToString(zip))}, body, ""},
+		{"a mark of UTF-8", cell{isBytes, zipped(t, []byte("\xef\xbb\xbf"+body))}, body, ""},
+		{"half of a gzip", cell{isBytes, zip[:len(zip)/2]}, "", reasonBody},
+		{"something else", cell{isText, []byte("<Patient/>")}, "", reasonBody},
+		{"larger than may be", cell{isBytes, zipped(t, bytes.Repeat([]byte(body), 100))}, "", reasonBodySize},
+	} {
+		got, why := unpack(c.cell, 1000)
+		if string(got) != c.want || why != c.why {
+			t.Errorf("%s: %s, %q", c.name, got, why)
+		}
+	}
+}
+
+// TestColumnInstants: times as drivers and connectors write them, in the zone of the source
+// where they say none.
+func TestColumnInstants(t *testing.T) {
+	berlin, err := time.LoadLocation("Europe/Berlin")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const noon = "2026-07-02T12:00:00.123Z"
+	for _, c := range []struct {
+		zone *time.Location
+		cell cell
+		want string
+	}{
+		{time.UTC, cell{isText, []byte("2026-07-02T14:00:00.123456+02:00")}, noon},
+		{time.UTC, cell{isText, []byte("2026-07-02 12:00:00.123456")}, noon},
+		{berlin, cell{isText, []byte("2026-07-02T14:00:00.123")}, noon},
+		{berlin, cell{isText, []byte("2026-07-02T12:00:00.123Z")}, noon},
+		{time.UTC, cell{isText, []byte("2026-07-02 14:00:00.123+02")}, noon},
+		{time.UTC, cell{isNumber, []byte("1782993600123")}, noon},
+		{time.UTC, cell{isNumber, []byte("1782993600123456")}, noon},
+		{time.UTC, cell{isNumber, []byte("1782993600123456789")}, noon},
+		{time.UTC, cell{isNumber, []byte("1782993600")}, "2026-07-02T12:00:00.000Z"},
+		{berlin, cell{isNumber, []byte("1783000800123456")}, noon},
+		{time.UTC, cell{isText, []byte("yesterday")}, ""},
+		{time.UTC, cell{isNumber, []byte("1.5")}, ""},
+		{time.UTC, cell{}, ""},
+	} {
+		got := tables{zone: c.zone}.instant(c.cell, false)
+		if got == fhir.None != (c.want == "") || got != fhir.None && got.String() != c.want {
+			t.Errorf("%s in %v: %v, want %s", c.cell.text, c.zone, got, c.want)
+		}
+	}
+}
