@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"tidemark/store"
+	"tidemark/store/storetest"
 )
 
 // A narrowing is a search and, written by hand, what it means.
@@ -58,7 +59,7 @@ var narrowings = []narrowing{
 // _typeFilter is the one without, less what a reading of the decoded resources
 // says does not match; deletions are the same.
 func TestFilters(t *testing.T) {
-	for seed := range uint64(4) {
+	for seed := range storetest.Rounds(uint64(4)) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			m := newMachine(t)
 			w := &ward{r: rand.New(rand.NewPCG(seed, 27)), live: map[string]map[string]any{}}

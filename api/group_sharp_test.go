@@ -16,6 +16,7 @@ import (
 
 	"tidemark/store"
 	"tidemark/store/fhir"
+	"tidemark/store/storetest"
 )
 
 func scanned(t testing.TB, format string, args ...any) store.Change {
@@ -694,7 +695,7 @@ func (c *clinic) change() store.Change {
 // nothing else; is told of no deletion or departure of what is in it, and of the
 // deletion of all that a member had at the last export.
 func TestGroupChainIdentifiers(t *testing.T) {
-	for seed := range uint64(4) {
+	for seed := range storetest.Rounds(uint64(4)) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			m := newMachine(t)
 			c := &clinic{t: t, r: rand.New(rand.NewPCG(seed, 3)), patients: map[string]bool{}, subject: map[string]string{}}

@@ -14,6 +14,7 @@ import (
 
 	"tidemark/store"
 	"tidemark/store/fhir"
+	"tidemark/store/storetest"
 )
 
 // held is what a client has of an export, by reference.
@@ -308,7 +309,7 @@ func (w *ward) close(in map[string]bool, refers func(ref, field string) string) 
 // holds all of it in the same versions, and nothing that was deleted while it
 // was his to know.
 func TestGroupChain(t *testing.T) {
-	for seed := range uint64(6) {
+	for seed := range storetest.Rounds(uint64(6)) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			m := newMachine(t)
 			w := &ward{r: rand.New(rand.NewPCG(seed, 7)), live: map[string]map[string]any{}}
@@ -354,7 +355,7 @@ func TestGroupChain(t *testing.T) {
 // TestGroupChainDeletions: what a member had at the last export and has been
 // deleted since is told, whatever became of the membership.
 func TestGroupChainDeletions(t *testing.T) {
-	for seed := range uint64(4) {
+	for seed := range storetest.Rounds(uint64(4)) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			m := newMachine(t)
 			w := &ward{r: rand.New(rand.NewPCG(seed, 17)), live: map[string]map[string]any{}}

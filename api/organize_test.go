@@ -20,6 +20,7 @@ import (
 	"tidemark/api/export"
 	"tidemark/store"
 	"tidemark/store/fhir"
+	"tidemark/store/storetest"
 )
 
 // A file of an export in blocks: what the manifest says of it, and its text.
@@ -205,7 +206,7 @@ func (w *ward) arranged(by string, sent, whole map[string]string, only map[strin
 // counts those that stand in none; sorted in the least memory or much, whole or in
 // files that are too small for a block, it is the same.
 func TestOrganized(t *testing.T) {
-	for seed := range uint64(2) {
+	for seed := range storetest.Rounds(uint64(2)) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			m := newMachine(t)
 			w := &ward{r: rand.New(rand.NewPCG(seed, 47)), live: map[string]map[string]any{}}

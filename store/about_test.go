@@ -21,6 +21,7 @@ import (
 	"tidemark/store/fhir"
 	"tidemark/store/index"
 	"tidemark/store/segment"
+	"tidemark/store/storetest"
 )
 
 // pointed proves that in a snapshot all that Provenance is about leads to it, and
@@ -89,11 +90,11 @@ func provenanceOf(id string, about ...fhir.Key) Change {
 // whatever order they come, move, go and come again; after merges that forget,
 // restarts, and with the index made anew.
 func TestProvenanceOf(t *testing.T) {
-	led := 0
-	for seed := range uint64(4) {
+	led, seeds := 0, storetest.Rounds(uint64(4))
+	for seed := range seeds {
 		synctest.Test(t, func(t *testing.T) { led += testProvenanceOf(t, rand.New(rand.NewPCG(seed, 0))) })
 	}
-	if led < 2000 {
+	if led < 500*int(seeds) {
 		t.Errorf("only %d times something led to a Provenance", led)
 	}
 }
@@ -614,7 +615,7 @@ func TestAmongBesideCommits(t *testing.T) {
 		}
 	}()
 	sec := segment.Section{Kind: segment.Live, Type: provenanceType}
-	const enough = 20_000
+	enough := storetest.Rounds(20_000)
 	rows := 0
 	for begun := time.Now(); rows < enough && time.Since(begun) < 30*time.Second; {
 		s, err := db.Present()

@@ -19,13 +19,14 @@ import (
 
 	"tidemark/store/fhir"
 	"tidemark/store/segment"
+	"tidemark/store/storetest"
 )
 
 // TestChosen: exports of some patients, of all, and of some resources hold just
 // the rows that one by one should be there, in fresh and settled segments,
 // among dead and shared rows and such as lie in no compartment.
 func TestChosen(t *testing.T) {
-	for seed := range uint64(2) {
+	for seed := range storetest.Rounds(uint64(2)) {
 		synctest.Test(t, func(t *testing.T) {
 			r := rand.New(rand.NewPCG(seed, 1))
 			o := Options{FS: vfs.NewMem(), SettleAfter: time.Minute, Allowance: time.Millisecond, smallFile: 1}

@@ -20,6 +20,7 @@ import (
 	"tidemark/store/compaction"
 	"tidemark/store/fhir"
 	"tidemark/store/segment"
+	"tidemark/store/storetest"
 )
 
 // scenario is a fixed history: commits with creates, updates, deletions, dead
@@ -190,6 +191,9 @@ type clone struct {
 	pins    []string
 }
 
+// eachOf is of how many writes a test breaks one: each, under the race detector a quarter.
+var eachOf = 4 / storetest.Rounds(4)
+
 // TestCrash crashes at every write of the scenario, losing all, half and none
 // of what was not synced.
 func TestCrash(t *testing.T) {
@@ -208,7 +212,9 @@ func TestCrash(t *testing.T) {
 			defer mu.Unlock()
 			percent := []int{0, 50, 100}[writes%3]
 			rng := rand.New(rand.NewPCG(uint64(writes), 1))
-			writes++
+			if writes++; writes%eachOf != 0 {
+				return nil
+			}
 			clones = append(clones, clone{
 				fs: mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: percent, RNG: rng}), op: fmt.Sprintf("%v %s", op.Kind, op.Path), percent: percent,
 				commits: commits, pins: slices.Clone(pins),
@@ -241,8 +247,8 @@ func TestCrash(t *testing.T) {
 				t.Errorf("no merge was of the kind %s", k)
 			}
 		}
-		if len(clones) < 200 {
-			t.Errorf("only %d writes were tried", len(clones))
+		if writes < 200 {
+			t.Errorf("only %d writes were tried", writes)
 		}
 	})
 }
@@ -344,7 +350,7 @@ func recovered(s *scenario, c *clone) (err error) {
 // the store stops by itself and that reopening finds every acknowledged commit.
 func TestFault(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		for k := 0; ; k += 7 { // every seventh write: the kinds repeat
+		for k := 0; ; k += 7 * eachOf { // every seventh write: the kinds repeat
 			mem := vfs.NewCrashableMem()
 			var mu sync.Mutex
 			n, hit := 0, false

@@ -11,6 +11,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"tidemark/store/fhir"
+	"tidemark/store/storetest"
 )
 
 // A rosterRig is one Group and whoever asks who is in it.
@@ -173,7 +174,7 @@ func TestRosterOracle(t *testing.T) {
 		}
 		return in
 	}
-	for seed := range uint64(150) {
+	for seed := range storetest.Rounds(uint64(150)) {
 		synctest.Test(t, func(t *testing.T) {
 			rnd := rand.New(rand.NewPCG(seed, 3))
 			r := newRosterRig(t)

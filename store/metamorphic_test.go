@@ -14,6 +14,7 @@ import (
 
 	"tidemark/store/compaction"
 	"tidemark/store/fhir"
+	"tidemark/store/storetest"
 )
 
 // TestMetamorphic takes the same changes in with other commit boundaries, batch
@@ -21,7 +22,7 @@ import (
 // every window must hold the same resources, whatever the files look like.
 func TestMetamorphic(t *testing.T) {
 	merges := map[compaction.Kind]int{}
-	for seed := range uint64(8) {
+	for seed := range storetest.Rounds(uint64(8)) {
 		r := rand.New(rand.NewPCG(seed, 9))
 		changes := historyOf(r, 600)
 		var want []map[string]string

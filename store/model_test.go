@@ -29,7 +29,7 @@ import (
 )
 
 var (
-	modelRuns  = flag.Int("model.runs", 30, "random histories of the model test")
+	modelRuns  = flag.Int("model.runs", storetest.Rounds(30), "random histories of the model test")
 	modelSteps = flag.Int("model.steps", 400, "steps of each history")
 	modelSeed  = flag.Uint64("model.seed", 0, "run only the history with this seed")
 )

@@ -20,6 +20,7 @@ import (
 	"tidemark/store/fhir"
 	"tidemark/store/index"
 	"tidemark/store/segment"
+	"tidemark/store/storetest"
 )
 
 var documentType, _ = fhir.ParseType("DocumentReference")
@@ -64,7 +65,7 @@ func referrers(t testing.TB, s *Snapshot, id string) []string {
 // TestReferrers: at each watermark those refer to a Binary whose version there
 // does, after merges, restarts and with the index made anew.
 func TestReferrers(t *testing.T) {
-	for seed := range uint64(4) {
+	for seed := range storetest.Rounds(uint64(4)) {
 		synctest.Test(t, func(t *testing.T) { testReferrers(t, rand.New(rand.NewPCG(seed, 0))) })
 	}
 }

@@ -30,6 +30,7 @@ import (
 	"go.opentelemetry.io/otel/sdk/metric/metricdata"
 
 	"tidemark/store/disk"
+	"tidemark/store/storetest"
 )
 
 func mustOpen(t *testing.T, o Options) *Trail {
@@ -273,7 +274,7 @@ func TestLink(t *testing.T) {
 // TestCrash: whatever is on record stays so through a crash at any write, sync or
 // rename, and what is torn goes; the chain holds.
 func TestCrash(t *testing.T) {
-	for seed := range uint64(200) {
+	for seed := range storetest.Rounds(uint64(200)) {
 		mem := vfs.NewCrashableMem()
 		rng := rand.New(rand.NewPCG(seed, 1))
 		var crashed atomic.Pointer[vfs.MemFS]

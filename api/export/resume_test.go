@@ -19,6 +19,7 @@ import (
 	"tidemark/api/export"
 	"tidemark/store"
 	"tidemark/store/fhir"
+	"tidemark/store/storetest"
 )
 
 // reads is a store that counts the lines that are read of it.
@@ -165,10 +166,7 @@ func TestKilled(t *testing.T) {
 		return q
 	}
 	r := rand.New(rand.NewPCG(5, 5))
-	kills := 15
-	if raced {
-		kills = 3
-	}
+	kills := storetest.Rounds(15)
 	for name, q := range map[string]export.Request{
 		"blocks":                  {By: patient, Since: fhir.None},
 		"blocks of Practitioners": {By: key(t, "Practitioner/a").Type, Since: fhir.None},

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"tidemark/store"
+	"tidemark/store/storetest"
 )
 
 // drawer is a disk of files in memory.
@@ -81,7 +82,7 @@ func drain(t *testing.T, s *sorting) (got []string) {
 // TestSorting: whatever is gathered comes in order and each key once, from memory
 // and from many runs, again and again; and of its files none stays.
 func TestSorting(t *testing.T) {
-	for seed := range uint64(30) {
+	for seed := range storetest.Rounds(uint64(30)) {
 		r := rand.New(rand.NewPCG(seed, 3))
 		d := newDrawer()
 		m := &sorter{pad: newPad(d), limit: []int{300, 3000, 1 << 20}[seed%3], fanIn: 2 + r.IntN(3)}

@@ -1,5 +1,5 @@
 //go:build !race
 
-package export_test
+package storetest
 
 const raced = false
