@@ -14,6 +14,7 @@ import (
 
 	"tidemark/store/disk"
 	"tidemark/store/fhir"
+	"tidemark/store/storetest"
 )
 
 // Any range of either form of a made file is that part of the whole, also through
@@ -64,7 +65,7 @@ func TestMadeRanges(t *testing.T) {
 	if got, err := io.ReadAll(z); err != nil || !bytes.Equal(got, want) {
 		t.Fatal(err)
 	}
-	for range 60 {
+	for range storetest.Rounds(60) {
 		var b bytes.Buffer
 		off := r.Int64N(f.Size())
 		n := 1 + r.Int64N(f.Size()-off)

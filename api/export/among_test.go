@@ -17,6 +17,7 @@ import (
 	"tidemark/api/export"
 	"tidemark/store"
 	"tidemark/store/fhir"
+	"tidemark/store/storetest"
 )
 
 // An unled store tells of some jobs' snapshots nothing of what leads to Provenance: all
@@ -274,7 +275,7 @@ func (w *ward) held(id string) (lines []string, at fhir.Instant) {
 // Provenance or all of it is looked through, whatever moves, goes and comes again,
 // and whatever happens between its kick-off and its planning.
 func TestAmong(t *testing.T) {
-	led, sent := 0, 0
+	led, sent, rounds := 0, 0, storetest.Rounds(40)
 	for _, seed := range []uint64{0, 1, 41} {
 		synctest.Test(t, func(t *testing.T) {
 			w := &ward{t: t, r: rand.New(rand.NewPCG(seed, 7)), fs: vfs.NewMem(), unled: &unled{}}
@@ -287,7 +288,7 @@ func TestAmong(t *testing.T) {
 			}
 			w.commit(append(first, scanned(t, "Group/0", `,"member":`+references(`{"entity":{"reference":%q}}`, "Patient/0", "Patient/1")))...)
 			w.advance(time.Second)
-			for round := range 40 {
+			for round := range rounds {
 				if sent += w.round(); t.Failed() {
 					t.Fatalf("seed %d, round %d", seed, round)
 				}
@@ -295,7 +296,7 @@ func TestAmong(t *testing.T) {
 			led += w.unled.led
 		})
 	}
-	if led < 60 || sent < 150 {
+	if led < rounds*3/2 || sent < rounds*3 {
 		t.Errorf("the index led to Provenance in %d exports, and %d were sent", led, sent)
 	}
 }
