@@ -18,7 +18,8 @@ import (
 //
 // Only programs may come. A token is a program's if its sub is the client, or if a claim
 // says so (Programs); if it speaks of a session or of somebody else it is a user's, whatever
-// more it says, and an ID token is none that gives access. Both are refused.
+// more it says, and an ID token is none that gives access. Both are refused. Where the client
+// is read from sub itself, that says nothing.
 type External struct {
 	// Issuer is the iss, letter by letter (auth.external.issuer).
 	Issuer string
@@ -32,9 +33,10 @@ type External struct {
 	// TokenTypes are the typ that count (default at+jwt). One with JWT among them relies on the
 	// other marks of ID tokens.
 	TokenTypes []string
-	// Programs are claims that say that a token is a program's by a value, where sub does not (default:
-	// gty=client-credentials and idtyp=app).
-	Programs map[string]string
+	// Programs say that a token is a program's, each alone, where sub does not; nil: DefaultPrograms.
+	Programs []Mark
+	// ScopeNames are what an issuer calls scopes that it cannot spell: whoever has one has these.
+	ScopeNames map[string]string
 	// Keys gets the issuer's keys, as Fetcher.Keys does.
 	Keys func(ctx context.Context, url, kid string) (Keys, error)
 	Now  func() time.Time // default time.Now
@@ -59,8 +61,20 @@ func Why(err error) string {
 	return string(f)
 }
 
-// programs are what well-known servers say of tokens that no user has asked for.
-var programs = map[string]string{"gty": "client-credentials", "idtyp": "app"}
+// A Mark is a claim with a value, in which ClientMark stands for the client's id.
+type Mark struct{ Claim, Value string }
+
+// ClientMark is the client's id in the value of a Mark.
+const ClientMark = "{client}"
+
+// ParseMark reads a Mark that is written claim=value.
+func ParseMark(text string) (m Mark, ok bool) {
+	m.Claim, m.Value, ok = strings.Cut(text, "=")
+	return m, ok && m.Claim != "" && m.Value != ""
+}
+
+// DefaultPrograms are what Auth0 and Microsoft Entra say of tokens that no user has asked for.
+func DefaultPrograms() []Mark { return []Mark{{"gty", "client-credentials"}, {"idtyp", "app"}} }
 
 // users are claims that only tokens about a user have: of ID tokens (OpenID Connect Core,
 // 2; 3.1.3.6; 3.3.2.11), and of who acts for another (RFC 8693, 4.1).
@@ -116,7 +130,10 @@ func (e *External) takes(typ any) bool {
 
 // read judges claims whose signature is right.
 func (e *External) read(said *jwt.Claims, more map[string]any) (Token, error) {
-	client := one(more[cmp.Or(e.ClientClaim, "client_id")])
+	client := one(more[e.clientClaim()])
+	if client == "" || e.Audience == "" || !said.Audience.Contains(e.Audience) || said.Expiry == nil || !e.program(client, said.Subject, more) {
+		return Token{}, ErrToken
+	}
 	certificate, ok := boundTo(more["cnf"])
 	switch {
 	case client == "":
@@ -150,20 +167,24 @@ func (e *External) program(client, sub string, more map[string]any) bool {
 			return false
 		}
 	}
-	if sub == client {
+	// Keycloak says among the claims what a token is for: ID, Refresh, Logout or this.
+	if kind, there := more["typ"]; there && kind != "Bearer" && !e.takes(kind) {
+		return false
+	}
+	if sub == client && e.clientClaim() != "sub" {
 		return true
 	}
 	marks := e.Programs
 	if marks == nil {
-		marks = programs
+		marks = DefaultPrograms()
 	}
-	for name, value := range marks {
-		if said, is := more[name].(string); is && said == value {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(marks, func(m Mark) bool {
+		said, is := more[m.Claim].(string)
+		return is && said == strings.ReplaceAll(m.Value, ClientMark, client)
+	})
 }
+
+func (e *External) clientClaim() string { return cmp.Or(e.ClientClaim, "client_id") }
 
 // scopes are those of a token, as a text or as a list of them.
 func (e *External) scopes(more map[string]any) string {
@@ -171,7 +192,13 @@ func (e *External) scopes(more map[string]any) string {
 	if !there && e.ScopeClaim == "" {
 		value = more["scp"]
 	}
-	return strings.Join(texts(value), " ")
+	list := strings.Fields(strings.Join(texts(value), " "))
+	for i, name := range list {
+		if scopes, is := e.ScopeNames[name]; is {
+			list[i] = scopes
+		}
+	}
+	return strings.Join(list, " ")
 }
 
 // texts are those of a claim that is one or a list of them; of anything else there are none.

@@ -104,7 +104,7 @@ func TestExternal(t *testing.T) {
 // TestExternalConfigured: claims of other names.
 func TestExternalConfigured(t *testing.T) {
 	e, mint, _ := newExternal(t)
-	e.ClientClaim, e.ScopeClaim, e.TokenTypes, e.Programs = "azp", "roles", []string{"JWT"}, map[string]string{"kind": "robot"}
+	e.ClientClaim, e.ScopeClaim, e.TokenTypes, e.Programs = "azp", "roles", []string{"JWT"}, []Mark{{"kind", "robot"}}
 	good := map[string]any{"azp": "robot", "client_id": nil, "kind": "robot", "roles": "system/Patient.rs", "scp": "system/*.rs"}
 	token, err := e.Check(t.Context(), mint(map[string]any{"typ": "JWT"}, good))
 	if err != nil || token.Client != "robot" || token.Rights.String() != "system/Patient.rs" {

@@ -228,7 +228,7 @@ func authOptions(c *config.Config, db *store.DB, known *known) api.Auth {
 	if e := c.Auth.External; mode == "external" {
 		a.External = &smart.External{
 			Issuer: e.Issuer, Audience: e.Audience, KeysURL: e.JWKSURL, ClientClaim: e.ClientClaim, ScopeClaim: e.ScopeClaim, TokenTypes: e.TokenTypes,
-			Keys: a.Fetcher.Keys,
+			Programs: e.Programs(), ScopeNames: e.Scopes(), Keys: a.Fetcher.Keys,
 		}
 	}
 	return a

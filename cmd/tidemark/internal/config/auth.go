@@ -140,6 +140,36 @@ func (l *loader) validateExternal() {
 	if len(e.TokenTypes) == 0 {
 		l.invalid("auth.external.token_types", "names no type: without one ID tokens would count")
 	}
+	for _, text := range e.ProgramClaims {
+		if _, ok := smart.ParseMark(text); !ok {
+			l.invalid("auth.external.program_claims", "%q is no claim with a value such as idtyp=app", text)
+		}
+	}
+	for _, text := range e.ScopeNames {
+		if name, scopes, _ := strings.Cut(text, "="); len(strings.Fields(name)) != 1 || smart.Parse(scopes) == nil {
+			l.invalid("auth.external.scope_names", "%q is no name with a scope such as Bulk.Read=system/*.rs", text)
+		}
+	}
+}
+
+// Programs are the claims that mark tokens of programs.
+func (e *External) Programs() []smart.Mark {
+	marks := []smart.Mark{} // not nil, which would be the default
+	for _, text := range e.ProgramClaims {
+		m, _ := smart.ParseMark(text)
+		marks = append(marks, m)
+	}
+	return marks
+}
+
+// Scopes are those that have names of the server's own.
+func (e *External) Scopes() map[string]string {
+	names := map[string]string{}
+	for _, text := range e.ScopeNames {
+		name, scopes, _ := strings.Cut(text, "=")
+		names[strings.TrimSpace(name)] = scopes
+	}
+	return names
 }
 
 // Policy is what is withheld.

@@ -79,10 +79,12 @@ func TestAuthFaults(t *testing.T) {
 		{"keys", "auth:\n  clients:\n    - id: a\n      jwks: '{}'\n", []string{
 			`tidemark.yaml:4: auth.clients[0].jwks: it is no JSON Web Key Set: right is {"keys": [{"kty": "EC", "kid": "1", ...}]}`,
 		}},
-		{"external", "auth:\n  mode: external\n  external: {client_claim: '', scope_claim: '', token_types: []}\n  clients:\n    - id: a\n", []string{
+		{"external", "auth:\n  mode: external\n  external: {client_claim: '', scope_claim: '', token_types: [], program_claims: [idtyp], scope_names: [Read=patient/*.rs]}\n  clients:\n    - id: a\n", []string{
 			"tidemark.yaml:3: auth.external.client_claim: names no claim",
 			"tidemark.yaml:3: auth.external.scope_claim: names no claim",
 			"tidemark.yaml:3: auth.external.token_types: names no type: without one ID tokens would count",
+			`tidemark.yaml:3: auth.external.program_claims: "idtyp" is no claim with a value such as idtyp=app`,
+			`tidemark.yaml:3: auth.external.scope_names: "Read=patient/*.rs" is no name with a scope such as Bulk.Read=system/*.rs`,
 			"default: auth.external.issuer: is not a URL such as https://login.example.org",
 			"default: auth.external.audience: is missing: without it tokens for other servers would count here",
 			"default: auth.external.jwks_url: it is no absolute URL without user and fragment, such as https://client.example.org/jwks.json",

@@ -362,8 +362,12 @@ type External struct {
 	ClientClaim string `yaml:"client_claim"`
 	// The claim with the scopes.
 	ScopeClaim string `yaml:"scope_claim"`
-	// Types of tokens (typ) that count.
+	// Types of tokens (typ in the header) that count. "" is that of tokens which say none.
 	TokenTypes []string `yaml:"token_types"`
+	// Claims that say that a token is a program's and no user's, where its sub is not the client: claim=value, each alone. {client} in it is the client's id.
+	ProgramClaims []string `yaml:"program_claims"`
+	// What the server calls scopes that it cannot spell, each as NAME=SCOPE, or with several scopes and spaces between them: such as "Bulk.Read=system/*.rs".
+	ScopeNames []string `yaml:"scope_names"`
 }
 
 // JWKS is how the keys of clients are fetched from their URLs.
@@ -458,7 +462,7 @@ func Default() *Config {
 		Publish:    Publish{Types: []string{}, Every: hour, SnapshotEvery: 7 * day, Grace: 7 * day},
 		Auth: Auth{
 			Mode: "auto", TokenLifetime: 5 * minute, Audiences: []string{}, Clients: []Client{},
-			External: External{ClientClaim: "client_id", ScopeClaim: "scope", TokenTypes: []string{"at+jwt"}},
+			External: External{ClientClaim: "client_id", ScopeClaim: "scope", TokenTypes: []string{"at+jwt"}, ProgramClaims: []string{"gty=client-credentials", "idtyp=app"}, ScopeNames: []string{}},
 		},
 		Withhold:   Withhold{Security: []string{}, Filters: Scopes{}, Elements: []string{}},
 		JWKS:       JWKS{Allow: []string{}},
