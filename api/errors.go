@@ -87,6 +87,11 @@ func (s *Server) faultOf(err error) fault {
 		}
 		return fault{status: status, issues: e.Issues}
 	}
+	if e, ok := errors.AsType[*read.TurnError](err); ok {
+		f := oneFault(http.StatusServiceUnavailable, outcome.Transient, "the server is looking for members of Groups on behalf of other requests, which takes long: come again")
+		f.after = e.After
+		return f
+	}
 	if f, ok := refusalOf(err); ok {
 		return f
 	}

@@ -14,9 +14,23 @@ import (
 // more than a look at his own resources; one whom an identifier names costs a pass over
 // all Patients, for another may have it, too.
 func Member(ctx context.Context, s Snapshot, group string, patients, bases []string) (bool, error) {
+	is, sure, err := MemberAtOnce(ctx, s, group, patients, bases)
+	if err != nil || sure {
+		return is, err
+	}
+	w, err := membersOf(ctx, s, group)
+	if err != nil || w == nil {
+		return false, err
+	}
+	err = w.identify(ctx, s, fhir.None)
+	return err == nil && w.any(patients), err
+}
+
+// MemberAtOnce is Member without that pass: sure is false if nothing less can tell.
+func MemberAtOnce(ctx context.Context, s Snapshot, group string, patients, bases []string) (is, sure bool, err error) {
 	w, err := membersOf(ctx, s, group)
 	if err != nil || w == nil || w.any(patients) {
-		return w != nil && err == nil, err
+		return w != nil && err == nil, true, err
 	}
 	theirs := store.Choice{Patients: map[string]fhir.Instant{}}
 	for _, id := range patients {
@@ -24,16 +38,10 @@ func Member(ctx context.Context, s Snapshot, group string, patients, bases []str
 	}
 	own := s.Choosing(theirs)
 	if err := w.choose(ctx, own, fhir.None, bases); err != nil || w.any(patients) {
-		return err == nil, err
+		return err == nil, true, err
 	}
-	if err := w.identify(ctx, own, fhir.None); err != nil || !w.any(patients) {
-		return false, err
-	}
-	if w, err = membersOf(ctx, s, group); err != nil || w == nil {
-		return false, err
-	}
-	err = w.identify(ctx, s, fhir.None)
-	return err == nil && w.any(patients), err
+	err = w.identify(ctx, own, fhir.None)
+	return false, err != nil || !w.any(patients), err
 }
 
 // membersOf is a Group of which those members are known whom it lists by reference;

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"slices"
 
-	"golang.org/x/sync/semaphore"
-
 	"tidemark/api/access"
 	"tidemark/api/clients"
 	"tidemark/api/export"
@@ -25,9 +23,9 @@ type view struct {
 	of     *access.Caller
 	policy *withhold.Rule
 	bases  []string
-	// looking bounds how many look for members of Groups: some have to go through all
-	// Patients for that.
-	looking *semaphore.Weighted
+	// looks and passes are turns of who looks whether somebody is a member of Groups: at what
+	// they list and what is his, and through all Patients.
+	looks, passes *turns
 }
 
 // view is the present as the caller of a request may see it.
@@ -42,7 +40,7 @@ func (h *Handlers) view(ctx context.Context) (*view, error) {
 	if err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
-	return &view{s, of, policy, h.Bases, h.looking}, nil
+	return &view{s, of, policy, h.Bases, h.looks, h.passes}, nil
 }
 
 // read is the body of a resource by its id; ErrUnknown if there is none for the caller.
@@ -54,8 +52,12 @@ func (v *view) read(ctx context.Context, key fhir.Key) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if seen, err := v.sees(ctx, row); err != nil || !seen {
-		return nil, errors.Join(err, store.ErrUnknown)
+	seen, err := v.sees(ctx, row)
+	if err != nil {
+		return nil, err
+	}
+	if !seen {
+		return nil, store.ErrUnknown
 	}
 	body, err := v.Resource(key)
 	if err == nil && !v.lets(key.Type, v.of.Rights.Constraints(key.Type))(body) {
@@ -103,16 +105,41 @@ func (v *view) sees(ctx context.Context, row store.Row) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	if err := v.looking.Acquire(ctx, 1); err != nil {
+	is, doubtful, err := v.listed(ctx, groups, row.Patients)
+	if err != nil || is || len(doubtful) == 0 {
+		return is, err
+	}
+	done, err := v.passes.enter(ctx, v.of.Owner())
+	if err != nil {
 		return false, err
 	}
-	defer v.looking.Release(1)
-	for _, id := range groups {
+	defer done()
+	for _, id := range doubtful {
 		if is, err := export.Member(ctx, v, id, row.Patients, v.bases); err != nil || is {
 			return is, err
 		}
 	}
 	return false, nil
+}
+
+// listed tells whether one of some Patients is a member of one of some Groups, as far as
+// that is known without a pass over all Patients; of which Groups it is not.
+func (v *view) listed(ctx context.Context, groups, patients []string) (is bool, doubtful []string, err error) {
+	done, err := v.looks.enter(ctx, v.of.Owner())
+	if err != nil {
+		return false, nil, err
+	}
+	defer done()
+	for _, id := range groups {
+		is, sure, err := export.MemberAtOnce(ctx, v, id, patients, v.bases)
+		if err != nil || is {
+			return is, nil, err
+		}
+		if !sure {
+			doubtful = append(doubtful, id)
+		}
+	}
+	return false, doubtful, nil
 }
 
 // groups are those that the caller may export.

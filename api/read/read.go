@@ -10,9 +10,11 @@ import (
 	"errors"
 	"net/http"
 	"net/url"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/go-chi/chi/v5"
 	"golang.org/x/sync/semaphore"
@@ -37,13 +39,21 @@ type Handlers struct {
 	Withhold withhold.Policy
 
 	binaries *semaphore.Weighted // bytes of memory that they may take
-	looking  *semaphore.Weighted // for members of Groups
+
+	looks, passes *turns // for members of Groups
 }
 
 // New makes handlers. Bases are those of absolute references to resources here.
 func New(db export.Store, base string, bases []string) *Handlers {
-	return &Handlers{Store: db, Base: base, Bases: bases, binaries: semaphore.NewWeighted(maxHeld), looking: semaphore.NewWeighted(1)}
+	return &Handlers{
+		Store: db, Base: base, Bases: bases, binaries: semaphore.NewWeighted(maxHeld),
+		looks: newTurns(int64(max(2, runtime.GOMAXPROCS(0)/2)), turnWait), passes: newTurns(1, turnWait),
+	}
 }
+
+// turnWait is how long a read waits for its turn: longer than a client likes to, and shorter
+// than proxies do.
+const turnWait = 10 * time.Second
 
 // Resource answers with a resource as it is at the watermark (FHIR R4, "read").
 func (h *Handlers) Resource(name string) func(http.ResponseWriter, *http.Request) error {

@@ -1,0 +1,132 @@
+package read
+
+import (
+	"context"
+	"errors"
+	"net/http/httptest"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/go-chi/chi/v5"
+
+	"tidemark/api/access"
+	"tidemark/api/apitest"
+	"tidemark/api/clients"
+	"tidemark/api/smart"
+	"tidemark/store/fhir"
+)
+
+// TestTurns: who sends many requests waits for his own, others only for one of his; nobody
+// waits without end, and who comes again when he is told to has his turn.
+func TestTurns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		turns := newTurns(1, 10*time.Second)
+		const took = 4 * time.Second
+		type ended struct {
+			after time.Duration
+			err   error
+		}
+		begin := time.Now()
+		ask := func(owner access.Owner) chan ended {
+			c := make(chan ended, 1)
+			go func() {
+				done, err := turns.enter(t.Context(), owner)
+				if err == nil {
+					time.Sleep(took)
+					done()
+				}
+				c <- ended{time.Since(begin), err}
+			}()
+			synctest.Wait()
+			return c
+		}
+		var greedy []chan ended
+		for range 9 {
+			greedy = append(greedy, ask("#1"))
+		}
+		modest := ask("#2")
+		if e := <-modest; e.err != nil || e.after != 2*took {
+			t.Errorf("one request had its turn after %v, %v", e.after, e.err)
+		}
+		served := 0
+		for _, c := range greedy {
+			e := <-c
+			late, is := errors.AsType[*TurnError](e.err)
+			switch {
+			case e.err == nil:
+				served++
+			case !is || e.after > 10*time.Second || late.After < took || late.After > maxAfter:
+				t.Errorf("after %v: %+v, %v", e.after, late, e.err)
+			default:
+				time.Sleep(late.After)
+				if e := <-ask("#1"); e.err != nil {
+					t.Errorf("come again after %v: %v", late.After, e.err)
+				}
+			}
+		}
+		if served != 2 || len(turns.line) != 0 {
+			t.Errorf("%d were served, %d lines are left", served, len(turns.line))
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		held := ask("#3")
+		if _, err := turns.enter(ctx, "#4"); !errors.Is(err, context.Canceled) {
+			t.Errorf("who is gone: %v", err)
+		}
+		<-held
+	})
+}
+
+// TestTurnsOfMembers: whom a Group lists, and who is certainly no member, is told while others
+// go through all Patients; who must do so, too, waits, but not for ever.
+func TestTurnsOfMembers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := apitest.New(100)
+		put := func(name string, l apitest.Links) {
+			key, err := fhir.ParseKey(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			db.Put(key, 1, l)
+		}
+		put("Patient/listed", apitest.Links{Patients: []string{"listed"}})
+		put("Patient/named", apitest.Links{Patients: []string{"named"}, More: `,"identifier":[{"system":"s","value":"1"}]`})
+		put("Patient/other", apitest.Links{Patients: []string{"other"}, More: `,"identifier":[{"system":"s","value":"2"}]`})
+		put("Group/g", apitest.Links{Members: []string{"Patient/listed", fhir.ByIdentifier([]byte("s"), []byte("1"))}})
+		h := New(db, "http://tidemark.test/fhir", nil)
+		get := func(id string) error {
+			r := httptest.NewRequestWithContext(access.With(t.Context(), &access.Caller{
+				Serial: 7, Rights: smart.Parse("system/*.rs"), May: clients.Permission{Levels: []string{"group"}, Groups: []string{"g"}, Scopes: "system/*.rs"},
+			}), "GET", "/Patient/"+id, nil)
+			ctx := chi.NewRouteContext()
+			ctx.URLParams.Add("id", id)
+			r = r.WithContext(context.WithValue(r.Context(), chi.RouteCtxKey, ctx))
+			return h.Resource("Patient")(httptest.NewRecorder(), r)
+		}
+		if err := get("named"); err != nil {
+			t.Errorf("whom an identifier names: %v", err)
+		}
+		done, err := h.passes.enter(t.Context(), "#1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		begin := time.Now()
+		if err := get("listed"); err != nil {
+			t.Errorf("whom the Group lists: %v", err)
+		}
+		if err := get("other"); err == nil {
+			t.Error("who is no member is read")
+		}
+		if took := time.Since(begin); took > 0 {
+			t.Errorf("they waited for %v", took)
+		}
+		if _, late := errors.AsType[*TurnError](get("named")); !late || time.Since(begin) != turnWait {
+			t.Errorf("who is named waited for %v", time.Since(begin))
+		}
+		done()
+		if err := get("named"); err != nil {
+			t.Errorf("afterwards: %v", err)
+		}
+	})
+}
