@@ -116,6 +116,9 @@ func choose(ctx context.Context, s Snapshot, r *rule, o Options, how identifying
 		return nil, err
 	}
 	notes, called := q.Notes, [][]string(nil)
+	if types := q.constrained(); r.Since != fhir.None && len(types) > 0 {
+		notes = append(slices.Clip(notes), heldBack(types))
+	}
 	if types := q.constrained(); q.Departed && r.Since != fhir.None && len(types) > 0 {
 		notes = append(slices.Clip(notes), undeparted(types))
 	}

@@ -325,6 +325,9 @@ func (c *clinic) ask() {
 	if len(k.bans) > 0 != strings.Contains(text, "policy of this server's operator withholds data") {
 		c.t.Errorf("what is withheld is told of wrongly")
 	}
+	if c.heldBack(q) != strings.Contains(text, "deleted lists of them only what matched") {
+		c.t.Errorf("that deletions are held back is told wrongly")
+	}
 	notes := regexp.MustCompile(`note-\d+-`).FindAllString(text, -1)
 	if c.sent["notes"] += len(notes); len(k.policy().Elements) > 0 && len(notes) > 0 {
 		c.t.Errorf("elements that are withheld: %v", notes)
@@ -336,6 +339,16 @@ func (c *clinic) ask() {
 	if c.t.Failed() {
 		c.t.Fatalf("scopes %q, withheld %+v, request %+v", k.scopes(), k.policy(), q)
 	}
+}
+
+// heldBack tells whether a request is one whose list of deletions has only some, whatever
+// was deleted.
+func (c *clinic) heldBack(q export.Request) bool {
+	return q.Since != fhir.None && slices.ContainsFunc(fhir.AllTypes(), func(t fhir.Type) bool {
+		attached := q.Attach != export.ByDefault && t.String() == "Provenance"
+		asked := len(q.Types) == 0 || slices.Contains(q.Types, t) || attached
+		return asked && q.Level.Holds(t) && q.Access.Rights.Filters(t) != nil
+	})
 }
 
 func (c *clinic) compare(k keys, q export.Request, full, got map[string]map[string]map[string]any) {

@@ -195,6 +195,30 @@ var withheldUndeparted = outcome.Issue{
 		"To be rid of it, take an export without _since and drop what it does not hold",
 }
 
+// heldBack says by what deletions of types are told of which only some may be had
+// (decisions.md 4): it is said whether any was held back or not, for that would tell of what
+// may not be had.
+func heldBack(types []fhir.Type) outcome.Issue {
+	return outcome.Issue{
+		Severity: outcome.Information, Code: outcome.Suppressed,
+		Text: fmt.Sprintf("the scopes narrow these types to what matches a search, so deleted lists of them only what matched when it was deleted, and withholds all else that was: %s. "+
+			"To be rid of what had matched before, take an export without _since and drop what it does not hold", some(types)),
+	}
+}
+
+// some names types, as many as one reads.
+func some(types []fhir.Type) string {
+	const shown = 10
+	names := make([]string, len(types))
+	for i, t := range types {
+		names[i] = t.String()
+	}
+	if slices.Sort(names); len(names) > shown {
+		names = append(names[:shown:shown], fmt.Sprintf("and %d more", len(types)-shown))
+	}
+	return strings.Join(names, ", ")
+}
+
 // untold warns that deletions are not listed.
 func untold(t fhir.Type, since, upto fhir.Instant) outcome.Issue {
 	return outcome.Issue{
