@@ -48,11 +48,9 @@ func (v *view) read(ctx context.Context, key fhir.Key) ([]byte, error) {
 	if err := v.of.Reads(key.Type); err != nil {
 		return nil, err
 	}
-	row, err := v.row(ctx, key)
-	if err != nil {
-		return nil, err
-	}
-	seen, err := v.sees(ctx, row)
+	// Before it is looked whether there is such a resource: else the time that the answer
+	// takes, or that it is 503, would tell.
+	seen, err := v.seesKey(ctx, key)
 	if err != nil {
 		return nil, err
 	}
@@ -77,35 +75,42 @@ func (v *view) cut(body []byte, t fhir.Type) []byte {
 	return v.policy.Cut(nil, body, t)
 }
 
-// row is that of a resource, of which its compartments count.
-func (v *view) row(ctx context.Context, key fhir.Key) (row store.Row, err error) {
-	found := store.ErrUnknown
-	err = v.Choosing(store.Choice{Keys: map[fhir.Key]fhir.Instant{key: fhir.None}}).
-		Rows(ctx, store.Section{Kind: store.Live, Type: key.Type}, fhir.None, v.Watermark(), func(r *store.Row) error {
-			row, found = *r, nil
-			row.Patients = slices.Clone(r.Patients)
-			return nil
-		})
-	return row, errors.Join(err, found)
+// seesKey tells whether a caller who is confined to Groups sees what has this key, if there
+// is such a thing: it is one of them, or a Patient who is a member.
+func (v *view) seesKey(ctx context.Context, key fhir.Key) (bool, error) {
+	switch {
+	case !v.of.May.Confined():
+		return true, nil
+	case key.Type == groupType:
+		return v.of.SeesGroup(key.ID), nil
+	case key.Type == patientType:
+		return v.sees(ctx, []string{key.ID})
+	}
+	return false, nil // nothing else is read by its id
 }
 
-// sees tells whether a caller who is confined to Groups sees a row: it is one of them,
-// or lies in the compartment of a member.
-func (v *view) sees(ctx context.Context, row store.Row) (bool, error) {
+// seesRow tells the same of what there is.
+func (v *view) seesRow(ctx context.Context, row *store.Row) (bool, error) {
+	if row.Key.Type == groupType {
+		return v.seesKey(ctx, row.Key)
+	}
+	return v.sees(ctx, row.Patients)
+}
+
+// sees tells whether a caller who is confined to Groups sees what lies in the compartments
+// of some Patients: one of them is a member.
+func (v *view) sees(ctx context.Context, patients []string) (bool, error) {
 	if !v.of.May.Confined() {
 		return true, nil
 	}
-	if row.Key.Type == groupType {
-		return v.of.SeesGroup(row.Key.ID), nil
-	}
-	if len(row.Patients) == 0 || !v.of.May.Level("group") {
+	if len(patients) == 0 || !v.of.May.Level("group") {
 		return false, nil
 	}
 	groups, err := v.groups(ctx)
 	if err != nil {
 		return false, err
 	}
-	is, doubtful, err := v.listed(ctx, groups, row.Patients)
+	is, doubtful, err := v.listed(ctx, groups, patients)
 	if err != nil || is || len(doubtful) == 0 {
 		return is, err
 	}
@@ -115,7 +120,7 @@ func (v *view) sees(ctx context.Context, row store.Row) (bool, error) {
 	}
 	defer done()
 	for _, id := range doubtful {
-		if is, err := export.Member(ctx, v, id, row.Patients, v.bases); err != nil || is {
+		if is, err := export.Member(ctx, v, id, patients, v.bases); err != nil || is {
 			return is, err
 		}
 	}
@@ -181,7 +186,7 @@ func (v *view) opens(ctx context.Context, key fhir.Key) (bool, error) {
 			return nil
 		}
 		constraints := v.of.Rights.Constraints(row.Key.Type)
-		if seen, err := v.sees(ctx, *row); err != nil || !seen {
+		if seen, err := v.seesRow(ctx, row); err != nil || !seen {
 			return err
 		}
 		if constraints == nil && v.policy == nil {

@@ -256,7 +256,10 @@ func (p *page) add(line []byte) {
 	}
 }
 
-var groupType, _ = fhir.ParseType("Group")
+var (
+	groupType, _   = fhir.ParseType("Group")
+	patientType, _ = fhir.ParseType("Patient")
+)
 
 // searchset is a Bundle of what a search has found.
 type searchset struct {

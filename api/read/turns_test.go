@@ -82,28 +82,8 @@ func TestTurns(t *testing.T) {
 // go through all Patients; who must do so, too, waits, but not for ever.
 func TestTurnsOfMembers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		db := apitest.New(100)
-		put := func(name string, l apitest.Links) {
-			key, err := fhir.ParseKey(name)
-			if err != nil {
-				t.Fatal(err)
-			}
-			db.Put(key, 1, l)
-		}
-		put("Patient/listed", apitest.Links{Patients: []string{"listed"}})
-		put("Patient/named", apitest.Links{Patients: []string{"named"}, More: `,"identifier":[{"system":"s","value":"1"}]`})
-		put("Patient/other", apitest.Links{Patients: []string{"other"}, More: `,"identifier":[{"system":"s","value":"2"}]`})
-		put("Group/g", apitest.Links{Members: []string{"Patient/listed", fhir.ByIdentifier([]byte("s"), []byte("1"))}})
-		h := New(db, "http://tidemark.test/fhir", nil)
-		get := func(id string) error {
-			r := httptest.NewRequestWithContext(access.With(t.Context(), &access.Caller{
-				Serial: 7, Rights: smart.Parse("system/*.rs"), May: clients.Permission{Levels: []string{"group"}, Groups: []string{"g"}, Scopes: "system/*.rs"},
-			}), "GET", "/Patient/"+id, nil)
-			ctx := chi.NewRouteContext()
-			ctx.URLParams.Add("id", id)
-			r = r.WithContext(context.WithValue(r.Context(), chi.RouteCtxKey, ctx))
-			return h.Resource("Patient")(httptest.NewRecorder(), r)
-		}
+		c := newConfined(t)
+		h, get := c.h, c.get
 		if err := get("named"); err != nil {
 			t.Errorf("whom an identifier names: %v", err)
 		}
@@ -129,4 +109,59 @@ func TestTurnsOfMembers(t *testing.T) {
 			t.Errorf("afterwards: %v", err)
 		}
 	})
+}
+
+// TestTurnsTellNothing: that others are before is told of everybody who is asked for, be he
+// known here or not.
+func TestTurnsTellNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newConfined(t)
+		done, err := c.h.looks.enter(t.Context(), c.caller.Owner())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer done()
+		for _, id := range []string{"listed", "other", "nowhere"} {
+			if _, late := errors.AsType[*TurnError](c.get(id)); !late {
+				t.Errorf("%s is answered for before it is the client's turn", id)
+			}
+		}
+	})
+}
+
+// A confined is a client that may export a Group, which lists somebody and names somebody by
+// an identifier.
+type confined struct {
+	t      *testing.T
+	h      *Handlers
+	caller *access.Caller
+}
+
+func newConfined(t *testing.T) *confined {
+	t.Helper()
+	db := apitest.New(100)
+	for name, l := range map[string]apitest.Links{
+		"Patient/listed": {Patients: []string{"listed"}},
+		"Patient/named":  {Patients: []string{"named"}, More: `,"identifier":[{"system":"s","value":"1"}]`},
+		"Patient/other":  {Patients: []string{"other"}, More: `,"identifier":[{"system":"s","value":"2"}]`},
+		"Group/g":        {Members: []string{"Patient/listed", fhir.ByIdentifier([]byte("s"), []byte("1"))}},
+	} {
+		key, err := fhir.ParseKey(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		db.Put(key, 1, l)
+	}
+	return &confined{t, New(db, "http://tidemark.test/fhir", nil), &access.Caller{
+		Serial: 7, Rights: smart.Parse("system/*.rs"), May: clients.Permission{Levels: []string{"group"}, Groups: []string{"g"}, Scopes: "system/*.rs"},
+	}}
+}
+
+// get reads a Patient.
+func (c *confined) get(id string) error {
+	c.t.Helper()
+	route := chi.NewRouteContext()
+	route.URLParams.Add("id", id)
+	ctx := context.WithValue(access.With(c.t.Context(), c.caller), chi.RouteCtxKey, route)
+	return c.h.Resource("Patient")(httptest.NewRecorder(), httptest.NewRequestWithContext(ctx, "GET", "/Patient/"+id, nil))
 }
