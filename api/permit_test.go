@@ -5,8 +5,11 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"tidemark/api"
 	"tidemark/api/apitest"
+	"tidemark/api/clients"
 	"tidemark/api/withhold"
 )
 
@@ -187,6 +190,57 @@ func TestPatientsWhoAreKnown(t *testing.T) {
 		resp, body = o.post("/fhir/Group/i/$export", strings.Replace(name(c.id), "Patient/a", "Patient/"+c.id, 1), token)
 		if (resp.StatusCode == http.StatusAccepted) != c.known || !c.known && (resp.StatusCode != http.StatusNotFound || body != unknown) {
 			t.Errorf("the member %s with %s: %s %s", c.id, c.scopes, resp.Status, body)
+		}
+	}
+}
+
+// TestNothingTells: whoever is confined to a Group is answered for what he may not know of as
+// for what is not there, in every byte, whatever he asks beside it.
+func TestNothingTells(t *testing.T) {
+	o := newOffice(t, api.Options{})
+	o.clients[8] = clients.Client{ID: "narrow too", Serial: 8, May: clients.Permission{Levels: []string{"group"}, Groups: []string{"g", "none"}, Scopes: "system/Patient.rs system/Group.rs?_id=g"}}
+	job := o.start("/fhir/Patient/$export?_type=Patient", o.token("whole", ""))
+	const nowhere = "/fhir/export/00000000000000000000000000000000"
+	patient := func(id string) string {
+		return `{"resourceType":"Parameters","parameter":[{"name":"patient","valueReference":{"reference":"Patient/` + id + `"}}]}`
+	}
+	type request struct{ method, path, body string }
+	get := func(path string) request { return request{http.MethodGet, path, ""} }
+	both := func(path string) [2]request {
+		return [2]request{get(strings.ReplaceAll(path, "?", "h")), get(strings.ReplaceAll(path, "?", "none"))}
+	}
+	pairs := [][2]request{
+		both("/fhir/Group/?"), both("/fhir/Group/?/$export"), both("/fhir/Group/?/$group-export"), both("/fhir/Group/?/$davinci-data-export"),
+		{get("/fhir/Group/h/$export?_type=None"), get("/fhir/Group/none/$export?_type=None")},
+		{get("/fhir/Group/h/$export?_since=2020-01-01T00:00:00Z"), get("/fhir/Group/none/$export?_since=2020-01-01T00:00:00Z")},
+		{get("/fhir/Group?_id=h"), get("/fhir/Group?_id=none")},
+		{get("/fhir/Patient/b"), get("/fhir/Patient/none")},
+		{get("/fhir/Binary/y"), get("/fhir/Binary/none")},
+		{get(job), get(nowhere)}, {get(job + "/page/2"), get(nowhere + "/page/2")}, {get(job + "/1.ndjson"), get(nowhere + "/1.ndjson")},
+		{{http.MethodDelete, job, ""}, {http.MethodDelete, nowhere, ""}},
+		{{http.MethodPost, "/fhir/Group/h/$export-v4", patient("a")}, {http.MethodPost, "/fhir/Group/none/$export-v4", patient("a")}},
+		{{http.MethodPost, "/fhir/Group/h/$export", patient("b")}, {http.MethodPost, "/fhir/Group/none/$export", patient("b")}},
+		{{http.MethodPost, "/fhir/Group/g/$export", patient("b")}, {http.MethodPost, "/fhir/Group/g/$export", patient("none")}},
+	}
+	for _, who := range []string{"confined", "narrow too"} {
+		token := o.token(who, "")
+		answer := func(r request) (string, http.Header) {
+			resp, body := (*http.Response)(nil), ""
+			if r.method == http.MethodPost {
+				resp, body = o.post(r.path, r.body, token)
+			} else {
+				resp, body = o.ask(r.method, r.path, token)
+			}
+			resp.Header.Del("Date")
+			resp.Header.Del("Content-Length") // of a search, whose own URL it repeats
+			return resp.Status + " " + strings.ReplaceAll(body, "=none", "=h"), resp.Header
+		}
+		for _, p := range pairs {
+			one, head := answer(p[0])
+			two, other := answer(p[1])
+			if d := cmp.Diff(head, other); d != "" || one != two || strings.HasPrefix(one, "5") {
+				t.Errorf("%s, %s %s: %s, and what is not there: %s %s", who, p[0].method, p[0].path, one, two, d)
+			}
 		}
 	}
 }
