@@ -4,6 +4,7 @@ import (
 	"context"
 	"maps"
 	"slices"
+	"time"
 
 	"tidemark/api/export"
 	"tidemark/api/publish"
@@ -20,6 +21,12 @@ func (s *Server) TellStrangers(ctx context.Context) error { return s.tellStrange
 
 // Statuses are those that refusals become.
 func Statuses() []int { return slices.Sorted(maps.Values(statusOf)) }
+
+// Fault is what a client hears of an error: the status, and when to come again.
+func (s *Server) Fault(err error) (status int, after time.Duration) {
+	f := s.faultOf(err)
+	return f.status, f.after
+}
 
 // Mounted are all routes.
 func (s *Server) Mounted() []Mount { return s.mounted }

@@ -1,15 +1,18 @@
 package api_test
 
 import (
+	"fmt"
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	"tidemark/api"
 	"tidemark/api/apitest"
 	"tidemark/api/clients"
+	"tidemark/api/read"
 	"tidemark/api/withhold"
 )
 
@@ -244,5 +247,13 @@ func TestNothingTells(t *testing.T) {
 				t.Errorf("%s, %s %s: %s, and what is not there: %s %s", who, p[0].method, p[0].path, one, two, d)
 			}
 		}
+	}
+}
+
+// TestTurnIsHonest: who waited for his turn in vain is told when it may come.
+func TestTurnIsHonest(t *testing.T) {
+	status, after := (&api.Server{}).Fault(fmt.Errorf("read: %w", &read.TurnError{After: 7 * time.Second}))
+	if status != http.StatusServiceUnavailable || after != 7*time.Second {
+		t.Errorf("%d, %v", status, after)
 	}
 }
