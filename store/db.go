@@ -276,6 +276,7 @@ func (db *DB) Run(ctx context.Context) error {
 	loops.Go(func() { db.rollLoop(upkeep) })
 	if db.o.Scrub > 0 {
 		loops.Go(func() { db.scrubLoop(upkeep) })
+		loops.Go(func() { db.scrubBesideLoop(upkeep) })
 	}
 	defer func() { stop(); loops.Wait() }()
 	heartbeat := time.NewTicker(time.Minute)

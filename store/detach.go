@@ -206,12 +206,11 @@ func (db *DB) copiesHold(id string, list *erasedList) (bool, error) {
 
 // refusesAny tells whether a list of keys has one that is refused, or is damaged.
 func (l *erasedList) refusesAny(data []byte) bool {
-	text := string(data)
-	end := len(text) - len("00000000\n")
-	if end < 0 || fmt.Sprintf("%08x\n", crc32.ChecksumIEEE(data[:end])) != text[end:] {
+	text, whole := cutSum(data)
+	if !whole {
 		return true
 	}
-	for line := range strings.Lines(text[:end]) {
+	for line := range strings.Lines(text) {
 		f := strings.Split(strings.TrimSuffix(line, "\n"), "\t")
 		key, err := fhir.ParseKey(f[0])
 		if err != nil || l.refuses(key, f[1:]) || l.names(f[1:]) {

@@ -55,6 +55,7 @@ type pinned struct {
 	readers int                            // Snapshots not closed yet
 	revoked atomic.Bool                    // it held what was erased: nothing of it is sent any more
 	ended   bool                           // unpinned: the private files go with the last reader
+	damaged bool                           // a private file cannot be read
 	cuts    map[string]*semaphore.Weighted // output files being cut
 
 	keeping sync.Mutex // what the index has of it is being written
@@ -66,6 +67,7 @@ type Pinned struct {
 	Created, Expires time.Time
 	Rule             []byte
 	Revoked          bool // it was ended before its time: nobody can open it any more
+	Damaged          bool // a file that was made or copied beside it was found damaged
 }
 
 // Pin takes a snapshot at the present watermark and makes it durable under id
@@ -248,7 +250,7 @@ func (db *DB) Pinned() []Pinned {
 	db.mu.Lock()
 	list := make([]Pinned, 0, len(db.pins))
 	for _, p := range db.pins {
-		list = append(list, Pinned{ID: p.id, Created: p.pin.Created.Time(), Expires: p.pin.Expires.Time(), Rule: p.pin.Rule, Revoked: p.pin.Revoked})
+		list = append(list, Pinned{ID: p.id, Created: p.pin.Created.Time(), Expires: p.pin.Expires.Time(), Rule: p.pin.Rule, Revoked: p.pin.Revoked, Damaged: p.damaged})
 	}
 	db.mu.Unlock() // there may be thousands, and everybody who asks for a published page lists them
 	slices.SortFunc(list, func(a, b Pinned) int { return a.Created.Compare(b.Created) })

@@ -22,7 +22,7 @@ func (db *DB) Check(bodies bool) (check.Report, error) {
 	if db.isClosed() {
 		return check.Report{}, ErrClosed
 	}
-	s := check.Store{FS: db.fs, Index: db.kv, Segments: db.segmentsDir(), Bodies: bodies}
+	s := check.Store{FS: db.fs, Index: db.kv, Segments: db.segmentsDir(), Bodies: bodies, Beside: checkBeside(db.fs, db.dir)}
 	return s.Run()
 }
 
@@ -41,7 +41,7 @@ func CheckDir(dir string, o Options, progress func(done, total int)) (check.Repo
 	if err != nil {
 		return check.Report{}, errors.Join(fmt.Errorf("check store %s: %w", dir, err), lock.Close())
 	}
-	s := check.Store{FS: o.FS, Index: kv, Segments: SegmentsDir(o.FS, dir), Bodies: true, Progress: progress}
+	s := check.Store{FS: o.FS, Index: kv, Segments: SegmentsDir(o.FS, dir), Bodies: true, Beside: checkBeside(o.FS, dir), Progress: progress}
 	report, err := s.Run()
 	return report, errors.Join(err, kv.Close(), lock.Close())
 }

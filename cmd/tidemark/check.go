@@ -27,13 +27,13 @@ type checkCmd struct {
 
 // Help is shown by --help.
 func (*checkCmd) Help() string {
-	return `Reads the index and every segment and proves the numbered invariants of store/FORMAT.md. It changes
-nothing. A running server checks its own store, between two commits: intake waits meanwhile, downloads go on.
+	return `Reads the index, every segment, and the files of export jobs and published pages, and proves the numbered
+invariants of store/FORMAT.md. It changes nothing. A running server checks its own store, between two commits: intake waits meanwhile, downloads go on.
 
 Ends with 0 if all hold, else with 1 and one line per fault: the invariant, the file and the place.
 
 Next, if the index is at fault: tidemark reindex. If a segment is: restore the directory from a backup, or let Tidemark read
-the topics again into a new one.`
+the topics again into a new one. If a file of a job or page is (J2), nothing that is stored is lost: those who read it start anew.`
 }
 
 // Run checks a store.

@@ -24,6 +24,8 @@ type Store struct {
 	Index    pebble.Reader
 	Segments string // the folder
 	Bodies   bool   // read and prove every body, not only directories
+	// Beside reads and proves, with bodies, what lies beside a snapshot.
+	Beside   func(snapshot string) (faults []error)
 	Progress func(done, total int)
 }
 
@@ -544,8 +546,13 @@ func (c *checker) states() error {
 
 // pins proves that what snapshots hold is there.
 func (c *checker) pins() error {
-	return index.Scan(c.s.Index, index.Pins(), func(_, v []byte) error {
+	return index.Scan(c.s.Index, index.Pins(), func(k, v []byte) error {
 		p, err := index.DecodePin(v)
+		if c.s.Bodies && c.s.Beside != nil {
+			for _, fault := range c.s.Beside(string(k[1:])) {
+				c.fault("J2: a file of an export job or of a published page: %w", fault)
+			}
+		}
 		for _, id := range p.Segments {
 			if c.byID[id] == nil {
 				c.fault("J1: a snapshot holds segment %d, whose files are gone", id)
