@@ -39,7 +39,7 @@ func openDisk(fs vfs.FS) (*disk, error) { return openDiskUnder(fs, withhold.Poli
 var strict = withhold.Policy{Security: []string{"R"}, Elements: []string{"Organization.alias"}}
 
 func openDiskUnder(fs vfs.FS, policy withhold.Policy) (*disk, error) {
-	db, err := store.Open("store", store.Options{FS: fs, CommitInterval: time.Millisecond, Allowance: time.Millisecond, Cache: 1 << 20, MergeOff: true})
+	db, err := store.Open("store", store.Options{FS: fs, CommitInterval: time.Millisecond, Allowance: time.Millisecond, Cache: 1 << 20, MergeOff: true, Scrub: time.Hour})
 	if err != nil {
 		return nil, err
 	}

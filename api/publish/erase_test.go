@@ -1,10 +1,13 @@
 package publish_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
@@ -128,6 +131,55 @@ func TestRootAndIncrementOfOnePage(t *testing.T) {
 			if len(changed) != 59 || len(whole) != 60 || changed["many-59"] != "" || whole["many-59"] != "59" || whole["many-0"] != "119" {
 				t.Errorf("the increment has %d, the root %d: %v", len(changed), len(whole), whole)
 			}
+		}
+	})
+}
+
+// TestDamagedPage: a page of which a copy is damaged is withdrawn when the store has found
+// that, and its chain begins anew: else nobody who follows would come past it.
+func TestDamagedPage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fs := vfs.NewMem()
+		d, err := openDiskUnder(fs, strict) // so that its files are copies
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.db.Close()
+		d.step(t, true, "a", "b")
+		d.step(t, false, "c")
+		root, err := d.pages.Root()
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		ran := make(chan error, 1)
+		go func() { ran <- d.db.Run(ctx) }()
+		pages, _, err := d.follow()
+		if err != nil || len(pages) != 1 {
+			t.Fatal(pages, err)
+		}
+		for _, pin := range d.db.Pinned() {
+			if strings.HasSuffix(pin.ID, pages[0]) {
+				spoil(t, fs, "store/jobs/"+pin.ID+"/f1.made")
+			}
+		}
+		time.Sleep(3 * time.Hour) // the store reads all in one
+		if _, err := d.pages.Increment(pages[0]); !errors.Is(err, publish.ErrWithdrawn) {
+			t.Errorf("the damaged page: %v", err)
+		}
+		if m, err := d.pages.Stub(root.Page); err != nil || m.Next.Page != publish.Closed {
+			t.Errorf("the page before leads to %v, %v", m.Next, err)
+		}
+		d.step(t, false)
+		if _, has, err := d.follow(); err != nil || len(has) != 3 {
+			t.Errorf("the new chain: %v, %v", has, err)
+		}
+		if err := d.pages.Sweep(t.Context()); err != nil {
+			t.Error(err)
+		}
+		stop()
+		if err := <-ran; err != nil {
+			t.Error(err)
 		}
 	})
 }

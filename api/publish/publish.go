@@ -11,8 +11,9 @@
 // which nothing had changed stands in the line itself: who waits before it must be
 // led on before his page is taken away. A new chain begins,
 // and the old one ends with #closed, when the line cannot be continued: the
-// configured types are others, another policy withholds, something in a page was erased,
-// the store was restored or has forgotten deletions. Then consumers begin at the new root.
+// configured types are others, another policy withholds, something in a page was erased or
+// cannot be read, the store was restored or has forgotten deletions. Then consumers begin at
+// the new root.
 //
 // The store's pins are the only truth. A page is there as soon as its pin is (under a
 // policy: as soon as its pin says so, for its files must be made first), and

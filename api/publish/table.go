@@ -59,7 +59,7 @@ const recordVersion = 2
 type page struct {
 	place
 	created time.Time
-	gone    bool // it is not shown: for one of the next two, or as its types are not published any more
+	gone    bool // it is not shown: for one of the next two, as it is damaged, or as its types are not published any more
 	revoked bool // nothing of it is left
 	weaker  bool // it was made under a policy that does not withhold all that is withheld now
 	record
@@ -107,7 +107,7 @@ type table struct {
 }
 
 // table lists the pages that are pinned now. What is known of them never changes,
-// but that one is revoked, so each is read once.
+// but that one is revoked or found damaged, so each is read once.
 func (p *Pages) table() table {
 	p.mu.Lock()
 	known := p.known
@@ -116,7 +116,7 @@ func (p *Pages) table() table {
 	fresh := false
 	for _, pin := range p.finished() {
 		at := known[pin.ID]
-		if at == nil || pin.Revoked && !at.revoked {
+		if at == nil || pin.Revoked && !at.revoked || pin.Damaged && !at.gone {
 			var ours bool
 			if at, ours = p.read(pin); !ours {
 				continue
@@ -161,7 +161,7 @@ func (p *Pages) read(pin store.Pinned) (*page, bool) {
 	r, readable := decode(pin.Rule) // a revoked one has none
 	policy := r.withholds()
 	weaker := readable && !p.o.Withhold.Within(&policy)
-	gone := pin.Revoked || !readable || weaker || !p.shows(r.Types)
+	gone := pin.Revoked || pin.Damaged || !readable || weaker || !p.shows(r.Types)
 	return &page{at, pin.Created, gone, pin.Revoked, weaker, r}, true
 }
 
