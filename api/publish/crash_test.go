@@ -336,8 +336,13 @@ func (d *disk) continues(shown []string) error {
 
 // Who reads while pages are made, taken away and withdrawn meets whole pages, or
 // is told that they are gone.
-func TestConcurrent(t *testing.T) {
-	d, err := openDisk(vfs.NewMem())
+func TestConcurrent(t *testing.T) { testConcurrent(t, withhold.Policy{}) }
+
+// Likewise under a policy. Nobody meets half a page.
+func TestConcurrentUnderPolicy(t *testing.T) { testConcurrent(t, strict) }
+
+func testConcurrent(t *testing.T, policy withhold.Policy) {
+	d, err := openDiskUnder(vfs.NewMem(), policy)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -364,7 +369,7 @@ func TestConcurrent(t *testing.T) {
 		})
 	}
 	for n := range 60 {
-		err := errors.Join(d.put(fmt.Sprint(n), fmt.Sprint(n/2)), d.pages.Publish(t.Context(), n%7 == 0))
+		err := errors.Join(d.put(fmt.Sprint(n), fmt.Sprint(n/2), fmt.Sprint(n%9, "!")), d.pages.Publish(t.Context(), n%7 == 0))
 		if n%10 == 0 {
 			err = errors.Join(err, d.pages.Sweep(t.Context()))
 		}
