@@ -318,7 +318,7 @@ func (p *Pages) untilIncrement(t table, now time.Time) time.Duration {
 // one must be there before what tells that the old one is closed. Where nothing is
 // published any more everything goes.
 func (p *Pages) Sweep(ctx context.Context) error {
-	p.endWeaker(ctx)
+	p.endWeaker()
 	t := p.table()
 	var gone []*page
 	switch {

@@ -119,13 +119,13 @@ func (p *Pages) clear(ctx context.Context) error {
 // endWeaker ends the pages that were made when less was withheld, or other things: for
 // good, and what they hold leaves the disk (decisions.md 6). One that cannot be ended
 // there is not shown by this process, and is tried again.
-func (p *Pages) endWeaker(ctx context.Context) {
+func (p *Pages) endWeaker() {
 	for _, at := range p.table().pages {
 		if !at.weaker || at.revoked {
 			continue
 		}
 		if err := p.db.Revoke(at.pin(), nil); err != nil && !errors.Is(err, store.ErrNotFound) {
-			p.o.Logger.WarnContext(ctx, "published pages that hold what is withheld now are not shown any more, but keep their place on the disk; it is tried again", "err", err)
+			p.o.Logger.Warn("published pages that hold what is withheld now are not shown any more, but keep their place on the disk; it is tried again", "err", err)
 			return
 		}
 	}

@@ -143,7 +143,7 @@ func New(db export.Store, o Options) (*Pages, error) {
 	slices.Sort(p.types)
 	p.types = slices.Compact(p.types)
 	p.findUnfinished()
-	p.endWeaker(context.Background())
+	p.endWeaker()
 	return p, p.instruments()
 }
 
