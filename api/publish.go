@@ -47,8 +47,12 @@ func (s *Server) publishRoutes(r chi.Router, b *bulk.Publishing) {
 // the types on them: the pages are the same for each.
 func (s *Server) let(h handler) handler {
 	return s.enter(func(w http.ResponseWriter, r *http.Request) error {
-		if err := access.From(r.Context()).Whole(s.o.Publish.Types, s.o.Withhold); err != nil {
+		caller := access.From(r.Context())
+		if err := caller.Whole(s.o.Publish.Types, s.o.Withhold); err != nil {
 			return err
+		}
+		if to, sends := w.(*sender); sends { // a page does not end with what one client may, as its jobs do
+			to.still = func() bool { return s.gate.Still(caller) }
 		}
 		return h(w, r)
 	})

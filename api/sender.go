@@ -1,6 +1,7 @@
 package api
 
 import (
+	"errors"
 	"io"
 	"net/http"
 	"time"
@@ -20,6 +21,8 @@ type sender struct {
 	// before is asked before the header goes out; an error has nothing go out.
 	before func(status int) error
 	err    error // of that
+	// still is asked before each piece whether who gets it may still have it; nil: yes.
+	still func() bool
 }
 
 var _ io.ReaderFrom = (*sender)(nil)
@@ -59,7 +62,9 @@ func (s *sender) Write(p []byte) (int, error) {
 	}
 	total := 0
 	for {
-		s.renew()
+		if err := s.renew(); err != nil {
+			return total, err
+		}
 		n, err := s.ResponseWriter.Write(p[:min(len(p), sendPiece)])
 		s.bytes += int64(n)
 		total += n
@@ -88,7 +93,9 @@ func (s *sender) ReadFrom(src io.Reader) (total int64, err error) {
 	for whole.N > 0 {
 		piece := &io.LimitedReader{R: whole.R, N: min(whole.N, sendPiece)}
 		want := piece.N
-		s.renew()
+		if err := s.renew(); err != nil {
+			return total, err
+		}
 		n, err := to.ReadFrom(piece)
 		s.bytes += n
 		total += n
@@ -103,5 +110,14 @@ func (s *sender) ReadFrom(src io.Reader) (total int64, err error) {
 // writerOnly hides ReadFrom from io.Copy.
 type writerOnly struct{ io.Writer }
 
-// renew fails only where there is no connection: in tests.
-func (s *sender) renew() { _ = s.rc.SetWriteDeadline(time.Now().Add(stall)) }
+// errTaken ends a download in its midst (decisions.md 6).
+var errTaken = errors.New("rights were taken from the client that downloads")
+
+// renew lets another piece go out.
+func (s *sender) renew() error {
+	if s.still != nil && !s.still() {
+		return errTaken
+	}
+	_ = s.rc.SetWriteDeadline(time.Now().Add(stall)) // fails only where there is no connection: in tests
+	return nil
+}
