@@ -39,7 +39,7 @@ type machine struct {
 	file     int64 // bytes of a file at most, default 1 MiB
 	inline   int64 // content of attachments that takes the place of its URL
 	withhold withhold.Policy
-	publish  []fhir.Type
+	publish  publish.Options
 	log      lockedBuffer
 }
 
@@ -88,7 +88,7 @@ func (m *machine) open() {
 	go func() { done <- db.Run(ctx) }()
 	m.must(db.Discover(store.Discovery{Complete: true, Partitions: []store.Discovered{{Partition: partition, End: m.offset}}}))
 	base, stop := running(m.t, api.Options{
-		Store: export.Of(db), Ready: func() bool { return db.Status().Ready }, FileMaxBytes: cmp.Or(m.file, 1<<20), Checkpoint: -1, Inline: m.inline, Withhold: m.withhold, Publish: publish.Options{Types: m.publish}, Logger: log,
+		Store: export.Of(db), Ready: func() bool { return db.Status().Ready }, FileMaxBytes: cmp.Or(m.file, 1<<20), Checkpoint: -1, Inline: m.inline, Withhold: m.withhold, Publish: m.publish, Logger: log,
 	})
 	m.base = base
 	m.stop = func() error {
