@@ -17,13 +17,14 @@ import (
 // of its day. What is public has no client and is not counted.
 func (s *Server) metered(h handler) handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
-		owner := access.From(r.Context()).Owner()
-		if err := s.o.Quota.Send(owner); err != nil {
+		caller := access.From(r.Context())
+		owner, own := caller.Owner(), caller.Limits
+		if err := s.o.Quota.Send(owner, own); err != nil {
 			return err
 		}
 		to, counts := w.(*sender)
 		if counts {
-			defer func() { s.o.Quota.Sent(owner, to.bytes) }()
+			defer func() { s.o.Quota.Sent(owner, own, to.bytes) }()
 		}
 		return h(w, r)
 	}

@@ -452,3 +452,27 @@ func TestQuota(t *testing.T) {
 		t.Errorf("another's file: %d", got)
 	}
 }
+
+// TestLimitsOfOne: a client that has limits of its own is held to these, where all have
+// others and where all have none.
+func TestLimitsOfOne(t *testing.T) {
+	for name, all := range map[string]*access.Quota{"others": {Jobs: 9, Bytes: 1 << 30}, "none": {}} {
+		o := newOffice(t, api.Options{Quota: all})
+		c := o.clients[2]
+		c.Limits = clients.Limits{JobsPerDay: 1, BytesPerDay: 1}
+		o.clients[2] = c
+		for who, want := range map[string]int{"other": http.StatusTooManyRequests, "whole": http.StatusOK} {
+			job := o.start("/fhir/Patient/$export", o.token(who, ""))
+			if resp, body := o.ask(http.MethodGet, job+"/1.ndjson", o.token(who, "")); resp.StatusCode != http.StatusOK {
+				t.Errorf("%s, %s: the first file: %s %s", name, who, resp.Status, body)
+			}
+			if resp, _ := o.ask(http.MethodGet, job+"/2.ndjson", o.token(who, "")); resp.StatusCode != want {
+				t.Errorf("%s, %s: the second file: %s", name, who, resp.Status)
+			}
+			resp, _ := o.ask(http.MethodGet, "/fhir/Patient/$export", o.token(who, ""))
+			if limited := resp.StatusCode == http.StatusTooManyRequests; limited != (who == "other") || limited && resp.Header.Get("Retry-After") == "" {
+				t.Errorf("%s, %s: the second job: %s", name, who, resp.Status)
+			}
+		}
+	}
+}

@@ -70,7 +70,7 @@ func (s *Server) bySignature(h handler) handler {
 		if !known || client.Disabled {
 			return &access.Denied{Text: smart.ErrCapability.Error()}
 		}
-		caller := &access.Caller{Issuer: s.gate.Issuer, Client: client.ID, Serial: serial, Rights: client.May.Rights(), May: client.May}
+		caller := &access.Caller{Issuer: s.gate.Issuer, Client: client.ID, Serial: serial, Rights: client.May.Rights(), May: client.May, Limits: client.Limits}
 		identified(r.Context(), caller)
 		return h(w, r.WithContext(access.With(r.Context(), caller)))
 	}

@@ -20,6 +20,7 @@ type Caller struct {
 	// Rights are those of the token, never more than the client's.
 	Rights smart.Rights
 	May    clients.Permission
+	Limits clients.Limits // of the client's own
 }
 
 // Anybody is who comes without a token where none is asked for.

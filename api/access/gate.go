@@ -71,7 +71,7 @@ func (g *Gate) caller(t *smart.Token) (*Caller, error) {
 	if err != nil {
 		return nil, &Denied{Text: "none of the scopes of the access token is permitted to its client", Scope: true}
 	}
-	return &Caller{Issuer: g.Issuer, Client: c.ID, Serial: c.Serial, Token: t.ID, Rights: rights, May: c.May}, nil
+	return &Caller{Issuer: g.Issuer, Client: c.ID, Serial: c.Serial, Token: t.ID, Rights: rights, May: c.May, Limits: c.Limits}, nil
 }
 
 // Still tells whether a caller may still do all that he might when he came in.

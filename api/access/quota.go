@@ -1,6 +1,7 @@
 package access
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -8,6 +9,8 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"tidemark/api/clients"
 )
 
 // A Quota is what a client may have in a day: jobs that it starts, and bytes that are
@@ -42,16 +45,18 @@ type QuotaError struct {
 
 func (e *QuotaError) Error() string { return fmt.Sprintf("%s: %d is reached", e.Limit, e.Value) }
 
-// Start counts a job, unless it is one too many.
-func (q *Quota) Start(o Owner) error {
-	if q.Jobs <= 0 {
+// Start counts a job, unless it is one too many. Limits of the client's own go before those
+// of all.
+func (q *Quota) Start(o Owner, own clients.Limits) error {
+	limit := cmp.Or(own.JobsPerDay, q.Jobs)
+	if limit <= 0 {
 		return nil
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	u := q.today(o)
-	if u.Jobs >= q.Jobs {
-		return &QuotaError{"limits.jobs_per_client_day", int64(q.Jobs), q.tomorrow()}
+	if u.Jobs >= limit {
+		return &QuotaError{"limits.jobs_per_client_day", int64(limit), q.tomorrow()}
 	}
 	u.Jobs++
 	q.news = true
@@ -70,21 +75,22 @@ func (q *Quota) Undo(o Owner) {
 
 // Send refuses to begin to send while all bytes of a day are used up. What has begun is
 // sent to its end, for half a file is of no use to anybody.
-func (q *Quota) Send(o Owner) error {
-	if q.Bytes <= 0 {
+func (q *Quota) Send(o Owner, own clients.Limits) error {
+	limit := cmp.Or(own.BytesPerDay, q.Bytes)
+	if limit <= 0 {
 		return nil
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.today(o).Bytes >= q.Bytes {
-		return &QuotaError{"limits.bytes_per_client_day", q.Bytes, q.tomorrow()}
+	if q.today(o).Bytes >= limit {
+		return &QuotaError{"limits.bytes_per_client_day", limit, q.tomorrow()}
 	}
 	return nil
 }
 
 // Sent counts bytes that went out.
-func (q *Quota) Sent(o Owner, bytes int64) {
-	if q.Bytes <= 0 || bytes == 0 {
+func (q *Quota) Sent(o Owner, own clients.Limits, bytes int64) {
+	if cmp.Or(own.BytesPerDay, q.Bytes) <= 0 || bytes == 0 {
 		return
 	}
 	q.mu.Lock()

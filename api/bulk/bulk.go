@@ -109,9 +109,10 @@ func (h *Handlers) Start(k KickOff, w http.ResponseWriter, r *http.Request) erro
 	if err := permit(caller, &q, prefs.lenient); err != nil {
 		return err
 	}
-	if err := h.Quota.Start(caller.Owner()); err != nil {
+	if err := h.Quota.Start(caller.Owner(), caller.Limits); err != nil {
 		return err
 	}
+	q.AtOnce = caller.Limits.Jobs
 	if h.Still != nil {
 		q.Still = func() bool { return h.Still(caller) }
 	}

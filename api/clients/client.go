@@ -4,6 +4,7 @@ package clients
 
 import (
 	"encoding/json"
+	"errors"
 	"slices"
 	"strings"
 
@@ -29,6 +30,23 @@ type Client struct {
 	Proof
 
 	May Permission `json:"may"`
+	// Limits of its own.
+	Limits Limits `json:"limits,omitzero"`
+}
+
+// Limits are a client's own, in place of those that each has. 0: what each has.
+type Limits struct {
+	Jobs        int   `json:"jobs,omitempty"`          // that are worked on at the same time
+	JobsPerDay  int   `json:"jobs_per_day,omitempty"`  // that it starts in a day of UTC
+	BytesPerDay int64 `json:"bytes_per_day,omitempty"` // of files that it is sent in a day of UTC
+}
+
+// Check says what is wrong with limits.
+func (l Limits) Check() error {
+	if min(int64(l.Jobs), int64(l.JobsPerDay), l.BytesPerDay) < 0 {
+		return errors.New("a limit of its own is less than 0")
+	}
+	return nil
 }
 
 // A Proof is how a client proves itself: by keys of this set, or by those at this URL, or,

@@ -30,7 +30,7 @@ func (r Rules) Check(c *Client) error {
 	levels, groups, scopes := c.May.Check()
 	security, filters, elements := c.May.Withhold.Check()
 	var named []error
-	for _, err := range []error{CheckID(c.ID), r.checkProof(c), levels, groups, scopes, security, filters, elements} {
+	for _, err := range []error{CheckID(c.ID), r.checkProof(c), levels, groups, scopes, security, filters, elements, c.Limits.Check()} {
 		for _, err := range each(err) {
 			named = append(named, fmt.Errorf("client %s: %w", outcome.Quote(c.ID), err))
 		}

@@ -13,6 +13,7 @@ package export
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -168,7 +169,7 @@ func (j *Jobs) Start(ctx context.Context, q Request) (string, error) {
 		return "", fmt.Errorf("start an export job: %w", err)
 	}
 	owner := q.Access.of().Owner
-	if err := j.reserve(ctx, owner); err != nil {
+	if err := j.reserve(ctx, owner, cmp.Or(q.AtOnce, j.o.JobsPerOwner)); err != nil {
 		return "", err
 	}
 	j.starting.RLock()

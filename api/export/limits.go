@@ -21,12 +21,12 @@ func (e *BusyError) Error() string {
 
 // reserve takes a place among MaxJobs, of which half are for one client, after clearing away what has expired, and among
 // those of the owner that are planned.
-func (j *Jobs) reserve(ctx context.Context, owner access.Owner) error {
-	if err := j.take(owner); err == nil || err.Limit != maxJobs {
+func (j *Jobs) reserve(ctx context.Context, owner access.Owner, atOnce int) error {
+	if err := j.take(owner, atOnce); err == nil || err.Limit != maxJobs {
 		return errOf(err)
 	}
 	j.sweep(ctx)
-	return errOf(j.take(owner))
+	return errOf(j.take(owner, atOnce))
 }
 
 // unreserve gives the place of a kick-off back. Called with mu held.
@@ -51,7 +51,7 @@ func errOf(e *BusyError) error {
 	return e
 }
 
-func (j *Jobs) take(owner access.Owner) *BusyError {
+func (j *Jobs) take(owner access.Owner, atOnce int) *BusyError {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	begun := 0
@@ -69,8 +69,8 @@ func (j *Jobs) take(owner access.Owner) *BusyError {
 	if n, wait := j.busy(anybodys); n+begun >= j.o.MaxWorking {
 		return &BusyError{Limit: maxWorking, Value: j.o.MaxWorking, After: wait}
 	}
-	if n, wait := j.busy(own); j.o.JobsPerOwner > 0 && n+j.pending[owner] >= j.o.JobsPerOwner {
-		return &BusyError{Limit: jobsPerOwner, Value: j.o.JobsPerOwner, After: wait}
+	if n, wait := j.busy(own); atOnce > 0 && n+j.pending[owner] >= atOnce {
+		return &BusyError{Limit: jobsPerOwner, Value: atOnce, After: wait}
 	}
 	j.pending[owner]++
 	return nil

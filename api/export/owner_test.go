@@ -34,6 +34,15 @@ func TestJobsPerOwner(t *testing.T) {
 	if _, err := j.Start(t.Context(), owned("#2", worked)); err != nil {
 		t.Errorf("another client's: %v", err)
 	}
+	q := owned("#1", worked)
+	q.AtOnce = 3
+	if _, err := j.Start(t.Context(), q); err != nil {
+		t.Errorf("of a client that has a limit of its own: %v", err)
+	}
+	_, err := j.Start(t.Context(), q)
+	if busy, is := errors.AsType[*export.BusyError](err); !is || busy.Value != 3 {
+		t.Errorf("one above that: %v", err)
+	}
 	stop := runs(t, j)
 	planned(t, j, one)
 	stop()

@@ -80,6 +80,7 @@ type Request struct {
 	Departed bool            // tell what has left the export since then and lives
 	By       fhir.Type       // in blocks of resources of this type; 0: a type to a file
 	Notes    []outcome.Issue // what was left out, one line each in the manifest's error
+	AtOnce   int             // jobs of its owner that may be worked on; 0: Options.JobsPerOwner. Not kept
 	Still    func() bool     // its client may still do all that it might when it came in; nil: yes. Not kept
 }
 

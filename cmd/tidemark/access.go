@@ -66,7 +66,7 @@ func configured(c *config.Config) (list []clients.Client, err error) {
 		if err != nil {
 			faults = append(faults, fmt.Errorf("auth.clients[%d]: %w", i, err))
 		}
-		list = append(list, clients.Client{ID: of.ID, Name: of.Name, Proof: proof, May: of.May()})
+		list = append(list, clients.Client{ID: of.ID, Name: of.Name, Proof: proof, May: of.May(), Limits: of.Limits.Own()})
 	}
 	return list, errors.Join(faults...)
 }

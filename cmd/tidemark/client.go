@@ -5,8 +5,10 @@ import (
 	"errors"
 	"io"
 	"net/url"
+	"strconv"
 
 	"tidemark/api/clients"
+	"tidemark/cmd/tidemark/internal/config"
 )
 
 type clientCmd struct {
@@ -106,6 +108,46 @@ type mayFlags struct {
 	WithholdElement  []string `sep:"none" placeholder:"ELEMENT" help:"Likewise this element, such as ExplanationOfBenefit.total or Claim.item.net. May be repeated."`
 }
 
+// limitFlags are limits of a client's own.
+type limitFlags struct {
+	LimitJobs        *int          `placeholder:"N" help:"Jobs that are worked on at the same time, in place of limits.jobs_per_client. 0: that, as with the next two."`
+	LimitJobsPerDay  *int          `placeholder:"N" help:"Jobs that it may start in a day of UTC."`
+	LimitBytesPerDay *config.Bytes `placeholder:"SIZE" help:"Bytes of files that it may be sent in a day of UTC, such as 50GiB."`
+}
+
+func (l *limitFlags) args(args url.Values) {
+	number := func(name string, n int64) { args.Set(name, strconv.FormatInt(n, 10)) }
+	if l.LimitJobs != nil {
+		number("limit-jobs", int64(*l.LimitJobs))
+	}
+	if l.LimitJobsPerDay != nil {
+		number("limit-jobs-per-day", int64(*l.LimitJobsPerDay))
+	}
+	if l.LimitBytesPerDay != nil {
+		number("limit-bytes-per-day", int64(*l.LimitBytesPerDay))
+	}
+}
+
+// limitsIn are limits with those of arguments in their place.
+func limitsIn(l clients.Limits, args url.Values) (clients.Limits, error) {
+	var faults []error
+	number := func(name string) int64 {
+		n, err := strconv.ParseInt(args.Get(name), 10, 64)
+		faults = append(faults, err)
+		return n
+	}
+	if args.Has("limit-jobs") {
+		l.Jobs = int(number("limit-jobs"))
+	}
+	if args.Has("limit-jobs-per-day") {
+		l.JobsPerDay = int(number("limit-jobs-per-day"))
+	}
+	if args.Has("limit-bytes-per-day") {
+		l.BytesPerDay = number("limit-bytes-per-day")
+	}
+	return l, errors.Join(faults...)
+}
+
 func (m *mayFlags) args(args url.Values) {
 	for name, values := range map[string][]string{
 		"level": m.Level, "group": m.Group, "scope": m.Scope,
@@ -128,6 +170,7 @@ type addClientCmd struct {
 	JSON       bool   `name:"json" help:"Print JSON, for programs."`
 	proofFlags `embed:""`
 	mayFlags   `embed:""`
+	limitFlags `embed:""`
 
 	clientFlags `embed:""`
 }
@@ -137,6 +180,7 @@ func (c *addClientCmd) Run(ctx context.Context, out io.Writer) error {
 	args := flagArgs(c.ID, c.JSON)
 	args.Set("name", c.Name)
 	c.mayFlags.args(args)
+	c.limitFlags.args(args)
 	if err := c.proofFlags.args(args); err != nil {
 		return err
 	}
@@ -154,8 +198,9 @@ func flagArgs(id string, json bool) url.Values {
 type changeClientCmd struct {
 	ID string `arg:"" help:"The client."`
 
-	Name     *string `help:"What people call it."`
-	mayFlags `embed:""`
+	Name       *string `help:"What people call it."`
+	mayFlags   `embed:""`
+	limitFlags `embed:""`
 
 	clientFlags `embed:""`
 }
@@ -166,9 +211,10 @@ func (c *changeClientCmd) Run(ctx context.Context, out io.Writer) error {
 	if c.Name != nil {
 		args.Set("name", *c.Name)
 	}
-	c.args(args)
+	c.mayFlags.args(args)
+	c.limitFlags.args(args)
 	if len(args) == 1 {
-		return errors.New("say what to change: --name, --level, --group, --scope, --withhold-security, --withhold-filter, --withhold-element")
+		return errors.New("say what to change: --name, --level, --group, --scope, --withhold-security, --withhold-filter, --withhold-element, --limit-jobs, --limit-jobs-per-day, --limit-bytes-per-day")
 	}
 	return c.do(ctx, "change", args, out)
 }

@@ -41,6 +41,7 @@ type aboutClient struct {
 	Scope      string   `json:"scope"`
 
 	Withhold withhold.Policy `json:"withhold,omitzero"`
+	Limits   clients.Limits  `json:"limits,omitzero"` // of its own
 }
 
 func about(c *clients.Client, of *config.Config) *aboutClient {
@@ -48,6 +49,7 @@ func about(c *clients.Client, of *config.Config) *aboutClient {
 		ID: c.ID, Name: c.Name, Configured: c.Configured, Disabled: c.Disabled,
 		Base: of.HTTP.PublicURL, Discovery: of.HTTP.PublicURL + "/.well-known/smart-configuration",
 		Levels: append([]string{}, c.May.Levels...), Groups: append([]string{}, c.May.Groups...), Scope: c.May.Scopes, Withhold: c.May.Withhold,
+		Limits: c.Limits,
 	}
 	if a.Issuer = of.TokenIssuer(); a.Issuer != "" {
 		return a
@@ -94,6 +96,7 @@ func (a *aboutClient) text(out io.Writer) error {
 		{"levels", orNone(strings.Join(a.Levels, ", "))},
 		{"Groups", strings.Join(a.Groups, ", ")},
 		{"scopes", orNone(a.Scope)},
+		{"limits", a.limits()},
 		{"withheld", strings.Join(slices.Concat(a.Withhold.Security, a.Withhold.Filters, a.Withhold.Elements), ", ")},
 	} {
 		if line[1] != "" {
@@ -104,6 +107,20 @@ func (a *aboutClient) text(out io.Writer) error {
 		return err
 	}
 	return a.example(out)
+}
+
+// limits are those of its own.
+func (a *aboutClient) limits() string {
+	var words []string
+	add := func(n int64, text string) {
+		if n != 0 {
+			words = append(words, text)
+		}
+	}
+	add(int64(a.Limits.Jobs), fmt.Sprintf("%d jobs at the same time", a.Limits.Jobs))
+	add(int64(a.Limits.JobsPerDay), fmt.Sprintf("%d jobs a day", a.Limits.JobsPerDay))
+	add(a.Limits.BytesPerDay, config.Bytes(a.Limits.BytesPerDay).String()+" a day")
+	return strings.Join(words, ", ")
 }
 
 func (a *aboutClient) state() string {
@@ -169,7 +186,11 @@ func addClient(_ context.Context, at *opened, args url.Values, out io.Writer) er
 	if err != nil {
 		return err
 	}
-	c, err := at.clients.Add(clients.Client{ID: args.Get("id"), Name: args.Get("name"), Proof: proof, May: mayIn(args)})
+	limits, err := limitsIn(clients.Limits{}, args)
+	if err != nil {
+		return err
+	}
+	c, err := at.clients.Add(clients.Client{ID: args.Get("id"), Name: args.Get("name"), Proof: proof, May: mayIn(args), Limits: limits})
 	if err != nil {
 		return err
 	}
@@ -218,6 +239,9 @@ func listClients(_ context.Context, at *opened, args url.Values, out io.Writer) 
 
 func changeClient(_ context.Context, at *opened, args url.Values, out io.Writer) error {
 	may := mayIn(args)
+	if _, err := limitsIn(clients.Limits{}, args); err != nil {
+		return err
+	}
 	e, err := at.clients.Change(args.Get("id"), func(c *clients.Client) {
 		if args.Has("name") {
 			c.Name = args.Get("name")
@@ -231,6 +255,7 @@ func changeClient(_ context.Context, at *opened, args url.Values, out io.Writer)
 		if args.Has("scope") {
 			c.May.Scopes = may.Scopes
 		}
+		c.Limits, _ = limitsIn(c.Limits, args) // they were read before
 		if args.Has("withhold-security") {
 			c.May.Withhold.Security = may.Withhold.Security
 		}

@@ -172,6 +172,11 @@ func (e *External) Scopes() map[string]string {
 	return names
 }
 
+// Own are the limits as the registry of clients has them.
+func (c *ClientLimits) Own() clients.Limits {
+	return clients.Limits{Jobs: c.Jobs, JobsPerDay: c.JobsPerDay, BytesPerDay: int64(c.BytesPerDay)}
+}
+
 // Policy is what is withheld.
 func (w *Withhold) Policy() withhold.Policy {
 	return withhold.Policy{Security: w.Security, Filters: w.Filters, Elements: w.Elements}
@@ -197,6 +202,11 @@ func (l *loader) validateClient(c *Client, at string) {
 	}
 	l.validateProof(c, at)
 	l.validateWithhold(&c.Withhold, at+"withhold.")
+	for key, n := range map[string]int{"jobs": c.Limits.Jobs, "jobs_per_day": c.Limits.JobsPerDay} {
+		if n < 0 {
+			l.invalid(at+"limits."+key, "must be 0 (that of all clients) or more")
+		}
+	}
 	may := c.May()
 	levels, groups, scopes := may.Check()
 	for key, err := range map[string]error{"levels": levels, "groups": groups, "scopes": scopes} {

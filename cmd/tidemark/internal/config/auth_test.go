@@ -27,6 +27,7 @@ func TestAuthClients(t *testing.T) {
       levels: [system]
       scopes: system/Patient.rs system/Encounter.rs
       withhold: {security: [R, V], filters: "Condition?code=1,2", elements: [Claim.total]}
+      limits: {jobs: 2, bytes_per_day: 50GiB}
 `
 	l := load(t, Source{File: write(t, text), Set: []string{"auth.clients[1].scopes=system/Observation.rs?status=final,amended system/Patient.rs", "auth.clients[2].id=c", "auth.clients[2].secret_file=s"}})
 	want := []Client{
@@ -34,6 +35,7 @@ func TestAuthClients(t *testing.T) {
 		{
 			ID: "b", Name: "The registry", JWKSURI: "https://b.example.org/jwks.json", Levels: []string{"system"}, Scopes: Scopes{"system/Observation.rs?status=final,amended", "system/Patient.rs"},
 			Withhold: Withhold{Security: []string{"R", "V"}, Filters: Scopes{"Condition?code=1,2"}, Elements: []string{"Claim.total"}},
+			Limits:   ClientLimits{Jobs: 2, BytesPerDay: 50 << 30},
 		},
 		{ID: "c", SecretFile: "s"},
 	}
@@ -75,6 +77,10 @@ func TestAuthFaults(t *testing.T) {
 			`tidemark.yaml:1: withhold.security: "|R" is no label: right is a code such as R, or system|code`,
 			`tidemark.yaml:1: withhold.filters: "Conditions?code=1": what stands before ? is not a resource type of FHIR R4 (4.0.1)`,
 			`tidemark.yaml:7: auth.clients[0].withhold.elements: "Claim.status": a resource without it would be invalid, or mean something else: withhold the resource with a filter instead; "Claim.net": Claim has no such root element in FHIR R4 (4.0.1)`,
+		}},
+		{"limits", "auth:\n  clients:\n    - id: a\n      jwks_uri: https://a.example/\n      limits:\n        jobs: -1\n        jobs_per_day: -2\n", []string{
+			"tidemark.yaml:6: auth.clients[0].limits.jobs: must be 0 (that of all clients) or more",
+			"tidemark.yaml:7: auth.clients[0].limits.jobs_per_day: must be 0 (that of all clients) or more",
 		}},
 		{"keys", "auth:\n  clients:\n    - id: a\n      jwks: '{}'\n", []string{
 			`tidemark.yaml:4: auth.clients[0].jwks: it is no JSON Web Key Set: right is {"keys": [{"kty": "EC", "kid": "1", ...}]}`,

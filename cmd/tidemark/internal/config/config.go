@@ -338,6 +338,18 @@ type Client struct {
 	Scopes Scopes `yaml:"scopes,omitempty"`
 	// What it is not given, beside what nobody is.
 	Withhold Withhold `yaml:"withhold,omitempty"`
+	// Limits of its own, in place of those that each client has.
+	Limits ClientLimits `yaml:"limits,omitempty"`
+}
+
+// ClientLimits are one client's own.
+type ClientLimits struct {
+	// Export jobs of it that are worked on at the same time. 0: limits.jobs_per_client.
+	Jobs int `yaml:"jobs"`
+	// Export jobs that it may start in a day of UTC. 0: limits.jobs_per_client_day.
+	JobsPerDay int `yaml:"jobs_per_day"`
+	// Bytes of files that it may be sent in a day of UTC. 0B: limits.bytes_per_client_day.
+	BytesPerDay Bytes `yaml:"bytes_per_day"`
 }
 
 // Withhold is what is not given, whatever the scopes. More of it ends the jobs and published pages that hold more.
