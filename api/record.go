@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -146,6 +148,7 @@ func (d *disclosing) end(w http.ResponseWriter, err error) {
 func (s *Server) refusal(ctx context.Context, e *audit.Event, err error) error {
 	f := s.faultOf(err)
 	e.Status, e.Outcome, e.Reason = f.status, audit.Denied, string(f.issues[0].Code)
+	e.Parameters = brief(e.Parameters)
 	switch {
 	case f.status == http.StatusUnauthorized, f.status == http.StatusForbidden:
 		e.Action = audit.Refused
@@ -161,6 +164,25 @@ func (s *Server) refusal(ctx context.Context, e *audit.Event, err error) error {
 		s.o.Logger.WarnContext(ctx, "a refusal is not on record", "err", unwritable)
 	}
 	return err
+}
+
+// What was refused gave nothing out, so the trail has of its parameters no more than tells
+// what was tried: a client could fill the disk by asking in vain, a mebibyte each time.
+const (
+	briefBytes = 4 << 10
+	eachBytes  = 64 // of a line, beside name and value
+)
+
+// brief are parameters as far as that goes; one that is cut ends with an ellipsis.
+func brief(list []audit.Parameter) []audit.Parameter {
+	left := briefBytes
+	for i, p := range list {
+		if left -= eachBytes + len(p.Name) + len(p.Value); left < 0 {
+			cut := p.Value[:max(0, len(p.Value)+left)]
+			return append(slices.Clip(list[:i]), audit.Parameter{Name: p.Name, Value: strings.ToValidUTF8(cut, "") + "…"})
+		}
+	}
+	return list
 }
 
 // identified puts who asks into the event of a request.

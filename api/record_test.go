@@ -151,6 +151,35 @@ func TestRecordRequired(t *testing.T) {
 	}
 }
 
+// TestRecordBrief: what is refused fills no disk, however much was said, and the trail has
+// of it what was tried; what is given out stands there to its last word.
+func TestRecordBrief(t *testing.T) {
+	fs := vfs.NewMem()
+	o := newOffice(t, api.Options{Audit: trail(t, fs)})
+	token, long := o.token("whole", ""), strings.Repeat("x", 30_000)
+	refused := []string{"/fhir/$export?_type=" + long, "/fhir/$export?" + strings.Repeat("a&", 999), "/fhir/Group?" + strings.Repeat("name=y&", 900) + "_count=-1"}
+	for _, path := range refused {
+		if resp, body := o.ask(http.MethodGet, path, token); resp.StatusCode != http.StatusBadRequest {
+			t.Fatalf("%.40s: %s %.200s", path, resp.Status, body)
+		}
+	}
+	said := lines(t, fs)
+	for i, line := range said {
+		if len(line) > 5<<10 || !strings.HasSuffix(line, "…") {
+			t.Errorf("%.40s: a line of %d bytes: %.80s", refused[i], len(line), line)
+		}
+	}
+	if len(said) != len(refused) || !strings.Contains(said[0], "_type=xxx") {
+		t.Errorf("%d lines: %.200s", len(said), said)
+	}
+	if resp, body := o.ask(http.MethodGet, "/fhir/Group?name="+long, token); resp.StatusCode != http.StatusOK {
+		t.Fatalf("%s %s", resp.Status, body)
+	}
+	if said := lines(t, fs); !strings.Contains(said[len(said)-1], "name="+long) {
+		t.Error("what was given out is on record in part")
+	}
+}
+
 // TestRecordStrangers: who is not known cannot fill the trail, and is counted there.
 func TestRecordStrangers(t *testing.T) {
 	const asked = 500
