@@ -22,6 +22,7 @@ func (h *Handlers) File(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err // the pattern lets nothing else through
 	}
+	noteFile(r.Context(), job, n)
 	if err := h.mayRead(r, job, n); err != nil {
 		return err
 	}
@@ -30,7 +31,7 @@ func (h *Handlers) File(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	defer func() { _ = d.Close() }() // was opened for reading only
-	noteFile(r.Context(), job, chi.URLParam(r, "file"), d)
+	noteSent(r.Context(), d)
 	// A cache of the client's own may keep it; one that recompresses on the way
 	// would make the ETag and every range a lie.
 	return send(w, r, d, job+"-"+strconv.Itoa(n), "private, no-transform")

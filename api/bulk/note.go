@@ -2,6 +2,7 @@ package bulk
 
 import (
 	"context"
+	"strconv"
 
 	"tidemark/api/audit"
 	"tidemark/api/export"
@@ -35,10 +36,16 @@ func (h *Handlers) note(ctx context.Context, id string, q *export.Request) {
 	}
 }
 
-// noteFile says which file is sent.
-func noteFile(ctx context.Context, job, n string, d *export.Download) {
+// noteFile says which file is asked for.
+func noteFile(ctx context.Context, job string, n int) {
 	e := audit.Note(ctx)
-	e.Job, e.File, e.Kind = job, n, string(d.List)
+	e.Job, e.File = job, strconv.Itoa(n)
+}
+
+// noteSent says what the file is that is sent.
+func noteSent(ctx context.Context, d *export.Download) {
+	e := audit.Note(ctx)
+	e.Kind = string(d.List)
 	if d.Type != 0 {
 		e.Types = []string{d.Type.String()}
 	}

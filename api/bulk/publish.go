@@ -58,13 +58,14 @@ func (h *Publishing) File(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err // the pattern lets nothing else through
 	}
+	noteFile(r.Context(), page, n)
+	audit.Note(r.Context()).Level = "publish"
 	d, err := h.Pages.Open(r.Context(), page, n)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = d.Close() }() // was opened for reading only
-	noteFile(r.Context(), page, chi.URLParam(r, "file"), d)
-	audit.Note(r.Context()).Level = "publish"
+	noteSent(r.Context(), d)
 	return send(w, r, d, page+"-"+strconv.Itoa(n), h.caching("max-age=31536000, immutable, no-transform"))
 }
 
