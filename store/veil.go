@@ -58,21 +58,27 @@ func (s *Snapshot) Veiled(v *Veil) *Snapshot {
 
 // Hides tells whether a row of a resource that lives is hidden.
 func (v *Veil) Hides(row *segment.Row) bool {
-	if v == nil {
-		return false
+	return v != nil && (v.Keys[row.Key] || v.Behind(row, fhir.None+1) == Never)
+}
+
+// Behind is the instant behind which a row of a resource that lives counts, in place of
+// another: Never if it is hidden, None if it has come back.
+func (v *Veil) Behind(row *segment.Row, after fhir.Instant) fhir.Instant {
+	if row.Key.Type != groupType && len(row.Patients) > 0 {
+		least := Never
+		for _, id := range row.Patients {
+			var absent *Absence
+			if a, is := v.Patients[id]; is {
+				absent = &a
+			}
+			least = min(least, absent.behind(segment.Live, after))
+		}
+		after = least
 	}
-	return v.Keys[row.Key] || row.Key.Type != groupType && v.hidesAll(row.Patients) || row.Key.Type == provenanceType && v.hidesTargets(row.References)
-}
-
-// hidesAll tells whether all of some Patients are out, if there are any.
-func (v *Veil) hidesAll(ids []string) bool {
-	return len(ids) > 0 && !slices.ContainsFunc(ids, func(id string) bool { return !v.Patients[id].Out })
-}
-
-// hidesTargets tells whether a Provenance is about hidden things alone.
-func (v *Veil) hidesTargets(refs []fhir.Key) bool {
-	after, met := v.behindTargets(refs, fhir.None)
-	return met && after == always
+	if row.Key.Type == provenanceType && after != Never {
+		after = v.behindTargets(row.References, len(row.Patients) > 0, after)
+	}
+	return after
 }
 
 // A veiling is a Veil at work.
@@ -183,30 +189,35 @@ func (v *veiling) layByTargets(links segment.Links, behind []fhir.Instant) {
 		for _, r := range links.References.Of(i) {
 			refs = append(refs, links.References.Names[r])
 		}
-		behind[i], _ = v.behindTargets(refs, behind[i])
+		behind[i] = v.behindTargets(refs, len(links.Patients.Of(i)) > 0, behind[i])
 	}
 }
 
 // behindTargets is the instant behind which a Provenance counts by what it is about, in
-// place of another; met: some of that is hidden or has come back. What else it refers to
-// may be who made it: that tells nothing.
-func (v *Veil) behindTargets(refs []fhir.Key, after fhir.Instant) (_ fhir.Instant, met bool) {
-	least := always
+// place of another; owned: it is about a Patient, too, for whose sake it counts. What else
+// it refers to may be who made it: that tells nothing.
+func (v *Veil) behindTargets(refs []fhir.Key, owned bool, after fhir.Instant) fhir.Instant {
+	least, met := Never, false
+	if owned {
+		least = after
+	}
 	for _, key := range refs {
-		if v.About == nil || !fhir.OnlyTargeted(key.Type) {
-			continue
+		var a Absence
+		is := false
+		if v.About != nil {
+			a, is = v.About(key)
 		}
-		a, is := v.About(key)
-		if met = met || is; !is {
+		switch met = met || is; {
+		case is:
+			least = min(least, a.behind(segment.Live, after))
+		case fhir.OnlyTargeted(key.Type):
 			least = min(least, after)
-			continue
 		}
-		least = min(least, a.behind(segment.Live, after))
 	}
 	if !met {
-		return after, false
+		return after
 	}
-	return least, true
+	return least
 }
 
 // passes tells whether the order of a settled segment leaves none of some Patients,

@@ -41,6 +41,12 @@ func (w *walk) identify(ctx context.Context, s Snapshot, since fhir.Instant) err
 		switch {
 		case len(who) == 0 && open:
 			w.nobody++
+		case len(who) > 1 && w.doubtful:
+			for _, i := range who {
+				for _, t := range stays {
+					extend(w.patients, i.id, t)
+				}
+			}
 		case len(who) > 1 && open:
 			w.several++
 		case len(who) == 1:
@@ -130,7 +136,8 @@ func (w *walk) look(ctx context.Context, s Snapshot, since, upto fhir.Instant, c
 				return
 			}
 			// One who has it twice is one; of several, more than two are no news.
-			if who := found[name]; len(who) == 0 || len(who) == 1 && who[0].id != string(id) {
+			who := found[name]
+			if met := slices.ContainsFunc(who, func(i identified) bool { return i.id == string(id) }); !met && (len(who) < 2 || w.doubtful) {
 				found[name] = append(who, identified{string(id), changed})
 			}
 		})

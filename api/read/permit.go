@@ -24,6 +24,7 @@ type view struct {
 
 	of     *access.Caller
 	policy *withhold.Rule
+	out    *export.OptedOut // nil: nobody can
 	bases  []string
 	// looking bounds how many look for members of Groups: some have to go through all
 	// Patients for that.
@@ -42,7 +43,11 @@ func (h *Handlers) view(ctx context.Context) (*view, error) {
 	if err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
-	return &view{s, of, policy, h.Bases, h.looking}, nil
+	out, err := export.OptOuts(ctx, s, all.Groups, h.Bases)
+	if err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return &view{s, of, policy, out, h.Bases, h.looking}, nil
 }
 
 // read is the body of a resource by its id; ErrUnknown if there is none for the caller.
@@ -81,15 +86,18 @@ func (v *view) row(ctx context.Context, key fhir.Key) (row store.Row, err error)
 	err = v.Choosing(store.Choice{Keys: map[fhir.Key]fhir.Instant{key: fhir.None}}).
 		Rows(ctx, store.Section{Kind: store.Live, Type: key.Type}, fhir.None, v.Watermark(), func(r *store.Row) error {
 			row, found = *r, nil
-			row.Patients = slices.Clone(r.Patients)
+			row.Patients, row.References = slices.Clone(r.Patients), slices.Clone(r.References)
 			return nil
 		})
 	return row, errors.Join(err, found)
 }
 
-// sees tells whether a caller who is confined to Groups sees a row: it is one of them,
-// or lies in the compartment of a member.
+// sees tells whether a caller sees a row: it is not of people who have opted out, and if he
+// is confined to Groups it is one of them, or lies in the compartment of a member.
 func (v *view) sees(ctx context.Context, row store.Row) (bool, error) {
+	if hidden, err := v.out.Hides(ctx, &row); err != nil || hidden {
+		return false, err
+	}
 	if !v.of.May.Confined() {
 		return true, nil
 	}
@@ -149,6 +157,9 @@ func (v *view) lets(t fhir.Type, queries []string) func(body []byte) bool {
 // opens tells whether the caller may read a Binary: he may if he may read something
 // that refers to it (decisions.md 5). Its row says in whose compartments it lies.
 func (v *view) opens(ctx context.Context, key fhir.Key) (bool, error) {
+	if hidden, err := v.hides(ctx, key); err != nil || hidden {
+		return false, err
+	}
 	err := v.Referrers(ctx, key, func(row *store.Row) error {
 		if v.of.Reads(row.Key.Type) != nil {
 			return nil
@@ -172,6 +183,21 @@ func (v *view) opens(ctx context.Context, key fhir.Key) (bool, error) {
 	return false, err
 }
 
+// hides tells whether a resource is only of people who have opted out.
+func (v *view) hides(ctx context.Context, key fhir.Key) (bool, error) {
+	if v.out == nil {
+		return false, nil
+	}
+	row, err := v.row(ctx, key)
+	if errors.Is(err, store.ErrUnknown) {
+		return true, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return v.out.Hides(ctx, &row)
+}
+
 // refers tells whether what is left of a resource without the elements that are withheld
 // still refers to a Binary.
 func (v *view) refers(body []byte, t fhir.Type, to fhir.Key) bool {
@@ -193,7 +219,7 @@ func (v *view) eachGroup(ctx context.Context, each func(line []byte)) error {
 	}
 	lets := v.lets(groupType, v.of.Rights.Filters(groupType))
 	lost, err := v.Lines(ctx, fhir.None, v.Watermark(), ext, func(line []byte) error {
-		if v.of.SeesGroup(search.ID(line)) && lets(line) {
+		if id := search.ID(line); v.of.SeesGroup(id) && !v.out.Group(id) && lets(line) {
 			each(v.cut(line, groupType))
 		}
 		return nil

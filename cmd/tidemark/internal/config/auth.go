@@ -149,11 +149,11 @@ func (w *Withhold) Policy() withhold.Policy {
 
 func (l *loader) validateWithhold(w *Withhold, at string) {
 	policy := w.Policy()
-	security, filters, elements := policy.Check()
+	groups, security, filters, elements := policy.Check()
 	for _, part := range []struct {
 		key string
 		err error
-	}{{"security", security}, {"filters", filters}, {"elements", elements}} {
+	}{{"groups", groups}, {"security", security}, {"filters", filters}, {"elements", elements}} {
 		if part.err != nil {
 			l.invalid(at+part.key, "%s", strings.ReplaceAll(part.err.Error(), "\n", "; "))
 		}
