@@ -128,6 +128,7 @@ func (o *optedOut) recall(s Snapshot, w *walk, id string, since fhir.Instant, li
 	if len(w.lost) > 0 {
 		return unappliable(id, "cannot be told whom it has, for resources are damaged on the disk; tidemark check tells more")
 	}
+	o.Called[id] = []string{} // nobody, too, is who was found
 	for patient, stays := range w.patients {
 		if slices.ContainsFunc(stays, lasts) {
 			o.Called[id] = append(o.Called[id], patient)
