@@ -144,7 +144,7 @@ func (l *loader) validateExternal() {
 
 // Policy is what is withheld.
 func (w *Withhold) Policy() withhold.Policy {
-	return withhold.Policy{Security: w.Security, Filters: w.Filters, Elements: w.Elements}
+	return withhold.Policy{Groups: w.Groups, Security: w.Security, Filters: w.Filters, Elements: w.Elements}
 }
 
 func (l *loader) validateWithhold(w *Withhold, at string) {
