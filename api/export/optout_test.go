@@ -199,6 +199,27 @@ func (a *registryAsk) holds(ref string, m *moment) bool {
 	return slices.ContainsFunc(k.patients, func(id string) bool { return a.takes(m, id) })
 }
 
+// goes tells whether a Provenance or a Practitioner goes for the sake of something in an
+// export of some.
+func (a *registryAsk) goes(ref string, m *moment) bool {
+	kind, _, _ := strings.Cut(ref, "/")
+	about := func(k known) bool {
+		return slices.ContainsFunc(k.patients, func(id string) bool { return a.takes(m, id) }) || slices.ContainsFunc(k.refs, func(to fhir.Key) bool {
+			return a.Group != "" && to.String() == "Group/"+a.Group || fhir.OnlyTargeted(to.Type) && a.holds(to.String(), m)
+		})
+	}
+	if kind == "Provenance" {
+		return about(m.of[ref])
+	}
+	for from, k := range m.of {
+		refers := slices.ContainsFunc(k.refs, func(to fhir.Key) bool { return to.String() == ref })
+		if refers && k.lives && (a.holds(from, m) || strings.HasPrefix(from, "Provenance/") && about(k)) {
+			return true
+		}
+	}
+	return kind == "Group"
+}
+
 // judge compares what an export delivered with what the registry says.
 func (g *registry) judge(a registryAsk, lists map[string]map[string]bool, text string) {
 	g.t.Helper()
@@ -234,6 +255,8 @@ func (g *registry) judge(a registryAsk, lists map[string]map[string]bool, text s
 			if fresh(ref) || was {
 				must("output", ref, true)
 			}
+		case lists["output"][ref] && a.some() && !a.goes(ref, &end):
+			g.t.Errorf("output has %s, for which nothing speaks", ref)
 		case kind == "Group" && a.Level == export.Group && (id != "0" || len(a.Patients) > 0):
 			must("output", ref, false)
 		}
