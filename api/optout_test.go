@@ -29,6 +29,7 @@ func theirs(t *testing.T) []store.Change {
 		provenance(t, "canary-of-canary", "2026-01-01T00:00:00Z", "Provenance/canary"),
 		provenance(t, "p", "2026-01-01T00:00:00Z", "Observation/o"),
 		binary(t, "canary", "Y2FuYXJ5"), document(t, "canary", "canary", "Binary/canary"),
+		binary(t, "canary-bound", "eA=="), document(t, "canary-bound", "canary", "Binary/canary-bound"), library(t, "l", "Binary/canary-bound"),
 		binary(t, "of-b", "b2Y="), document(t, "d", "b", "Binary/of-b"),
 		group(t, "g", "", "Patient/b", `{"entity":{"reference":"Patient/canary"}}`),
 		group(t, "canary", "", "Patient/canary", "Group/canary-too"), group(t, "canary-too", "", "Patient/x"),

@@ -336,7 +336,7 @@ func (p *Snapshot) Renewing(renewed func(fhir.Key) bool) export.Snapshot {
 	return &Snapshot{store: p.store, watermark: p.watermark, forgotten: p.forgotten, rows: p.rows, veil: p.veil, choice: p.choice, renewed: renewed}
 }
 
-// Veiled implements export.Snapshot. What it is for are tests with a real store.
+// Veiled implements export.Snapshot, for what lives: the rest is tested with a real store.
 func (p *Snapshot) Veiled(v *store.Veil) export.Snapshot {
 	return &Snapshot{store: p.store, watermark: p.watermark, forgotten: p.forgotten, rows: p.rows, kept: p.kept, choice: p.choice, renewed: p.renewed, veil: v}
 }
@@ -356,10 +356,15 @@ func (p *Snapshot) counts(r *row, since, upto fhir.Instant) bool {
 	if r.c > p.watermark || r.d <= p.watermark || r.c > upto {
 		return false
 	}
-	if r.sec.Kind == store.Live && p.veil.Hides(&store.Row{Section: r.sec, Key: r.key, Patients: r.Patients, References: r.Refers}) {
-		return false
+	back := false
+	if r.sec.Kind == store.Live && p.veil != nil {
+		row := &store.Row{Section: r.sec, Key: r.key, Patients: r.Patients, References: r.Refers}
+		if p.veil.Hides(row) {
+			return false
+		}
+		back = p.veil.Behind(row, fhir.None+1) == fhir.None
 	}
-	renewed := p.renewed != nil && slices.ContainsFunc(r.Refers, p.renewed)
+	renewed := back || p.renewed != nil && slices.ContainsFunc(r.Refers, p.renewed)
 	behind := func(after fhir.Instant) bool { return renewed || r.c > after }
 	c := p.choice
 	switch {
