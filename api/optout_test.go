@@ -201,6 +201,15 @@ func TestOptOutByResources(t *testing.T) {
 		t.Errorf("two are called so, and both are out: %v", keysOf(h.rows))
 	}
 	m.apply(deletion(t, "Observation/of-a"))
+	m.apply(identified(t, "a", "", "3"), deletion(t, "Patient/b"), obs(t, "of-b", "b", `,"status":"final"`))
+	third := m.exportOf("/Patient/", "?_since="+second.at)
+	if got := keysOf(third.rows); len(got) != 1 || third.rows["Patient/a"] == "" || !slices.Equal(third.gone, []string{"Observation/of-a"}) {
+		t.Errorf("what is left of b is his still: %v, deleted %v", got, third.gone)
+	}
+	if h := m.exportOf("/Patient/", ""); len(h.rows) != 1 {
+		t.Errorf("what is left of b is his still: %v", keysOf(h.rows))
+	}
+	m.apply(identified(t, "a", "", "1"))
 	status := m.begin("/Patient/", "?includeAssociatedData=_departed&_since="+before(t, second)) // where no export ended
 	m.manifestOf(status)
 	_, manifest := m.get(status)

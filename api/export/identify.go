@@ -42,11 +42,7 @@ func (w *walk) identify(ctx context.Context, s Snapshot, since fhir.Instant) err
 		case len(who) == 0 && open:
 			w.nobody++
 		case len(who) > 1 && w.doubtful:
-			for _, i := range who {
-				for _, t := range stays {
-					extend(w.patients, i.id, t)
-				}
-			}
+			w.mean(stays, who)
 		case len(who) > 1 && open:
 			w.several++
 		case len(who) == 1:
@@ -59,11 +55,26 @@ func (w *walk) identify(ctx context.Context, s Snapshot, since fhir.Instant) err
 				}
 			}
 		}
+		if w.doubtful { // what is left of one who was deleted is his still
+			for _, id := range gone[name] {
+				w.mean(stays, []identified{{id: id}})
+			}
+			continue
+		}
 		if id, ok := former(who, gone[name]); ok {
 			w.leave(id, stays, upto)
 		}
 	}
 	return nil
+}
+
+// mean takes in all who may be meant, for all of the time.
+func (w *walk) mean(stays []store.Stay, who []identified) {
+	for _, i := range who {
+		for _, t := range stays {
+			extend(w.patients, i.id, t)
+		}
+	}
 }
 
 // former is who alone may have had an identifier when the window began, if he is
@@ -93,7 +104,9 @@ func (w *walk) leave(id string, stays []store.Stay, upto fhir.Instant) {
 // kept.
 func (w *walk) lookBack(ctx context.Context, s Snapshot, since fhir.Instant) (gone map[string][]string, all bool, err error) {
 	gone = map[string][]string{}
-	if since == fhir.None {
+	if w.doubtful {
+		since = fhir.None // whenever he was deleted, as long as it is known who he was
+	} else if since == fhir.None {
 		return gone, true, nil
 	}
 	known := map[string]bool{}

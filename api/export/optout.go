@@ -158,8 +158,16 @@ func (o *optedOut) recall(s Snapshot, w *walk, id string, since fhir.Instant, li
 		}
 	}
 	for patient := range roll.Found {
-		if listed[patient] == nil && !slices.ContainsFunc(w.patients[patient], lasts) {
-			w.patients[patient] = []store.Stay{{Joined: fhir.None, Left: s.Watermark()}}
+		if listed[patient] != nil || slices.ContainsFunc(w.patients[patient], lasts) {
+			continue
+		}
+		w.patients[patient] = []store.Stay{{Joined: fhir.None, Left: s.Watermark()}}
+		switch _, err := s.Resource(fhir.Key{Type: patientType, ID: patient}); {
+		case errors.Is(err, store.ErrUnknown): // what told that he had opted out is gone, not his will
+			w.patients[patient] = []store.Stay{always}
+			o.Called[id] = append(o.Called[id], patient)
+		case err != nil:
+			return err
 		}
 	}
 	return nil
