@@ -96,6 +96,8 @@ func (s *Server) faultOf(err error) fault {
 		return f
 	}
 	switch {
+	case errors.Is(err, export.ErrPolicy): // not which part of it
+		return oneFault(http.StatusInternalServerError, outcome.Exception, export.Unappliable)
 	case errors.Is(err, export.ErrTakenBack): // decisions.md 6
 		return oneFault(http.StatusGone, outcome.Deleted, "this export job was ended because something that it may hold is not permitted to its client any more: start a new one")
 	case errors.Is(err, export.ErrNotFound):

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"iter"
 	"slices"
-	"sort"
 	"sync"
 
 	"tidemark/store/fhir"
@@ -43,12 +42,17 @@ type Choice struct {
 func (s *Snapshot) Renewing(renewed func(fhir.Key) bool) *Snapshot {
 	c := choosing{every: true}
 	if s.choice != nil {
-		c = choosing{Choice: s.choice.Choice, every: s.choice.every, first: s.choice.first, hashes: s.choice.hashes}
+		c = s.choice.again()
 	}
 	c.renewed = renewed
 	again := *s
 	again.choice = &c
 	return &again
+}
+
+// again is the same, to be changed.
+func (c *choosing) again() choosing {
+	return choosing{Choice: c.Choice, every: c.every, renewed: c.renewed, veil: c.veil, first: c.first, hashes: c.hashes}
 }
 
 // Attached tells whether a row in the blocks of extents may refer to a Binary, or an
@@ -72,6 +76,7 @@ type choosing struct {
 	Choice
 	every   bool // all rows, whatever Choice says
 	renewed func(fhir.Key) bool
+	veil    *veiling     // nil: nothing is hidden
 	first   fhir.Instant // of all their instants
 	hashes  []uint32     // of Patients, sorted
 
@@ -88,6 +93,9 @@ type location struct {
 // Choosing is s for the rows of a choice only. It is closed with s.
 func (s *Snapshot) Choosing(of Choice) *Snapshot {
 	c := &choosing{Choice: of, first: always}
+	if s.choice != nil {
+		c.veil = s.choice.veil
+	}
 	for id, after := range c.Patients {
 		c.first = min(c.first, after)
 		c.hashes = append(c.hashes, segment.PatientsHash([]string{id}))
@@ -120,15 +128,15 @@ func (c *choosing) ofAll() bool {
 
 // since is the change instant behind which rows count at the earliest.
 func (c *choosing) since(since fhir.Instant) fhir.Instant {
-	if c != nil && c.renewed != nil {
+	if c != nil && (c.renewed != nil || c.veil.bringsBack()) {
 		return fhir.None
 	}
 	return c.least(since)
 }
 
-// sinceIn is the same for the rows of one block.
-func (c *choosing) sinceIn(k *segment.BlockInfo, since fhir.Instant) fhir.Instant {
-	if c != nil && c.renewed != nil && k.Attached > 0 {
+// sinceIn is the same for the rows of block b of a section that ends before block to.
+func (c *choosing) sinceIn(s *seg, b, to int, since fhir.Instant) fhir.Instant {
+	if c != nil && (c.renewed != nil && s.r.Blocks()[b].Attached > 0 || c.veil.bringsBack() && c.veil.concerns(s, b, to)) {
 		return fhir.None
 	}
 	return c.least(since)
@@ -147,6 +155,15 @@ func (c *choosing) look(s *seg, b, to int) look {
 	if c == nil {
 		return all
 	}
+	how := c.chosen(s, b, to)
+	if how == all && c.veil.concerns(s, b, to) {
+		return apart
+	}
+	return how
+}
+
+// chosen is look whatever is hidden.
+func (c *choosing) chosen(s *seg, b, to int) look {
 	k := &s.r.Blocks()[b]
 	if c.every {
 		if c.renewed != nil && k.Attached > 0 {
@@ -163,7 +180,7 @@ func (c *choosing) look(s *seg, b, to int) look {
 		return apart
 	case k.Loose == k.Rows:
 		return none
-	case c.Patients != nil && c.passes(s, b, to):
+	case c.Patients != nil && passes(c.hashes, s, b, to):
 		return none
 	case c.Patients == nil && k.Loose == 0 && (c.renewed == nil || k.Attached == 0):
 		return all
@@ -283,18 +300,6 @@ func (c *choosing) names() iter.Seq[fhir.Key] {
 	}
 }
 
-// passes tells whether the order of a settled segment leaves none of the
-// Patients in a block: rows of one Patient lie where the hash of its id says.
-func (c *choosing) passes(s *seg, b, to int) bool {
-	blocks := s.r.Blocks()
-	if s.window() == nil || blocks[b].Shared > 0 {
-		return false
-	}
-	first := blocks[b].Lead.Patients
-	i := sort.Search(len(c.hashes), func(i int) bool { return c.hashes[i] >= first })
-	return i == len(c.hashes) || b+1 < to && c.hashes[i] > blocks[b+1].Lead.Patients
-}
-
 // behind tells for each row of a block behind which instant it counts; for those
 // that are not meant, always. A row in several compartments goes by whichever
 // lets it (decisions: a row goes out by the right of any patient in the set).
@@ -335,6 +340,9 @@ func (c *choosing) behind(d *segment.Directory, b int, sec segment.Section, sinc
 		return nil, nil, err
 	}
 	c.renew(links, behind)
+	if err := c.veil.lay(d, b, sec, links, behind); err != nil {
+		return nil, nil, err
+	}
 	return links.Cells, behind, nil
 }
 
@@ -477,7 +485,7 @@ func (s *Snapshot) lookedIn(g *seg, info segment.SectionInfo, v span, fn func(d 
 	defer r.close()
 	for b := info.From; b < info.To; b++ {
 		k := &g.r.Blocks()[b]
-		if k.Last <= s.choice.sinceIn(k, v.since) || k.First > v.upto || v.passed(g.r.Blocks(), b, info.To) || s.choice.look(g, b, info.To) == none {
+		if k.Last <= s.choice.sinceIn(g, b, info.To, v.since) || k.First > v.upto || v.passed(g.r.Blocks(), b, info.To) || s.choice.look(g, b, info.To) == none {
 			continue
 		}
 		d, err := r.of(s, g)

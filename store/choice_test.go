@@ -54,10 +54,16 @@ func TestChosen(t *testing.T) {
 			for i := range 30 {
 				since := append(marks, fhir.None)[r.IntN(len(marks)+1)]
 				c := randomChoice(r, since)
-				renewed := randomRenewal(r)
-				want, refs := chosen(told, since, c, renewed)
+				renewed, veil := randomRenewal(r), randomVeil(r, append(marks, fhir.None, Never))
+				want, refs := chosen(told, since, c, renewed, veil)
 				got, gotRefs := map[string]bool{}, map[fhir.Key]bool{}
 				of := renewed.of(s.Choosing(c), s)
+				if of.choice == nil || r.IntN(2) == 0 {
+					of = of.Veiled(veil)
+				} else {
+					veiled := s.Veiled(veil)
+					of = renewed.of(veiled.Choosing(c), veiled)
+				}
 				for _, kind := range []segment.Kind{segment.Live, segment.Deleted} {
 					readChosen(t, of, segment.Section{Kind: kind, Type: observationType}, since, fmt.Sprint("f", i), got)
 				}
@@ -262,7 +268,7 @@ func visibles(t *testing.T, db *DB, s *Snapshot) (list []visible) {
 
 // chosen says of all rows that are visible which Observations are picked, and what the
 // picked ones that live refer to.
-func chosen(told []visible, since fhir.Instant, c Choice, n renewal) (rows map[string]bool, refs map[fhir.Key]bool) {
+func chosen(told []visible, since fhir.Instant, c Choice, n renewal, veil *Veil) (rows map[string]bool, refs map[fhir.Key]bool) {
 	rows, refs = map[string]bool{}, map[fhir.Key]bool{}
 	for _, v := range told {
 		in, after := picks(c, v, since)
@@ -272,7 +278,7 @@ func chosen(told []visible, since fhir.Instant, c Choice, n renewal) (rows map[s
 		if slices.ContainsFunc(v.refs, func(k fhir.Key) bool { return n.binaries[k] }) {
 			after = fhir.None
 		}
-		if in && v.instant > after {
+		if in && v.instant > lifted(veil, v, after) {
 			rows[fmt.Sprintf("%s/%s", v.sec, v.key.ID)] = true
 			for _, k := range v.refs {
 				refs[k] = true
@@ -280,6 +286,47 @@ func chosen(told []visible, since fhir.Instant, c Choice, n renewal) (rows map[s
 		}
 	}
 	return rows, refs
+}
+
+// randomVeil hides what is of some patients, or brings it back.
+func randomVeil(r *rand.Rand, instants []fhir.Instant) *Veil {
+	if r.IntN(3) == 0 {
+		return nil
+	}
+	v := &Veil{Patients: map[string]Absence{}, Keys: map[fhir.Key]bool{}}
+	for range r.IntN(30) {
+		v.Patients[fmt.Sprintf("p%d", r.IntN(44))] = Absence{Out: r.IntN(2) == 0, Told: instants[r.IntN(len(instants))]}
+	}
+	for range r.IntN(3) * 10 {
+		v.Keys[fhir.Key{Type: observationType, ID: fmt.Sprintf("o%d", r.IntN(chosenOf))}] = true
+	}
+	return v
+}
+
+// lifted is the instant behind which a row counts under a veil.
+func lifted(veil *Veil, v visible, after fhir.Instant) fhir.Instant {
+	if veil == nil {
+		return after
+	}
+	lives, least := v.sec.Kind == segment.Live, always
+	for _, p := range v.patients {
+		a, absent := veil.Patients[p]
+		switch {
+		case !absent:
+			least = min(least, after)
+		case !lives:
+			least = min(least, max(after, a.Told))
+		case !a.Out:
+			least = fhir.None
+		}
+	}
+	switch {
+	case lives && veil.Keys[v.key]:
+		return always
+	case len(v.patients) == 0:
+		return after
+	}
+	return least
 }
 
 func picks(c Choice, v visible, since fhir.Instant) (in bool, after fhir.Instant) {

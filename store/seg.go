@@ -204,7 +204,7 @@ func (s *seg) extents(dst []Extent, sec segment.SectionInfo, v span, c *choosing
 	blocks := s.r.Blocks()
 	for b := sec.From; b < sec.To; b++ {
 		k := &blocks[b]
-		if k.Last <= c.sinceIn(k, v.since) || k.First > v.upto || v.passed(blocks, b, sec.To) {
+		if k.Last <= c.sinceIn(s, b, sec.To, v.since) || k.First > v.upto || v.passed(blocks, b, sec.To) {
 			continue
 		}
 		how := c.look(s, b, sec.To)

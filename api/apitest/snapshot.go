@@ -27,17 +27,23 @@ type Snapshot struct {
 	revoked          bool
 	choice           *store.Choice
 	renewed          func(fhir.Key) bool
+	veil             *store.Veil
 	kept             map[string][]byte
 }
 
 // Choosing implements export.Snapshot.
 func (p *Snapshot) Choosing(c store.Choice) export.Snapshot {
-	return &Snapshot{store: p.store, watermark: p.watermark, forgotten: p.forgotten, rows: p.rows, choice: &c}
+	return &Snapshot{store: p.store, watermark: p.watermark, forgotten: p.forgotten, rows: p.rows, veil: p.veil, choice: &c}
 }
 
 // Renewing implements export.Snapshot.
 func (p *Snapshot) Renewing(renewed func(fhir.Key) bool) export.Snapshot {
-	return &Snapshot{store: p.store, watermark: p.watermark, forgotten: p.forgotten, rows: p.rows, choice: p.choice, renewed: renewed}
+	return &Snapshot{store: p.store, watermark: p.watermark, forgotten: p.forgotten, rows: p.rows, veil: p.veil, choice: p.choice, renewed: renewed}
+}
+
+// Veiled implements export.Snapshot, for what lives: the rest is tested with a real store.
+func (p *Snapshot) Veiled(v *store.Veil) export.Snapshot {
+	return &Snapshot{store: p.store, watermark: p.watermark, forgotten: p.forgotten, rows: p.rows, kept: p.kept, choice: p.choice, renewed: p.renewed, veil: v}
 }
 
 // Attached implements export.Snapshot: it does not look which rows are asked for.
@@ -55,7 +61,15 @@ func (p *Snapshot) counts(r *row, since, upto fhir.Instant) bool {
 	if r.c > p.watermark || r.d <= p.watermark || r.c > upto {
 		return false
 	}
-	renewed := p.renewed != nil && slices.ContainsFunc(r.Refers, p.renewed)
+	back := false
+	if r.sec.Kind == store.Live && p.veil != nil {
+		row := &store.Row{Section: r.sec, Key: r.key, Patients: r.Patients, References: r.Refers}
+		if p.veil.Hides(row) {
+			return false
+		}
+		back = p.veil.Behind(row, fhir.None+1) == fhir.None
+	}
+	renewed := back || p.renewed != nil && slices.ContainsFunc(r.Refers, p.renewed)
 	behind := func(after fhir.Instant) bool { return renewed || r.c > after }
 	c := p.choice
 	switch {

@@ -323,10 +323,11 @@ type file struct {
 	Clients []Client `json:"clients"`
 }
 
-// Since 2 something can be withheld: a program that did not know that would send all.
+// Since 2 something can be withheld, since 3 people can have opted out: a program that did
+// not know that would send all.
 const (
 	clientsFile = "clients.json"
-	fileVersion = 2
+	fileVersion = 3
 )
 
 func (f *file) clone() file {

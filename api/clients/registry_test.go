@@ -320,7 +320,7 @@ func TestFile(t *testing.T) {
 	good := `{"version":1,"last":2,"clients":[{"id":"a","serial":1,"jwks":` + publicKeys + `,"may":{}}]}`
 	for _, c := range []struct{ name, text, want string }{
 		{"good", good, ""},
-		{"version", `{"version":3}`, "has version 3, this program knows 2"},
+		{"version", `{"version":4}`, "has version 4, this program knows 3"},
 		{"withheld", strings.Replace(good, `"may":{}`, `"may":{"withhold":{"elements":["Claim.future"]}}`, 1), "does not understand what is withheld"},
 		{"cut", good[:len(good)-3], "is damaged"},
 		{"serial", strings.Replace(good, `"last":2`, `"last":0`, 1), `the client "a" cannot be`},

@@ -28,9 +28,9 @@ const (
 // Check says all that is wrong with a client. No error repeats a key or a secret.
 func (r Rules) Check(c *Client) error {
 	levels, groups, scopes := c.May.Check()
-	security, filters, elements := c.May.Withhold.Check()
+	optOut, security, filters, elements := c.May.Withhold.Check()
 	var named []error
-	for _, err := range []error{CheckID(c.ID), r.checkProof(c), levels, groups, scopes, security, filters, elements, c.Limits.Check()} {
+	for _, err := range []error{CheckID(c.ID), r.checkProof(c), levels, groups, scopes, optOut, security, filters, elements, c.Limits.Check()} {
 		for _, err := range each(err) {
 			named = append(named, fmt.Errorf("client %s: %w", outcome.Quote(c.ID), err))
 		}

@@ -60,6 +60,9 @@ func (a *Access) constraints(t fhir.Type) []string {
 // withholds tells whether there is a policy, whether it hits anything or not.
 func (a *Access) withholds() bool { return a != nil && !a.Withhold.Empty() }
 
+// readsToWithhold tells whether bodies must be read to know what is withheld.
+func (a *Access) readsToWithhold() bool { return a != nil && a.Withhold.Reads() }
+
 // freeze reduces a request to what its client may have (decisions.md 6: no _type is
 // reduced to the scope), without what is withheld from everybody.
 func (q *Request) freeze(everybody withhold.Policy) error {

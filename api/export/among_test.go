@@ -47,6 +47,10 @@ func (s unledSnapshot) Renewing(renewed func(fhir.Key) bool) export.Snapshot {
 	return unledSnapshot{s.Snapshot.Renewing(renewed), s.of, s.silent}
 }
 
+func (s unledSnapshot) Veiled(v *store.Veil) export.Snapshot {
+	return unledSnapshot{s.Snapshot.Veiled(v), s.of, s.silent}
+}
+
 func (s unledSnapshot) ProvenanceOf(ctx context.Context, compartments map[uint32]bool) ([]fhir.Key, bool, error) {
 	if s.silent {
 		return nil, false, nil

@@ -174,12 +174,12 @@ func (a *arranging) takeByPatient(t fhir.Type, line, text []byte, patients []str
 
 // members are those Patients that the export is about.
 func (a *arranging) members(patients []string) []string {
-	if a.g.c == nil {
+	if a.g.c == nil && a.g.veil == nil {
 		return patients
 	}
 	a.ids = a.ids[:0]
 	for _, id := range patients {
-		if _, is := a.g.c.live[id]; is {
+		if a.g.isMember(id) {
 			a.ids = append(a.ids, id)
 		}
 	}

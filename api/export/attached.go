@@ -144,8 +144,9 @@ func (f *following) findOpen(ctx context.Context) error {
 		if !g.s.AnyAttached(sec) {
 			continue
 		}
+		// Whose a Binary is does not depend on who takes part.
 		about := fhir.MayNamePatient(sec.Type) && !fhir.InPatientCompartment(sec.Type) // whose it is, nobody knows
-		err := g.s.Rows(ctx, sec, fhir.None, g.s.Watermark(), func(row *store.Row) error {
+		err := g.bare.Rows(ctx, sec, fhir.None, g.s.Watermark(), func(row *store.Row) error {
 			for _, key := range row.References {
 				switch {
 				case key.Type != fhir.Binary || !f.isHere(key):

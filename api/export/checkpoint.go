@@ -1,6 +1,7 @@
 package export
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -42,6 +43,8 @@ type checkpoint struct {
 	Aside *asideForm
 	// Roll is the checksum of whom earlier exports found in the Group; nil: none did.
 	Roll *uint32
+	// Opted is likewise of who had opted out; nil: nobody could.
+	Opted *uint32
 }
 
 // A position is a place in a section's extents.
@@ -60,13 +63,14 @@ type checkForm struct {
 	Notes []outcome.Issue `json:"notes,omitempty"`
 	Aside *asideForm      `json:"aside,omitempty"`
 	Roll  *uint32         `json:"roll,omitempty"`
+	Opted *uint32         `json:"opted,omitempty"`
 }
 
 func (c *checkpoint) form() *checkForm {
 	if c == nil {
 		return nil
 	}
-	return &checkForm{c.Stage, typeForm(c.Type), c.At, c.Notes, c.Aside, c.Roll}
+	return &checkForm{c.Stage, typeForm(c.Type), c.At, c.Notes, c.Aside, c.Roll, c.Opted}
 }
 
 func (f *checkForm) checkpoint() (*checkpoint, error) {
@@ -80,7 +84,7 @@ func (f *checkForm) checkpoint() (*checkpoint, error) {
 	if !slices.Contains(stages, f.Stage) {
 		return nil, fmt.Errorf("the rule has come to the stage %q: was the store used by a newer program?", f.Stage)
 	}
-	return &checkpoint{f.Stage, t, f.At, f.Notes, f.Aside, f.Roll}, nil
+	return &checkpoint{f.Stage, t, f.At, f.Notes, f.Aside, f.Roll, f.Opted}, nil
 }
 
 // A piece of a selection is which rows the files from one on hold, up to the next
@@ -170,10 +174,10 @@ func (g *gathering) reached(t fhir.Type, at *position) error {
 // save makes a checkpoint. What it names is durable before it is, and what only
 // the one before has named is removed after that.
 func (g *gathering) save(t fhir.Type, at *position) error {
-	if err := g.keepRoll(); err != nil {
+	if err := errors.Join(g.keepRoll(), g.keepOpted()); err != nil {
 		return fmt.Errorf("keep what a job goes by: %w", err)
 	}
-	c := &checkpoint{Stage: g.stage, Type: t, At: at, Notes: g.notes, Roll: g.rolled}
+	c := &checkpoint{Stage: g.stage, Type: t, At: at, Notes: g.notes, Roll: g.rolled, Opted: g.opted}
 	named, err := g.putAside(c)
 	if err != nil {
 		return fmt.Errorf("put aside what a job has found: %w", err)

@@ -115,6 +115,9 @@ func choose(ctx context.Context, s Snapshot, r *rule, o Options, how identifying
 	if err := g.restore(); err != nil {
 		return nil, err
 	}
+	if err := g.conceal(ctx, q, o); err != nil {
+		return nil, err
+	}
 	notes, called := q.Notes, [][]string(nil)
 	if types := q.constrained(); r.Since != fhir.None && len(types) > 0 {
 		notes = append(slices.Clip(notes), heldBack(types))
@@ -122,6 +125,7 @@ func choose(ctx context.Context, s Snapshot, r *rule, o Options, how identifying
 	if types := q.constrained(); q.Departed && r.Since != fhir.None && len(types) > 0 {
 		notes = append(slices.Clip(notes), undeparted(types))
 	}
+	notes = append(slices.Clip(notes), g.unsure...)
 	if q.Departed && r.Since != fhir.None && policy.Whole() {
 		notes = append(slices.Clip(notes), withheldUndeparted)
 	}
@@ -129,7 +133,7 @@ func choose(ctx context.Context, s Snapshot, r *rule, o Options, how identifying
 		if err := g.recall(); err != nil {
 			return nil, err
 		}
-		who, err := q.cohort(ctx, s, how, o.Bases, g.roll)
+		who, err := q.cohort(ctx, s, how, o.Bases, g.roll, g.out)
 		if err != nil {
 			return nil, err
 		}
@@ -161,6 +165,9 @@ func choose(ctx context.Context, s Snapshot, r *rule, o Options, how identifying
 		if err := g.depart(ctx, q, o.Limits); err != nil {
 			return nil, err
 		}
+	}
+	if err := g.callOpted(); err != nil {
+		return nil, err
 	}
 	if err := r.addErrors(s, append(slices.Clip(notes), g.notes...)); err != nil || called == nil {
 		return g.files, err
@@ -221,11 +228,17 @@ func (g *gathering) choose(ctx context.Context, q *Request, who *cohort) error {
 
 // A gathering is a selection in the making.
 type gathering struct {
-	s       Snapshot
+	s       Snapshot  // what the client may know of
 	c       *choosing // nil: the export is about all Patients
 	r       *rule
 	of      func(s Snapshot, list List, t fhir.Type) Snapshot // what of s is held of a type
 	how     identifying
+	bare    Snapshot                // s without the veil
+	out     *optedOut               // nil: nobody can
+	veil    *store.Veil             // likewise
+	gone    map[string]fhir.Instant // who has opted out in the window, and when
+	opted   *uint32                 // checksum of out, once it is kept with the job
+	unsure  []outcome.Issue         // what is not known of out
 	filters sieves
 	// projection is what is left of each resource; nil: all.
 	projection *elements.Projection

@@ -45,6 +45,11 @@ type cohort struct {
 
 // check refuses at the kick-off what cannot be exported.
 func (q *Request) check(ctx context.Context, s Snapshot, o *Options) error {
+	if out, err := q.findOptedOut(ctx, s, never, nil); err != nil {
+		return err
+	} else if out != nil && q.Level == Group && slices.Contains(out.Groups, q.Group) {
+		return UnknownGroup() // it says who has opted out
+	}
 	if err := q.checkGroup(s, o); err != nil {
 		return err
 	}
@@ -52,7 +57,7 @@ func (q *Request) check(ctx context.Context, s Snapshot, o *Options) error {
 		return nil
 	}
 	if q.Level == Group {
-		who, err := q.cohort(ctx, s, never, nil, store.Roll{})
+		who, err := q.cohort(ctx, s, never, nil, store.Roll{}, nil)
 		if err != nil || who.reads { // then both are found out when the job is planned
 			return err
 		}
@@ -121,51 +126,64 @@ const (
 // cohort finds out whom a request is about. To look for those whom only an
 // identifier names, or a search, resources are read, which a kick-off does not do:
 // then whoever is not found may be one of them. bases are of references in searches,
-// roll is whom earlier exports found in the Group.
-func (q *Request) cohort(ctx context.Context, s Snapshot, how identifying, bases []string, roll store.Roll) (*cohort, error) {
+// roll is whom earlier exports found in the Group, out who has opted out.
+func (q *Request) cohort(ctx context.Context, s Snapshot, how identifying, bases []string, roll store.Roll, out *optedOut) (*cohort, error) {
+	if q.Level != Group {
+		return q.named(out), nil
+	}
 	c := &cohort{live: map[string]fhir.Instant{}, deleted: map[string]fhir.Instant{}, left: map[string]fhir.Instant{}}
-	if q.Level == Group {
-		w := walk{recalled: roll.Found != nil, whole: q.Access.of().Whole}
-		if err := w.through(ctx, s, q.Group, q.Since); err != nil {
+	w := walk{recalled: roll.Found != nil, whole: q.Access.of().Whole}
+	if err := w.through(ctx, s, q.Group, q.Since); err != nil {
+		return nil, err
+	}
+	c.reads = len(w.named)+len(w.criteria) > 0
+	switch {
+	case how == ifNone && c.reads:
+		return nil, errHeavy
+	case how == now:
+		if err := w.read(ctx, s, q.Since, bases); err != nil {
 			return nil, err
 		}
-		c.reads = len(w.named)+len(w.criteria) > 0
-		switch {
-		case how == ifNone && c.reads:
-			return nil, errHeavy
-		case how == now:
-			if err := w.identify(ctx, s, q.Since); err != nil {
-				return nil, err
-			}
-			if err := w.choose(ctx, s, q.Since, bases); err != nil {
-				return nil, err
-			}
-		}
-		c.enrol(&w, q.Since)
-		absent := c.recall(roll, q.Since, len(w.lost) == 0)
-		if how == now && c.reads {
-			c.call(absent)
-			if q.Since != fhir.None && roll.Found == nil {
-				c.notes = append(c.notes, unrecalled(q.Since))
-			}
+	}
+	c.enrol(&w, q.Since)
+	absent := c.recall(roll, q.Since, len(w.lost) == 0)
+	if how == now && c.reads {
+		c.call(absent)
+		if q.Since != fhir.None && roll.Found == nil {
+			c.notes = append(c.notes, unrecalled(q.Since))
 		}
 	}
-	if len(q.Patients) == 0 {
-		return c, nil
-	}
-	named := &cohort{live: map[string]fhir.Instant{}, deleted: map[string]fhir.Instant{}, notes: c.notes, called: c.called, reads: c.reads}
-	for _, id := range q.Patients {
-		if q.Level != Group {
-			named.live[id], named.deleted[id] = q.Since, q.Since
-			continue
-		}
-		after, member := c.live[id]
-		if !member && (how != never || !c.reads) {
+	doubt := how == never && c.reads
+	for _, id := range q.Patients { // whether he has opted out, nobody is told
+		if _, member := c.live[id]; !member && !doubt {
 			return nil, unknownPatient()
 		}
-		named.live[id], named.deleted[id] = after, c.deleted[id]
 	}
-	return named, nil
+	c.leave(&w, out, q.Since, roll.Found == nil)
+	return c.only(q.Patients), nil
+}
+
+// named is the cohort of the Patients that a request names.
+func (q *Request) named(out *optedOut) *cohort {
+	w := walk{patients: map[string][]store.Stay{}}
+	for _, id := range q.Patients {
+		w.patients[id] = out.takes(id, store.Stay{Joined: fhir.None, Left: fhir.None})
+	}
+	c := &cohort{live: map[string]fhir.Instant{}, deleted: map[string]fhir.Instant{}, left: map[string]fhir.Instant{}}
+	c.count(&w, q.Since)
+	return c
+}
+
+// only is what of a cohort is about some Patients, all if none are given.
+func (c *cohort) only(patients []string) *cohort {
+	if len(patients) == 0 {
+		return c
+	}
+	others := func(id string, _ fhir.Instant) bool { return !slices.Contains(patients, id) }
+	for _, who := range []map[string]fhir.Instant{c.live, c.deleted, c.left} {
+		maps.DeleteFunc(who, others)
+	}
+	return c
 }
 
 // unknownPatient tells neither who, nor whether he is nowhere or only not in
@@ -177,6 +195,11 @@ func unknownPatient() error {
 // enrol takes in who was met. A member at the watermark who was one at the
 // beginning of the window, too, counts from there; a joiner comes whole.
 func (c *cohort) enrol(w *walk, since fhir.Instant) {
+	c.count(w, since)
+	w.note(c)
+}
+
+func (c *cohort) count(w *walk, since fhir.Instant) {
 	for id, stays := range w.patients {
 		for _, t := range stays {
 			gone := since
@@ -200,7 +223,6 @@ func (c *cohort) enrol(w *walk, since fhir.Instant) {
 		}
 	}
 	maps.DeleteFunc(c.left, func(id string, _ fhir.Instant) bool { _, back := c.live[id]; return back })
-	w.note(c)
 }
 
 // recall corrects what was derived by what is known: whom exports found that ended
@@ -287,6 +309,7 @@ func covers(t, u store.Stay) bool {
 
 // A walk goes through a Group and those nested in it.
 type walk struct {
+	doubtful bool // whoever may be meant is a member
 	recalled bool // it is known who was a member when the window began
 	whole    bool // it may be told how much of the server cannot be read
 	rosters  Rosters

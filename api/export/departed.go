@@ -27,9 +27,9 @@ import (
 // went, or when.
 
 // departs tells whether there may be anything to tell: an export of all that the
-// server has loses nothing but by a filter.
+// server has loses nothing but by a filter, or by people who opt out.
 func (q *Request) departs() bool {
-	return q.Departed && q.Since != fhir.None && (q.Level != System || len(q.Filters) > 0)
+	return q.Departed && q.Since != fhir.None && (q.Level != System || len(q.Filters) > 0 || q.optsOut())
 }
 
 var marks = store.Section{Kind: store.Internal, Type: store.Departures}
@@ -48,7 +48,7 @@ type departing struct {
 // depart appends the files that tell what has left.
 func (g *gathering) depart(ctx context.Context, q *Request, l Limits) error {
 	d := departing{g: g}
-	if g.r.Level != System {
+	if g.r.Level != System || g.out != nil {
 		if err := d.find(ctx, q); err != nil {
 			return fmt.Errorf("find what has left an export: %w", err)
 		}
@@ -88,7 +88,7 @@ func (d *departing) asked(q *Request) (types []fhir.Type) {
 
 // find gathers what write asks of each type.
 func (d *departing) find(ctx context.Context, q *Request) error {
-	about := d.g.c != nil && (q.Attach != ByDefault || d.g.asks(q.Types, provenanceType))
+	about := (d.g.c != nil || d.g.out != nil) && (q.Attach != ByDefault || d.g.asks(q.Types, provenanceType))
 	if about && q.Attach != ByDefault {
 		if err := d.g.findOwn(ctx); err != nil {
 			return err
@@ -107,7 +107,7 @@ func (d *departing) read(ctx context.Context) error {
 	g := d.g
 	err := g.s.Rows(ctx, marks, g.r.Since, g.s.Watermark(), func(row *store.Row) error {
 		h := hashKey(row.Key)
-		if g.c != nil && len(g.c.left) > 0 {
+		if len(g.leavers()) > 0 {
 			d.moved = append(d.moved, h)
 		}
 		if d.lost(row) {
@@ -149,7 +149,7 @@ func (d *departing) each(ctx context.Context, kind store.Kind, list List, upto f
 // Groups only the one that is asked for is in it, for its own sake.
 func (d *departing) lost(mark *store.Row) bool {
 	if d.g.c == nil {
-		return true
+		return d.g.wasIn(mark)
 	}
 	return mark.Key.Type != groupType && slices.ContainsFunc(mark.Patients, func(id string) bool {
 		after, ours := d.g.c.deleted[id]
@@ -217,7 +217,7 @@ func (d *departing) write(ctx context.Context, t fhir.Type, m *making) error {
 // the client's when the window began: that is known of what has not changed since. Of
 // all else it is not told, for it may never have been the client's (decisions.md 6).
 func (d *departing) leavingUnchanged(ctx context.Context, t fhir.Type, tell func(*store.Row) error) error {
-	if d.g.c == nil || d.g.r.Level == System {
+	if len(d.g.leavers()) == 0 {
 		return nil
 	}
 	may, err := d.g.allowed(ctx, t)
@@ -256,17 +256,17 @@ func (d *departing) moving(ctx context.Context, t fhir.Type, tell func(*store.Ro
 // that it is about.
 func (d *departing) leaving(ctx context.Context, t fhir.Type, tell func(*store.Row) error) error {
 	g := d.g
-	if g.c == nil || t == groupType {
+	if g.c == nil && g.out == nil || t == groupType {
 		return nil
 	}
-	c := store.Choice{Patients: behind(g.c.left, fhir.None)}
+	c := store.Choice{Patients: behind(g.leavers(), fhir.None)}
 	if t == provenanceType {
 		c.Refer = d.refer
-	} else if len(g.c.left) == 0 {
+	} else if len(g.leavers()) == 0 {
 		return nil
 	}
-	err := g.s.Choosing(c).Rows(ctx, store.Section{Kind: store.Live, Type: t}, fhir.None, g.s.Watermark(), func(row *store.Row) error {
-		if g.c.holds(row) || d.moves(row) || !isAbout(row, d.refer) && !d.leaves(row) {
+	err := g.bare.Choosing(c).Rows(ctx, store.Section{Kind: store.Live, Type: t}, fhir.None, g.s.Watermark(), func(row *store.Row) error {
+		if g.holds(row) || d.moves(row) || !isAbout(row, d.refer) && !d.leaves(row) {
 			return nil
 		}
 		return tell(row)
@@ -276,7 +276,7 @@ func (d *departing) leaving(ctx context.Context, t fhir.Type, tell func(*store.R
 	}
 	// What was deleted behind _until is told in the next window, but not of those who
 	// have left in this one.
-	s := g.s.Choosing(store.Choice{Patients: behind(g.c.left, g.r.Upto)})
+	s := g.bare.Choosing(store.Choice{Patients: behind(g.leavers(), g.r.Upto)})
 	return s.Rows(ctx, store.Section{Kind: store.Deleted, Type: t}, g.r.Upto, g.s.Watermark(), func(row *store.Row) error {
 		if d.moves(row) {
 			return nil
@@ -331,7 +331,7 @@ func (d *departing) refer(key fhir.Key) (after fhir.Instant, ok bool) {
 // that is not certain.
 func (d *departing) leaves(row *store.Row) bool {
 	for _, id := range row.Patients {
-		if left, is := d.g.c.left[id]; is && (row.Placed <= left || !d.isNew(row)) {
+		if left, is := d.g.leavers()[id]; is && (row.Placed <= left || !d.isNew(row)) {
 			return true
 		}
 	}

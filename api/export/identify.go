@@ -41,6 +41,8 @@ func (w *walk) identify(ctx context.Context, s Snapshot, since fhir.Instant) err
 		switch {
 		case len(who) == 0 && open:
 			w.nobody++
+		case len(who) > 1 && w.doubtful:
+			w.mean(stays, who)
 		case len(who) > 1 && open:
 			w.several++
 		case len(who) == 1:
@@ -53,11 +55,26 @@ func (w *walk) identify(ctx context.Context, s Snapshot, since fhir.Instant) err
 				}
 			}
 		}
+		if w.doubtful { // what is left of one who was deleted is his still
+			for _, id := range gone[name] {
+				w.mean(stays, []identified{{id: id}})
+			}
+			continue
+		}
 		if id, ok := former(who, gone[name]); ok {
 			w.leave(id, stays, upto)
 		}
 	}
 	return nil
+}
+
+// mean takes in all who may be meant, for all of the time.
+func (w *walk) mean(stays []store.Stay, who []identified) {
+	for _, i := range who {
+		for _, t := range stays {
+			extend(w.patients, i.id, t)
+		}
+	}
 }
 
 // former is who alone may have had an identifier when the window began, if he is
@@ -87,7 +104,9 @@ func (w *walk) leave(id string, stays []store.Stay, upto fhir.Instant) {
 // kept.
 func (w *walk) lookBack(ctx context.Context, s Snapshot, since fhir.Instant) (gone map[string][]string, all bool, err error) {
 	gone = map[string][]string{}
-	if since == fhir.None {
+	if w.doubtful {
+		since = fhir.None // whenever he was deleted, as long as it is known who he was
+	} else if since == fhir.None {
 		return gone, true, nil
 	}
 	known := map[string]bool{}
@@ -130,7 +149,8 @@ func (w *walk) look(ctx context.Context, s Snapshot, since, upto fhir.Instant, c
 				return
 			}
 			// One who has it twice is one; of several, more than two are no news.
-			if who := found[name]; len(who) == 0 || len(who) == 1 && who[0].id != string(id) {
+			who := found[name]
+			if met := slices.ContainsFunc(who, func(i identified) bool { return i.id == string(id) }); !met && (len(who) < 2 || w.doubtful) {
 				found[name] = append(who, identified{string(id), changed})
 			}
 		})

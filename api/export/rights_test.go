@@ -95,11 +95,15 @@ func nobody(map[string]any) bool { return false }
 type keys struct {
 	locks []lock
 	bans  []ban
+	outs  bool // so are people who have opted out
 }
 
 func (k keys) policy() (p withhold.Policy) {
 	for _, b := range k.bans {
 		p = p.And(b.Policy)
+	}
+	if k.outs {
+		p.Groups = []string{"out"}
 	}
 	return p
 }
@@ -149,7 +153,9 @@ type clinic struct {
 	live map[string]string // bodies
 	last map[string]string // of what was deleted
 	then map[fhir.Instant]map[string]string
-	sent map[string]int // rows by list, for what a test is worth
+	sent map[string]int       // rows by list, for what a test is worth
+	outs []map[string]bool    // who had opted out, from version to version of the Group that says so
+	at   map[fhir.Instant]int // which of them there was at an export
 }
 
 func (c *clinic) happen() {
@@ -158,6 +164,9 @@ func (c *clinic) happen() {
 	kind := kinds[c.r.IntN(len(kinds))]
 	n := map[string]int{"Observation": 12, "Encounter": 5, "Provenance": 6, "Practitioner": 3, "Patient": 4, "Group": 1}[kind]
 	ref := fmt.Sprintf("%s/%d", kind, c.r.IntN(n))
+	if kind == "Group" && c.r.IntN(2) == 0 {
+		ref = "Group/out"
+	}
 	if kind != "Group" && c.live[ref] != "" && c.r.IntN(5) == 0 {
 		c.last[ref] = c.live[ref]
 		delete(c.live, ref)
@@ -183,7 +192,11 @@ func (c *clinic) put(ref string) {
 	case "Practitioner", "Patient":
 		more += `,"active":` + c.one("true", "false")
 	case "Group":
-		more += `,"member":` + references(`{"entity":{"reference":%q}}`, fmt.Sprint("Patient/", c.r.IntN(4)), fmt.Sprint("Patient/", c.r.IntN(4)))
+		a, b := fmt.Sprint(c.r.IntN(4)), fmt.Sprint(c.r.IntN(4))
+		more += `,"member":` + references(`{"entity":{"reference":%q}}`, "Patient/"+a, "Patient/"+b)
+		if ref == "Group/out" {
+			c.outs = append(c.outs, map[string]bool{a: true, b: true})
+		}
 	}
 	ch := scanned(c.t, ref, more)
 	c.live[ref] = string(ch.Body)
@@ -213,7 +226,50 @@ func (c *clinic) keys() (k keys) {
 	for range c.r.IntN(3) {
 		k.bans = append(k.bans, bans[c.r.IntN(len(bans))])
 	}
+	k.outs = c.r.IntN(3) == 0
 	return k
+}
+
+var ofPatient = regexp.MustCompile(`"subject":{"reference":"Patient/(\d+)"}`)
+
+// patientOf is who a resource is about, "" for nobody.
+func patientOf(ref, body string) string {
+	kind, id, _ := strings.Cut(ref, "/")
+	if m := ofPatient.FindStringSubmatch(body); m != nil {
+		return m[1]
+	}
+	if kind == "Patient" {
+		return id
+	}
+	return ""
+}
+
+var ofTarget = regexp.MustCompile(`"target":\[{"reference":"(Observation/\d+)"}\]`)
+
+// hides tells whether a resource is of somebody who has opted out, or says who has.
+func (c *clinic) hides(k keys, ref string) bool {
+	if !k.outs || ref == "Group/out" {
+		return k.outs
+	}
+	body := c.live[ref]
+	if target := ofTarget.FindStringSubmatch(body); target != nil {
+		ref = target[1]
+		if body = c.live[ref]; body == "" {
+			body = c.last[ref]
+		}
+	}
+	return c.outs[len(c.outs)-1][patientOf(ref, body)]
+}
+
+// took tells whether whose a resource is, or was, took part at any time since an export.
+func (c *clinic) took(k keys, ref string, since fhir.Instant) bool {
+	for _, body := range []string{c.live[ref], c.last[ref], c.then[since][ref]} {
+		id := patientOf(ref, body)
+		if !k.outs || id == "" || slices.ContainsFunc(c.outs[c.at[since]:], func(out map[string]bool) bool { return !out[id] }) {
+			return true
+		}
+	}
+	return false
 }
 
 // lists are what an export delivers: of each list the references of its rows, once.
@@ -330,7 +386,7 @@ func (c *clinic) ask() {
 		c.sent["seen"]++
 	}
 	got, text, _ := c.lists(q)
-	if len(k.bans) > 0 != strings.Contains(text, "policy of this server's operator withholds data") {
+	if (len(k.bans) > 0 || k.outs) != strings.Contains(text, "policy of this server's operator withholds data") {
 		c.t.Errorf("what is withheld is told of wrongly")
 	}
 	if c.heldBack(q) != strings.Contains(text, "deleted lists of them only what matched") {
@@ -343,7 +399,7 @@ func (c *clinic) ask() {
 	c.compare(k, q, full, got)
 	c.canaries(k, text)
 	c.times = append(c.times, at)
-	c.then[at] = maps.Clone(c.live)
+	c.then[at], c.at[at] = maps.Clone(c.live), len(c.outs)-1
 	if c.t.Failed() {
 		c.t.Fatalf("scopes %q, withheld %+v, request %+v", k.scopes(), k.policy(), q)
 	}
@@ -372,6 +428,14 @@ func (c *clinic) compare(k keys, q export.Request, full, got map[string]map[stri
 		for ref := range got[list] {
 			have[ref] = true
 			c.sent[list]++
+		}
+		if k.outs && q.Since != fhir.None { // who comes back brings more: TestOptOut tells how much
+			continue
+		}
+		if k.outs && q.Level == export.Group { // whom only who is hidden refers to does not go
+			drop := func(ref string, _ bool) bool { return kindOf(ref) == "Practitioner" || kindOf(ref) == "Provenance" }
+			maps.DeleteFunc(want, drop)
+			maps.DeleteFunc(have, drop)
 		}
 		// What filters, blocks and attachment add or leave out is not the same without
 		// rights: then it is asked only whether anything goes that may not.
@@ -427,7 +491,10 @@ func (c *clinic) allowedOf(k keys, q export.Request, list string, refs map[strin
 	may := map[string]bool{}
 	for ref := range refs {
 		some, all := k.types(kindOf(ref))
-		now := k.let(kindOf(ref), parsed(c.t, c.live[ref]))
+		now := k.let(kindOf(ref), parsed(c.t, c.live[ref])) && !c.hides(k, ref)
+		if list != "output" && !c.took(k, ref, q.Since) {
+			continue
+		}
 		was := k.let(kindOf(ref), parsed(c.t, c.then[q.Since][ref]))
 		last := k.let(kindOf(ref), parsed(c.t, c.last[ref]))
 		switch {
@@ -446,7 +513,7 @@ func (c *clinic) expects(k keys, q export.Request, list, ref string, body map[st
 		return false
 	case list == "output":
 		filtered := kindOf(ref) == "Observation" && len(q.Filters) > 0 && !field("status", "final")(body) && !field("status", "preliminary")(body)
-		return k.let(kindOf(ref), body) && !filtered
+		return k.let(kindOf(ref), body) && !filtered && !c.hides(k, ref)
 	case all:
 		return true
 	case list == "deleted":
@@ -460,7 +527,7 @@ func (c *clinic) canaries(k keys, text string) {
 	c.t.Helper()
 	may := map[string]bool{}
 	for ref, body := range c.live {
-		if k.let(kindOf(ref), parsed(c.t, body)) {
+		if k.let(kindOf(ref), parsed(c.t, body)) && !c.hides(k, ref) {
 			may[canary.FindString(body)] = true
 		}
 	}
@@ -480,7 +547,7 @@ func TestRights(t *testing.T) {
 	for seed := range uint64(seeds) {
 		synctest.Test(t, func(t *testing.T) {
 			w := &ward{t: t, r: rand.New(rand.NewPCG(seed, 66)), fs: vfs.NewMem(), unled: &unled{}}
-			c := &clinic{ward: w, live: map[string]string{}, last: map[string]string{}, then: map[fhir.Instant]map[string]string{}, sent: sent}
+			c := &clinic{ward: w, live: map[string]string{}, last: map[string]string{}, then: map[fhir.Instant]map[string]string{}, sent: sent, at: map[fhir.Instant]int{}}
 			w.open()
 			defer func() { w.db.Close() }()
 			w.advance(time.Second)
@@ -488,6 +555,7 @@ func TestRights(t *testing.T) {
 				c.put(fmt.Sprint("Patient/", i))
 			}
 			c.put("Group/0")
+			c.put("Group/out")
 			for range 40 {
 				for range c.r.IntN(12) {
 					c.happen()

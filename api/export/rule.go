@@ -101,10 +101,12 @@ func (q *Request) aboutSome() bool { return q.Level == Group || len(q.Patients) 
 // chosen tells whether rows are chosen one by one. Then planning it means to read
 // directories or bodies, and to write files of what is not as it is stored, which
 // is done behind the kick-off.
-func (q *Request) chosen() bool { return q.aboutSome() || q.readsBodies() || q.departs() }
+func (q *Request) chosen() bool {
+	return q.aboutSome() || q.readsBodies() || q.departs() || q.optsOut()
+}
 
 func (q *Request) readsBodies() bool {
-	return len(q.Filters)+len(q.Elements) > 0 || q.Attach != ByDefault || q.By != 0 || len(q.constrained()) > 0 || q.Access.withholds()
+	return len(q.Filters)+len(q.Elements) > 0 || q.Attach != ByDefault || q.By != 0 || len(q.constrained()) > 0 || q.Access.readsToWithhold()
 }
 
 // A List is one of the lists of files in a manifest.
@@ -180,8 +182,8 @@ type rule struct {
 //
 // Since 3 there are filters and elements: a program that did not know them would
 // send all. Since 4 there are faces and blocks. Since 5 there are rights. Since
-// 6 there is what is withheld.
-const ruleVersion = 6
+// 6 there is what is withheld. Since 7 there are people who have opted out.
+const ruleVersion = 7
 
 // Types stand by name and None as null, so that the stored form depends on
 // nobody's numbers.

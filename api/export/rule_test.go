@@ -35,7 +35,7 @@ func TestRuleRoundTrip(t *testing.T) {
 		},
 		{Level: Group, Request: "r", Access: &Access{Owner: "#7", Level: Group, Whole: true, Rights: smart.Parse("system/Group.r?_id=g"), Types: []fhir.Type{patient}}},
 		{Access: &Access{Owner: "https://issuer#8", Types: []fhir.Type{}}, Taken: true},
-		{Access: &Access{Rights: everything, Withhold: withhold.Policy{Security: []string{"R"}, Filters: []string{"Condition?code=1,2&subject=Patient/1"}, Elements: []string{"Claim.item.net"}}}},
+		{Access: &Access{Rights: everything, Withhold: withhold.Policy{Groups: []string{"opt-out"}, Security: []string{"R"}, Filters: []string{"Condition?code=1,2&subject=Patient/1"}, Elements: []string{"Claim.item.net"}}}},
 		{Level: Patient, Failure: []outcome.Issue{{Severity: outcome.Fatal, Code: outcome.Exception, Text: "f"}}},
 		{
 			Level: Group, Pages: []int{2, 3}, Pieces: []piece{{Name: "selection", Sum: 1}, {Name: "selection4", From: 4, Sum: 2}},
@@ -62,12 +62,12 @@ func TestRuleForm(t *testing.T) {
 	got, err := rule{Request: "r", Since: 1, Upto: 2, Errors: "e", Files: []OutputFile{
 		{Output, patient, 3, 4, 5, 6, false, nil, false}, {List: Errors, Rows: 1, Bytes: 1},
 	}}.encode()
-	const want = `{"v":6,"request":"r","since":1,"upto":2,"files":[` +
+	const want = `{"v":7,"request":"r","since":1,"upto":2,"files":[` +
 		`{"list":"output","type":"Patient","from":3,"to":4,"rows":5,"bytes":6},{"list":"error","rows":1,"bytes":1}],"errors":"e"}`
 	if err != nil || string(got) != want {
 		t.Errorf("got  %s (%v)\nwant %s", got, err, want)
 	}
-	for _, bad := range []string{"", "[]", `{"v":0}`, `{"v":7}`, `{"v":6,"access":{"scopes":"system/*.rs","withhold":{"elements":["Claim.future"]}}}`, `{"v":5,"access":{"scopes":"system/Nothing.rs"}}`, `{"v":5,"access":{"scopes":"system/*.rs","types":["Nothing"]}}`, `{"v":2,"files":[{"list":"output","type":"Nothing"}]}`, `{"v":2,"files":[{"list":"error","type":"Patient"}]}`, `{"v":2,"pending":{"types":["Nothing"]}}`, `{"v":2,"level":"planet"}`, `{"v":4,"face":"v9"}`, `{"v":4,"upto":1,"by":"Nothing"}`, `{"v":4,"files":[{"list":"output"}]}`, `{"v":4,"by":"Patient","files":[{"list":"output","type":"Patient"}]}`, `{"v":4,"checkpoint":{"type":"Nothing"}}`} {
+	for _, bad := range []string{"", "[]", `{"v":0}`, `{"v":8}`, `{"v":6,"access":{"scopes":"system/*.rs","withhold":{"elements":["Claim.future"]}}}`, `{"v":5,"access":{"scopes":"system/Nothing.rs"}}`, `{"v":5,"access":{"scopes":"system/*.rs","types":["Nothing"]}}`, `{"v":2,"files":[{"list":"output","type":"Nothing"}]}`, `{"v":2,"files":[{"list":"error","type":"Patient"}]}`, `{"v":2,"pending":{"types":["Nothing"]}}`, `{"v":2,"level":"planet"}`, `{"v":4,"face":"v9"}`, `{"v":4,"upto":1,"by":"Nothing"}`, `{"v":4,"files":[{"list":"output"}]}`, `{"v":4,"by":"Patient","files":[{"list":"output","type":"Patient"}]}`, `{"v":4,"checkpoint":{"type":"Nothing"}}`} {
 		if _, err := decodeRule([]byte(bad)); err == nil {
 			t.Errorf("%s was read as a rule", bad)
 		}

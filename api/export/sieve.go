@@ -98,14 +98,14 @@ func (s sieves) of(t fhir.Type) *sieve {
 }
 
 // allowed are the resources of a constrained type that the client may have, as hashes.
-// All of the type are read.
+// All of the type are read, whosever they are: who may know of a row is asked beside that.
 func (g *gathering) allowed(ctx context.Context, t fhir.Type) (hashes []uint64, err error) {
-	extents, err := g.s.Extents(store.Section{Kind: store.Live, Type: t}, fhir.None, g.s.Watermark())
+	extents, err := g.bare.Extents(store.Section{Kind: store.Live, Type: t}, fhir.None, g.s.Watermark())
 	if err != nil {
 		return nil, err
 	}
 	lets := g.filters[t].lets()
-	_, err = g.s.Lines(ctx, fhir.None, g.s.Watermark(), extents, func(line []byte) error {
+	_, err = g.bare.Lines(ctx, fhir.None, g.s.Watermark(), extents, func(line []byte) error {
 		if lets(line) {
 			hashes = append(hashes, hashKey(fhir.Key{Type: t, ID: search.ID(line)}))
 		}

@@ -52,6 +52,8 @@ type Snapshot interface {
 	// Renewing is the snapshot where rows of the choice count from the beginning
 	// that refer to a Binary which is renewed; it is closed with it.
 	Renewing(renewed func(fhir.Key) bool) Snapshot
+	// Veiled is the snapshot without what a veil hides; it is closed with it.
+	Veiled(v *store.Veil) Snapshot
 	Extents(sec store.Section, since, upto fhir.Instant) ([]store.Extent, error)
 	// Attached tells whether rows in the blocks of extents may refer to a Binary, or
 	// an attachment lead elsewhere; AnyAttached, whether any of a section does.
@@ -187,6 +189,8 @@ func (s snapshot) Choosing(c store.Choice) Snapshot { return snapshot{s.Snapshot
 func (s snapshot) Renewing(renewed func(fhir.Key) bool) Snapshot {
 	return snapshot{s.Snapshot.Renewing(renewed)}
 }
+
+func (s snapshot) Veiled(v *store.Veil) Snapshot { return snapshot{s.Snapshot.Veiled(v)} }
 
 func (s snapshot) Rosters(since fhir.Instant) (Rosters, error) { return s.Snapshot.Rosters(since) }
 

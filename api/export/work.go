@@ -195,6 +195,9 @@ func (j *Jobs) planJob(ctx context.Context, q queued) error {
 		r = r.failed(refusal.Issues)
 	case ctx.Err() != nil, errors.Is(err, errHeavy), errors.Is(err, store.ErrRevoked), errors.Is(err, store.ErrClosed):
 		return err
+	case errors.Is(err, ErrPolicy):
+		j.o.Logger.ErrorContext(ctx, "an export job cannot be planned under its policy", "err", err)
+		r = r.failed([]outcome.Issue{{Severity: outcome.Fatal, Code: outcome.Exception, Text: Unappliable}})
 	case passes(err), errors.Is(err, errAside) && len(r.Pages) == 0:
 		return errors.Join(err, j.giveBack(id, s, err))
 	case err != nil:

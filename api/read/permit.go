@@ -22,6 +22,7 @@ type view struct {
 
 	of     *access.Caller
 	policy *withhold.Rule
+	out    *export.OptedOut // nil: nobody can
 	bases  []string
 	// looks and passes are turns of who looks whether somebody is a member of Groups: at what
 	// they list and what is his, and through all Patients.
@@ -40,7 +41,11 @@ func (h *Handlers) view(ctx context.Context) (*view, error) {
 	if err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
-	return &view{s, of, policy, h.Bases, h.looks, h.passes}, nil
+	out, err := export.OptOuts(ctx, s, all.Groups, h.Bases)
+	if err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return &view{s, of, policy, out, h.Bases, h.looks, h.passes}, nil
 }
 
 // read is the body of a resource by its id; ErrUnknown if there is none for the caller.
@@ -56,6 +61,9 @@ func (v *view) read(ctx context.Context, key fhir.Key) ([]byte, error) {
 	}
 	if !seen {
 		return nil, store.ErrUnknown
+	}
+	if hidden, err := v.hides(ctx, key); err != nil || hidden {
+		return nil, errors.Join(err, store.ErrUnknown)
 	}
 	body, err := v.Resource(key)
 	if err == nil && !v.lets(key.Type, v.of.Rights.Constraints(key.Type))(body) {
@@ -89,8 +97,12 @@ func (v *view) seesKey(ctx context.Context, key fhir.Key) (bool, error) {
 	return false, nil // nothing else is read by its id
 }
 
-// seesRow tells the same of what there is.
+// seesRow tells the same of what there is, and whether that is only of people who have opted
+// out.
 func (v *view) seesRow(ctx context.Context, row *store.Row) (bool, error) {
+	if hidden, err := v.out.Hides(ctx, row); err != nil || hidden {
+		return false, err
+	}
 	if row.Key.Type == groupType {
 		return v.seesKey(ctx, row.Key)
 	}
@@ -181,6 +193,9 @@ func (v *view) lets(t fhir.Type, queries []string) func(body []byte) bool {
 // opens tells whether the caller may read a Binary: he may if he may read something
 // that refers to it (decisions.md 5). Its row says in whose compartments it lies.
 func (v *view) opens(ctx context.Context, key fhir.Key) (bool, error) {
+	if hidden, err := v.hides(ctx, key); err != nil || hidden {
+		return false, err
+	}
 	err := v.Referrers(ctx, key, func(row *store.Row) error {
 		if v.of.Reads(row.Key.Type) != nil {
 			return nil
@@ -204,6 +219,33 @@ func (v *view) opens(ctx context.Context, key fhir.Key) (bool, error) {
 	return false, err
 }
 
+// hides tells whether a resource is only of people who have opted out.
+func (v *view) hides(ctx context.Context, key fhir.Key) (bool, error) {
+	if v.out == nil {
+		return false, nil
+	}
+	row, err := v.row(ctx, key)
+	if errors.Is(err, store.ErrUnknown) {
+		return true, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return v.out.Hides(ctx, &row)
+}
+
+// row is that of a resource, of which its compartments count.
+func (v *view) row(ctx context.Context, key fhir.Key) (row store.Row, err error) {
+	found := store.ErrUnknown
+	err = v.Choosing(store.Choice{Keys: map[fhir.Key]fhir.Instant{key: fhir.None}}).
+		Rows(ctx, store.Section{Kind: store.Live, Type: key.Type}, fhir.None, v.Watermark(), func(r *store.Row) error {
+			row, found = *r, nil
+			row.Patients, row.References = slices.Clone(r.Patients), slices.Clone(r.References)
+			return nil
+		})
+	return row, errors.Join(err, found)
+}
+
 // refers tells whether what is left of a resource without the elements that are withheld
 // still refers to a Binary.
 func (v *view) refers(body []byte, t fhir.Type, to fhir.Key) bool {
@@ -225,7 +267,7 @@ func (v *view) eachGroup(ctx context.Context, each func(line []byte)) error {
 	}
 	lets := v.lets(groupType, v.of.Rights.Filters(groupType))
 	lost, err := v.Lines(ctx, fhir.None, v.Watermark(), ext, func(line []byte) error {
-		if v.of.SeesGroup(search.ID(line)) && lets(line) {
+		if id := search.ID(line); v.of.SeesGroup(id) && !v.out.Group(id) && lets(line) {
 			each(v.cut(line, groupType))
 		}
 		return nil

@@ -1,5 +1,6 @@
-// Package withhold knows what is not given out, whatever a client may have: by labels of
-// sensitivity, by searches, by elements. It refuses to know who asks and in which way.
+// Package withhold knows what is not given out, whatever a client may have: of whom, by
+// labels of sensitivity, by searches, by elements. It refuses to know who asks and in which
+// way, and who is in a Group.
 package withhold
 
 import (
@@ -17,6 +18,8 @@ import (
 
 // A Policy is what is withheld from a client, or from all. The zero value is nothing.
 type Policy struct {
+	// Groups, by their ids, of people who have opted out: what is theirs and nobody else's is withheld while they are members, and the Groups are.
+	Groups []string `yaml:"groups" json:"groups,omitempty"`
 	// Security labels: a resource is withheld that has one of them in meta.security, or in which a resource stands that has. A label is a system and a code, such as http://terminology.hl7.org/CodeSystem/v3-Confidentiality|R, or the code alone, of whatever system.
 	Security []string `yaml:"security" json:"security,omitempty"`
 	// Searches, such as Condition?code=http://snomed.info/sct|86406008: what one of them finds is withheld.
@@ -26,14 +29,17 @@ type Policy struct {
 }
 
 // Empty tells whether nothing is withheld.
-func (p *Policy) Empty() bool { return len(p.Security)+len(p.Filters)+len(p.Elements) == 0 }
+func (p *Policy) Empty() bool { return len(p.Groups) == 0 && !p.Reads() }
+
+// Reads tells whether a body must be read to know what of it is withheld.
+func (p *Policy) Reads() bool { return len(p.Security)+len(p.Filters)+len(p.Elements) > 0 }
 
 // And withholds what either does.
 func (p Policy) And(o Policy) Policy {
 	both := func(a, b []string) []string {
 		return slices.Compact(slices.Sorted(slices.Values(slices.Concat(a, b))))
 	}
-	return Policy{both(p.Security, o.Security), both(p.Filters, o.Filters), both(p.Elements, o.Elements)}
+	return Policy{both(p.Groups, o.Groups), both(p.Security, o.Security), both(p.Filters, o.Filters), both(p.Elements, o.Elements)}
 }
 
 // Within tells whether another policy withholds all that this one does, word by word:
@@ -42,16 +48,21 @@ func (p *Policy) Within(o *Policy) bool {
 	in := func(mine, others []string) bool {
 		return !slices.ContainsFunc(mine, func(s string) bool { return !slices.Contains(others, s) })
 	}
-	return in(p.Security, o.Security) && in(p.Filters, o.Filters) && in(p.Elements, o.Elements)
+	return in(p.Groups, o.Groups) && in(p.Security, o.Security) && in(p.Filters, o.Filters) && in(p.Elements, o.Elements)
 }
 
 // Clone shares nothing with the policy.
 func (p Policy) Clone() Policy {
-	return Policy{slices.Clone(p.Security), slices.Clone(p.Filters), slices.Clone(p.Elements)}
+	return Policy{slices.Clone(p.Groups), slices.Clone(p.Security), slices.Clone(p.Filters), slices.Clone(p.Elements)}
 }
 
 // Check says what is wrong with each part of a policy.
-func (p *Policy) Check() (security, filters, elements error) {
+func (p *Policy) Check() (groups, security, filters, elements error) {
+	for _, id := range p.Groups {
+		if _, err := fhir.ParseKey("Group/" + id); err != nil {
+			groups = errors.Join(groups, fmt.Errorf("%s is not the id of a Group", outcome.Quote(id)))
+		}
+	}
 	for _, label := range p.Security {
 		security = errors.Join(security, checkLabel(label))
 	}
@@ -60,13 +71,13 @@ func (p *Policy) Check() (security, filters, elements error) {
 			filters = errors.Join(filters, fmt.Errorf("%s: %w", outcome.Quote(text), err))
 		}
 	}
-	return security, filters, checkElements(p.Elements)
+	return groups, security, filters, checkElements(p.Elements)
 }
 
 // Fault is all that Check says, as one error.
 func (p *Policy) Fault() error {
-	security, filters, elements := p.Check()
-	return errors.Join(security, filters, elements)
+	groups, security, filters, elements := p.Check()
+	return errors.Join(groups, security, filters, elements)
 }
 
 func checkElements(values []string) (err error) {
@@ -91,17 +102,17 @@ func checkLabel(label string) error {
 	return nil
 }
 
-// A Rule is a policy that was understood. It is never changed and may be shared by
+// A Rule is what a policy says of bodies, and was understood. It is never changed and may be shared by
 // goroutines. A nil one withholds nothing.
 type Rule struct {
 	filters  map[fhir.Type]*search.Filter // what matches goes not; each has the labels, too
 	elements *elements.Removal
 }
 
-// Rule understands a policy; nil if it is empty. An error says that another version of
+// Rule understands a policy; nil if bodies decide nothing. An error says that another version of
 // this program has checked it.
 func (p *Policy) Rule(env search.Env) (*Rule, error) {
-	if p.Empty() {
+	if !p.Reads() {
 		return nil, nil
 	}
 	r := &Rule{filters: map[fhir.Type]*search.Filter{}}

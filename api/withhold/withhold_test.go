@@ -14,8 +14,8 @@ func TestMatcher(t *testing.T) {
 		Security: []string{"http://x/c?a=1&b|R", "HIV"},
 		Filters:  []string{"Condition?code=http://s|1", "Condition?clinical-status=resolved&code=2"},
 	}
-	if s, f, e := p.Check(); s != nil || f != nil || e != nil {
-		t.Fatal(s, f, e)
+	if g, s, f, e := p.Check(); g != nil || s != nil || f != nil || e != nil {
+		t.Fatal(g, s, f, e)
 	}
 	r, err := p.Rule(search.Env{})
 	if err != nil {
@@ -49,15 +49,16 @@ func TestMatcher(t *testing.T) {
 
 func TestCheck(t *testing.T) {
 	p := Policy{
+		Groups:   []string{"opt-out", "", "*", "a b", "Group/a"},
 		Security: []string{"R", "", "|R", "http://x|", "a|b|c", "a,b", `a\b`},
 		Filters:  []string{"Condition?code=1", "code=1", "Condition?cod=1"},
 		Elements: []string{"Claim.total", "Claim.status"},
 	}
-	security, filters, elements := p.Check()
+	groups, security, filters, elements := p.Check()
 	for _, c := range []struct {
 		err  error
 		want int
-	}{{security, 6}, {filters, 2}, {elements, 1}} {
+	}{{groups, 4}, {security, 6}, {filters, 2}, {elements, 1}} {
 		if c.err == nil || len(strings.Split(c.err.Error(), "\n")) != c.want {
 			t.Errorf("want %d faults: %v", c.want, c.err)
 		}

@@ -103,7 +103,8 @@ type mayFlags struct {
 	Group []string `placeholder:"ID" help:"With the level group: a Group that it may export, * for all. May be repeated; '' for none."`
 	Scope []string `sep:"none" placeholder:"SCOPE" help:"What it can be granted, such as system/*.rs or 'system/Observation.rs?category=laboratory'. May be repeated."`
 
-	WithholdSecurity []string `sep:"none" placeholder:"LABEL" help:"What it is not given all the same: what has this label in meta.security, such as R, or a system, a bar and a code. May be repeated; '' for none, as with the next two."`
+	WithholdGroup    []string `sep:"none" placeholder:"ID" help:"What it is not given all the same: data of the members of this Group, who have opted out. May be repeated; '' for none, as with the next three."`
+	WithholdSecurity []string `sep:"none" placeholder:"LABEL" help:"Likewise what has this label in meta.security, such as R, or a system, a bar and a code. May be repeated."`
 	WithholdFilter   []string `sep:"none" placeholder:"SEARCH" help:"Likewise what this finds, such as 'Condition?code=86406008'. May be repeated."`
 	WithholdElement  []string `sep:"none" placeholder:"ELEMENT" help:"Likewise this element, such as ExplanationOfBenefit.total or Claim.item.net. May be repeated."`
 }
@@ -151,7 +152,7 @@ func limitsIn(l clients.Limits, args url.Values) (clients.Limits, error) {
 func (m *mayFlags) args(args url.Values) {
 	for name, values := range map[string][]string{
 		"level": m.Level, "group": m.Group, "scope": m.Scope,
-		"withhold-security": m.WithholdSecurity, "withhold-filter": m.WithholdFilter, "withhold-element": m.WithholdElement,
+		"withhold-group": m.WithholdGroup, "withhold-security": m.WithholdSecurity, "withhold-filter": m.WithholdFilter, "withhold-element": m.WithholdElement,
 	} {
 		switch {
 		case values == nil:
@@ -214,7 +215,7 @@ func (c *changeClientCmd) Run(ctx context.Context, out io.Writer) error {
 	c.mayFlags.args(args)
 	c.limitFlags.args(args)
 	if len(args) == 1 {
-		return errors.New("say what to change: --name, --level, --group, --scope, --withhold-security, --withhold-filter, --withhold-element, --limit-jobs, --limit-jobs-per-day, --limit-bytes-per-day")
+		return errors.New("say what to change: --name, --level, --group, --scope, --withhold-group, --withhold-security, --withhold-filter, --withhold-element, --limit-jobs, --limit-jobs-per-day, --limit-bytes-per-day")
 	}
 	return c.do(ctx, "change", args, out)
 }

@@ -97,7 +97,7 @@ func (a *aboutClient) text(out io.Writer) error {
 		{"Groups", strings.Join(a.Groups, ", ")},
 		{"scopes", orNone(a.Scope)},
 		{"limits", a.limits()},
-		{"withheld", strings.Join(slices.Concat(a.Withhold.Security, a.Withhold.Filters, a.Withhold.Elements), ", ")},
+		{"withheld", strings.Join(slices.Concat(inGroups(a.Withhold.Groups), a.Withhold.Security, a.Withhold.Filters, a.Withhold.Elements), ", ")},
 	} {
 		if line[1] != "" {
 			fmt.Fprintf(table, "%s\t%s\n", line[0], printable([]byte(line[1])))
@@ -201,8 +201,16 @@ func addClient(_ context.Context, at *opened, args url.Values, out io.Writer) er
 
 func mayIn(args url.Values) clients.Permission {
 	return clients.Permission{Levels: args["level"], Groups: given(args["group"]), Scopes: strings.Join(args["scope"], " "), Withhold: withhold.Policy{
-		Security: given(args["withhold-security"]), Filters: given(args["withhold-filter"]), Elements: given(args["withhold-element"]),
+		Groups: given(args["withhold-group"]), Security: given(args["withhold-security"]), Filters: given(args["withhold-filter"]), Elements: given(args["withhold-element"]),
 	}}
+}
+
+// inGroups says of Groups that it is about their members.
+func inGroups(ids []string) (list []string) {
+	for _, id := range ids {
+		list = append(list, "members of Group/"+id)
+	}
+	return list
 }
 
 // given is a list without the empty words that stand for none.
@@ -256,6 +264,9 @@ func changeClient(_ context.Context, at *opened, args url.Values, out io.Writer)
 			c.May.Scopes = may.Scopes
 		}
 		c.Limits, _ = limitsIn(c.Limits, args) // they were read before
+		if args.Has("withhold-group") {
+			c.May.Withhold.Groups = may.Withhold.Groups
+		}
 		if args.Has("withhold-security") {
 			c.May.Withhold.Security = may.Withhold.Security
 		}

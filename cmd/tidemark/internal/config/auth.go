@@ -179,16 +179,16 @@ func (c *ClientLimits) Own() clients.Limits {
 
 // Policy is what is withheld.
 func (w *Withhold) Policy() withhold.Policy {
-	return withhold.Policy{Security: w.Security, Filters: w.Filters, Elements: w.Elements}
+	return withhold.Policy{Groups: w.Groups, Security: w.Security, Filters: w.Filters, Elements: w.Elements}
 }
 
 func (l *loader) validateWithhold(w *Withhold, at string) {
 	policy := w.Policy()
-	security, filters, elements := policy.Check()
+	groups, security, filters, elements := policy.Check()
 	for _, part := range []struct {
 		key string
 		err error
-	}{{"security", security}, {"filters", filters}, {"elements", elements}} {
+	}{{"groups", groups}, {"security", security}, {"filters", filters}, {"elements", elements}} {
 		if part.err != nil {
 			l.invalid(at+part.key, "%s", strings.ReplaceAll(part.err.Error(), "\n", "; "))
 		}

@@ -26,7 +26,7 @@ func TestAuthClients(t *testing.T) {
       jwks_uri: https://b.example.org/jwks.json
       levels: [system]
       scopes: system/Patient.rs system/Encounter.rs
-      withhold: {security: [R, V], filters: "Condition?code=1,2", elements: [Claim.total]}
+      withhold: {groups: [opt-out], security: [R, V], filters: "Condition?code=1,2", elements: [Claim.total]}
       limits: {jobs: 2, bytes_per_day: 50GiB}
 `
 	l := load(t, Source{File: write(t, text), Set: []string{"auth.clients[1].scopes=system/Observation.rs?status=final,amended system/Patient.rs", "auth.clients[2].id=c", "auth.clients[2].secret_file=s"}})
@@ -34,7 +34,7 @@ func TestAuthClients(t *testing.T) {
 		{ID: "a", JWKS: someKeys, Levels: []string{"group"}, Groups: []string{"*"}, Scopes: Scopes{"system/Group.rs", "system/Observation.rs?category=laboratory&status=final,amended"}},
 		{
 			ID: "b", Name: "The registry", JWKSURI: "https://b.example.org/jwks.json", Levels: []string{"system"}, Scopes: Scopes{"system/Observation.rs?status=final,amended", "system/Patient.rs"},
-			Withhold: Withhold{Security: []string{"R", "V"}, Filters: Scopes{"Condition?code=1,2"}, Elements: []string{"Claim.total"}},
+			Withhold: Withhold{Groups: []string{"opt-out"}, Security: []string{"R", "V"}, Filters: Scopes{"Condition?code=1,2"}, Elements: []string{"Claim.total"}},
 			Limits:   ClientLimits{Jobs: 2, BytesPerDay: 50 << 30},
 		},
 		{ID: "c", SecretFile: "s"},
@@ -73,7 +73,8 @@ func TestAuthFaults(t *testing.T) {
 			"tidemark.yaml:10: auth.clients[2].secret_file: the client has jwks_uri, too: one way to prove itself is right",
 			"tidemark.yaml:11: auth.clients[2].groups: Groups are of use with the level group only: add it, or take them out",
 		}},
-		{"withheld", "withhold: {security: ['|R'], filters: 'Conditions?code=1', elements: [Claim.total]}\nauth:\n  clients:\n    - id: a\n      jwks_uri: https://a.example/\n      withhold:\n        elements: [Claim.status, Claim.net]\n", []string{
+		{"withheld", "withhold: {groups: ['*'], security: ['|R'], filters: 'Conditions?code=1', elements: [Claim.total]}\nauth:\n  clients:\n    - id: a\n      jwks_uri: https://a.example/\n      withhold:\n        elements: [Claim.status, Claim.net]\n", []string{
+			`tidemark.yaml:1: withhold.groups: "*" is not the id of a Group`,
 			`tidemark.yaml:1: withhold.security: "|R" is no label: right is a code such as R, or system|code`,
 			`tidemark.yaml:1: withhold.filters: "Conditions?code=1": what stands before ? is not a resource type of FHIR R4 (4.0.1)`,
 			`tidemark.yaml:7: auth.clients[0].withhold.elements: "Claim.status": a resource without it would be invalid, or mean something else: withhold the resource with a filter instead; "Claim.net": Claim has no such root element in FHIR R4 (4.0.1)`,

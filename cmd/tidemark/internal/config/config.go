@@ -354,6 +354,8 @@ type ClientLimits struct {
 
 // Withhold is what is not given, whatever the scopes. More of it ends the jobs and published pages that hold more.
 type Withhold struct {
+	// Ids of Groups: their members have opted out. What is theirs and no others' is withheld as if it were not there, and so are these Groups. One that is not there, or that does not tell whom it has, stops exports and reads.
+	Groups []string `yaml:"groups"`
 	// Labels of meta.security: a code such as R, of whatever system, or a system, a bar and a code. Resources with one are withheld.
 	Security []string `yaml:"security"`
 	// Searches, such as ["Condition?code=86406008"]: what one of them finds is withheld.
@@ -476,7 +478,7 @@ func Default() *Config {
 			Mode: "auto", TokenLifetime: 5 * minute, Audiences: []string{}, Clients: []Client{},
 			External: External{ClientClaim: "client_id", ScopeClaim: "scope", TokenTypes: []string{"at+jwt"}, ProgramClaims: []string{"gty=client-credentials", "idtyp=app"}, ScopeNames: []string{}},
 		},
-		Withhold:   Withhold{Security: []string{}, Filters: Scopes{}, Elements: []string{}},
+		Withhold:   Withhold{Groups: []string{}, Security: []string{}, Filters: Scopes{}, Elements: []string{}},
 		JWKS:       JWKS{Allow: []string{}},
 		Capability: Capability{TTL: hour},
 		Limits:     Limits{Jobs: 100, JobsKept: 1000, JobsPerClient: 5, PollsPerMinute: 120, Body: 1 << 20, Connections: 4096, ConnectionsPerAddress: 1024},
