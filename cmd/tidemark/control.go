@@ -91,6 +91,9 @@ func onStore(ctx context.Context, at place, name string, args url.Values, out io
 		return fmt.Errorf("%s is no store: %w", at.dir, err) // opening it would begin one
 	}
 	db, err := store.Open(at.dir, store.Options{Logger: coldLog(), MergeOff: true})
+	if errors.Is(err, store.ErrLocked) {
+		return fmt.Errorf("%w; a server that is starting or stopping does not answer commands: run this again in a moment", err)
+	}
 	if err != nil {
 		return err
 	}
