@@ -453,3 +453,31 @@ func TestWeakerPagesCannotEnd(t *testing.T) {
 
 // swapped is a store that changes its ways.
 type swapped struct{ export.Store }
+
+// TestOptOutAndPages: what people may be in is not published where some have opted out;
+// to pages of nobody's data it makes no difference who does.
+func TestOptOutAndPages(t *testing.T) {
+	db := apitest.New(fhir.FromTime(time.Now()))
+	put(t, db, "Organization/0")
+	o := publish.Options{Types: []fhir.Type{typ(t, "Organization"), typ(t, "Schedule")}, Withhold: withhold.Policy{Groups: []string{"g"}}}
+	if _, err := publish.New(db, o); err == nil || strings.Count(err.Error(), "opted out") != 1 || !strings.Contains(err.Error(), "Schedule can") {
+		t.Errorf("Schedules are published beside withhold.groups: %v", err)
+	}
+	o.Types = o.Types[:1]
+	page := ""
+	for _, groups := range [][]string{nil, {"g"}, {"h"}, nil} {
+		o.Withhold.Groups = groups
+		p, err := publish.New(db, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := p.Publish(t.Context(), page == ""); err != nil {
+			t.Fatal(err)
+		}
+		root, err := p.Root()
+		if err != nil || page != "" && root.Page != page || root.Severities != nil {
+			t.Errorf("groups %v: %v, the root says %v, is another: %v", groups, err, root.Severities, root.Page != page)
+		}
+		page = root.Page
+	}
+}

@@ -104,6 +104,8 @@ func (o Options) validate() error {
 			faults = append(faults, errors.New("publish.types: Binary is never published: it may belong to a patient's data, whoever may read the pages"))
 		case o.Public && fhir.MayNamePatient(t):
 			faults = append(faults, fmt.Errorf("publish.types: %s can be about a patient, so it is never public: take it out, or set publish.public: false", t))
+		case len(o.Withhold.Groups) > 0 && fhir.MayNamePatient(t):
+			faults = append(faults, fmt.Errorf("publish.types: %s can be about a patient, and pages do not know who has opted out (withhold.groups): take it out", t))
 		}
 	}
 	return errors.Join(faults...)
@@ -130,12 +132,14 @@ type Pages struct {
 }
 
 // New finds the pages that are there, and ends those that hold what is withheld now. It
-// starts nothing, and refuses to publish for everybody what may be about a Patient.
+// starts nothing, and refuses to publish for everybody what may be about a Patient, or for
+// anybody where some of them have opted out.
 func New(db export.Store, o Options) (*Pages, error) {
 	o = o.withDefaults()
 	if err := o.validate(); err != nil {
 		return nil, err
 	}
+	o.Withhold.Groups = nil // people are in no page, so it does not matter to any who opts out
 	p := &Pages{db: db, o: o, wake: make(chan struct{}, 1), heavy: true, unfinished: map[string]bool{}}
 	for _, t := range o.Types {
 		p.types = append(p.types, t.String())

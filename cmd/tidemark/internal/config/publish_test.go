@@ -12,7 +12,11 @@ func TestPublish(t *testing.T) {
 		want       []string
 	}{
 		{"a directory", "publish: {types: [Organization, Practitioner, Slot], public: true, every: 1d, grace: 1d}", nil},
-		{"withheld", "publish: {types: [Organization]}\nwithhold: {security: [R]}", nil},
+		{"withheld", "publish: {types: [Organization, Patient]}\nwithhold: {security: [R]}", nil},
+		{"who opts out is in none", "publish: {types: [Organization]}\nwithhold: {groups: [opt-out]}", nil},
+		{"who opts out", "publish: {types: [Organization, Schedule, Patient]}\nwithhold: {groups: [opt-out]}", []string{
+			"tidemark.yaml:1: publish.types: Schedule, Patient can be about a patient, and what is published is not narrowed by withhold.groups: take it out",
+		}},
 		{"not for everybody", "publish: {types: [Patient, Observation]}", nil},
 		{"no type", "publish: {types: [Organisation]}", []string{`tidemark.yaml:1: publish.types: not resource types of FHIR R4: "Organisation" (did you mean Organization?)`}},
 		{"patients for everybody", "publish: {types: [Organization, Schedule, Patient], public: true}", []string{

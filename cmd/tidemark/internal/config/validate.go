@@ -535,6 +535,9 @@ func (l *loader) validatePublish() {
 	if p.Public && never != nil {
 		l.invalid("publish.types", "%s can be about a patient and so is never public: take it out, or set publish.public: false", strings.Join(never, ", "))
 	}
+	if !p.Public && never != nil && len(l.Withhold.Groups) > 0 {
+		l.invalid("publish.types", "%s can be about a patient, and what is published is not narrowed by withhold.groups: take it out", strings.Join(never, ", "))
+	}
 	if p.Every < second {
 		l.invalid("publish.every", "%v is too little: at least 1s", p.Every)
 	}
