@@ -76,10 +76,12 @@ type Event struct {
 	Scopes       string // as granted
 	Command      string
 	Parameters   []Parameter // as they came
+	Withheld     bool        // a policy may have left something out
 
 	// How much.
 	File   string // number or name within the job
 	Kind   string // of the file: "output", "deleted", "error", "departed"
+	Parts  int    // files of this kind and type that the job has, if they are several
 	Range  string // of the file that was sent, as in Content-Range; "": all of it
 	Bytes  int64  // that were sent
 	Rows   int64

@@ -82,9 +82,9 @@ var everything = Event{
 	Client: "research", Issuer: "https://issuer.example", Serial: 7, TokenID: "t-1", Remote: "192.0.2.7",
 	Job: "j0b", Level: "group", Group: "diabetics", GroupVersion: "3", Resource: "Patient/7f0a", W: time.Date(2026, 11, 29, 6, 0, 0, 1e6, time.UTC),
 	Since: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC), Until: time.Date(2026, 2, 1, 0, 0, 0, 0, time.UTC), Types: []string{"Patient", "Observation"},
-	Scopes: "system/*.rs", Command: "erase",
+	Scopes: "system/*.rs", Withheld: true, Command: "erase",
 	Parameters: []Parameter{{"_typeFilter", "Patient?name=ä"}, {"patient", ""}, {"patient", " x\x00\xff"}, {"patient", "(empty) not"}},
-	File:       "3", Kind: "output", Range: "bytes 0-9/100", Bytes: 10, Rows: 2, Status: 403,
+	File:       "3", Kind: "output", Parts: 2, Range: "bytes 0-9/100", Bytes: 10, Rows: 2, Status: 403,
 }
 
 // TestEvent: a line says all that is known, and nothing else; this one is an example in

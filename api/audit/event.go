@@ -131,9 +131,9 @@ func (e *Event) encode(observer string) []byte {
 func (e *Event) agent() agent {
 	a := agent{Requestor: true}
 	switch {
-	case e.User != "":
+	case clean(e.User) != "":
 		a.Who = &reference{Identifier: &identifier{users, clean(e.User)}}
-	case e.Client != "":
+	case clean(e.Client) != "":
 		a.Who = &reference{Identifier: &identifier{cmp.Or(clean(e.Issuer), clientIDs), clean(e.Client)}}
 	case e.Action == Begin || e.Action == Lost || e.Action == Publish:
 		a.Name, a.Requestor = "the server", false
@@ -143,8 +143,8 @@ func (e *Event) agent() agent {
 	if e.Serial != 0 {
 		a.AltID = strconv.FormatUint(e.Serial, 10)
 	}
-	if e.Remote != "" {
-		a.Network = &network{clean(e.Remote), ipAddress}
+	if address := clean(e.Remote); address != "" {
+		a.Network = &network{address, ipAddress}
 	}
 	return a
 }
@@ -209,8 +209,12 @@ func (e *Event) facts() (list []detail) {
 	instant("until", e.Until)
 	add("types", strings.Join(e.Types, ","))
 	add("scopes", e.Scopes)
+	if e.Withheld {
+		add("withheld", "by policy")
+	}
 	add("file", e.File)
 	add("kind", e.Kind)
+	number("parts", int64(e.Parts))
 	add("range", clean(e.Range))
 	number("bytes", e.Bytes)
 	number("rows", e.Rows)
@@ -356,6 +360,10 @@ func (e *Event) setFact(name, value string) {
 		e.File = value
 	case "kind":
 		e.Kind = value
+	case "withheld":
+		e.Withheld = true
+	case "parts":
+		e.Parts, _ = strconv.Atoi(value)
 	case "range":
 		e.Range = value
 	case "bytes":

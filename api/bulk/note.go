@@ -30,6 +30,7 @@ func (h *Handlers) note(ctx context.Context, id string, q *export.Request) {
 	for _, t := range q.Types {
 		e.Types = append(e.Types, t.String())
 	}
+	e.Withheld = q.Access != nil && !q.Access.Withhold.Empty()
 	// What is known stands there, though the Group's version could not be read.
 	if f, err := h.Jobs.Facts(id); err == nil || f != (export.Facts{}) {
 		e.W, e.Since, e.GroupVersion = audit.At(f.Upto), audit.At(f.Since), f.GroupVersion
@@ -46,6 +47,9 @@ func noteFile(ctx context.Context, job string, n int) {
 func noteSent(ctx context.Context, d *export.Download) {
 	e := audit.Note(ctx)
 	e.Kind = string(d.List)
+	if d.Parts > 1 {
+		e.Parts = d.Parts
+	}
 	if d.Type != 0 {
 		e.Types = []string{d.Type.String()}
 	}

@@ -14,6 +14,7 @@ import (
 type Download struct {
 	Type    fhir.Type // 0: OperationOutcomes
 	List    List
+	Parts   int // how many files the job has of this list and type
 	file    File
 	release func()
 }
@@ -34,6 +35,11 @@ func (j *Jobs) Open(ctx context.Context, id string, n int) (*Download, error) {
 		return nil, fmt.Errorf("open file %d of an export job: %w", n, err)
 	}
 	d.release = release
+	for _, f := range r.Files {
+		if f.List == d.List && f.Type == d.Type {
+			d.Parts++
+		}
+	}
 	return d, nil
 }
 

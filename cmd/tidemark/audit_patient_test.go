@@ -5,6 +5,7 @@ import (
 	"errors"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -13,60 +14,91 @@ import (
 	"tidemark/store/fhir"
 )
 
-// TestAuditPatient: who was given a patient's data is told from the trail and the store:
-// surely, perhaps with the reason, or not. Asking is on record, too.
-func TestAuditPatient(t *testing.T) {
+// A past is a store to which changes come as a test says.
+type past struct {
+	t     *testing.T
+	dir   string
+	db    *store.DB
+	next  int64
+	close func()
+}
+
+func newPast(t *testing.T) *past {
+	t.Helper()
 	dir := filepath.Join(t.TempDir(), "data")
-	db, err := store.Open(dir, store.Options{CommitInterval: time.Millisecond})
+	db, err := store.Open(dir, store.Options{CommitInterval: time.Millisecond, Allowance: time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	ran := make(chan error, 1)
 	go func() { ran <- db.Run(ctx) }()
-	part := store.Partition{Topic: "t"}
-	if err := db.Discover(store.Discovery{Complete: true, Partitions: []store.Discovered{{Partition: part}}}); err != nil {
+	p := &past{t: t, dir: dir, db: db, close: sync.OnceFunc(func() {
+		stop()
+		if err := errors.Join(<-ran, db.Close()); err != nil {
+			t.Error(err)
+		}
+	})}
+	t.Cleanup(p.close)
+	if err := db.Discover(store.Discovery{Complete: true, Partitions: []store.Discovered{{Partition: pastPart}}}); err != nil {
 		t.Fatal(err)
 	}
-	next := int64(0)
-	put := func(texts ...string) time.Time {
-		t.Helper()
-		asked := db.Now()
-		b := store.Batch{Partition: part, LeaderEpoch: -1, Asked: asked}
-		for _, text := range texts {
-			r, err := new(fhir.Scanner).Scan([]byte(text))
-			if err != nil {
-				t.Fatal(err)
+	return p
+}
+
+var pastPart = store.Partition{Topic: "t"}
+
+// put has resources come, or go if their text is only Type/id, and returns the watermark
+// at which exports hold that.
+func (p *past) put(texts ...string) time.Time {
+	p.t.Helper()
+	asked := p.db.Now()
+	b := store.Batch{Partition: pastPart, LeaderEpoch: -1, Asked: asked}
+	for _, text := range texts {
+		c := store.Change{Offset: p.next, Version: store.NoVersion, LastUpdated: fhir.None, Time: fhir.None, Timestamp: asked}
+		p.next++
+		if text[0] != '{' {
+			var err error
+			c.Delete = true
+			if c.Key, err = fhir.ParseKey(text); err != nil {
+				p.t.Fatal(err)
 			}
-			b.Changes = append(b.Changes, store.Change{
-				Key: r.Key, Body: r.Body, Meta: r.Meta, Patients: r.Patients, References: r.References, Members: r.Members, Offset: next,
-				Version: store.NoVersion, LastUpdated: fhir.None, Time: fhir.None, Timestamp: asked,
-			})
-			next++
+			b.Changes = append(b.Changes, c)
+			continue
 		}
-		b.Next, b.End = next, next
-		for first := true; first || db.Status().Watermark < asked || db.Status().Gathering > 0; first = false {
-			if err := db.Apply(t.Context(), b); err != nil {
-				t.Fatal(err)
-			}
-			b = store.Batch{Partition: b.Partition, LeaderEpoch: -1, Asked: db.Now(), Next: next, End: next}
-			time.Sleep(time.Millisecond)
-		}
-		snap, err := db.Pin(t.Context(), strings.Repeat("a", 32), time.Now().Add(time.Hour), func(*store.Snapshot) ([]byte, error) { return []byte("{}"), nil })
+		r, err := new(fhir.Scanner).Scan([]byte(text))
 		if err != nil {
-			t.Fatal(err)
+			p.t.Fatal(err)
 		}
-		defer snap.Close()
-		return snap.Watermark().Time() // promised, as that of a job is
+		c.Key, c.Body, c.Meta, c.Patients, c.References, c.Members = r.Key, r.Body, r.Meta, r.Patients, r.References, r.Members
+		b.Changes = append(b.Changes, c)
 	}
+	b.Next, b.End = p.next, p.next
+	for first := true; first || p.db.Status().Watermark < asked || p.db.Status().Gathering > 0; first = false {
+		if err := p.db.Apply(p.t.Context(), b); err != nil {
+			p.t.Fatal(err)
+		}
+		b = store.Batch{Partition: b.Partition, LeaderEpoch: -1, Asked: p.db.Now(), Next: p.next, End: p.next}
+		time.Sleep(time.Millisecond)
+	}
+	snap, err := p.db.Pin(p.t.Context(), strings.Repeat("a", 32), time.Now().Add(time.Hour), func(*store.Snapshot) ([]byte, error) { return []byte("{}"), nil })
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	defer snap.Close()
+	return snap.Watermark().Time() // promised, as that of a job is
+}
+
+// TestAuditPatient: who was given a patient's data is told from the trail and the store:
+// surely, perhaps with the reason, or not. Asking is on record, too.
+func TestAuditPatient(t *testing.T) {
+	h := newPast(t)
+	dir, db, put := h.dir, h.db, h.put
 	before := db.Now().Time().Add(-time.Second)
 	w := put(`{"resourceType":"Patient","id":"a"}`, `{"resourceType":"Patient","id":"b"}`,
 		`{"resourceType":"Group","id":"g","member":[{"entity":{"reference":"Patient/a"}}]}`,
 		`{"resourceType":"Observation","id":"o","subject":{"reference":"Patient/b"}}`)
-	stop()
-	if err := errors.Join(<-ran, db.Close()); err != nil {
-		t.Fatal(err)
-	}
+	h.close()
 	trail, err := audit.Open(audit.Options{Dir: filepath.Join(dir, "audit"), Required: true})
 	if err != nil {
 		t.Fatal(err)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"tidemark/api"
+	"tidemark/api/audit"
 	"tidemark/api/export"
 	"tidemark/store"
 	"tidemark/store/fhir"
@@ -52,6 +53,34 @@ func BenchmarkKickOff(b *testing.B) {
 	}
 }
 
+// BenchmarkKickOffAudited is the same on a store of 10,000 resources, without a trail and
+// with one that is required, and one synced write alone, by turns: a kick-off's line is
+// synced before its answer leaves, its DELETE's before that is done.
+func BenchmarkKickOffAudited(b *testing.B) {
+	s := newKickOffStore(b, 10_000)
+	trail, err := audit.Open(audit.Options{Dir: filepath.Join(b.TempDir(), "audit"), Required: true})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _ = trail.Close() })
+	audited := &kickOffStore{db: s.db, count: s.count, base: s.base, file: s.file}
+	audited.serve(b, trail)
+	var without, with, synced []time.Duration
+	for b.Loop() {
+		for range 200 {
+			without = append(without, s.kickOff(b, nil))
+			with = append(with, audited.kickOff(b, nil))
+			synced = append(synced, s.sync(b))
+		}
+	}
+	report(b, map[string]float64{
+		"p50-ms": milliseconds(quantile(with, 0.5)), "p99-ms": milliseconds(quantile(with, 0.99)),
+		"without-p50-ms": milliseconds(quantile(without, 0.5)), "without-p99-ms": milliseconds(quantile(without, 0.99)),
+		"sync-p50-ms": milliseconds(quantile(synced, 0.5)), "sync-p99-ms": milliseconds(quantile(synced, 0.99)),
+		"x-without": quantile(with, 0.5).Seconds() / quantile(without, 0.5).Seconds(),
+	})
+}
+
 // A kickOffStore is a served store of small resources.
 type kickOffStore struct {
 	db     *store.DB
@@ -75,7 +104,7 @@ func newKickOffStore(b *testing.B, n int) *kickOffStore {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { _ = s.file.Close() })
-	s.serve(b)
+	s.serve(b, nil)
 	for merged := true; merged; { // what merges would do during the measurement is done before
 		if merged, err = db.Merge(b.Context()); err != nil {
 			b.Fatal(err)
@@ -125,11 +154,12 @@ func smallChange(i int, at fhir.Instant) store.Change {
 	}
 }
 
-func (s *kickOffStore) serve(b *testing.B) {
+// serve starts a server, with a trail or nil.
+func (s *kickOffStore) serve(b *testing.B, trail *audit.Trail) {
 	b.Helper()
 	address := anyPort(b)
 	s.base = "http://" + address + "/fhir"
-	server, err := api.New(api.Options{Store: export.Of(s.db), Listen: address, PublicURL: s.base})
+	server, err := api.New(api.Options{Store: export.Of(s.db), Listen: address, PublicURL: s.base, Audit: trail})
 	if err != nil {
 		b.Fatal(err)
 	}

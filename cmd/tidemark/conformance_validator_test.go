@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"tidemark/cmd/tidemark/internal/config"
 	"tidemark/cmd/tidemark/internal/manifest"
 )
 
@@ -427,6 +429,7 @@ func (a *answers) secured() {
 	add("a job whose client may not have it any more", http.StatusGone, token, job.URL)
 	s.operate("disable", "payer")
 	add("a token of a disabled client", http.StatusUnauthorized, token, "$export")
+	a.onRecord(filepath.Join(s.store(), config.AuditName))
 }
 
 // suffice fails the test unless the answers have enough of everything.
@@ -446,7 +449,7 @@ func (a *answers) suffice(gone int) {
 			a.t.Errorf("the answers have no %s", kind)
 		}
 	}
-	if has["OperationOutcome"] < 60 || has["Bundle"] < gone || has["CapabilityStatement"] != 2 {
+	if has["OperationOutcome"] < 60 || has["Bundle"] < gone || has["CapabilityStatement"] != 2 || has["AuditEvent"] < 20 {
 		a.t.Errorf("the answers have not enough of everything: %v", has)
 	}
 	a.t.Logf("%d resources of %d types, %d OperationOutcomes, %d Bundles", len(a.specimens), len(has), has["OperationOutcome"], has["Bundle"])
