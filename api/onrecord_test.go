@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
 	"regexp"
 	"strings"
@@ -108,9 +109,7 @@ func (a *archive) send(e *errand) (*http.Response, string) {
 	r.Header.Set("Accept", "application/fhir+json")
 	r.Header.Set("Accept-Encoding", "identity")
 	r.Header.Set("Content-Type", "application/fhir+json")
-	for name, values := range e.header {
-		r.Header[name] = values
-	}
+	maps.Copy(r.Header, e.header)
 	if e.token != "" {
 		r.Header.Set("Authorization", "Bearer "+e.token)
 	}
@@ -155,7 +154,7 @@ func (e *errand) judge(resp *http.Response, body string, said []*audit.Event) (f
 	fault := func(format string, args ...any) { faults = append(faults, fmt.Sprintf(format, args...)) }
 	status, action, outcome, want := resp.StatusCode, e.does, audit.Done, 1
 	switch {
-	case e.public, e.does == "" && status != http.StatusUnauthorized && status != http.StatusForbidden && !(status == http.StatusNotFound && e.foreign()):
+	case e.public, e.does == "" && status != http.StatusUnauthorized && status != http.StatusForbidden && (status != http.StatusNotFound || !e.foreign()):
 		want = 0
 	case status == http.StatusUnauthorized, status == http.StatusForbidden, status == http.StatusNotFound && e.foreign():
 		action, outcome = audit.Refused, audit.Denied

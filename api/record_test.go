@@ -231,8 +231,10 @@ func TestRecordDelete(t *testing.T) {
 	o.db.Fail(nil)
 	o.ask(http.MethodDelete, job, token)
 	o.ask(http.MethodDelete, job, token)
-	want := []string{"kickoff whole patient", "refused other not-found", "delete begun whole", "delete ended whole transient",
-		"delete begun whole", "delete ended whole", "delete whole not-found"}
+	want := []string{
+		"kickoff whole patient", "refused other not-found", "delete begun whole", "delete ended whole transient",
+		"delete begun whole", "delete ended whole", "delete whole not-found",
+	}
 	if d := cmp.Diff(want, lines(t, fs)); d != "" {
 		t.Error(d)
 	}

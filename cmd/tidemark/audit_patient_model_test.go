@@ -74,7 +74,7 @@ func newWard(t *testing.T, seed uint64) *ward {
 		t.Fatal(err)
 	}
 	go func() { ended <- s.Run(ctx) }()
-	w.past.close = func(inner func()) func() {
+	w.close = func(inner func()) func() {
 		return func() {
 			stop()
 			if err := <-ended; err != nil {
@@ -85,7 +85,7 @@ func newWard(t *testing.T, seed uint64) *ward {
 			}
 			inner()
 		}
-	}(w.past.close)
+	}(w.close)
 	return w
 }
 
@@ -241,7 +241,7 @@ func urlsIn(manifest []byte, base, list string) (urls []string) {
 	if list == "departed" {
 		part = m["extension"]
 	}
-	for _, piece := range strings.Split(string(part), `"`) {
+	for piece := range strings.SplitSeq(string(part), `"`) {
 		if strings.HasPrefix(piece, base+"/export/") && strings.HasSuffix(piece, ".ndjson") {
 			urls = append(urls, piece)
 		}
@@ -358,7 +358,7 @@ func TestAuditPatientModel(t *testing.T) {
 				}
 			}
 		}
-		w.past.close()
+		w.close()
 	}
 	for _, v := range []verdict{not, perhaps, surely} {
 		if kinds[v] < 10 {
