@@ -49,7 +49,7 @@ func TestTurns(t *testing.T) {
 		if e := <-modest; e.err != nil || e.after != 2*took {
 			t.Errorf("one request had its turn after %v, %v", e.after, e.err)
 		}
-		served := 0
+		served, longest := 0, time.Duration(0)
 		for _, c := range greedy {
 			e := <-c
 			late, is := errors.AsType[*TurnError](e.err)
@@ -59,11 +59,15 @@ func TestTurns(t *testing.T) {
 			case !is || e.after > 10*time.Second || late.After < took || late.After > maxAfter:
 				t.Errorf("after %v: %+v, %v", e.after, late, e.err)
 			default:
+				longest = max(longest, late.After)
 				time.Sleep(late.After)
 				if e := <-ask("#1"); e.err != nil {
 					t.Errorf("come again after %v: %v", late.After, e.err)
 				}
 			}
+		}
+		if longest < 6*took {
+			t.Errorf("of seven that waited in vain each is told to come after %v at most", longest)
 		}
 		if served != 2 || len(turns.line) != 0 {
 			t.Errorf("%d were served, %d lines are left", served, len(turns.line))
