@@ -21,6 +21,7 @@ import (
 	"tidemark/store/disk"
 	"tidemark/store/fhir"
 	"tidemark/store/segment"
+	"tidemark/store/storetest"
 )
 
 var (
@@ -175,12 +176,12 @@ func TestPlanNeedsNoBodies(t *testing.T) {
 // TestLateAfterCrash shows W, crashes at once, and lets a change of an hour
 // before come: the next window holds it, a thousand times of a thousand.
 func TestLateAfterCrash(t *testing.T) {
-	missed := 0
-	for range 40 {
+	missed, rounds := 0, storetest.Rounds(40)
+	for range rounds {
 		synctest.Test(t, func(t *testing.T) { missed += lateAfterCrash(t, 25) })
 	}
 	if missed > 0 {
-		t.Errorf("%d of 1000 windows miss the late change", missed)
+		t.Errorf("%d of %d windows miss the late change", missed, 25*rounds)
 	}
 }
 
