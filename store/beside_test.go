@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
@@ -53,13 +54,13 @@ func TestBeside(t *testing.T) {
 					t.Errorf("pinned are %+v", pins)
 				}
 				_, err := db.Check(true)
-				told := err.Error()
+				told := fmt.Sprint(err)
 				stop()
 				if err := errors.Join(<-ran, db.Close()); err != nil {
 					t.Error(err)
 				}
 				_, cold := CheckDir("store", o, nil)
-				for _, said := range []string{told, log.String(), cold.Error()} {
+				for _, said := range []string{told, log.String(), fmt.Sprint(cold)} {
 					if strings.Count(said, c.name) != 1 || strings.Contains(said, "the-id") {
 						t.Errorf("it is said: %s", said)
 					}
