@@ -108,7 +108,7 @@ func (v *veiling) concerns(s *seg, b, to int) bool {
 		return false
 	}
 	k := &s.r.Blocks()[b]
-	return k.Loose < k.Rows && !passes(v.hashes, s, b, to)
+	return len(v.hashes) > 0 && k.Loose < k.Rows && !passes(v.hashes, s, b, to)
 }
 
 // names tells whether a resource of a type is hidden by its key.
