@@ -25,13 +25,13 @@ const canary = "canary-b7c1"
 // Broker to bulk client: a chain of exports through a kill, a clean stop and
 // two restarts delivers every change exactly once.
 func TestEndToEnd(t *testing.T) {
-	cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(4, "fhir-changes"))
+	cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(4, "fhir-changes"), kfake.SeedTopics(1, "trail"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer cluster.Close()
 	r := newRig(t, cluster.ListenAddrs()[0], "fhir-changes", nil,
-		"--set", "publish.types=Observation,Encounter,Patient", "--set", "publish.every=1s")
+		"--set", "publish.types=Observation,Encounter,Patient", "--set", "publish.every=1s", "--set", "audit.topic=trail")
 
 	r.write(r.hospital.History)
 	r.ledger.Start(time.Now())
