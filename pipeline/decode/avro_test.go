@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -79,9 +80,7 @@ func TestAvro(t *testing.T) {
 			"id": "p-1", "version": map[string]any{"int": 3}, "changed": int64(1767323045123456),
 			"content": map[string]any{"string": body}, "packed": nil, "gone": map[string]any{"boolean": false},
 		}
-		for k, v := range more {
-			m[k] = v
-		}
+		maps.Copy(m, more)
 		return m
 	}
 	envelope := func(op string, after any) map[string]any {

@@ -42,8 +42,16 @@ var verbs = []struct {
 	verb string
 	does action
 }{
-	{"create", upserts}, {"update", upserts}, {"upsert", upserts}, {"insert", upserts}, {"patch", upserts}, {"change", upserts},
-	{"delete", deletes}, {"remove", deletes}, {"purge", deletes}, {"expunge", deletes},
+	{"create", upserts},
+	{"update", upserts},
+	{"upsert", upserts},
+	{"insert", upserts},
+	{"patch", upserts},
+	{"change", upserts},
+	{"delete", deletes},
+	{"remove", deletes},
+	{"purge", deletes},
+	{"expunge", deletes},
 }
 
 // actionOf reads what was done in the words that producers use: a verb or its past tense,
