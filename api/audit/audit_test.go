@@ -744,3 +744,15 @@ func BenchmarkRecord(b *testing.B) {
 }
 
 var _ io.Closer = (*Trail)(nil)
+
+// TestSecretParameters: a token that a client has put into the URL is none of the trail's.
+func TestSecretParameters(t *testing.T) {
+	e := Event{Parameters: []Parameter{{"access_token", "canary-1"}, {"Client_Assertion", "canary-2"}, {"_type", "Patient"}}}
+	for _, part := range e.entities() {
+		for _, d := range part.Detail {
+			if strings.Contains(d.value(), "canary") || d.Type == "_type" && d.value() != "Patient" {
+				t.Errorf("%s is %s", d.Type, d.value())
+			}
+		}
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -175,11 +176,24 @@ func (e *Event) entities() []entity {
 	if len(e.Parameters) > 0 {
 		q := entity{Type: anObject, Role: aQuery}
 		for _, p := range e.Parameters {
-			q.Detail = append(q.Detail, newDetail(p.Name, p.Value))
+			q.Detail = append(q.Detail, newDetail(p.Name, p.told()))
 		}
 		list = append(list, q)
 	}
 	return list
+}
+
+// secrets are parameters by which clients prove who they are. Some send them where they do
+// not belong, in the URL of a kick-off (RFC 6750, 2.3): there they open nothing, elsewhere
+// they may.
+var secrets = []string{"access_token", "id_token", "client_assertion", "client_secret", "refresh_token"}
+
+// told is the value as it stands in the trail.
+func (p Parameter) told() string {
+	if slices.Contains(secrets, strings.ToLower(p.Name)) {
+		return "(secret)"
+	}
+	return p.Value
 }
 
 // facts are what FHIR has no place for, in the order in which people read them.
