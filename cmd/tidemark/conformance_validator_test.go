@@ -422,7 +422,13 @@ func (a *answers) secured() {
 	add("another level", http.StatusForbidden, token, "$export")
 	add("another type", http.StatusForbidden, token, "Patient/$export?_type=Observation")
 	add("another Group", http.StatusNotFound, token, "Group/of-b/$export")
-	job, _ := s.export(token, "Patient/$export", nil)
+	job, files := s.export(token, "Patient/$export", nil)
+	for _, f := range files.Output { // for the trail
+		if status, body := s.get(token, f.URL); status != http.StatusOK {
+			a.t.Errorf("a file: %d: %s", status, body)
+		}
+	}
+	s.operate("list")
 	add("a second job of a day", http.StatusTooManyRequests, token, "Patient/$export")
 	add("a job of more types than the token has", http.StatusForbidden, c.token("system/Group.rs"), job.URL)
 	s.operate("change", "payer", "--level", "group")
