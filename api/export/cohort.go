@@ -167,10 +167,11 @@ func (q *Request) cohort(ctx context.Context, s Snapshot, how identifying, bases
 func (q *Request) named(out *optedOut) *cohort {
 	w := walk{patients: map[string][]store.Stay{}}
 	for _, id := range q.Patients {
-		w.patients[id] = out.takes(id, store.Stay{Joined: fhir.None, Left: fhir.None})
+		w.patients[id] = []store.Stay{{Joined: fhir.None, Left: fhir.None}}
 	}
 	c := &cohort{live: map[string]fhir.Instant{}, deleted: map[string]fhir.Instant{}, left: map[string]fhir.Instant{}}
 	c.count(&w, q.Since)
+	c.leave(&w, out, q.Since, true)
 	return c
 }
 

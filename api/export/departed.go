@@ -190,8 +190,35 @@ func (d *departing) gather(ctx context.Context) error {
 		if err := g.of(g.s, Deleted, sec.Type).Rows(ctx, sec, g.r.Since, g.s.Watermark(), add); err != nil {
 			return err
 		}
+		if g.c != nil {
+			continue
+		}
+		// An export of everybody has Provenance about what was deleted long ago, until whose
+		// that was have opted out.
+		theirs := g.bare.Choosing(store.Choice{Patients: behind(g.leavers(), fhir.None)})
+		if err := theirs.Rows(ctx, sec, fhir.None, g.r.Since, add); err != nil {
+			return err
+		}
 	}
 	d.gone = sorted(d.gone)
+	return d.gatherAbout(ctx)
+}
+
+// gatherAbout adds the Provenance that has gone with what it is about, for another may be
+// about that: in an export of everybody.
+func (d *departing) gatherAbout(ctx context.Context) error {
+	for known := -1; d.g.c == nil && known < len(d.gone); {
+		known = len(d.gone)
+		more := d.gone[:known:known] // leaving searches the others meanwhile
+		err := d.leaving(ctx, provenanceType, func(row *store.Row) error {
+			more = append(more, hashKey(row.Key))
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		d.gone = sorted(more)
+	}
 	return nil
 }
 
@@ -217,7 +244,7 @@ func (d *departing) write(ctx context.Context, t fhir.Type, m *making) error {
 // the client's when the window began: that is known of what has not changed since. Of
 // all else it is not told, for it may never have been the client's (decisions.md 6).
 func (d *departing) leavingUnchanged(ctx context.Context, t fhir.Type, tell func(*store.Row) error) error {
-	if len(d.g.leavers()) == 0 {
+	if !d.mayLeave(t) {
 		return nil
 	}
 	may, err := d.g.allowed(ctx, t)
@@ -252,18 +279,22 @@ func (d *departing) moving(ctx context.Context, t fhir.Type, tell func(*store.Ro
 	})
 }
 
+// mayLeave tells whether any of a type may have left with its Patient, or as Provenance
+// with what it is about: that takes nobody who has left.
+func (d *departing) mayLeave(t fhir.Type) bool {
+	return len(d.g.leavers()) > 0 && t != groupType || t == provenanceType && len(d.gone) > 0
+}
+
 // leaving tells what has left with its Patient, and what Provenance has lost all
 // that it is about.
 func (d *departing) leaving(ctx context.Context, t fhir.Type, tell func(*store.Row) error) error {
 	g := d.g
-	if g.c == nil && g.out == nil || t == groupType {
+	if !d.mayLeave(t) {
 		return nil
 	}
 	c := store.Choice{Patients: behind(g.leavers(), fhir.None)}
 	if t == provenanceType {
 		c.Refer = d.refer
-	} else if len(g.leavers()) == 0 {
-		return nil
 	}
 	err := g.bare.Choosing(c).Rows(ctx, store.Section{Kind: store.Live, Type: t}, fhir.None, g.s.Watermark(), func(row *store.Row) error {
 		if g.holds(row) || d.moves(row) || !isAbout(row, d.refer) && !d.leaves(row) {

@@ -271,7 +271,8 @@ func (c *cohort) leave(w *walk, out *optedOut, since fhir.Instant, listed bool) 
 	if listed {
 		c.live, c.deleted, c.left = map[string]fhir.Instant{}, map[string]fhir.Instant{}, map[string]fhir.Instant{}
 		for id, stays := range w.patients {
-			w.patients[id] = out.takes(id, stays...)
+			long := func(t store.Stay) bool { return !lasts(t) && t.Left <= since }
+			w.patients[id] = slices.DeleteFunc(out.takes(id, stays...), long)
 		}
 		c.count(w, since)
 	}

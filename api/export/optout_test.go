@@ -229,6 +229,9 @@ func (g *registry) judge(a registryAsk, lists map[string]map[string]bool, text s
 	joined := func(id string) bool { // takes part, and did not all the time
 		return a.takes(&end, id) && (a.from < 0 || slices.ContainsFunc(window, func(m moment) bool { return !a.takes(&m, id) }))
 	}
+	back := func(id string) bool { // takes part again; what is another's, too, may come twice for that
+		return !end.out(id) && slices.ContainsFunc(window, func(m moment) bool { return m.out(id) })
+	}
 	must := func(list, ref string, want bool) {
 		g.t.Helper()
 		if g.worth[fmt.Sprint(list, want)]++; lists[list][ref] != want {
@@ -245,7 +248,10 @@ func (g *registry) judge(a registryAsk, lists map[string]map[string]bool, text s
 		case kind == "Observation" || kind == "Patient":
 			if a.holds(ref, &end) {
 				sent := fresh(ref) || slices.ContainsFunc(k.patients, joined)
-				if must("output", ref, sent); was {
+				if sent || !slices.ContainsFunc(k.patients, back) {
+					must("output", ref, sent)
+				}
+				if was {
 					g.worth["back"]++
 				}
 			} else {
@@ -289,9 +295,21 @@ func (g *registry) judgeDeletion(a registryAsk, ref string, must func(list, ref 
 	must("deleted", ref, anybodys || slices.ContainsFunc(g.history[a.from:k.step+1], takes))
 }
 
+// settled tells whether a Provenance, and whatever it is about, is about the same as when
+// the window began, and that was somebody's: else nobody can tell what hides it now.
+func (a *registryAsk) settled(g *registry, ref string) bool {
+	return !slices.ContainsFunc(g.history[a.to].of[ref].refs, func(to fhir.Key) bool {
+		was := g.history[a.from].of[to.String()]
+		if kindOf(to.String()) == "Provenance" {
+			return g.history[a.to].of[to.String()].step > a.from || len(was.refs) > 0 && to.String() != ref && !a.settled(g, to.String())
+		}
+		return fhir.OnlyTargeted(to.Type) && len(was.patients) == 0
+	})
+}
+
 func (g *registry) judgeDeparture(a registryAsk, ref string, lists map[string]map[string]bool) {
 	g.t.Helper()
-	kind, _, _ := strings.Cut(ref, "/")
+	kind := kindOf(ref)
 	end := g.history[a.to]
 	if !a.Departed || a.from < 0 || kind != "Observation" && kind != "Patient" && kind != "Provenance" {
 		return
@@ -301,7 +319,7 @@ func (g *registry) judgeDeparture(a registryAsk, ref string, lists map[string]ma
 		if a.some() || !end.of[ref].lives || end.of[ref].step > a.from {
 			return
 		}
-		if left := end.hides(ref, &end) && !g.history[a.from].hides(ref, &end); left && !told {
+		if left := end.hides(ref, &end) && !g.history[a.from].hides(ref, &end) && a.settled(g, ref); left && !told {
 			g.t.Errorf("departed lacks %s", ref)
 		} else if left {
 			g.worth["departed Provenance"]++
@@ -311,7 +329,10 @@ func (g *registry) judgeDeparture(a registryAsk, ref string, lists map[string]ma
 		}
 		return
 	}
-	before := a.holds(ref, &g.history[a.from])
+	// What was nobody's when the window began, and is of who has opted out, cannot be told
+	// from what came to be after that.
+	nobodys := len(g.history[a.from].of[ref].patients) == 0
+	before := a.holds(ref, &g.history[a.from]) && !nobodys
 	switch {
 	case told && a.holds(ref, &end):
 		g.t.Errorf("departed has %s, which is there", ref)
@@ -441,4 +462,72 @@ func TestOptOut(t *testing.T) {
 			t.Errorf("this proves little of %s: %v", what, worth)
 		}
 	}
+}
+
+// TestOptOutLongAgo: somebody who is asked for by name has left the export when he opts
+// out, not in any later window.
+func TestOptOutLongAgo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &ward{t: t, r: rand.New(rand.NewPCG(1, 6)), fs: vfs.NewMem(), unled: &unled{}}
+		w.open()
+		defer func() { w.db.Close() }()
+		w.commit(scanned(t, "Patient/1", ""), scanned(t, "Group/out", ""))
+		w.advance(2 * time.Second)
+		before := w.db.Status().Watermark
+		w.commit(scanned(t, "Group/out", `,"member":[{"entity":{"reference":"Patient/1"}}]`))
+		w.advance(2 * time.Second)
+		for since, told := range map[fhir.Instant]bool{before: true, w.db.Status().Watermark: false} {
+			id := start(t, w.jobs, export.Request{
+				Level: export.Patient, Patients: []string{"1"}, URL: "x", Since: since, Upto: fhir.None, Departed: true,
+				Access: &export.Access{Rights: smart.Parse("system/*.rs"), Withhold: withhold.Policy{Groups: []string{"out"}}},
+			})
+			stop := runs(t, w.jobs)
+			synctest.Wait()
+			stop()
+			lines, _ := w.held(id)
+			if text := strings.Join(lines, "\n"); strings.Contains(text, `"Patient/1"`) != told {
+				t.Errorf("since %v, told of: %v\n%s", since, !told, text)
+			}
+		}
+	})
+}
+
+// TestOptOutOfTwoThings: deletions are told of who took part and was a member at once, not
+// of who was first the one and then the other.
+func TestOptOutOfTwoThings(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &ward{t: t, r: rand.New(rand.NewPCG(1, 6)), fs: vfs.NewMem(), unled: &unled{}}
+		w.open()
+		defer func() { w.db.Close() }()
+		member := `,"member":[{"entity":{"reference":"Patient/1"}}]`
+		group := func(id, more string) {
+			w.commit(scanned(t, "Group/"+id, more))
+			w.advance(time.Second)
+		}
+		w.commit(scanned(t, "Patient/1", ""), scanned(t, "Observation/1", `,"subject":{"reference":"Patient/1"}`))
+		group("0", member)
+		group("out", "")
+		group("out", member)
+		w.advance(time.Second)
+		since := w.db.Status().Watermark
+		group("0", "")
+		group("out", "")
+		group("out", member)
+		w.commit(wardDeletion(t, "Observation/1"))
+		w.advance(time.Second)
+		group("0", member)
+		group("out", "")
+		w.advance(time.Second)
+		id := start(t, w.jobs, export.Request{
+			Level: export.Group, Group: "0", URL: "x", Since: since, Upto: fhir.None,
+			Access: &export.Access{Rights: smart.Parse("system/*.rs"), Withhold: withhold.Policy{Groups: []string{"out"}}},
+		})
+		stop := runs(t, w.jobs)
+		synctest.Wait()
+		stop()
+		lines, _ := w.held(id)
+		if text := strings.Join(lines, "\n"); strings.Contains(text, "Observation/1") || !strings.Contains(text, `"id":"1"`) {
+			t.Error(text)
+		}
+	})
 }
