@@ -27,7 +27,7 @@ func parseReference(p *parameter, modifier, value string, bases []string) (test,
 	t := referenceTest{literal: ref, bases: bases}
 	if modifier != "" {
 		if _, known := fhir.ParseType(modifier); !known {
-			return nil, unsupported("the modifier :%s of the search parameter %s is not supported: it is not a resource type of FHIR R4 either", shown(modifier), p.code)
+			return nil, unsupported("the modifier %s of the search parameter %s is not supported: it is not a resource type of FHIR R4 either", shown(":"+modifier), p.code)
 		}
 		t.typ = modifier
 	}

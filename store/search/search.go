@@ -145,7 +145,7 @@ func (p *parameter) parse(modifier, text string, env Env) (test, error) {
 	case p.kind == "string" && (modifier == "exact" || modifier == "contains"):
 		return parseString(modifier, text), nil
 	case modifier != "":
-		return nil, unsupported("the modifier :%s of the search parameter %s is not supported", shown(modifier), p.code)
+		return nil, unsupported("the modifier %s of the search parameter %s is not supported", shown(":"+modifier), p.code)
 	}
 	switch p.kind {
 	case "string":
@@ -163,7 +163,8 @@ func (p *parameter) parse(modifier, text string, env Env) (test, error) {
 	}
 }
 
-// shown is a word of a client's, cut to what can be a modifier.
+// shown is a client's word as a fault may show it: quoted, as far as it can be printed, and
+// not long.
 func shown(word string) string {
 	word = strings.Map(func(c rune) rune {
 		if c > ' ' && c < 0x7f {
@@ -171,7 +172,7 @@ func shown(word string) string {
 		}
 		return -1
 	}, word)
-	return word[:min(len(word), 32)]
+	return strconv.Quote(word[:min(len(word), 32)])
 }
 
 // quoted is a malformed date or number as a fault may show it: one that has other

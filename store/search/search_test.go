@@ -125,7 +125,7 @@ func TestFaults(t *testing.T) {
 		"Patient?_has:Observation:code=1": "_has is not supported",
 		"Patient?organization.name=x":     "chained",
 		"Patient?organization:Organization.name=x":  "not supported",
-		"Patient?gender:in=x":                       ":in of the search parameter gender is not supported",
+		"Patient?gender:in=x":                       `":in" of the search parameter gender is not supported`,
 		"Patient?gender:above=x":                    "not supported",
 		"Patient?birthdate=01/02/2020":              "right is a date",
 		"Patient?birthdate=gt2020-13":               "right is a date",
