@@ -184,7 +184,7 @@ func (d *departing) gather(ctx context.Context) error {
 		}
 	}
 	for _, sec := range g.r.everyones(g.s, store.Deleted, nil) {
-		if !fhir.OnlyTargeted(sec.Type) || sec.Type == provenanceType {
+		if !fhir.OnlyTargeted(sec.Type) || sec.Type == provenanceType && g.c != nil {
 			continue
 		}
 		if err := g.of(g.s, Deleted, sec.Type).Rows(ctx, sec, g.r.Since, g.s.Watermark(), add); err != nil {
