@@ -53,6 +53,7 @@ type commands struct {
 	Deadletter  deadletterCmd  `cmd:"" help:"List and show the records that could not be decoded."`
 	Audit       auditCmd       `cmd:"" help:"Read and prove the trail of who was given what."`
 	Verify      verifyCmd      `cmd:"" help:"Recount a downloaded export against its manifest."`
+	Validate    validateCmd    `cmd:"" help:"Look at records of a topic: what they are understood as, and which format they are in."`
 	CheckConfig checkConfigCmd `cmd:"" help:"List all faults of a configuration file."`
 	Version     versionCmd     `cmd:"" help:"Print the version."`
 }

@@ -1,0 +1,126 @@
+// Package probe looks at some records and tells what they are: what each is understood as
+// in a format, and which format they look like. It refuses to know where they come from.
+package probe
+
+import (
+	"cmp"
+	"errors"
+	"slices"
+
+	"tidemark/pipeline/decode"
+	"tidemark/store"
+)
+
+// A Finding is what became of one record.
+type Finding struct {
+	Record  decode.Record
+	Changes []store.Change // none: it says nothing
+	Refused string         // why, "" if it was understood
+}
+
+// Look decodes each record. An error is none of a record's: a registry that is away.
+func Look(d decode.Decoder, records []decode.Record) ([]Finding, error) {
+	found := make([]Finding, len(records))
+	for i, rec := range records {
+		found[i].Record = rec
+		// Decoders keep what they are given, and there may be several.
+		rec.Key, rec.Value = slices.Clone(rec.Key), slices.Clone(rec.Value)
+		changes, err := d.Decode(rec)
+		if refused, is := errors.AsType[*decode.Error](err); is {
+			found[i].Refused = refused.Reason
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		found[i].Changes = changes
+	}
+	return found, nil
+}
+
+// Counts are the findings in numbers.
+type Counts struct{ Upserts, Deletions, Silent, Refused int }
+
+// Count counts upserts and deletions by changes, the others by records.
+func Count(found []Finding) (c Counts) {
+	for _, f := range found {
+		switch {
+		case f.Refused != "":
+			c.Refused++
+		case len(f.Changes) == 0:
+			c.Silent++
+		}
+		for i := range f.Changes {
+			if f.Changes[i].Delete {
+				c.Deletions++
+			} else {
+				c.Upserts++
+			}
+		}
+	}
+	return c
+}
+
+// A Guess is how well a format fits some records.
+type Guess struct {
+	Format, Preset string
+	Understood     int // of the records, as a change of some resource
+	Silent         int // of the records
+}
+
+// String is the guess as the configuration has it.
+func (g Guess) String() string {
+	if g.Preset == "" {
+		return "format: " + g.Format
+	}
+	return "format: " + g.Format + ", preset: " + g.Preset
+}
+
+// specific are the formats in the order in which they are believed when several understand
+// the same: a resource alone is a Bundle's, too, and an outbox's.
+var specific = []string{"resource", "notification", "bundle", "hapi-message", "lfh-event", "firely", "cloudevents", "outbox", "debezium"}
+
+// Guesses are the formats that understand any of the records, the best first. What tables of
+// one's own mean nobody can guess, nor the fields of plain Avro.
+func Guesses(records []decode.Record, o decode.Options) ([]Guess, error) {
+	var all []Guess
+	try := func(format, preset string) error {
+		o.Preset, o.Tables = preset, nil
+		d, err := decode.New(format, o)
+		if err != nil {
+			return err
+		}
+		found, err := Look(d, records)
+		if err != nil {
+			return err
+		}
+		g := Guess{Format: format, Preset: preset}
+		for _, f := range found {
+			switch {
+			case len(f.Changes) > 0:
+				g.Understood++
+			case f.Refused == "":
+				g.Silent++
+			}
+		}
+		if g.Understood > 0 {
+			all = append(all, g)
+		}
+		return nil
+	}
+	for _, format := range specific {
+		presets := []string{""}
+		if format == "debezium" {
+			presets = decode.Presets()
+		}
+		for _, preset := range presets {
+			if err := try(format, preset); err != nil {
+				return nil, err
+			}
+		}
+	}
+	slices.SortStableFunc(all, func(a, b Guess) int {
+		return cmp.Or(-cmp.Compare(a.Understood, b.Understood), -cmp.Compare(a.Silent, b.Silent))
+	})
+	return all, nil
+}

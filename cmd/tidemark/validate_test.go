@@ -1,0 +1,111 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// TestValidateFile: a file of records is shown as what it is, whichever way it was written.
+func TestValidateFile(t *testing.T) {
+	for _, c := range []struct {
+		name, text string
+		args       []string
+		want       []string
+		fails      bool
+	}{
+		{
+			"values alone", `{"resourceType":"Patient","id":"p-1","meta":{"versionId":"3"}}` + "\n\n" + `{"resourceType":"Patient","id":"p-2"}` + "\n", nil,
+			[]string{"2 records, read as format: resource: 2 resources, 0 deletions, 0 say nothing, 0 refused", "Patient/p-1", "version 3", "neither version nor instant"}, false,
+		},
+		{
+			"what kcat writes", `{"topic":"t","partition":2,"offset":7,"tstype":"create","ts":1767323045900,"headers":["fhir-op","delete"],"key":"Patient/p-1","payload":"x"}` + "\n", nil,
+			[]string{"format: resource", "2/7", "deletion"}, false,
+		},
+		{
+			"rows of a table", `{"topic":"m","key":{"id":"p-1"},"value":{"after":{"id":"p-1","content":"{\"resourceType\":\"Patient\",\"id\":\"p-1\"}","lastUpdated":"2026-01-02T03:04:05Z","deleted":false},"source":{"table":"Patient"},"op":"c"}}` + "\n", nil,
+			[]string{"format: debezium, preset: medplum", "updated 2026-01-02T03:04:05.000Z"}, false,
+		},
+		{
+			"another format than they have", `{"resourceType":"Bundle","type":"transaction","entry":[{"resource":{"resourceType":"Patient","id":"p-1"},"request":{"method":"PUT","url":"Patient/p-1"}}]}` + "\n",
+			[]string{"--format", "hapi-message", "--bodies"},
+			[]string{"refused", "They look like:\n  format: bundle   (1 of 1 records are changes)", "1 of 1 records are refused"}, true,
+		},
+		{"resources", `{"resourceType":"Patient","id":"p-1"}` + "\n", []string{"--bodies"}, []string{`{"resourceType":"Patient","id":"p-1"}`}, false},
+		{"nothing of FHIR", `{"a":1}` + "\n", nil, []string{"none is understood in any format"}, true},
+		{"no JSON", "a\n", nil, []string{"records.ndjson:1: is no JSON object"}, true},
+		{"no format", `{"a":1}` + "\n", []string{"--format", "csv"}, []string{`--format: "csv" is none of avro, bundle`}, true},
+		{"nothing", "\n", nil, []string{"there are no records"}, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			file := filepath.Join(t.TempDir(), "records.ndjson")
+			if err := os.WriteFile(file, []byte(c.text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			var out bytes.Buffer
+			err := run(context.Background(), append([]string{"validate", "--file", file}, c.args...), &out)
+			if (err != nil) != c.fails {
+				t.Errorf("%v", err)
+			}
+			said := out.String() + fmt.Sprint(err)
+			for _, want := range c.want {
+				if !strings.Contains(said, want) {
+					t.Errorf("%q is not in:\n%s", want, said)
+				}
+			}
+			if strings.Contains(said, `"resourceType"`) && !strings.Contains(strings.Join(c.args, " "), "--bodies") {
+				t.Errorf("resources are shown that nobody asked for:\n%s", said)
+			}
+		})
+	}
+}
+
+// TestValidateTopic: of a topic the newest records of each partition are read, and nothing
+// is stored.
+func TestValidateTopic(t *testing.T) {
+	cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(2, "changes"), kfake.SeedTopics(1, "empty"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cluster.Close()
+	brokers := strings.Join(cluster.ListenAddrs(), ",")
+	client, err := kgo.NewClient(kgo.SeedBrokers(cluster.ListenAddrs()...), kgo.RecordPartitioner(kgo.ManualPartitioner()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	for i := range 30 {
+		value := fmt.Sprintf(`{"resourceType":"Patient","id":"p-%d"}`, i)
+		rec := &kgo.Record{Topic: "changes", Partition: int32(i % 2), Key: fmt.Appendf(nil, "Patient/p-%d", i), Value: []byte(value)}
+		if err := client.ProduceSync(t.Context(), rec).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Chdir(t.TempDir())
+	validate := func(topic string, more ...string) string {
+		var out bytes.Buffer
+		args := append([]string{"validate", "--set", "kafka.brokers=" + brokers, "--topic", topic, "--records", "3"}, more...)
+		err := run(t.Context(), args, &out)
+		return out.String() + fmt.Sprint(err)
+	}
+	said := validate("changes")
+	if !strings.Contains(said, "6 records, read as format: resource: 6 resources") || !strings.Contains(said, "Patient/p-29") || strings.Contains(said, "Patient/p-23") {
+		t.Errorf("the newest three of two partitions:\n%s", said)
+	}
+	if said := validate("changes", "--format", "notification"); !strings.Contains(said, "6 of 6 records are refused") {
+		t.Errorf("another format:\n%s", said)
+	}
+	if said := validate("empty"); !strings.Contains(said, "there are no records") {
+		t.Errorf("an empty topic:\n%s", said)
+	}
+	if files, err := os.ReadDir("."); err != nil || len(files) > 0 {
+		t.Errorf("something was stored: %v, %v", files, err)
+	}
+}
