@@ -28,13 +28,14 @@ import (
 type validateCmd struct {
 	configFlags `embed:""`
 
-	Topic    string `placeholder:"NAME" xor:"from" required:"" help:"Read records of this topic, from the brokers of the configuration."`
-	File     string `placeholder:"FILE" xor:"from" required:"" type:"existingfile" help:"Read records from a file: a JSON object a line, which is the value of a record, or has its key and value ({\"topic\", \"key\", \"value\", \"headers\"}, or what kcat -J writes)."`
-	Format   string `placeholder:"NAME" help:"The format to decode them in; else that of the topic in the configuration, else the one they look like."`
-	Preset   string `placeholder:"NAME" help:"Of the format debezium: whose tables these are."`
-	TimeZone string `placeholder:"ZONE" help:"Of tables: the zone of times without one."`
-	Records  int    `default:"20" help:"How many of the newest records of each partition to read; of a file the first."`
-	Bodies   bool   `help:"Show the resources, too. They are patients' data."`
+	Topic    string        `placeholder:"NAME" xor:"from" required:"" help:"Read records of this topic, from the brokers of the configuration."`
+	File     string        `placeholder:"FILE" xor:"from" required:"" type:"existingfile" help:"Read records from a file: a JSON object a line, which is the value of a record, or has its key and value ({\"topic\", \"key\", \"value\", \"headers\"}, or what kcat -J writes)."`
+	Format   string        `placeholder:"NAME" help:"The format to decode them in; else that of the topic in the configuration, else the one they look like."`
+	Preset   string        `placeholder:"NAME" help:"Of the format debezium: whose tables these are."`
+	TimeZone string        `placeholder:"ZONE" help:"Of tables: the zone of times without one."`
+	Records  int           `default:"20" help:"How many of the newest records of each partition to read; of a file the first."`
+	Wait     time.Duration `default:"20s" help:"How long to wait for the brokers."`
+	Bodies   bool          `help:"Show the resources, too. They are patients' data."`
 }
 
 // Help is shown by --help.
@@ -208,7 +209,7 @@ func (c *validateCmd) read(ctx context.Context, conf *config.Config) ([]decode.R
 		return nil, err
 	}
 	tail := &tail{want: c.Records, left: map[store.Partition]bool{}}
-	ctx, tail.stop = context.WithTimeout(ctx, 30*time.Second)
+	ctx, tail.stop = context.WithTimeout(ctx, c.Wait)
 	defer tail.stop()
 	src, err := source.New(source.Config{
 		Brokers: conf.Kafka.Brokers, TLS: secure, SASL: login, Topics: []source.Topics{{Name: c.Topic}}, MaxRecord: int(conf.Kafka.MaxRecord),
@@ -224,6 +225,8 @@ func (c *validateCmd) read(ctx context.Context, conf *config.Config) ([]decode.R
 	}
 	s := src.Status()
 	switch {
+	case len(s.Missing) > 0:
+		return nil, fmt.Errorf("the brokers have no topic %s", c.Topic)
 	case s.Trouble != "":
 		return nil, fmt.Errorf("the brokers %s cannot be asked: %s", strings.Join(conf.Kafka.Brokers, ", "), s.Trouble)
 	case !tail.begun:
@@ -360,7 +363,7 @@ func parseRecord(line []byte) (decode.Record, error) {
 	if m.Value == nil {
 		m.Value = m.Payload
 	}
-	rec := decode.Record{Topic: m.Topic, Partition: m.Partition, Offset: m.Offset, Timestamp: fhir.None, Key: content(m.Key), Value: content(m.Value)}
+	rec := decode.Record{Topic: m.Topic, Partition: m.Partition, Offset: m.Offset, Timestamp: fhir.None, Key: fieldOf(m.Key), Value: fieldOf(m.Value)}
 	if m.TS != nil {
 		rec.Timestamp = fhir.Instant(*m.TS)
 	}
@@ -369,8 +372,8 @@ func parseRecord(line []byte) (decode.Record, error) {
 	return rec, err
 }
 
-// content is what a JSON string says; other JSON stands for itself, null for Kafka's.
-func content(raw json.RawMessage) []byte {
+// fieldOf is what a JSON string says; other JSON stands for itself, null for Kafka's.
+func fieldOf(raw json.RawMessage) []byte {
 	var text string
 	switch {
 	case raw == nil || string(raw) == "null":

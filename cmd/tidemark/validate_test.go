@@ -23,22 +23,32 @@ func TestValidateFile(t *testing.T) {
 	}{
 		{
 			"values alone", `{"resourceType":"Patient","id":"p-1","meta":{"versionId":"3"}}` + "\n\n" + `{"resourceType":"Patient","id":"p-2"}` + "\n", nil,
-			[]string{"2 records, read as format: resource: 2 resources, 0 deletions, 0 say nothing, 0 refused", "Patient/p-1", "version 3", "neither version nor instant"}, false,
+			[]string{"2 records, read as format: resource: 2 resources, 0 deletions, 0 say nothing, 0 refused", "Patient/p-1", "version 3", "neither version nor instant"},
+			false,
 		},
 		{
 			"what kcat writes", `{"topic":"t","partition":2,"offset":7,"tstype":"create","ts":1767323045900,"headers":["fhir-op","delete"],"key":"Patient/p-1","payload":"x"}` + "\n", nil,
-			[]string{"format: resource", "2/7", "deletion"}, false,
+			[]string{"format: resource", "2/7", "deletion"},
+			false,
 		},
 		{
 			"rows of a table", `{"topic":"m","key":{"id":"p-1"},"value":{"after":{"id":"p-1","content":"{\"resourceType\":\"Patient\",\"id\":\"p-1\"}","lastUpdated":"2026-01-02T03:04:05Z","deleted":false},"source":{"table":"Patient"},"op":"c"}}` + "\n", nil,
-			[]string{"format: debezium, preset: medplum", "updated 2026-01-02T03:04:05.000Z"}, false,
+			[]string{"format: debezium, preset: medplum", "updated 2026-01-02T03:04:05.000Z"},
+			false,
 		},
 		{
 			"another format than they have", `{"resourceType":"Bundle","type":"transaction","entry":[{"resource":{"resourceType":"Patient","id":"p-1"},"request":{"method":"PUT","url":"Patient/p-1"}}]}` + "\n",
 			[]string{"--format", "hapi-message", "--bodies"},
-			[]string{"refused", "They look like:\n  format: bundle   (1 of 1 records are changes)", "1 of 1 records are refused"}, true,
+			[]string{"refused", "They look like:\n  format: bundle   (1 of 1 records are changes)", "1 of 1 records are refused"},
+			true,
 		},
 		{"resources", `{"resourceType":"Patient","id":"p-1"}` + "\n", []string{"--bodies"}, []string{`{"resourceType":"Patient","id":"p-1"}`}, false},
+		{
+			"Bundles among resources", `{"resourceType":"Patient","id":"p-1"}` + "\n" +
+				`{"resourceType":"Bundle","type":"transaction","entry":[{"resource":{"resourceType":"Patient","id":"p-2"},"request":{"method":"PUT","url":"Patient/p-2"}}]}` + "\n", nil,
+			[]string{"2 records, read as format: bundle: 2 resources", "format: resource   (1 of 2 records are changes)"},
+			false,
+		},
 		{"nothing of FHIR", `{"a":1}` + "\n", nil, []string{"none is understood in any format"}, true},
 		{"no JSON", "a\n", nil, []string{"records.ndjson:1: is no JSON object"}, true},
 		{"no format", `{"a":1}` + "\n", []string{"--format", "csv"}, []string{`--format: "csv" is none of avro, bundle`}, true},
@@ -91,7 +101,7 @@ func TestValidateTopic(t *testing.T) {
 	t.Chdir(t.TempDir())
 	validate := func(topic string, more ...string) string {
 		var out bytes.Buffer
-		args := append([]string{"validate", "--set", "kafka.brokers=" + brokers, "--topic", topic, "--records", "3"}, more...)
+		args := append([]string{"validate", "--set", "kafka.brokers=" + brokers, "--topic", topic, "--records", "3", "--wait", "5s"}, more...)
 		err := run(t.Context(), args, &out)
 		return out.String() + fmt.Sprint(err)
 	}
@@ -101,6 +111,9 @@ func TestValidateTopic(t *testing.T) {
 	}
 	if said := validate("changes", "--format", "notification"); !strings.Contains(said, "6 of 6 records are refused") {
 		t.Errorf("another format:\n%s", said)
+	}
+	if said := validate("absent"); !strings.Contains(said, "the brokers have no topic absent") {
+		t.Errorf("a topic that is not there:\n%s", said)
 	}
 	if said := validate("empty"); !strings.Contains(said, "there are no records") {
 		t.Errorf("an empty topic:\n%s", said)
