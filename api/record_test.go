@@ -17,6 +17,7 @@ import (
 
 	"tidemark/api"
 	"tidemark/api/audit"
+	"tidemark/api/withhold"
 	"tidemark/store"
 )
 
@@ -148,6 +149,29 @@ func TestRecordRequired(t *testing.T) {
 	broken = false
 	if resp, body := o.ask(http.MethodGet, "/fhir/Patient/a", token); resp.StatusCode != http.StatusOK {
 		t.Errorf("afterwards: %s %s", resp.Status, body)
+	}
+}
+
+// TestRecordWithheld: the line of a kick-off says that a policy may have left something out,
+// be it the client's or everybody's.
+func TestRecordWithheld(t *testing.T) {
+	for _, policy := range []withhold.Policy{{}, {Security: []string{"R"}}, {Elements: []string{"Claim.total"}}} {
+		fs := vfs.NewMem()
+		o := newOffice(t, api.Options{Audit: trail(t, fs), Withhold: policy})
+		o.start("/fhir/Patient/$export", o.token("whole", ""))
+		said := 0
+		_, err := audit.Walk(fs, "audit", func(l *audit.Line) error {
+			if l.Event.Action != audit.KickOff {
+				return nil
+			}
+			if said++; l.Event.Withheld == policy.Empty() {
+				t.Errorf("with %v withheld the line says %v", policy, l.Event.Withheld)
+			}
+			return nil
+		})
+		if err != nil || said != 1 {
+			t.Errorf("%d lines of kick-offs: %v", said, err)
+		}
 	}
 }
 

@@ -30,10 +30,9 @@ func (h *Handlers) note(ctx context.Context, id string, q *export.Request) {
 	for _, t := range q.Types {
 		e.Types = append(e.Types, t.String())
 	}
-	e.Withheld = q.Access != nil && !q.Access.Withhold.Empty()
 	// What is known stands there, though the Group's version could not be read.
 	if f, err := h.Jobs.Facts(id); err == nil || f != (export.Facts{}) {
-		e.W, e.Since, e.GroupVersion = audit.At(f.Upto), audit.At(f.Since), f.GroupVersion
+		e.W, e.Since, e.GroupVersion, e.Withheld = audit.At(f.Upto), audit.At(f.Since), f.GroupVersion, f.Withheld
 	}
 }
 

@@ -11,6 +11,7 @@ type Facts struct {
 	Upto         fhir.Instant // the transactionTime
 	Since        fhir.Instant // None: from the beginning
 	GroupVersion string       // meta.versionId of the Group at that time, if it has one
+	Withheld     bool         // a policy, of its client or of all, may have left something out
 }
 
 // Facts of a job that has just begun.
@@ -20,7 +21,7 @@ func (j *Jobs) Facts(id string) (f Facts, err error) {
 		return f, err
 	}
 	defer release()
-	f = Facts{Upto: r.Upto, Since: r.Since}
+	f = Facts{Upto: r.Upto, Since: r.Since, Withheld: r.Access.withholds()}
 	if r.Pending == nil || r.Pending.Group == "" {
 		return f, nil
 	}
