@@ -396,7 +396,7 @@ func (w *whose) held(e, job *audit.Event) (verdict, string) {
 		case row.Instant <= since:
 			why = "what there is now is older than _since: it went to who had joined meanwhile"
 		case narrowed(e, job):
-			return perhaps, "filters, scopes or a part of the file may have left it out"
+			return perhaps, "a policy, filters, scopes or a part of the file may have left it out"
 		default:
 			return surely, row.Key.Type.String() + " as it is here still"
 		}
