@@ -44,10 +44,10 @@ func TestValidateFile(t *testing.T) {
 		},
 		{"resources", `{"resourceType":"Patient","id":"p-1"}` + "\n", []string{"--bodies"}, []string{`{"resourceType":"Patient","id":"p-1"}`}, false},
 		{
-			"Bundles among resources", `{"resourceType":"Patient","id":"p-1"}` + "\n" +
-				`{"resourceType":"Bundle","type":"transaction","entry":[{"resource":{"resourceType":"Patient","id":"p-2"},"request":{"method":"PUT","url":"Patient/p-2"}}]}` + "\n", nil,
-			[]string{"2 records, read as format: bundle: 2 resources", "format: resource   (1 of 2 records are changes)"},
-			false,
+			"more Bundles than resources", `{"resourceType":"Patient","id":"p-1"}` + "\n" + strings.Repeat(
+				`{"resourceType":"Bundle","type":"transaction","entry":[{"resource":{"resourceType":"Patient","id":"p-2"},"request":{"method":"PUT","url":"Patient/p-2"}}]}`+"\n", 2), nil,
+			[]string{"3 records, read as format: bundle: 2 resources", "the format is probably resource", "format: resource   (1 of 3 records are changes)"},
+			true,
 		},
 		{"nothing of FHIR", `{"a":1}` + "\n", nil, []string{"none is understood in any format"}, true},
 		{"no JSON", "a\n", nil, []string{"records.ndjson:1: is no JSON object"}, true},

@@ -15,7 +15,8 @@ import (
 
 // Why a Bundle is refused.
 const (
-	reasonNoBundle    = "value is neither a Bundle nor a resource of FHIR R4"
+	reasonNoBundle    = "value is no Bundle"
+	reasonResource    = "value is a resource and no Bundle: the format is probably resource"
 	reasonNotice      = "Bundle is the notification of a Subscription: the format is notification"
 	reasonAnswer      = "Bundle is the answer to a request, which says nothing of what has changed"
 	reasonDocument    = "Bundle is a document or a message, whose resources are copies of their time"
@@ -28,9 +29,9 @@ const (
 )
 
 // bundle are Bundles of FHIR: transactions and batches, as they are sent to a server;
-// histories, as a server tells them; collections and the answers to searches. What has no
-// type Bundle is a resource by itself, as some producers mix both; a null value says
-// nothing.
+// histories, as a server tells them; collections and the answers to searches. A null value
+// says nothing, so a topic of resources, whose deletions are null, must not pass for one of
+// Bundles: a resource by itself is refused.
 //
 // All entries are taken over, or none: one that cannot be understood makes the record a
 // dead letter.
@@ -61,9 +62,7 @@ func (d *bundle) Decode(rec Record) ([]store.Change, error) {
 	case b.resourceType == "":
 		return nil, refuse(rec, reasonNoBundle)
 	case b.resourceType != "Bundle":
-		s := nothing
-		s.body = v
-		return d.add(nil, rec, s, "")
+		return nil, refuse(rec, reasonResource)
 	case b.notice():
 		return nil, refuse(rec, reasonNotice)
 	}

@@ -77,7 +77,7 @@ func (g Guess) String() string {
 }
 
 // specific are the formats in the order in which they are believed when several understand
-// the same: a resource alone is a Bundle's, too, and an outbox's.
+// the same: a resource alone may be an outbox's, too.
 var specific = []string{"resource", "notification", "bundle", "hapi-message", "lfh-event", "firely", "cloudevents", "outbox", "debezium"}
 
 // Guesses are the formats that understand any of the records, the best first. What tables of
