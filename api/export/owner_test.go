@@ -46,7 +46,9 @@ func TestJobsPerOwner(t *testing.T) {
 	stop := runs(t, j)
 	planned(t, j, one)
 	stop()
-	if err := begin(ready); err != nil {
+	q = owned("#1", ready) // two may still be planned
+	q.AtOnce = 3
+	if _, err := j.Start(t.Context(), q); err != nil {
 		t.Errorf("after one was done: %v", err)
 	}
 }
