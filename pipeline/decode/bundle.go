@@ -45,20 +45,10 @@ func newBundle(o Options) Decoder {
 
 // Decode implements Decoder.
 func (d *bundle) Decode(rec Record) ([]store.Change, error) {
+	b, err := d.bundle(rec)
 	switch {
-	case rec.Value == nil:
-		return nil, nil
-	case rec.size() > d.maxRecord:
-		return nil, refuse(rec, reasonLarge)
-	}
-	v, err := d.envelope(rec)
-	if err != nil {
+	case err != nil || b == nil:
 		return nil, err
-	}
-	b, reason := readBundle(v)
-	switch {
-	case reason != "":
-		return nil, refuse(rec, reason)
 	case b.resourceType == "":
 		return nil, refuse(rec, reasonNoBundle)
 	case b.resourceType != "Bundle":
@@ -89,12 +79,23 @@ type bundleValue struct {
 
 var bundleMembers = []string{"resourceType", "type", "entry"}
 
-func readBundle(v value) (b bundleValue, reason string) {
+// bundle is a record's value as what may be a Bundle; nil of Kafka's null.
+func (c *changes) bundle(rec Record) (*bundleValue, error) {
+	switch {
+	case rec.Value == nil:
+		return nil, nil
+	case rec.size() > c.maxRecord:
+		return nil, refuse(rec, reasonLarge)
+	}
+	v, err := c.envelope(rec)
+	if err != nil {
+		return nil, err
+	}
 	var at [3]value
 	if !v.read(bundleMembers, at[:]) {
-		return b, reasonTwice
+		return nil, refuse(rec, reasonTwice)
 	}
-	return bundleValue{string(at[0].text()), string(at[1].text()), at[2]}, ""
+	return &bundleValue{string(at[0].text()), string(at[1].text()), at[2]}, nil
 }
 
 // notice tells whether the first entry is the status of a Subscription.
@@ -219,7 +220,7 @@ func etag(tag []byte) string {
 }
 
 // entries makes changes of all entries.
-func (d *bundle) entries(rec Record, b bundleValue, says func(*entry) (said, bool, string)) ([]store.Change, error) {
+func (d *bundle) entries(rec Record, b *bundleValue, says func(*entry) (said, bool, string)) ([]store.Change, error) {
 	var all []store.Change
 	links := linksOf(b.entry)
 	n := 0

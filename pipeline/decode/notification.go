@@ -30,27 +30,17 @@ func newNotification(o Options) Decoder {
 
 // Decode implements Decoder.
 func (d *notification) Decode(rec Record) ([]store.Change, error) {
+	b, err := d.bundle(rec)
 	switch {
-	case rec.Value == nil:
-		return nil, nil
-	case rec.size() > d.maxRecord:
-		return nil, refuse(rec, reasonLarge)
-	}
-	v, err := d.envelope(rec)
-	if err != nil {
+	case err != nil || b == nil:
 		return nil, err
-	}
-	b, reason := readBundle(v)
-	switch {
-	case reason != "":
-		return nil, refuse(rec, reason)
 	case b.resourceType != "Bundle" || !b.notice():
 		return nil, refuse(rec, reasonNoNotice)
 	}
 	return d.events(rec, b)
 }
 
-func (d *notification) events(rec Record, b bundleValue) ([]store.Change, error) {
+func (d *notification) events(rec Record, b *bundleValue) ([]store.Change, error) {
 	var all []store.Change
 	var st status
 	n, told := 0, false
