@@ -160,6 +160,9 @@ func (c *commit) point(w *batchWriter, it *pebble.Iterator, row *segment.Row) er
 		if r == nil {
 			r = c.targets[key]
 		}
+		if r == nil {
+			continue // revised: it is about the same as before
+		}
 		if r.set != 0 {
 			w.leads(r.set, to)
 			continue

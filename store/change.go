@@ -56,7 +56,18 @@ type Change struct {
 	References []fhir.Key    // what it refers to of what lies in nobody's compartment, sorted
 	Members    []fhir.Member // of a Group
 	Dead       *DeadLetter   // set: the record could not be decoded; Key and Body are ignored
+
+	// Revise, if set, makes the change of what is here: of Key, Offset, Position and the times
+	// above, and of the newest version's line. What it returns has a Body that refers to the
+	// same as before, and what follows from it; version and lastUpdated stay. false: it is to
+	// stay as it is. It may be called again. Of what does not live here nothing changes; Dead,
+	// if set, then counts. So a record whose body is left out, for it has not changed, is a
+	// dead letter where that body is not known.
+	Revise func(line []byte) (Change, bool)
 }
+
+// named tells whether Key counts.
+func (ch *Change) named() bool { return ch.Dead == nil || ch.Revise != nil }
 
 // A DeadLetter is a record that could not be decoded, kept whole.
 type DeadLetter struct {
@@ -96,6 +107,16 @@ type Batch struct {
 	// Resolved names dead letters whose records are among Changes now: decoded
 	// after all, they are listed and counted no more.
 	Resolved []Bound
+
+	// Notes are what intake wants to know again once this batch is true, in order.
+	Notes []Note
+}
+
+// A Note is what intake keeps under a name of its own; a nil value takes it away.
+type Note struct {
+	Name   string
+	Value  []byte
+	Offset int64 // of the record that it comes of
 }
 
 // Discovery says what the broker has of the configured topics.

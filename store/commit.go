@@ -88,6 +88,7 @@ func (c *commit) putBack(why error) error {
 	if s := db.sealing; s.holds && (!g.holds || s.least < g.least) {
 		g.holds, g.least = true, s.least
 	}
+	g.notes = newest(db.sealing.notes, g.notes)
 	db.sealing = nil
 	g.batches = append(c.taken, g.batches...)
 	for i := range c.taken {
@@ -120,7 +121,7 @@ func (db *DB) begin() *commit {
 		erased: db.erased.Load(), groups: map[string]membership{}, deaths: map[segment.ID][]index.Death{},
 	}
 	c.meta.Commit++
-	db.sealing = &sealing{line: c.line, least: db.gather.least, holds: db.gather.holds}
+	db.sealing = &sealing{line: c.line, least: db.gather.least, holds: db.gather.holds, notes: db.gather.notes}
 	db.gather = gathering{}
 	db.room.Broadcast()
 	return c
@@ -199,6 +200,7 @@ func (c *commit) fill(b *pebble.Batch, s *seg) error {
 		if t := &c.taken[i]; t.Topic != nil {
 			w.set(index.TopicKey(t.Partition.Topic), t.Topic)
 		}
+		w.note(c.taken[i].Notes)
 	}
 	w.set(index.MetaKey(), c.meta.Encode())
 	c.joins = c.db.promise(&w, c.line)

@@ -229,6 +229,7 @@ type gathering struct {
 	since   time.Time    // when the first came
 	least   fhir.Instant // the least time of a change that holds the watermark
 	holds   bool
+	notes   map[string][]byte // the newest of each name; nil: taken away
 }
 
 // sealing is a commit under way.
@@ -236,6 +237,7 @@ type sealing struct {
 	line  fhir.Instant
 	least fhir.Instant
 	holds bool
+	notes map[string][]byte
 }
 
 // taken is a batch and when we had it.

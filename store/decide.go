@@ -74,7 +74,7 @@ func (c *commit) touch() []*resource {
 	for i := range c.taken {
 		for j := range c.taken[i].Changes {
 			ch := &c.taken[i].Changes[j]
-			if ch.Dead != nil || c.touched[ch.Key] != nil {
+			if !ch.named() || c.touched[ch.Key] != nil {
 				continue
 			}
 			at := len(keys)
@@ -123,8 +123,15 @@ func (c *commit) change(ch *Change, t *taken) error {
 		c.counts.erased++
 		return c.refused(ch, t)
 	}
-	if ch.Dead != nil {
+	if ch.Dead != nil && !c.revisable(ch) {
 		return c.deadLetter(ch, t)
+	}
+	if ch.Revise != nil {
+		revised, err := c.revise(ch)
+		if revised == nil || err != nil {
+			return err
+		}
+		ch = revised
 	}
 	hash := uint64(0)
 	if !ch.Delete {
@@ -156,7 +163,7 @@ func (c *commit) change(ch *Change, t *taken) error {
 // deletion: one that lives here and has moved into an erased compartment, and
 // one that a lost store may have told them of and that has not come back.
 func (c *commit) refused(ch *Change, t *taken) error {
-	if ch.Dead != nil {
+	if ch.Dead != nil || ch.Revise != nil { // what lives here was taken out of it already
 		return nil
 	}
 	r := c.touched[ch.Key]

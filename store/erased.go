@@ -94,10 +94,10 @@ func (l *erasedList) names(patients []string) bool {
 }
 
 func (l *erasedList) refusesChange(ch *Change) bool {
-	if ch.Dead != nil {
-		return l.refusesLetter(ch.Dead)
+	if ch.Dead != nil && l.refusesLetter(ch.Dead) {
+		return true
 	}
-	return l.refuses(ch.Key, ch.Patients)
+	return ch.named() && l.refuses(ch.Key, ch.Patients)
 }
 
 // refusesLetter tells whether a dead letter is about what was erased. It was

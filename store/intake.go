@@ -6,6 +6,8 @@ import (
 	"math"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2"
+
 	"tidemark/store/fhir"
 	"tidemark/store/index"
 	"tidemark/store/watermark"
@@ -58,6 +60,31 @@ func (db *DB) addPartition(f Discovered) *partition {
 	return p
 }
 
+// Rewind has a partition read from an offset on again, before anything of it is read in this
+// process: what was taken in before is told from what is new as ever. The watermark waits
+// until all is read again.
+func (db *DB) Rewind(p Partition, offset int64) error {
+	db.commitMu.Lock()
+	defer db.commitMu.Unlock()
+	db.mu.Lock()
+	s := db.parts[p]
+	if s == nil || s.progress == nil {
+		db.mu.Unlock()
+		return fmt.Errorf("rewind %v: the partition was never discovered", p)
+	}
+	st := s.durable
+	db.mu.Unlock()
+	st.Next = min(st.Next, offset)
+	err := db.whileOpen(func() error { return db.kv.Set(index.PartitionKey(p), st.Encode(), pebble.Sync) })
+	if err != nil {
+		return db.fail(fmt.Errorf("rewind %v: %w", p, err))
+	}
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	s.durable.Next, s.progress = st.Next, watermark.New(st.Next)
+	return nil
+}
+
 // join marks p as joined once everything below its first end is committed:
 // only then may a promise rest on it.
 func (db *DB) join(p *partition) {
@@ -86,7 +113,7 @@ func (db *DB) settle() {
 // Committed says so. An answer without records must be applied too: it moves
 // the watermark.
 func (db *DB) Apply(ctx context.Context, b Batch) error {
-	t := taken{Batch: b, bytes: weight(b.Changes)}
+	t := taken{Batch: b, bytes: weight(b.Changes) + noteWeight(b.Notes)}
 	stop := context.AfterFunc(ctx, func() {
 		db.mu.Lock()
 		defer db.mu.Unlock()
@@ -95,7 +122,7 @@ func (db *DB) Apply(ctx context.Context, b Batch) error {
 	defer stop()
 	db.mu.Lock()
 	defer db.mu.Unlock()
-	for db.failed == nil && ctx.Err() == nil && len(b.Changes) > 0 && db.crowded(t.bytes) {
+	for db.failed == nil && ctx.Err() == nil && len(b.Changes)+len(b.Notes) > 0 && db.crowded(t.bytes) {
 		db.room.Wait()
 	}
 	if db.failed != nil {
@@ -159,7 +186,8 @@ func (db *DB) take(p *partition, t taken) {
 	for i := range t.Changes {
 		db.hold(p, &t.Changes[i], t.at)
 	}
-	moved := t.Next > p.progress.Next() || t.Topic != nil
+	moved := t.Next > p.progress.Next() || t.Topic != nil || t.Notes != nil
+	db.gather.note(t.Notes)
 	p.progress.Fetched(t.Next)
 	p.seen = max(p.seen, p.progress.Reached())
 	t.seen = p.seen

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
 	"testing"
 	"time"
 
@@ -49,4 +50,98 @@ func TestRemember(t *testing.T) {
 	want("a", "2")
 	db.Close()
 	lost.Close()
+}
+
+// TestNotes: what a batch notes is known at once, and durable with the batch's offset, not
+// before and not without.
+func TestNotes(t *testing.T) {
+	fs := vfs.NewCrashableMem()
+	o := Options{FS: fs, Allowance: time.Millisecond, still: true}
+	db := mustOpen(t, "store", o)
+	f := newFeed(t, db)
+	note := func(notes ...Note) {
+		t.Helper()
+		f.next++
+		b := Batch{Partition: part0, Notes: notes, Next: f.next, End: f.next, LeaderEpoch: -1, Asked: db.Now()}
+		if err := db.Apply(context.Background(), b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := func(known map[string]string) {
+		t.Helper()
+		got := map[string]string{}
+		err := db.EachRemembered("a", func(name string, what []byte) error {
+			if again, err := db.Remembered(name); err != nil || string(again) != string(what) {
+				t.Errorf("%s: %q, then %q, %v", name, what, again, err)
+			}
+			got[name] = string(what)
+			return nil
+		})
+		if err != nil || !maps.Equal(got, known) {
+			t.Errorf("known is %v, %v, want %v", got, err, known)
+		}
+	}
+	note(Note{Name: "a1", Value: []byte("1")}, Note{Name: "a2", Value: []byte("2")}, Note{Name: "b", Value: []byte("3")})
+	want(map[string]string{"a1": "1", "a2": "2"})
+	if err := db.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	note(Note{Name: "a1"}, Note{Name: "a3", Value: []byte("x")}, Note{Name: "a3", Value: []byte("3")}, Note{Name: "a2", Value: []byte{}})
+	newest := map[string]string{"a2": "", "a3": "3"}
+	want(newest)
+	lost := db
+	o.FS = fs.CrashClone(vfs.CrashCloneCfg{})
+	db = mustOpen(t, "store", o)
+	want(map[string]string{"a1": "1", "a2": "2"})
+	if st, _ := db.Partition(part0); st.Next != 1 {
+		t.Errorf("the offset is %d, the notes are those of 1", st.Next)
+	}
+	db.Close()
+	if err := lost.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	o.FS = fs.CrashClone(vfs.CrashCloneCfg{})
+	lost.Close()
+	db = mustOpen(t, "store", o)
+	want(newest)
+	if st, _ := db.Partition(part0); st.Next != 2 {
+		t.Errorf("the offset is %d, the notes are those of 2", st.Next)
+	}
+	db.Close()
+}
+
+// TestRewind: a partition is read again, the watermark waits for it, and what was known
+// changes nothing.
+func TestRewind(t *testing.T) {
+	o := Options{FS: vfs.NewMem(), Allowance: time.Millisecond, still: true}
+	db := mustOpen(t, "store", o)
+	f := newFeed(t, db)
+	f.commit(patientChange("anna", 1000, "one"), patientChange("bert", 2000, "two"))
+	f.commit() // which is behind them
+	rows, was := db.Status().Rows, db.Watermark()
+	db.Close()
+	db = mustOpen(t, "store", o)
+	defer db.Close()
+	if err := db.Rewind(part0, 0); err == nil {
+		t.Error("a partition is rewound that nobody has discovered")
+	}
+	f = newFeed(t, db)
+	if err := db.Rewind(part0, 1); err != nil {
+		t.Fatal(err)
+	}
+	if st, _ := db.Partition(part0); st.Next != 1 || !st.Joined {
+		t.Errorf("read again from %d, joined %v", st.Next, st.Joined)
+	}
+	ahead := Batch{Partition: part0, Next: 1, End: 2, LeaderEpoch: -1, Asked: db.Now()}
+	if err := db.Apply(context.Background(), ahead); err != nil {
+		t.Fatal(err)
+	}
+	if w := db.Watermark(); w > was+1 && w > db.Promised() {
+		t.Errorf("the watermark is %v while all before %v is read again", w, was)
+	}
+	f.next = 1
+	f.commit(patientChange("bert", 2000, "two"))
+	if now := db.Status().Rows; now != rows {
+		t.Errorf("reading again made %d rows of %d", now, rows)
+	}
 }

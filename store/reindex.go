@@ -153,15 +153,32 @@ func (r *reindex) inherit() error {
 			err = errors.Join(
 				index.Scan(old, index.Backups(), func(k, _ []byte) error { w.set(k, nil); return w.err }),
 				index.Scan(old, index.Onces(), func(k, v []byte) error { w.set(k, v); return w.err }),
-				index.Scan(old, index.Notes(), func(k, v []byte) error { w.set(k, v); return w.err }),
+				r.takeNotes(old),
 			)
 		}
 		err = errors.Join(err, closer.Close())
 	}
 	if err := errors.Join(err, old.Close()); err != nil {
-		return r.forgetsBackups()
+		notes := index.Notes() // some alone may say something else than all
+		return errors.Join(r.kv.DeleteRange(notes.LowerBound, notes.UpperBound, pebble.NoSync), r.forgetsBackups())
 	}
 	return b.Commit(pebble.NoSync)
+}
+
+// takeNotes copies what intake wants to know again, which may be much.
+func (r *reindex) takeNotes(old pebble.Reader) error {
+	b := r.kv.NewBatch()
+	defer func() { _ = b.Close() }()
+	err := index.Scan(old, index.Notes(), func(k, v []byte) error {
+		if b.Len() > 4<<20 {
+			if err := errors.Join(b.Commit(pebble.NoSync), b.Close()); err != nil {
+				return err
+			}
+			b = r.kv.NewBatch()
+		}
+		return b.Set(k, v, nil)
+	})
+	return errors.Join(err, b.Commit(pebble.NoSync))
 }
 
 func (r *reindex) forgetsBackups() error {

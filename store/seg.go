@@ -138,7 +138,11 @@ func (db *DB) rowAt(sec segment.Section, p segment.Place) (segment.Row, error) {
 			return rows[i], nil
 		}
 	}
-	return segment.Row{}, fmt.Errorf("%w: segment %s has no row with sequence number %d", ErrReindex, s.r.ID().DirectoryName(), p.Seq)
+	return segment.Row{}, noRow(s, p)
+}
+
+func noRow(s *seg, p segment.Place) error {
+	return fmt.Errorf("%w: segment %s has no row with sequence number %d", ErrReindex, s.r.ID().DirectoryName(), p.Seq)
 }
 
 // An Extent is a block with rows that count for an export.

@@ -193,6 +193,7 @@ func readAvroChange(v avroRow) (c rowChange, reason fault) {
 		n, _ := strconv.ParseUint(string(c.text), 10, 63)
 		return n
 	}
+	c.message = v
 	source, enveloped := recordOf(v["source"])
 	op := string(named(v, "op").text)
 	if !enveloped || op == "" {

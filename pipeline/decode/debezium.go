@@ -34,24 +34,30 @@ func newDebezium(o Options) Decoder {
 
 // Decode implements Decoder. The tombstone behind a deletion says nothing.
 func (d *debezium) Decode(rec Record) ([]store.Change, error) {
-	switch {
-	case rec.Value == nil:
-		return nil, nil
-	case rec.size() > d.maxRecord:
-		return nil, refuse(rec, reasonLarge)
-	}
-	key, err := d.keyRow(rec)
-	if err != nil {
-		return nil, err
-	}
-	c, err := d.rowChange(rec, key)
-	if f, is := errors.AsType[fault](err); is {
-		return nil, refuse(rec, string(f))
-	}
+	c, err := d.change(rec)
 	if err != nil {
 		return nil, err
 	}
 	return d.row(rec, c)
+}
+
+// change reads what a record says of a row.
+func (d *debezium) change(rec Record) (c rowChange, err error) {
+	switch {
+	case rec.Value == nil:
+		return c, nil
+	case rec.size() > d.maxRecord:
+		return c, refuse(rec, reasonLarge)
+	}
+	key, err := d.keyRow(rec)
+	if err != nil {
+		return c, err
+	}
+	c, err = d.rowChange(rec, key)
+	if f, is := errors.AsType[fault](err); is {
+		return c, refuse(rec, string(f))
+	}
+	return c, err
 }
 
 // rowChange reads what was done to a row, in Avro or in JSON.
@@ -121,6 +127,7 @@ type rowChange struct {
 	row, key row
 	table    string
 	position uint64
+	message  row // the whole of it
 }
 
 var (
@@ -147,7 +154,7 @@ func readRowChange(v value) (c rowChange, reason fault) {
 	if !at[2].read(sourceMembers, source[:]) {
 		return c, reasonTwice
 	}
-	c = rowChange{table: string(source[0].text()), row: jsonRow(at[1]), position: position(source[1])}
+	c = rowChange{table: string(source[0].text()), row: jsonRow(at[1]), position: position(source[1]), message: jsonRow(v)}
 	switch op {
 	case "c", "r", "u":
 		if c.op = op[0]; !at[1].isObject() {
@@ -167,14 +174,14 @@ func readRowChange(v value) (c rowChange, reason fault) {
 // readFlat reads a row that was taken out of its envelope. Of one that is deleted all
 // columns but the key are made up.
 func readFlat(v value) (c rowChange, reason fault) {
-	if control(v) {
+	if c.message = jsonRow(v); control(v) {
 		return c, ""
 	}
 	var at [5]value
 	if !v.read(flatMembers, at[:]) {
 		return c, reasonTwice
 	}
-	c = rowChange{op: 'u', table: string(at[3].text()), row: jsonRow(v), position: max(position(at[2]), position(at[4]))}
+	c.op, c.table, c.row, c.position = 'u', string(at[3].text()), jsonRow(v), max(position(at[2]), position(at[4]))
 	if op := at[0].text(); len(op) == 1 {
 		c.op = op[0]
 	}

@@ -156,5 +156,11 @@ func New(format string, o Options) (Decoder, error) {
 	if (format == "debezium" || format == "avro") && o.Preset == "" && len(o.Tables) == 0 {
 		return nil, fmt.Errorf("format %s: say whose tables these are by a preset (%s), or what their columns mean", format, strings.Join(Presets(), ", "))
 	}
+	if o.Preset == hapiPreset {
+		if format != "debezium" || len(o.Tables) > 0 {
+			return nil, fmt.Errorf("preset %s: goes with the format debezium, and without tables of one's own", hapiPreset)
+		}
+		return newHAPITables(o), nil
+	}
 	return newDecoder(o), nil
 }

@@ -7,6 +7,7 @@ import (
 
 // presets are the tables of FHIR servers, by the names of these in the configuration.
 var presets = map[string][]Table{
+	hapiPreset: nil, // reads its tables itself
 	// Medplum: a table a type, and one of its versions, which are only inserted.
 	"medplum": {{
 		Name: "(?P<type>[a-z]+)_History", ID: "id", LastUpdated: "lastUpdated", Body: "content",

@@ -215,8 +215,16 @@ func Onces() *pebble.IterOptions { return space(spaceOnce) }
 // NoteKey is what intake wants to know again, by its name for it.
 func NoteKey(name string) []byte { return append([]byte{spaceNote}, name...) }
 
+// NoteName is the name in a NoteKey.
+func NoteName(k []byte) string { return string(k[1:]) }
+
 // Notes bounds what intake wants to know again.
 func Notes() *pebble.IterOptions { return space(spaceNote) }
+
+// NotesFrom bounds what intake wants to know again under names that begin so.
+func NotesFrom(prefix string) *pebble.IterOptions {
+	return &pebble.IterOptions{LowerBound: NoteKey(prefix), UpperBound: append(NoteKey(prefix), 255)}
+}
 
 // Rolls bounds whom exports of Groups found in them.
 func Rolls() *pebble.IterOptions { return space(spaceRoll) }

@@ -1,0 +1,71 @@
+package store
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"tidemark/store/fhir"
+)
+
+// TestRevise: a change that is made of the newest version is made of the one that is newest
+// where it stands, also within a commit; of what does not live nothing is made, or a letter.
+func TestRevise(t *testing.T) {
+	db := mustOpen(t, "store", Options{FS: vfs.NewMem(), Allowance: time.Millisecond})
+	defer db.Close()
+	f := newFeed(t, db)
+	seen := ""
+	revise := func(id, from, to string, dead *DeadLetter) Change {
+		ch := patientChange(id, fhir.None, "")
+		ch.Body, ch.Patients, ch.Dead = nil, nil, dead
+		ch.Revise = func(line []byte) (Change, bool) {
+			seen = string(line)
+			now := patientChange(id, fhir.None, "")
+			now.Body = bytes.Replace(line, []byte(from), []byte(to), 1)
+			return now, from != to
+		}
+		return ch
+	}
+	letter := &DeadLetter{Reason: "no body", Value: []byte("a record")}
+	letters := func() (n int) {
+		if err := db.DeadLetters("", func(DeadLetterRow) error { n++; return nil }); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	want := func(text string, live int) {
+		t.Helper()
+		all := bodies(t, db)
+		if !strings.Contains(all, text) {
+			t.Errorf("%q is not in\n%s", text, all)
+		}
+		now := db.snapshotNow()
+		defer now.Close()
+		if n, _ := count(t, now, fhir.None, always); n != live {
+			t.Errorf("%d live rows after %s, want %d", n, text, live)
+		}
+	}
+	f.commit(patientChange("anna", 1000, "one"), revise("anna", "one", "two", letter))
+	want(`"text":"two"`, 1)
+	f.commit(revise("anna", "two", "three", letter))
+	want(`"text":"three"`, 1)
+	if seen != `{"resourceType":"Patient","id":"anna","text":"two"}` {
+		t.Errorf("what is revised is %q", seen)
+	}
+	rows := db.Status().Rows
+	f.commit(revise("anna", "three", "three", letter), revise("bert", "", "x", nil))
+	if now := db.Status().Rows; now != rows || letters() != 0 {
+		t.Errorf("%d rows and %d letters of what changes nothing", now-rows, letters())
+	}
+	f.commit(revise("bert", "", "x", letter))
+	gone := patientChange("anna", fhir.None, "")
+	gone.Delete, gone.Body = true, nil
+	f.commit(gone, revise("anna", "three", "four", letter))
+	if n := letters(); n != 2 {
+		t.Errorf("%d letters of two records whose bodies are unknown", n)
+	}
+	want(`"text":"three"`, 0)
+}
