@@ -11,6 +11,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"tidemark/pipeline/decode"
+	"tidemark/pipeline/join"
 	"tidemark/pipeline/source"
 	"tidemark/store"
 )
@@ -28,8 +29,11 @@ func (p intake) Discover(ctx context.Context, d store.Discovery) error {
 	}
 	fresh := p.register(d)
 	p.holdAbsent()
-	for _, id := range fresh {
-		if err := p.enter(id.Topic); err != nil {
+	for _, f := range fresh {
+		if err := p.enter(f.Partition.Topic); err != nil {
+			return err
+		}
+		if err := p.rewind(ctx, f); err != nil {
 			return err
 		}
 	}
@@ -38,14 +42,14 @@ func (p intake) Discover(ctx context.Context, d store.Discovery) error {
 }
 
 // register notes the partitions of a discovery and returns the new ones.
-func (p *Pipeline) register(d store.Discovery) []store.Partition {
+func (p *Pipeline) register(d store.Discovery) []store.Discovered {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	var fresh []store.Partition
+	var fresh []store.Discovered
 	for _, f := range d.Partitions {
 		if !p.partitions[f.Partition] {
 			p.partitions[f.Partition] = true
-			fresh = append(fresh, f.Partition)
+			fresh = append(fresh, f)
 		}
 	}
 	return fresh
@@ -98,7 +102,7 @@ func (p *Pipeline) enter(name string) error {
 	if !ok {
 		return fmt.Errorf("topic %s is not configured", name)
 	}
-	t := &topic{name: name, cfg: p.o.Topics[i], decoder: p.decoders[i]}
+	t := &topic{name: name, cfg: p.o.Topics[i], decoder: p.decoders[i], noted: map[store.Partition]bool{}}
 	t.state.Format = t.cfg.reading()
 	if stored := p.store.Topic(name); stored != nil {
 		var err error
@@ -184,6 +188,14 @@ func (p intake) Handle(ctx context.Context, a *source.Answer) error {
 		))
 		defer span.End()
 	}
+	if t.joins() {
+		p.joined.mu.Lock() // until all is applied: what is noted with one record decides of the next
+		defer p.joined.mu.Unlock()
+		defer p.joined.join.Applied()
+		if err := p.tellOverdue(ctx, t, a.Partition); err != nil {
+			return err
+		}
+	}
 	if err := p.redecode(ctx, t, a.Partition); err != nil {
 		return err
 	}
@@ -191,7 +203,13 @@ func (p intake) Handle(ctx context.Context, a *source.Answer) error {
 	if err != nil {
 		return err
 	}
-	b := store.Batch{Partition: a.Partition, Changes: d.changes, Next: a.Next, LeaderEpoch: a.LeaderEpoch, Asked: a.Asked, End: a.End}
+	b := store.Batch{
+		Partition: a.Partition, Changes: d.changes, Next: a.Next, LeaderEpoch: a.LeaderEpoch, Asked: a.Asked, End: a.End,
+		Notes: d.notes,
+	}
+	if b.Resolved, err = p.letters(d.answered); err != nil {
+		return err
+	}
 	return p.apply(ctx, t, b, d)
 }
 
@@ -234,8 +252,10 @@ func (p *Pipeline) apply(ctx context.Context, t *topic, b store.Batch, d decoded
 // decoded is what became of an answer's records.
 type decoded struct {
 	changes  []store.Change
-	good     bool      // some were decoded before the outcomes begin
-	outcomes []outcome // from the first dead letter on
+	notes    []store.Note
+	answered []join.Origin // dead letters that are none any more
+	good     bool          // some were decoded before the outcomes begin
+	outcomes []outcome     // from the first dead letter on
 }
 
 func (d decoded) empty() bool { return !d.good && d.outcomes == nil }
@@ -244,16 +264,17 @@ func (p *Pipeline) decode(ctx context.Context, t *topic, a *source.Answer) (deco
 	if len(a.Records) == 0 {
 		return decoded{}, nil
 	}
-	d := decoded{changes: make([]store.Change, 0, len(a.Records))}
+	d := decoded{changes: make([]store.Change, 0, len(a.Records)), notes: t.begins(a)}
 	var bytes int
 	for i := range a.Records {
 		r := &a.Records[i]
 		bytes += len(r.Key) + len(r.Value)
-		changes, dead, err := p.decodeRecord(ctx, t, a.Partition, r)
+		taken, dead, err := p.decodeRecord(ctx, t, a.Partition, r)
 		if err != nil {
 			return d, err
 		}
-		d.changes = append(d.changes, changes...)
+		d.changes = append(d.changes, taken.Changes...)
+		d.notes, d.answered = append(d.notes, taken.Notes...), append(d.answered, taken.Answered...)
 		if dead != "" {
 			p.metrics.dead(ctx, t.name, dead)
 		}
@@ -271,7 +292,7 @@ func (p *Pipeline) decode(ctx context.Context, t *topic, a *source.Answer) (deco
 const oversize = "larger than the limit for records (kafka.max_record)"
 
 // decodeRecord decodes a record or makes a dead letter of it; then it says why.
-func (p *Pipeline) decodeRecord(ctx context.Context, t *topic, id store.Partition, r *source.Record) ([]store.Change, string, error) {
+func (p *Pipeline) decodeRecord(ctx context.Context, t *topic, id store.Partition, r *source.Record) (join.Taken, string, error) {
 	rec := decode.Record{
 		Topic: id.Topic, Partition: id.ID, Offset: r.Offset, Timestamp: r.Timestamp,
 		Key: r.Key, Value: r.Value, Headers: r.Headers,
@@ -279,25 +300,34 @@ func (p *Pipeline) decodeRecord(ctx context.Context, t *topic, id store.Partitio
 	if r.Oversize != nil {
 		c := decode.DeadLetter(rec, oversize)
 		c.Dead.Length, c.Dead.SHA256, c.Dead.Truncated = r.Oversize.Length, r.Oversize.SHA256, true
-		return []store.Change{c}, oversize, nil
+		return join.Taken{Changes: []store.Change{c}}, oversize, nil
 	}
-	changes, bad, err := p.insist(ctx, t, rec)
+	taken, bad, err := p.insist(ctx, t, rec)
 	if bad != nil {
-		return []store.Change{t.cfg.Decode.DeadLetter(rec, bad.Reason)}, bad.Reason, nil
+		return join.Taken{Changes: []store.Change{t.cfg.Decode.DeadLetter(rec, bad.Reason)}}, bad.Reason, nil
 	}
-	return changes, "", err
+	return taken, "", err
+}
+
+// understand is what a record says, by itself or together with others.
+func (p *Pipeline) understand(t *topic, rec decode.Record) (join.Taken, error) {
+	if t.joins() {
+		return p.joined.join.Take(rec)
+	}
+	changes, err := t.decoder.Decode(rec)
+	return join.Taken{Changes: changes}, err
 }
 
 // insist decodes a record. If the decoder misses something that is none of the
 // record's faults (a registry that is away), it tries until that is back; other
 // partitions go on meanwhile.
-func (p *Pipeline) insist(ctx context.Context, t *topic, rec decode.Record) ([]store.Change, *decode.Error, error) {
-	changes, err := t.decoder.Decode(rec)
+func (p *Pipeline) insist(ctx context.Context, t *topic, rec decode.Record) (join.Taken, *decode.Error, error) {
+	taken, err := p.understand(t, rec)
 	if err == nil {
-		return changes, nil, nil
+		return taken, nil, nil
 	}
 	if bad, ok := errors.AsType[*decode.Error](err); ok {
-		return nil, bad, nil
+		return taken, bad, nil
 	}
 	log := p.o.Logger.With("topic", rec.Topic, "partition", rec.Partition, "offset", rec.Offset)
 	log.WarnContext(ctx, "decoding waits, retrying", "error", err)
@@ -307,14 +337,14 @@ func (p *Pipeline) insist(ctx context.Context, t *topic, rec decode.Record) ([]s
 	for {
 		select {
 		case <-ctx.Done():
-			return nil, nil, ctx.Err()
+			return join.Taken{}, nil, ctx.Err()
 		case <-time.After(wait.NextBackOff()):
 		}
-		changes, err := t.decoder.Decode(rec)
+		taken, err := p.understand(t, rec)
 		bad, ok := errors.AsType[*decode.Error](err)
 		if err == nil || ok {
 			log.InfoContext(ctx, "decoding goes on")
-			return changes, bad, nil
+			return taken, bad, nil
 		}
 	}
 }

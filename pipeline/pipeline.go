@@ -11,7 +11,7 @@
 // answers in order: order is promised per partition and nowhere else, so this
 // is as parallel as it can be, and with a few partitions all cores decode.
 //
-// Lock order: topic.order, then topic.mu, then Pipeline.mu. The store is asked to
+// Lock order: joined.mu, then topic.order, then topic.mu, then Pipeline.mu. The store is asked to
 // apply with topic.order held when a topic's state changes, never with topic.mu:
 // it may wait for room without bound.
 package pipeline
@@ -34,6 +34,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"tidemark/pipeline/decode"
+	"tidemark/pipeline/join"
 	"tidemark/pipeline/source"
 	"tidemark/store"
 	"tidemark/store/fhir"
@@ -50,6 +51,11 @@ type Store interface {
 	Release(store.Partition)
 	Committed() map[store.Partition]int64
 	DeadLetters(topic string, fn func(store.DeadLetterRow) error) error
+	// What topics whose records are joined want.
+	join.Notes
+	Remember(name string, what []byte) error
+	Rewind(p store.Partition, offset int64) error
+	Watermark() fhir.Instant
 }
 
 var _ Store = (*store.DB)(nil)
@@ -141,6 +147,7 @@ type Pipeline struct {
 	source   *source.Source
 	decoders []decode.Decoder // one per configured topic, for all partitions
 	metrics  *metrics
+	joined   joined
 
 	mu         sync.Mutex
 	topics     map[string]*topic
@@ -164,6 +171,7 @@ func New(o Options, s Store) (*Pipeline, error) {
 		}
 		p.decoders = append(p.decoders, d)
 	}
+	faults = append(faults, p.joinTopics())
 	var err error
 	p.source, err = source.New(o.Source, s)
 	if err := errors.Join(append(faults, err)...); err != nil {

@@ -44,16 +44,19 @@ type memory struct {
 	states   map[store.Partition]store.PartitionState
 	topics   map[string][]byte
 	held     map[store.Partition]string
+	notes    map[string][]byte
 	batches  []store.Batch
 	letters  []store.DeadLetterRow
 	complete bool
 	refuse   error
+
+	watermark fhir.Instant // None unless a test sets it
 }
 
 func newMemory(t testing.TB) *memory {
 	return &memory{
-		t: t, changed: make(chan struct{}), now: 1000, states: map[store.Partition]store.PartitionState{},
-		topics: map[string][]byte{}, held: map[store.Partition]string{},
+		t: t, changed: make(chan struct{}), now: 1000, watermark: fhir.None, states: map[store.Partition]store.PartitionState{},
+		topics: map[string][]byte{}, held: map[store.Partition]string{}, notes: map[string][]byte{},
 	}
 }
 
@@ -63,6 +66,7 @@ func (m *memory) reopen() *memory {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	n.now, n.seq, n.states, n.topics, n.letters = m.now, m.seq, maps.Clone(m.states), maps.Clone(m.topics), slices.Clone(m.letters)
+	n.notes = maps.Clone(m.notes)
 	return n
 }
 
@@ -109,10 +113,13 @@ func (m *memory) Apply(_ context.Context, b store.Batch) error {
 	if b.Topic != nil {
 		m.topics[b.Partition.Topic] = b.Topic
 	}
+	for _, n := range b.Notes {
+		m.note(n.Name, n.Value)
+	}
 	m.letters = slices.DeleteFunc(m.letters, func(r store.DeadLetterRow) bool { return slices.Contains(b.Resolved, r.Bound) })
 	last := int64(-1)
 	for _, c := range b.Changes {
-		if c.Offset < last || c.Offset >= b.Next {
+		if b.Resolved == nil && c.Offset < last || c.Offset >= b.Next {
 			m.t.Errorf("%v: offset %d after %d in a batch that ends at %d", b.Partition, c.Offset, last, b.Next)
 		}
 		last = c.Offset
@@ -127,6 +134,54 @@ func (m *memory) Apply(_ context.Context, b store.Batch) error {
 	m.batches = append(m.batches, b)
 	m.touch()
 	return nil
+}
+
+func (m *memory) note(name string, what []byte) {
+	if m.notes[name] = what; what == nil {
+		delete(m.notes, name)
+	}
+}
+
+func (m *memory) Remember(name string, what []byte) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.note(name, what)
+	return nil
+}
+
+func (m *memory) Remembered(name string) ([]byte, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.notes[name], nil
+}
+
+func (m *memory) EachRemembered(prefix string, fn func(name string, what []byte) error) error {
+	m.mu.Lock()
+	all := maps.Clone(m.notes)
+	m.mu.Unlock()
+	for name, what := range all {
+		if strings.HasPrefix(name, prefix) {
+			if err := fn(name, what); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (m *memory) Rewind(p store.Partition, offset int64) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s := m.states[p]
+	s.Next = min(s.Next, offset)
+	m.states[p] = s
+	return nil
+}
+
+func (m *memory) Watermark() fhir.Instant {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.watermark
 }
 
 func (m *memory) Partition(p store.Partition) (store.PartitionState, bool) {

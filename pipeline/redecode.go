@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"tidemark/pipeline/decode"
+	"tidemark/pipeline/join"
 	"tidemark/pipeline/source"
 	"tidemark/store"
 	"tidemark/store/fhir"
@@ -126,7 +127,7 @@ func (p *Pipeline) redecode(ctx context.Context, t *topic, id store.Partition) e
 		if _, ok := slices.BinarySearch(waiting, r.Seq); !ok {
 			return nil
 		}
-		changes, ok, err := p.redecodeLetter(ctx, t, r)
+		taken, ok, err := p.redecodeLetter(ctx, t, r)
 		if err != nil {
 			return err
 		}
@@ -134,7 +135,7 @@ func (p *Pipeline) redecode(ctx context.Context, t *topic, id store.Partition) e
 			failed = append(failed, r.Seq)
 			return nil
 		}
-		b.Changes, b.Resolved = append(b.Changes, changes...), append(b.Resolved, r.Bound)
+		b.Changes, b.Notes, b.Resolved = append(b.Changes, taken.Changes...), append(b.Notes, taken.Notes...), append(b.Resolved, r.Bound)
 		if size += len(r.Value); len(b.Resolved) < retryLetters && size < retryBytes {
 			return nil
 		}
@@ -150,15 +151,15 @@ func (p *Pipeline) redecode(ctx context.Context, t *topic, id store.Partition) e
 
 // redecodeLetter decodes one dead letter, if it can be: of one that was cut
 // not enough is left.
-func (p *Pipeline) redecodeLetter(ctx context.Context, t *topic, r store.DeadLetterRow) ([]store.Change, bool, error) {
+func (p *Pipeline) redecodeLetter(ctx context.Context, t *topic, r store.DeadLetterRow) (join.Taken, bool, error) {
 	if r.Truncated {
-		return nil, false, nil
+		return join.Taken{}, false, nil
 	}
-	changes, bad, err := p.insist(ctx, t, decode.Record{
+	taken, bad, err := p.insist(ctx, t, decode.Record{
 		Topic: r.Partition.Topic, Partition: r.Partition.ID,
 		Offset: r.Offset, Timestamp: r.Timestamp, Key: r.Key, Value: r.Value, Headers: r.Headers,
 	})
-	return changes, bad == nil && err == nil, err
+	return taken, bad == nil && err == nil, err
 }
 
 // retryBatch is an empty batch that says nothing new of its partition.

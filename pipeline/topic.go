@@ -3,6 +3,7 @@ package pipeline
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"sync"
 
 	"tidemark/pipeline/decode"
@@ -35,6 +36,7 @@ type topic struct {
 	name    string
 	cfg     Topic
 	decoder decode.Decoder
+	noted   map[store.Partition]bool // of which it was said in this process that they are joined
 
 	// order is held from the counting of a batch until the store has the state
 	// that comes of it. The store may wait without bound for room on its disk, so
@@ -112,5 +114,6 @@ func (t *topic) count(d decoded) (s topicState, stop int) {
 func cutAt(b store.Batch, o outcome) store.Batch {
 	b.Changes = b.Changes[:o.end]
 	b.Next = o.offset + 1
+	b.Notes = slices.DeleteFunc(b.Notes, func(n store.Note) bool { return n.Offset > o.offset })
 	return b
 }

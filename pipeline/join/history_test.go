@@ -1,0 +1,291 @@
+package join
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+
+	gocmp "github.com/google/go-cmp/cmp"
+
+	"tidemark/pipeline/decode"
+	"tidemark/store/fhir"
+	"tidemark/store/storetest"
+)
+
+// A server writes rows as HAPI does: in a transaction, in the order of the log, with the
+// numbers that its tables have.
+type server struct {
+	r         *rand.Rand
+	topics    map[string][]decode.Record
+	lsn, tx   int
+	pid       int64
+	counts    map[string]int // of the transaction
+	resources []*stored
+	defined   map[int64]bool
+	ends      bool // messages tell where transactions end
+	toast     bool // a column that has not changed is left out
+}
+
+// stored is a resource as the server has it.
+type stored struct {
+	id      int64
+	key     string
+	version int64
+	body    string // "" if it is deleted
+	pid     int64  // of the newest version
+	source  string
+	tags    map[int64]int64 // tag_id by pid
+	purged  bool
+	each    []string // what it was at the end of each transaction, as exports have it
+}
+
+func (s *server) emit(table, op string, key, row map[string]any) {
+	s.lsn += 10
+	value := map[string]any{
+		"op": op, "before": nil, "after": row,
+		"source":      map[string]any{"table": table, "lsn": s.lsn},
+		"transaction": map[string]any{"id": fmt.Sprintf("%d:%d", s.tx, s.lsn)},
+	}
+	if op == "d" {
+		value["before"], value["after"] = key, nil
+	}
+	s.counts["public."+table]++
+	s.send("hapi.public."+table, key, value)
+	if op == "d" {
+		s.topics["hapi.public."+table] = append(s.topics["hapi.public."+table], record("hapi.public."+table, mustJSON(key), nil))
+	}
+}
+
+func (s *server) send(topic string, key, value map[string]any) {
+	s.topics[topic] = append(s.topics[topic], record(topic, mustJSON(key), mustJSON(value)))
+}
+
+func mustJSON(v any) []byte {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(err)
+	}
+	return b
+}
+
+func (s *server) transaction(do func()) {
+	s.tx++
+	s.counts = map[string]int{}
+	id := map[string]any{"id": fmt.Sprintf("%d:%d", s.tx, s.lsn)}
+	if s.ends {
+		s.send("hapi.transaction", id, map[string]any{"status": "BEGIN", "id": id["id"], "ts_ms": 1})
+	}
+	do()
+	if s.ends {
+		var list []any
+		for _, name := range slices.Sorted(maps.Keys(s.counts)) {
+			list = append(list, map[string]any{"data_collection": name, "event_count": s.counts[name]})
+		}
+		s.send("hapi.transaction", id, map[string]any{"status": "END", "id": id["id"], "ts_ms": 1, "event_count": len(list), "data_collections": list})
+	}
+}
+
+func (s *server) resourceRow(o *stored, op string) {
+	s.emit("hfj_resource", op, map[string]any{"res_id": o.id}, map[string]any{
+		"res_id": o.id, "res_type": "Patient", "fhir_id": strings.TrimPrefix(o.key, "Patient/"), "res_ver": o.version, "res_updated": s.updated(o),
+	})
+}
+
+// updated is when a version was written, in microseconds.
+func (s *server) updated(o *stored) int64 { return (1_700_000_000_000 + o.version) * 1000 }
+
+func (s *server) versionRow(o *stored, op string) {
+	encoding, body := "JSON", any(o.body)
+	switch {
+	case o.body == "":
+		encoding, body = "DEL", nil
+	case op == "u" && s.toast:
+		body = "__debezium_unavailable_value"
+	}
+	s.emit("hfj_res_ver", op, map[string]any{"pid": o.pid}, map[string]any{
+		"pid": o.pid, "res_id": o.id, "res_type": "Patient", "res_ver": o.version, "res_encoding": encoding, "res_text_vc": body,
+		"res_updated": s.updated(o), "has_tags": len(o.tags) > 0, "source_uri": o.source,
+	})
+}
+
+func (s *server) addTag(o *stored, tag int64) {
+	if !s.defined[tag] {
+		s.defined[tag] = true
+		s.emit("hfj_tag_def", "c", map[string]any{"tag_id": tag}, map[string]any{
+			"tag_id": tag, "tag_type": tag % 3, "tag_system": "urn:s", "tag_code": fmt.Sprintf("c%d", tag),
+		})
+	}
+	s.pid++
+	o.tags[s.pid] = tag
+	s.emit("hfj_res_tag", "c", map[string]any{"pid": s.pid}, map[string]any{"pid": s.pid, "res_id": o.id, "tag_id": tag})
+}
+
+func (s *server) version(o *stored, body string) {
+	s.pid++
+	o.version, o.body, o.pid, o.source = o.version+1, body, s.pid, ""
+	s.versionRow(o, "c")
+	if s.r.IntN(2) == 0 { // the request's id is written late
+		o.source = fmt.Sprintf("urn:%d", s.r.IntN(9))
+		s.versionRow(o, "u")
+	}
+}
+
+func (s *server) create() {
+	o := &stored{id: int64(len(s.resources) + 100), key: fmt.Sprintf("Patient/p%d", len(s.resources)), tags: map[int64]int64{}}
+	s.resources = append(s.resources, o)
+	s.resourceRow(o, "c")
+	for range s.r.IntN(3) {
+		s.addTag(o, 1+s.r.Int64N(6))
+	}
+	s.version(o, fmt.Sprintf(`{"resourceType":"Patient","n":%d}`, s.r.IntN(100)))
+}
+
+// change does something to a resource.
+func (s *server) change(o *stored) {
+	switch s.r.IntN(5) {
+	case 0, 1:
+		if s.r.IntN(3) == 0 {
+			s.addTag(o, 1+s.r.Int64N(6))
+		}
+		s.version(o, fmt.Sprintf(`{"resourceType":"Patient","n":%d}`, s.r.IntN(100)))
+		s.resourceRow(o, "u")
+	case 2:
+		if o.body == "" {
+			return
+		}
+		s.version(o, "")
+		s.resourceRow(o, "u")
+	case 3: // $meta-add; the version's row is written only when it had none before
+		had := len(o.tags)
+		s.addTag(o, 1+s.r.Int64N(6))
+		if had == 0 {
+			s.versionRow(o, "u")
+		}
+	case 4: // $meta-delete
+		for _, pid := range slices.Sorted(maps.Keys(o.tags)) {
+			delete(o.tags, pid)
+			s.emit("hfj_res_tag", "d", map[string]any{"pid": pid}, nil)
+			if s.r.IntN(2) == 0 {
+				break
+			}
+		}
+	}
+}
+
+func (s *server) purge(o *stored) {
+	for _, pid := range slices.Sorted(maps.Keys(o.tags)) {
+		s.emit("hfj_res_tag", "d", map[string]any{"pid": pid}, nil)
+	}
+	s.emit("hfj_res_ver", "d", map[string]any{"pid": o.pid}, nil)
+	s.emit("hfj_resource", "d", map[string]any{"res_id": o.id}, nil)
+	o.body, o.purged, o.tags = "", true, map[int64]int64{}
+}
+
+// shown is a resource as exports have it.
+func (s *server) shown(o *stored) string {
+	if o.body == "" {
+		return "deleted"
+	}
+	kinds := [3]string{}
+	for _, pid := range slices.Sorted(maps.Keys(o.tags)) {
+		tag := o.tags[pid]
+		text := fmt.Sprintf(`{"system":"urn:s","code":"c%d"}`, tag)
+		if tag%3 == 1 {
+			text = fmt.Sprintf(`"c%d"`, tag)
+		}
+		if kinds[tag%3] != "" {
+			text = "," + text
+		}
+		kinds[tag%3] += text
+	}
+	meta := fmt.Sprintf(`"versionId":"%d","lastUpdated":"%s"`, o.version, fhir.Instant(s.updated(o)/1000))
+	if o.source != "" {
+		meta += fmt.Sprintf(`,"source":"%s"`, o.source)
+	}
+	for kind, name := range map[int]string{1: "profile"} {
+		if kinds[kind] != "" {
+			meta += fmt.Sprintf(`,"%s":[%s]`, name, kinds[kind])
+		}
+	}
+	if kinds[2] != "" {
+		meta += `,"security":[` + kinds[2] + `]`
+	}
+	if kinds[0] != "" {
+		meta += `,"tag":[` + kinds[0] + `]`
+	}
+	return fmt.Sprintf(`{"resourceType":"Patient","id":"%s","meta":{%s},%s`, strings.TrimPrefix(o.key, "Patient/"), meta, strings.TrimPrefix(o.body, `{"resourceType":"Patient",`))
+}
+
+// TestHistories: what is made of random histories, whatever order the topics are read in, is
+// what the server has. Where it is told where transactions end, nothing is ever shown with
+// fewer tags than it had at the end of one.
+func TestHistories(t *testing.T) {
+	for seed := range uint64(storetest.Rounds(400)) {
+		r := rand.New(rand.NewPCG(seed, 3))
+		s := &server{r: r, topics: map[string][]decode.Record{}, defined: map[int64]bool{}, ends: r.IntN(2) == 0, toast: r.IntN(2) == 0}
+		for range 5 + r.IntN(20) {
+			s.transaction(func() {
+				for range 1 + r.IntN(2) {
+					if len(s.resources) == 0 || r.IntN(4) == 0 {
+						s.create()
+						continue
+					}
+					if o := s.resources[r.IntN(len(s.resources))]; !o.purged {
+						s.change(o)
+					}
+				}
+			})
+			for _, o := range s.resources {
+				o.each = append(o.each, s.shown(o))
+			}
+		}
+		k := newKept(t)
+		if s.ends {
+			k.notes[toldEnds] = []byte("1")
+		}
+		run(t, k, s.topics, r)
+		want, got := map[string]string{}, k.shown()
+		for _, o := range s.resources {
+			if want[o.key] = s.shown(o); o.body == "" {
+				want[o.key] = fmt.Sprintf("deleted %d", o.version)
+			}
+		}
+		if diff := gocmp.Diff(want, got); diff != "" {
+			t.Fatalf("seed %d, ends %v, toast %v: %s\n%v", seed, s.ends, s.toast, diff, slices.Sorted(maps.Keys(k.notes)))
+		}
+		for _, ch := range k.history {
+			if s.ends && !ch.Delete && !s.labelled(ch.Key.String(), ch.Version, string(ch.Body)) {
+				t.Fatalf("seed %d: %s version %d without labels that it had all along: %s", seed, ch.Key, ch.Version, ch.Body)
+			}
+		}
+	}
+}
+
+// labelled tells whether a version as it is shown has as many security labels as it had at
+// least while it was the newest.
+func (s *server) labelled(key string, version int64, body string) bool {
+	least := -1
+	for _, o := range s.resources {
+		for _, text := range o.each {
+			if o.key == key && strings.Contains(text, fmt.Sprintf(`"versionId":"%d"`, version)) {
+				if n := labels(text); least < 0 || n < least {
+					least = n
+				}
+			}
+		}
+	}
+	return labels(body) >= least
+}
+
+func labels(text string) int {
+	_, rest, has := strings.Cut(text, `"security":[`)
+	if !has {
+		return 0
+	}
+	list, _, _ := strings.Cut(rest, "]")
+	return strings.Count(list, `"code"`)
+}

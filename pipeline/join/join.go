@@ -1,0 +1,574 @@
+// Package join puts together what the rows of several tables say of a resource: which
+// resource a number stands for, its versions, and its tags. Rows of different tables come in
+// no order, so what has come is kept, as notes that the store makes true together with the
+// rows' offsets, and a version waits until all that belongs to it is there.
+//
+// It knows what the parts are for, which pipeline/decode reads, and nothing of Kafka.
+package join
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	"tidemark/pipeline/decode"
+	"tidemark/store"
+	"tidemark/store/fhir"
+)
+
+// Notes are what was noted: *store.DB.
+type Notes interface {
+	Remembered(name string) ([]byte, error)
+	EachRemembered(prefix string, fn func(name string, what []byte) error) error
+}
+
+// A Join is the state of a source's tables. It is not safe for concurrent use: between a Take
+// and the store's having its notes there must be no other.
+type Join struct {
+	decoder decode.Joined
+	notes   Notes
+	now     func() fhir.Instant
+
+	fresh map[string][]byte                // noted, and not yet applied; nil: taken away
+	ends  ends                             // of transactions
+	waits bool                             // a version may wait
+	swept map[store.Partition]fhir.Instant // when Overdue last looked
+}
+
+// New returns a join of the rows that d reads. now is the store's clock.
+func New(d decode.Joined, notes Notes, now func() fhir.Instant) *Join {
+	return &Join{
+		decoder: d, notes: notes, now: now, fresh: map[string][]byte{}, waits: true, swept: map[store.Partition]fhir.Instant{},
+		ends: ends{open: map[int64]bool{}},
+	}
+}
+
+// The names of notes. A number of a resource stands in decimal digits.
+const (
+	space      = "join/"
+	toldEnds   = space + "ends" // messages tell where transactions end
+	ofResource = space + "r/"   // number: a state
+	ofTag      = space + "p/"   // pid: the number of the resource that has the tag
+	ofTagName  = space + "d/"   // tag_id: a decode.Tag
+	waiting    = space + "w/"   // number: a parked version
+	forTag     = space + "g/"   // tag_id/number: a version waits for the definition
+	ofEnd      = space + "t/"   // transaction: a tally
+	tagTable   = "hfj_res_tag"  // as messages of transactions count it
+	verTable   = "hfj_res_ver"  //
+	patience   = 60_000         // milliseconds after which a version that waits is told as a dead letter
+	sweep      = 30_000         // milliseconds between two looks for such
+)
+
+// A state is what is known of a resource, by its number.
+type state struct {
+	Key  string          `json:"k,omitempty"` // Type/id; "": not known yet
+	Tags map[int64]int64 `json:"t,omitempty"` // definitions by the rows that give them
+	Told bool            `json:"s,omitempty"` // rows of its tags have come, if only to go again
+	// Position, if it ever had tags, is that of the last that was told of it: what is told next
+	// must be later, though the row that it comes of may not be.
+	Position uint64 `json:"p,omitempty"`
+	// Ends are the transactions, not all of whose rows have come, that have to do with it.
+	Ends []string `json:"e,omitempty"`
+}
+
+// A parked version waits.
+type parked struct {
+	Record decode.Record
+	Number int64  // of the version
+	At     uint64 // position
+	Since  fhir.Instant
+	For    string
+	Told   bool // as a dead letter
+	// Body is the record of the same version that has its body, if Record leaves it out.
+	Body *decode.Record
+}
+
+// Taken is what came of a record.
+type Taken struct {
+	Changes []store.Change
+	Notes   []store.Note
+	// Answered are records that were told as dead letters, and are none any more.
+	Answered []Origin
+}
+
+// An Origin is where a record stands.
+type Origin struct {
+	Partition store.Partition
+	Offset    int64
+}
+
+// A taking is one Take under way.
+type taking struct {
+	*Join
+	rec   decode.Record
+	part  *decode.Part
+	noted map[string][]byte // in this Take; nil: taken away
+	out   Taken
+}
+
+// Take takes a record. What came of it must be applied before anything else is, and then
+// Applied be called; records may be taken in between, in the order in which they are applied.
+// An error is none of the record's, and nothing was taken, unless it is a *decode.Error.
+func (j *Join) Take(rec decode.Record) (Taken, error) {
+	part, err := j.decoder.Part(rec)
+	if part == nil || err != nil {
+		return Taken{}, err
+	}
+	t := &taking{Join: j, rec: rec, part: part, noted: map[string][]byte{}}
+	if err := t.take(); err != nil {
+		return Taken{}, err
+	}
+	maps.Copy(j.fresh, t.noted)
+	return t.out, nil
+}
+
+// Applied forgets what was noted: the store has it, or never will.
+func (j *Join) Applied() { clear(j.fresh) }
+
+func (t *taking) take() error {
+	switch t.part.Of {
+	case decode.PartResource:
+		return t.resource()
+	case decode.PartVersion:
+		return t.version()
+	case decode.PartTag:
+		return t.tag()
+	case decode.PartDefinition:
+		return t.definition()
+	case decode.PartBegin:
+		return t.begin()
+	case decode.PartEnd:
+		return t.end()
+	}
+	return nil
+}
+
+// resource learns what a number stands for, or that its resource was purged.
+func (t *taking) resource() error {
+	n := t.part.Resource
+	s, err := t.stateOf(n)
+	if err != nil {
+		return err
+	}
+	if t.part.Gone {
+		if s.Key != "" {
+			t.out.Changes = append(t.out.Changes, t.decoder.Purged(t.rec, t.part, s.key())...)
+		}
+		for row := range s.Tags {
+			t.put(name(ofTag, row), nil)
+		}
+		t.put(name(ofResource, n), nil)
+		t.put(name(waiting, n), nil)
+		return nil
+	}
+	if s.Key == t.part.Key.String() {
+		return nil
+	}
+	s.Key = t.part.Key.String()
+	t.keep(n, s)
+	return t.again(n)
+}
+
+// tag notes that a resource has a tag, or has it no more.
+func (t *taking) tag() error {
+	n, row := t.part.Resource, t.part.Row
+	if t.part.Gone {
+		v, err := t.get(name(ofTag, row))
+		if err != nil {
+			return err
+		}
+		n, _ = strconv.ParseInt(string(v), 10, 64)
+	}
+	s, err := t.stateOf(n)
+	if err != nil {
+		return err
+	}
+	if had, known := s.Tags[row]; known == !t.part.Gone && had == t.part.Tag {
+		return t.count(func(c *tally) { c.Tags++ }) // seen before
+	}
+	if t.part.Gone {
+		delete(s.Tags, row)
+		t.put(name(ofTag, row), nil)
+	} else {
+		s.Tags = maps.Clone(s.Tags)
+		if s.Tags == nil {
+			s.Tags = map[int64]int64{}
+		}
+		s.Tags[row] = t.part.Tag
+		t.put(name(ofTag, row), strconv.AppendInt(nil, n, 10))
+	}
+	s.Told, s.Position = true, max(s.Position, t.part.Position)
+	if err := t.awaitEnd(n, &s); err != nil {
+		return err
+	}
+	t.keep(n, s)
+	if err := t.settle(n, s); err != nil {
+		return err
+	}
+	return t.count(func(c *tally) { c.Tags++ })
+}
+
+// settle has the newest version told with the tags as they are now: the one that waits, or
+// the one that is stored.
+func (t *taking) settle(n int64, s state) error {
+	p, err := t.parkedAt(n)
+	switch {
+	case err != nil || s.Key == "" || len(s.Ends) > 0:
+		return err
+	case p != nil:
+		return t.release(n, *p)
+	}
+	tags, missing, err := t.tagsOf(s)
+	switch {
+	case err != nil:
+		return err
+	case missing != 0:
+		t.awaitTag(missing, n)
+		return nil
+	}
+	s.Position++
+	t.keep(n, s)
+	t.out.Changes = append(t.out.Changes, t.decoder.Retagged(t.rec, s.Position, s.key(), tags)...)
+	return nil
+}
+
+// settleNow is settle with what is noted of the resource.
+func (t *taking) settleNow(n int64) error {
+	s, err := t.stateOf(n)
+	if err != nil {
+		return err
+	}
+	return t.settle(n, s)
+}
+
+// awaitTag notes that a resource has something to be told once a tag is defined.
+func (t *taking) awaitTag(tag, n int64) { t.put(name(name(forTag, tag)+"/", n), []byte{}) }
+
+// definition learns what a tag is.
+func (t *taking) definition() error {
+	if t.part.Gone {
+		return nil
+	}
+	text, err := json.Marshal(t.part.Definition)
+	if err != nil {
+		return err
+	}
+	had, err := t.get(name(ofTagName, t.part.Row))
+	if err != nil || string(had) == string(text) {
+		return err
+	}
+	t.put(name(ofTagName, t.part.Row), text)
+	return t.each(name(forTag, t.part.Row)+"/", t.settleNow)
+}
+
+// version takes a version, which is told at once if all that belongs to it is there.
+func (t *taking) version() error {
+	if t.part.Gone {
+		return nil // it was not the newest, or its resource is purged, too
+	}
+	n := t.part.Resource
+	before, err := t.parkedAt(n)
+	if err != nil {
+		return err
+	}
+	here := parked{Record: t.rec, Number: t.part.Number, At: t.part.Position, Since: t.now()}
+	if before != nil && before.newer(here) {
+		return t.count(func(c *tally) { c.Versions++ })
+	}
+	if before != nil && before.Number == here.Number && t.part.Bodiless() {
+		if here.Body = before.Body; here.Body == nil {
+			here.Body = &before.Record
+		}
+	}
+	if t.part.Tagged && !t.part.Deletion {
+		s, err := t.stateOf(n)
+		if err == nil {
+			err = t.awaitEnd(n, &s)
+		}
+		if err != nil {
+			return err
+		}
+		t.keep(n, s)
+	}
+	if err := t.release(n, here); err != nil {
+		return err
+	}
+	return t.count(func(c *tally) { c.Versions++ })
+}
+
+// newer tells whether p is a later version than q, or the same, later written.
+func (p *parked) newer(q parked) bool {
+	if o := cmp.Compare(p.Number, q.Number); o != 0 {
+		return o > 0
+	}
+	return p.At > q.At
+}
+
+// again tries whether a version that waits need not wait any longer.
+func (t *taking) again(n int64) error {
+	p, err := t.parkedAt(n)
+	if err != nil || p == nil {
+		return err
+	}
+	return t.release(n, *p)
+}
+
+// release tries to tell a version.
+func (t *taking) release(n int64, p parked) error {
+	part, err := t.decoder.Part(p.Record)
+	if err != nil {
+		return err
+	}
+	if p.Body != nil {
+		whole, err := t.decoder.Part(*p.Body)
+		if err != nil {
+			return err
+		}
+		part.Take(whole)
+	}
+	return t.tell(n, p, part)
+}
+
+// tell makes the change of a version if all that belongs to it is there, else has it wait.
+func (t *taking) tell(n int64, p parked, part *decode.Part) error {
+	s, err := t.stateOf(n)
+	if err != nil {
+		return err
+	}
+	tags, reason, err := t.ready(n, s, part)
+	switch {
+	case err != nil:
+		return err
+	case reason != "":
+		p.For = reason
+		return t.park(n, p)
+	}
+	if v, err := t.get(name(waiting, n)); err != nil {
+		return err
+	} else if v != nil {
+		t.put(name(waiting, n), nil)
+	}
+	if p.Told {
+		t.out.Answered = append(t.out.Answered, Origin{store.Partition{Topic: p.Record.Topic, ID: p.Record.Partition}, p.Record.Offset})
+	}
+	rec := p.Record
+	rec.Offset = t.rec.Offset // it comes with this record
+	if part.Tagged || s.Told {
+		s.Position = max(s.Position+1, part.Position)
+		part.Position = s.Position
+		t.keep(n, s)
+	}
+	changes, err := t.decoder.Version(rec, part, s.key(), tags)
+	if err != nil {
+		return err
+	}
+	t.out.Changes = append(t.out.Changes, changes...)
+	return nil
+}
+
+// park has a version wait.
+func (t *taking) park(n int64, p parked) error {
+	text, err := json.Marshal(p)
+	if err != nil {
+		return err
+	}
+	t.put(name(waiting, n), text)
+	t.waits = true
+	return nil
+}
+
+// What a version waits for.
+const (
+	waitsForKey  = "the row of hfj_resource that says which resource this is a version of has not come: is the table among those that are captured?"
+	waitsForType = "the row of hfj_resource says another type of resource: are these the tables of two servers?"
+	waitsForTags = "the resource has tags, which may be security labels, and no row of hfj_res_tag says which: is the table among those that are captured?"
+	waitsForTag  = "the row of hfj_tag_def that says what a tag of the resource is has not come: is the table among those that are captured?"
+	waitsForEnd  = "the end of the transaction has not come, or not all of its rows: is the topic of transactions still read?"
+)
+
+// ready tells the tags of a version, or what it waits for.
+func (t *taking) ready(n int64, s state, part *decode.Part) (tags []decode.Tag, reason string, err error) {
+	switch {
+	case s.Key == "":
+		return nil, waitsForKey, nil
+	case s.key().Type != part.Type:
+		return nil, waitsForType, nil
+	case part.Deletion:
+		return nil, "", nil
+	case len(s.Ends) > 0:
+		return nil, waitsForEnd, nil
+	case part.Tagged && !s.Told:
+		return nil, waitsForTags, nil
+	}
+	tags, missing, err := t.tagsOf(s)
+	if missing != 0 {
+		t.awaitTag(missing, n)
+		return nil, waitsForTag, nil
+	}
+	return tags, "", err
+}
+
+// tagsOf are a resource's tags in the order in which it got them, or a definition that has
+// not come.
+func (t *taking) tagsOf(s state) (tags []decode.Tag, missing int64, err error) {
+	for _, row := range slices.Sorted(maps.Keys(s.Tags)) {
+		text, err := t.get(name(ofTagName, s.Tags[row]))
+		switch {
+		case err != nil:
+			return nil, 0, err
+		case text == nil:
+			return nil, s.Tags[row], nil
+		}
+		var tag decode.Tag
+		if err := json.Unmarshal(text, &tag); err != nil {
+			return nil, 0, fmt.Errorf("note of a tag's definition: %w", err)
+		}
+		tags = append(tags, tag)
+	}
+	return tags, 0, nil
+}
+
+// each calls fn for the numbers of resources that are noted behind a prefix, and takes those
+// notes away.
+func (t *taking) each(prefix string, fn func(n int64) error) error {
+	numbers := map[int64]bool{}
+	add := func(name string) {
+		if n, err := strconv.ParseInt(name[len(prefix):], 10, 64); err == nil {
+			numbers[n] = true
+		}
+	}
+	newer := maps.Clone(t.fresh) // few: an answer's at most
+	maps.Copy(newer, t.noted)
+	for name, v := range newer {
+		if v != nil && strings.HasPrefix(name, prefix) {
+			add(name)
+		}
+	}
+	err := t.notes.EachRemembered(prefix, func(name string, _ []byte) error {
+		if _, known := newer[name]; !known {
+			add(name)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, n := range slices.Sorted(maps.Keys(numbers)) {
+		t.put(prefix+strconv.FormatInt(n, 10), nil)
+		if err := fn(n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Overdue tells, now and then, what still waits though all that was written until a minute
+// after it came has been read (upto): of a transaction's tags it goes without them; else it is
+// a dead letter, of the records of a partition, for it is a hole in what exports say. What it
+// waits for may come yet.
+func (j *Join) Overdue(of store.Partition, upto fhir.Instant, deadLetter func(rec decode.Record, reason string) store.Change) ([]Taken, error) {
+	now := j.now()
+	if !j.waits || upto == fhir.None || now < j.swept[of]+sweep {
+		return nil, nil
+	}
+	j.swept[of] = now
+	given, waits, err := j.abandon(upto)
+	if err != nil {
+		return nil, err
+	}
+	late := []Taken{given}
+	err = j.notes.EachRemembered(waiting, func(name string, what []byte) error {
+		waits = true
+		if _, known := j.fresh[name]; known {
+			return nil // told just now
+		}
+		var p parked
+		if err := json.Unmarshal(what, &p); err != nil {
+			return fmt.Errorf("note of a version that waits: %w", err)
+		}
+		if p.Told || p.Record.Topic != of.Topic || p.Record.Partition != of.ID || p.Since+patience > upto {
+			return nil
+		}
+		if len(late) > lateAtOnce {
+			j.swept[of] = 0 // there is more
+			return nil
+		}
+		p.Told = true
+		text, err := json.Marshal(p)
+		if err != nil {
+			return err
+		}
+		j.fresh[name] = text
+		late = append(late, Taken{
+			Changes: []store.Change{deadLetter(p.Record, p.For)}, Notes: []store.Note{{Name: name, Value: text}},
+		})
+		return nil
+	})
+	j.waits = waits
+	return late, err
+}
+
+// lateAtOnce is how many Overdue tells at a time.
+const lateAtOnce = 500
+
+func (t *taking) stateOf(n int64) (s state, err error) {
+	text, err := t.get(name(ofResource, n))
+	if err != nil || text == nil {
+		return s, err
+	}
+	if err := json.Unmarshal(text, &s); err != nil {
+		return s, fmt.Errorf("note of a resource's number: %w", err)
+	}
+	return s, nil
+}
+
+func (t *taking) keep(n int64, s state) {
+	text, err := json.Marshal(s)
+	if err != nil {
+		panic(err) // strings and numbers
+	}
+	t.put(name(ofResource, n), text)
+}
+
+func (s state) key() fhir.Key {
+	key, err := fhir.ParseKey(s.Key)
+	if err != nil {
+		panic(err) // it was one when it was noted
+	}
+	return key
+}
+
+func (t *taking) parkedAt(n int64) (*parked, error) {
+	text, err := t.get(name(waiting, n))
+	if err != nil || text == nil {
+		return nil, err
+	}
+	var p parked
+	if err := json.Unmarshal(text, &p); err != nil {
+		return nil, fmt.Errorf("note of a version that waits: %w", err)
+	}
+	return &p, nil
+}
+
+func name(prefix string, n int64) string { return prefix + strconv.FormatInt(n, 10) }
+
+// get is what is noted under a name, also since Take began.
+func (t *taking) get(name string) ([]byte, error) {
+	if v, known := t.noted[name]; known {
+		return v, nil
+	}
+	if v, known := t.fresh[name]; known {
+		return v, nil
+	}
+	return t.notes.Remembered(name)
+}
+
+// put notes something with the record that is taken; nil takes it away.
+func (t *taking) put(name string, v []byte) {
+	t.noted[name] = v
+	t.out.Notes = append(t.out.Notes, store.Note{Name: name, Value: v, Offset: t.rec.Offset})
+}

@@ -1,0 +1,242 @@
+package join
+
+import (
+	"bufio"
+	"bytes"
+	"compress/gzip"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"tidemark/pipeline/decode"
+	"tidemark/store"
+	"tidemark/store/fhir"
+	"tidemark/store/storetest"
+)
+
+// hapiData is what a real server wrote.
+const hapiData = "../../testdata/hapi"
+
+// recorded are the messages of debezium.ndjson.gz, by topic, each in its order.
+func recorded(t testing.TB) map[string][]decode.Record {
+	t.Helper()
+	f, err := os.Open(filepath.Join(hapiData, "debezium.ndjson.gz"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	z, err := gzip.NewReader(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(z)
+	lines.Buffer(nil, 8<<20)
+	topics := map[string][]decode.Record{}
+	for lines.Scan() {
+		var m struct {
+			Topic      string
+			Key, Value json.RawMessage
+		}
+		if err := json.Unmarshal(lines.Bytes(), &m); err != nil {
+			t.Fatal(err)
+		}
+		topics[m.Topic] = append(topics[m.Topic], record(m.Topic, m.Key, m.Value))
+	}
+	if err := lines.Err(); err != nil {
+		t.Fatal(err)
+	}
+	return topics
+}
+
+func record(topic string, key, value []byte) decode.Record {
+	if string(value) == "null" {
+		value = nil
+	}
+	return decode.Record{Topic: topic, Timestamp: fhir.None, Key: key, Value: value}
+}
+
+// snapshot are rows of a table as a connector that starts reads them.
+func snapshot(t testing.TB, topics map[string][]decode.Record, table, file string, lsn int) {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(hapiData, file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var rows []json.RawMessage
+	if err := json.Unmarshal(text, &rows); err != nil {
+		t.Fatal(err)
+	}
+	for _, row := range rows {
+		topic := "hapi.public." + table
+		value := fmt.Appendf(nil, `{"before":null,"after":%s,"source":{"table":"%s","lsn":%d,"snapshot":"true"},"op":"r"}`, row, table, lsn)
+		topics[topic] = append(topics[topic], record(topic, nil, value))
+	}
+}
+
+// kept is a store that judges as the real one does, by version, instant and position.
+type kept struct {
+	t       testing.TB
+	notes   map[string][]byte
+	now     fhir.Instant
+	rows    map[fhir.Key]store.Change
+	history []store.Change // all that was the newest once
+}
+
+func newKept(t testing.TB) *kept {
+	return &kept{t: t, notes: map[string][]byte{}, now: 1000, rows: map[fhir.Key]store.Change{}}
+}
+
+func (k *kept) Remembered(name string) ([]byte, error) { return k.notes[name], nil }
+
+func (k *kept) EachRemembered(prefix string, fn func(string, []byte) error) error {
+	for _, name := range slices.Sorted(maps.Keys(k.notes)) {
+		if what := k.notes[name]; strings.HasPrefix(name, prefix) {
+			if err := fn(name, what); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (k *kept) apply(taken Taken) {
+	for _, n := range taken.Notes {
+		if k.notes[n.Name] = n.Value; n.Value == nil {
+			delete(k.notes, n.Name)
+		}
+	}
+	for _, ch := range taken.Changes {
+		old, had := k.rows[ch.Key]
+		if ch.Revise != nil {
+			if !had || old.Delete {
+				continue
+			}
+			now, changed := ch.Revise(old.Body)
+			if !changed {
+				continue
+			}
+			now.Version, now.LastUpdated, now.Position = old.Version, old.LastUpdated, ch.Position
+			ch = now
+		}
+		if ch.Dead != nil {
+			k.history = append(k.history, ch)
+			continue
+		}
+		newer := ch.Version > old.Version || ch.Version == store.NoVersion || ch.Version == old.Version && ch.Position > old.Position
+		if had && (!newer || bytes.Equal(ch.Body, old.Body) && ch.Version == old.Version) {
+			continue
+		}
+		k.rows[ch.Key] = ch
+		k.history = append(k.history, ch)
+	}
+}
+
+// shown is what there is, by key.
+func (k *kept) shown() map[string]string {
+	all := map[string]string{}
+	for key, ch := range k.rows {
+		if all[key.String()] = string(ch.Body); ch.Delete {
+			all[key.String()] = fmt.Sprintf("deleted %d", ch.Version)
+		}
+		if len(ch.Body) > 1000 {
+			all[key.String()] = fmt.Sprintf("%s… %d", ch.Body[:400], len(ch.Body))
+		}
+	}
+	return all
+}
+
+func decoder(t testing.TB, o decode.Options) decode.Joined {
+	t.Helper()
+	o.Preset = "hapi"
+	d, err := decode.New("debezium", o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d.(decode.Joined)
+}
+
+// run takes all topics' records in some order, in which each topic's is kept, with some
+// at a time between two that the store has.
+func run(t *testing.T, k *kept, topics map[string][]decode.Record, r *rand.Rand) {
+	t.Helper()
+	j := New(decoder(t, decode.Options{}), k, func() fhir.Instant { return k.now })
+	left := map[string]int{}
+	for topic := range topics {
+		left[topic] = 0
+	}
+	for len(left) > 0 {
+		names := slices.Sorted(maps.Keys(left))
+		topic := names[r.IntN(len(names))]
+		var all []Taken
+		for range 1 + r.IntN(4) {
+			at := left[topic]
+			if at == len(topics[topic]) {
+				delete(left, topic)
+				break
+			}
+			rec := topics[topic][at]
+			rec.Offset = int64(at)
+			taken, err := j.Take(rec)
+			if err != nil {
+				t.Fatalf("%s at %d: %v", topic, at, err)
+			}
+			all, left[topic] = append(all, taken), at+1
+		}
+		for _, taken := range all {
+			k.apply(taken)
+		}
+		j.Applied()
+		if r.IntN(10) == 0 { // a crash: only what is noted is left
+			j = New(decoder(t, decode.Options{}), k, func() fhir.Instant { return k.now })
+		}
+	}
+}
+
+// TestHAPI: whatever order the topics are read in, what a HAPI server wrote is what it has;
+// and as messages tell where transactions end, no version is told with fewer tags than it had.
+func TestHAPI(t *testing.T) {
+	want := map[string]string{
+		"Patient/kdec3-1": "deleted 5",
+		"Patient/c53d441c-8459-4786-87b7-1f5b442908b1": `{"resourceType":"Patient","id":"c53d441c-8459-4786-87b7-1f5b442908b1","meta":{"versionId":"1","lastUpdated":"2026-11-22T21:01:07.338Z","source":"#qbz42KYJmRkUGXJ6"},"active":true}`,
+		"Observation/kdec3-o1":                         `{"resourceType":"Observation","id":"kdec3-o1","meta":{"versionId":"1","lastUpdated":"2026-11-22T21:01:07.338Z","source":"#qbz42KYJmRkUGXJ6"},"status":"final","code":{"text":"x"},"subject":{"reference":"Patient/c53d441c-8459-4786-87b7-1f5b442908b1"}}`,
+	}
+	const tags = `"profile":["http://hl7.org/fhir/us/core/StructureDefinition/us-core-patient"],` +
+		`"security":[{"system":"http://terminology.hl7.org/CodeSystem/v3-Confidentiality","code":"R","display":"restricted"}],` +
+		`"tag":[{"system":"urn:t","code":"one"}]`
+	const bigMeta = `{"resourceType":"Basic","id":"kdec3-big","meta":{"versionId":"1","lastUpdated":"2026-11-22T21:01:08.258Z","source":"#4X7ejPwFbmBcShWe","tag":[{"system":"urn:t","code":"two"}]}`
+	for seed := range uint64(storetest.Rounds(60)) {
+		topics := recorded(t)
+		snapshot(t, topics, "hfj_tag_def", "hfj_tag_def.json", 1)
+		k := newKept(t)
+		// A connector's first message is that a transaction begins.
+		k.notes[toldEnds] = []byte("1")
+		run(t, k, topics, rand.New(rand.NewPCG(seed, 7)))
+		got := k.shown()
+		big := got["Basic/kdec3-big"]
+		delete(got, "Basic/kdec3-big")
+		if !strings.HasPrefix(big, bigMeta) {
+			t.Fatalf("seed %d: the large one is %.300s", seed, big)
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Fatalf("seed %d: %s", seed, diff)
+		}
+		for _, ch := range k.history {
+			if ch.Key.ID == "kdec3-1" && !ch.Delete && !strings.Contains(string(ch.Body), tags) {
+				t.Fatalf("seed %d: a version without all its tags: %s", seed, ch.Body)
+			}
+		}
+		for name := range k.notes {
+			if !strings.HasPrefix(name, ofResource) && !strings.HasPrefix(name, ofTag) && !strings.HasPrefix(name, ofTagName) && name != toldEnds {
+				t.Fatalf("seed %d: %s is noted still: %s", seed, name, k.notes[name])
+			}
+		}
+	}
+}

@@ -1,0 +1,250 @@
+package join
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"tidemark/pipeline/decode"
+	"tidemark/store/fhir"
+)
+
+// Where a connector tells where transactions end, a version is told with all the tags that it
+// had: once all rows of tags and versions are there of its transaction, and of all that ended
+// before, and of all later ones of which a row has come that has to do with the resource.
+// Otherwise a security label could come after the resource that it is of, or go before it.
+
+// A tally counts a transaction's rows.
+type tally struct {
+	Tags     int          `json:"t"`
+	Versions int          `json:"v"`
+	Order    int64        `json:"o,omitempty"` // of its end among those of others, from 1 on; 0: not ended
+	OfTags   int          `json:"ot,omitempty"`
+	OfVers   int          `json:"ov,omitempty"`
+	Since    fhir.Instant `json:"s"`
+	Waits    []int64      `json:"w,omitempty"` // the resources with it among their Ends
+}
+
+// complete tells whether all rows are there.
+func (t tally) complete() bool { return t.Order > 0 && t.Tags >= t.OfTags && t.Versions >= t.OfVers }
+
+// ends are the transactions whose ends have come. They come in order, for their topic has one
+// partition.
+type ends struct {
+	loaded  bool
+	open    map[int64]bool // by order: not complete
+	queue   []int64        // the same, ascending, with some that are complete
+	blocked []blocked      // complete, but not all before them are; ascending
+}
+
+type blocked struct {
+	order int64
+	tx    string
+}
+
+// load reads what was noted before this process.
+func (e *ends) load(n Notes) error {
+	if e.loaded {
+		return nil
+	}
+	err := n.EachRemembered(ofEnd, func(name string, what []byte) error {
+		var c tally
+		if err := json.Unmarshal(what, &c); err != nil {
+			return fmt.Errorf("note of a transaction: %w", err)
+		}
+		switch {
+		case c.complete():
+			e.block(c.Order, strings.TrimPrefix(name, ofEnd))
+		case c.Order > 0:
+			e.open[c.Order] = true
+			e.queue = append(e.queue, c.Order)
+		}
+		return nil
+	})
+	slices.Sort(e.queue)
+	e.loaded = err == nil
+	return err
+}
+
+// came notes that a transaction has ended, and whether it is complete.
+func (e *ends) came(order int64, complete bool) {
+	switch {
+	case complete:
+		delete(e.open, order)
+	case !e.open[order]:
+		e.open[order] = true
+		e.queue = append(e.queue, order)
+	}
+}
+
+// before tells whether some that ended before are not complete.
+func (e *ends) before(order int64) bool {
+	for len(e.queue) > 0 && !e.open[e.queue[0]] {
+		e.queue = e.queue[1:]
+	}
+	return len(e.queue) > 0 && e.queue[0] < order
+}
+
+func (e *ends) block(order int64, tx string) {
+	at, found := slices.BinarySearchFunc(e.blocked, order, func(b blocked, order int64) int { return int(b.order - order) })
+	if !found {
+		e.blocked = slices.Insert(e.blocked, at, blocked{order, tx})
+	}
+}
+
+// free takes those of the blocked that are so no more.
+func (e *ends) free() []blocked {
+	n := 0
+	for n < len(e.blocked) && !e.before(e.blocked[n].order) {
+		n++
+	}
+	free := e.blocked[:n:n]
+	e.blocked = e.blocked[n:]
+	return free
+}
+
+// abandon no longer waits for rows that have not come though all that was written a
+// minute after the transaction ended has been read (upto): they are not captured, or a
+// connector that began anew told of the transaction twice. It forgets what else is that old.
+func (j *Join) abandon(upto fhir.Instant) (told Taken, left bool, err error) {
+	if err := j.ends.load(j.notes); err != nil {
+		return told, false, err
+	}
+	t := &taking{Join: j, rec: decode.Record{Timestamp: fhir.None}, noted: map[string][]byte{}}
+	err = j.notes.EachRemembered(ofEnd, func(name string, what []byte) error {
+		left = true
+		var c tally
+		if err := json.Unmarshal(what, &c); err != nil {
+			return fmt.Errorf("note of a transaction: %w", err)
+		}
+		switch tx := strings.TrimPrefix(name, ofEnd); {
+		case c.Since+patience > upto:
+		case c.Order > 0 && !c.complete():
+			c.OfTags, c.OfVers = c.Tags, c.Versions
+			j.ends.came(c.Order, true)
+			j.ends.block(c.Order, tx)
+			return t.keepTally(tx, c)
+		case c.Order == 0:
+			return t.complete(tx)
+		}
+		return nil
+	})
+	if err != nil {
+		return told, left, err
+	}
+	for _, b := range j.ends.free() {
+		if err := t.complete(b.tx); err != nil {
+			return told, left, err
+		}
+	}
+	maps.Copy(j.fresh, t.noted)
+	return t.out, left, nil
+}
+
+// begin notes that messages tell of transactions.
+func (t *taking) begin() error {
+	v, err := t.get(toldEnds)
+	if err == nil && v == nil {
+		t.put(toldEnds, []byte("1"))
+	}
+	return err
+}
+
+// end learns how many rows of each table a transaction has.
+func (t *taking) end() error {
+	if err := t.begin(); err != nil {
+		return err
+	}
+	return t.count(func(c *tally) {
+		c.Order, c.OfTags, c.OfVers = t.rec.Offset+1, t.part.Counts[tagTable], t.part.Counts[verTable]
+	})
+}
+
+// count changes the tally of the part's transaction, and tells what waited for that.
+func (t *taking) count(change func(*tally)) error {
+	tx := t.part.Transaction
+	if tx == "" {
+		return nil
+	}
+	if err := t.ends.load(t.notes); err != nil {
+		return err
+	}
+	c, err := t.tallyOf(tx)
+	if err != nil {
+		return err
+	}
+	change(&c)
+	if err := t.keepTally(tx, c); err != nil || c.Order == 0 {
+		return err
+	}
+	if t.ends.came(c.Order, c.complete()); c.complete() {
+		t.ends.block(c.Order, tx)
+	}
+	for _, b := range t.ends.free() {
+		if err := t.complete(b.tx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// complete tells what waited for a transaction's end, and forgets the transaction.
+func (t *taking) complete(tx string) error {
+	c, err := t.tallyOf(tx)
+	if err != nil {
+		return err
+	}
+	t.put(ofEnd+tx, nil)
+	for _, n := range c.Waits {
+		s, err := t.stateOf(n)
+		if err != nil {
+			return err
+		}
+		s.Ends = slices.DeleteFunc(s.Ends, func(of string) bool { return of == tx })
+		t.keep(n, s)
+		if err := t.settle(n, s); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// awaitEnd has a resource wait for the end of the part's transaction, if it is told.
+func (t *taking) awaitEnd(n int64, s *state) error {
+	tx := t.part.Transaction
+	told, err := t.get(toldEnds)
+	if err != nil || told == nil || tx == "" || slices.Contains(s.Ends, tx) {
+		return err
+	}
+	c, err := t.tallyOf(tx)
+	if err != nil {
+		return err
+	}
+	s.Ends, c.Waits = append(s.Ends, tx), append(c.Waits, n)
+	return t.keepTally(tx, c)
+}
+
+func (t *taking) keepTally(tx string, c tally) error {
+	text, err := json.Marshal(c)
+	if err == nil {
+		t.put(ofEnd+tx, text)
+		t.waits = true
+	}
+	return err
+}
+
+func (t *taking) tallyOf(tx string) (c tally, err error) {
+	text, err := t.get(ofEnd + tx)
+	switch {
+	case err != nil:
+		return c, err
+	case text == nil:
+		return tally{Since: t.now()}, nil
+	}
+	if err := json.Unmarshal(text, &c); err != nil {
+		return c, fmt.Errorf("note of a transaction: %w", err)
+	}
+	return c, nil
+}
