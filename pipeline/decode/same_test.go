@@ -365,6 +365,9 @@ func TestEveryFormatIsWritten(t *testing.T) {
 		}
 	}
 	for _, preset := range Presets() {
+		if preset == hapiPreset {
+			continue // its rows must be joined: TestHistories in pipeline/join writes them
+		}
 		if !slices.ContainsFunc(writers, func(w writer) bool { return w.options.Preset == preset }) {
 			t.Errorf("nobody writes a history as the tables of %s", preset)
 		}
