@@ -132,13 +132,19 @@ func (c *validateCmd) show(out io.Writer, found []probe.Finding, topic *config.T
 	chosen := probe.Guess{Format: topic.Format, Preset: topic.Preset}
 	n := probe.Count(found)
 	w := bufio.NewWriter(out)
-	fmt.Fprintf(w, "%d records, read as %s: %d resources, %d deletions, %d say nothing, %d refused\n\n", len(found), chosen, n.Upserts, n.Deletions, n.Silent, n.Refused)
+	parts := ""
+	if n.Parts > 0 {
+		parts = fmt.Sprintf("%d wait for rows of other tables, ", n.Parts)
+	}
+	fmt.Fprintf(w, "%d records, read as %s: %d resources, %d deletions, %s%d say nothing, %d refused\n\n", len(found), chosen, n.Upserts, n.Deletions, parts, n.Silent, n.Refused)
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, f := range found {
 		at := fmt.Sprintf("%d/%d", f.Record.Partition, f.Record.Offset)
 		switch {
 		case f.Refused != "":
 			fmt.Fprintf(table, "%s\trefused\t%s\n", at, f.Refused)
+		case len(f.Changes) == 0 && f.Part:
+			fmt.Fprintf(table, "%s\tpart\t\tkept until the rows of the other tables come\n", at)
 		case len(f.Changes) == 0:
 			fmt.Fprintf(table, "%s\tnothing\t\n", at)
 		}
@@ -166,8 +172,11 @@ func (c *validateCmd) show(out io.Writer, found []probe.Finding, topic *config.T
 // change is a line of the table.
 func (c *validateCmd) change(ch *store.Change) string {
 	op, said := "resource", []string{}
-	if ch.Delete {
+	switch {
+	case ch.Delete:
 		op = "deletion"
+	case ch.Revise != nil:
+		return fmt.Sprintf("change\t%s\tof what is stored: the row leaves the body out, or has tags alone", ch.Key)
 	}
 	if ch.Version != store.NoVersion {
 		said = append(said, fmt.Sprintf("version %d", ch.Version))

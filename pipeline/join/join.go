@@ -26,6 +26,15 @@ type Notes interface {
 	EachRemembered(prefix string, fn func(name string, what []byte) error) error
 }
 
+// Memory are notes that are kept nowhere: of a Join none of whose results is applied.
+type Memory struct{}
+
+// Remembered implements Notes.
+func (Memory) Remembered(string) ([]byte, error) { return nil, nil }
+
+// EachRemembered implements Notes.
+func (Memory) EachRemembered(string, func(name string, what []byte) error) error { return nil }
+
 // A Join is the state of a source's tables. It is not safe for concurrent use: between a Take
 // and the store's having its notes there must be no other.
 type Join struct {

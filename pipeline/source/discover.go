@@ -366,6 +366,10 @@ func (s *Source) announce(ctx context.Context, complete bool, taken []*partition
 		if g := p.gap; g != nil {
 			p.gap = nil
 			s.bar(ctx, p, g)
+			continue
+		}
+		if state, ok := s.log.Partition(p.id); ok && state.Next < p.next { // the handler wants it read again
+			p.next, p.epoch, p.gapAt = state.Next, -1, state
 		}
 	}
 	return nil

@@ -8,24 +8,39 @@ import (
 	"slices"
 
 	"tidemark/pipeline/decode"
+	"tidemark/pipeline/join"
 	"tidemark/store"
+	"tidemark/store/fhir"
 )
 
 // A Finding is what became of one record.
 type Finding struct {
 	Record  decode.Record
-	Changes []store.Change // none: it says nothing
+	Changes []store.Change // none: it says nothing, or Part
+	Part    bool           // it says something beside others, of which it may be the last
 	Refused string         // why, "" if it was understood
 }
 
 // Look decodes each record. An error is none of a record's: a registry that is away.
 func Look(d decode.Decoder, records []decode.Record) ([]Finding, error) {
 	found := make([]Finding, len(records))
+	joined, joins := d.(decode.Joined)
+	var together *join.Join
+	if joins {
+		together = join.New(joined, join.Memory{}, func() fhir.Instant { return 0 })
+	}
 	for i, rec := range records {
 		found[i].Record = rec
 		// Decoders keep what they are given, and there may be several.
 		rec.Key, rec.Value = slices.Clone(rec.Key), slices.Clone(rec.Value)
-		changes, err := d.Decode(rec)
+		var err error
+		if joins {
+			var taken join.Taken
+			taken, err = together.Take(rec)
+			found[i].Changes, found[i].Part = taken.Changes, len(taken.Notes) > 0
+		} else {
+			found[i].Changes, err = d.Decode(rec)
+		}
 		if refused, is := errors.AsType[*decode.Error](err); is {
 			found[i].Refused = refused.Reason
 			continue
@@ -33,20 +48,22 @@ func Look(d decode.Decoder, records []decode.Record) ([]Finding, error) {
 		if err != nil {
 			return nil, err
 		}
-		found[i].Changes = changes
 	}
 	return found, nil
 }
 
 // Counts are the findings in numbers.
-type Counts struct{ Upserts, Deletions, Silent, Refused int }
+type Counts struct{ Upserts, Deletions, Parts, Silent, Refused int }
 
-// Count counts upserts and deletions by changes, the others by records.
+// Count counts upserts and deletions by changes, the others by records; those that make no
+// change yet among the parts.
 func Count(found []Finding) (c Counts) {
 	for _, f := range found {
 		switch {
 		case f.Refused != "":
 			c.Refused++
+		case len(f.Changes) == 0 && f.Part:
+			c.Parts++
 		case len(f.Changes) == 0:
 			c.Silent++
 		}
@@ -97,7 +114,7 @@ func Guesses(records []decode.Record, o decode.Options) ([]Guess, error) {
 		g := Guess{Format: format, Preset: preset}
 		for _, f := range found {
 			switch {
-			case len(f.Changes) > 0:
+			case len(f.Changes) > 0 || f.Part:
 				g.Understood++
 			case f.Refused == "":
 				g.Silent++
