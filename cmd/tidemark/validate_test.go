@@ -49,6 +49,12 @@ func TestValidateFile(t *testing.T) {
 			[]string{"3 records, read as format: bundle: 2 resources", "the format is probably resource", "format: resource   (1 of 3 records are changes)"},
 			true,
 		},
+		{
+			"parts of HAPI's resources", `{"topic":"hapi.public.hfj_resource","key":{"res_id":1},"value":{"after":{"res_id":1,"res_type":"Patient","fhir_id":"p-1","res_ver":1},"source":{"table":"hfj_resource","lsn":1},"op":"c"}}` + "\n" +
+				`{"topic":"hapi.public.hfj_res_ver","key":{"pid":2},"value":{"after":{"pid":2,"res_id":1,"res_ver":1,"res_type":"Patient","res_encoding":"JSON","res_text_vc":"{\"resourceType\":\"Patient\"}","res_updated":1767323045123456,"has_tags":false},"source":{"table":"hfj_res_ver","lsn":2},"op":"c"}}` + "\n", nil,
+			[]string{"format: debezium, preset: hapi: 1 resources, 0 deletions, 1 wait for rows of other tables, 0 say nothing", "0/1  part", "0/2  resource  Patient/p-1  version 1"},
+			false,
+		},
 		{"nothing of FHIR", `{"a":1}` + "\n", nil, []string{"none is understood in any format"}, true},
 		{"no JSON", "a\n", nil, []string{"records.ndjson:1: is no JSON object"}, true},
 		{"no format", `{"a":1}` + "\n", []string{"--format", "csv"}, []string{`--format: "csv" is none of avro, bundle`}, true},

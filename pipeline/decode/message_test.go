@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"maps"
 	"os"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -114,6 +115,15 @@ func content(t *testing.T, raw json.RawMessage) []byte {
 func decoded(t *testing.T, d Decoder, rec Record) string {
 	t.Helper()
 	changes, err := d.Decode(rec)
+	if d, joins := d.(Joined); joins {
+		p, err := d.Part(rec)
+		if err == nil && p != nil {
+			return part(t, d, rec, p)
+		}
+		if _, told := errors.AsType[*Error](err); told != (p == nil && err != nil) {
+			return fmt.Sprint(p, err)
+		}
+	}
 	if refused, ok := errors.AsType[*Error](err); ok {
 		return "refused: " + refused.Reason + "\n"
 	}
@@ -154,6 +164,30 @@ func decoded(t *testing.T, d Decoder, rec Record) string {
 		}
 	}
 	return b.String()
+}
+
+// part is what a row says, and of a version the change that it is with the id a1 and two tags.
+func part(t *testing.T, d Joined, rec Record, p *Part) string {
+	t.Helper()
+	text := [...]string{PartResource: "number", PartVersion: "version", PartTag: "tag", PartDefinition: "definition", PartBegin: "begin", PartEnd: "end"}[p.Of]
+	for _, f := range reflect.VisibleFields(reflect.TypeFor[Part]()) {
+		if v := reflect.ValueOf(*p).FieldByIndex(f.Index); f.IsExported() && f.Name != "Of" && !v.IsZero() {
+			text += fmt.Sprintf(" %s=%+v", strings.ToLower(f.Name), v)
+		}
+	}
+	if p.Of != PartVersion || p.Gone || p.Bodiless() {
+		return text + "\n"
+	}
+	tags := []Tag{{Kind: TagSecurity, System: "s", Code: "R"}, {Kind: TagTag, System: "s", Code: "<\"1\">", Display: "one", UserSelected: "true"}}
+	changes, err := d.Version(rec, p, fhir.Key{Type: p.Type, ID: "a1"}, tags)
+	if err != nil || len(changes) > 1 {
+		t.Fatal(changes, err)
+	}
+	for _, c := range changes {
+		checkChange(t, rec, c)
+		text += fmt.Sprintf("\n%v %v %s", c.Version, c.LastUpdated, c.Body)
+	}
+	return text + "\n"
 }
 
 // checkChange holds a change against the promises of store.Change.

@@ -201,7 +201,7 @@ type Topic struct {
 	// What the records are; pipeline/EVENTS.md tells each format with an example. resource: key Type/id, value the resource as JSON, a null value or the header "fhir-op: delete" for a deletion.
 	Format string `yaml:"format" enum:"avro,bundle,cloudevents,debezium,firely,hapi-message,lfh-event,notification,outbox,resource"`
 	// Of the format debezium: the FHIR server whose tables are captured.
-	Preset string `yaml:"preset,omitempty" enum:",lfh,medplum,miracum,msfhir"`
+	Preset string `yaml:"preset,omitempty" enum:",hapi,lfh,medplum,miracum,msfhir"`
 	// Of the formats debezium and avro: what the columns of tables mean; the first that fits a table holds, and those of the preset come last.
 	Tables []Table `yaml:"tables,omitempty"`
 	// Of the formats debezium and avro: the zone of times without one, such as Europe/Berlin. Empty: UTC.
