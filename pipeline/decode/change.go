@@ -31,6 +31,7 @@ type said struct {
 	time        fhir.Instant // of the event, where nothing says when the resource changed
 	position    uint64       // in the source's log
 	lacks       bool         // the body may lack its type and id
+	unchanged   bool         // the body is left out, for it is what it was
 }
 
 // nothing is a said that says nothing.

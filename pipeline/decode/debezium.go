@@ -14,7 +14,7 @@ const (
 	reasonTruncated   = "the table was truncated: what was deleted by that is not told"
 	reasonUnknownOp   = "op is none of c, r, u, d, t, m"
 	reasonKeyless     = "deletion of a row without its key"
-	reasonUnavailable = "body is left out, for it has not changed (Debezium's unavailable value), and the row is new here"
+	reasonUnavailable = "body is left out, for it has not changed (Debezium's unavailable value), and the resource is not known here: take a snapshot of the table, or set its REPLICA IDENTITY to FULL"
 )
 
 // debezium are changes of tables' rows as Debezium writes them: as JSON, with a schema beside

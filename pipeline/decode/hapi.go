@@ -277,7 +277,7 @@ func (d *hapi) Version(rec Record, p *Part, key fhir.Key, tags []Tag) ([]store.C
 	s := nothing
 	s.key, s.delete, s.position, s.lastUpdated, s.version = key, p.Deletion, p.Position, p.updated, strconv.FormatInt(p.Number, 10)
 	if p.Bodiless() {
-		return d.revised(rec, s, func(line value) []byte {
+		return d.revised(rec, s, DeadLetter(rec, reasonUnavailable).Dead, func(line value) []byte {
 			if string(line.member("meta").member("versionId").text()) != s.version {
 				return line // the body of another version
 			}
@@ -302,7 +302,7 @@ func (d *hapi) Purged(rec Record, p *Part, key fhir.Key) []store.Change {
 func (d *hapi) Retagged(rec Record, position uint64, key fhir.Key, tags []Tag) []store.Change {
 	s := nothing
 	s.key, s.position = key, position
-	return d.revised(rec, s, func(line value) []byte {
+	return d.revised(rec, s, nil, func(line value) []byte {
 		meta := line.member("meta")
 		now := s
 		now.version, now.lastUpdated = string(meta.member("versionId").text()), instant(meta.member("lastUpdated").text())
@@ -310,14 +310,14 @@ func (d *hapi) Retagged(rec Record, position uint64, key fhir.Key, tags []Tag) [
 	})
 }
 
-// revised is a change of what is here.
-func (d *hapi) revised(rec Record, s said, edit func(line value) []byte) []store.Change {
+// revised is a change of what is here; dead counts where nothing is.
+func (d *hapi) revised(rec Record, s said, dead *store.DeadLetter, edit func(line value) []byte) []store.Change {
 	if d.drop[s.key.Type] {
 		return nil
 	}
 	return []store.Change{{
 		Key: s.key, Version: store.NoVersion, LastUpdated: fhir.None, Time: fhir.None,
-		Position: s.position, Timestamp: rec.Timestamp, Offset: rec.Offset,
+		Position: s.position, Timestamp: rec.Timestamp, Offset: rec.Offset, Dead: dead,
 		Revise: func(line []byte) (store.Change, bool) {
 			now := s
 			now.body = edit(line)

@@ -137,8 +137,14 @@ func decoded(t *testing.T, d Decoder, rec Record) string {
 	for _, c := range changes {
 		checkChange(t, rec, c)
 		op := "upsert"
-		if c.Delete {
+		switch {
+		case c.Delete:
 			op = "delete"
+		case c.Revise != nil:
+			op = "unchanged"
+			if _, changed := c.Revise([]byte(`{"resourceType":"Patient"}`)); changed || c.Dead == nil {
+				t.Fatal("what leaves its body out changes one, or is no dead letter where there is none")
+			}
 		}
 		fmt.Fprintf(&b, "%s %s", op, c.Key)
 		if c.Version != store.NoVersion {
@@ -159,7 +165,7 @@ func decoded(t *testing.T, d Decoder, rec Record) string {
 			fmt.Fprintf(&b, " patients=%s", strings.Join(c.Patients, ","))
 		}
 		b.WriteByte('\n')
-		if !c.Delete {
+		if c.Body != nil {
 			fmt.Fprintf(&b, "  %s\n", c.Body)
 		}
 	}
@@ -194,9 +200,9 @@ func part(t *testing.T, d Joined, rec Record, p *Part) string {
 func checkChange(t *testing.T, rec Record, c store.Change) {
 	t.Helper()
 	switch {
-	case c.Offset != rec.Offset || c.Timestamp != rec.Timestamp || c.Dead != nil:
+	case c.Offset != rec.Offset || c.Timestamp != rec.Timestamp || c.Dead != nil && c.Revise == nil:
 		t.Fatalf("another record's change: %+v", c)
-	case c.Delete != (c.Body == nil):
+	case c.Revise == nil && c.Delete != (c.Body == nil):
 		t.Fatal("a deletion with a body, or a resource without")
 	case !fhir.ValidID(c.Key.ID) || c.Version < store.NoVersion:
 		t.Fatalf("key or version: %+v", c)

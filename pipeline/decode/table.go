@@ -166,7 +166,22 @@ func (d *debezium) row(rec Record, c rowChange) ([]store.Change, error) {
 	case skip:
 		return nil, nil
 	}
+	if s.unchanged {
+		return d.keep(rec, s), nil
+	}
 	return d.add(nil, rec, s, "")
+}
+
+// keep is the change of a row whose body is what it was: none of what is here, and a dead
+// letter where nothing is.
+func (d *debezium) keep(rec Record, s said) []store.Change {
+	if d.drop[s.key.Type] {
+		return nil
+	}
+	c := DeadLetter(rec, reasonUnavailable)
+	c.Key, c.Position = s.key, s.position
+	c.Revise = func([]byte) (store.Change, bool) { return store.Change{}, false }
+	return []store.Change{c}
 }
 
 // read is what a row says of a resource.
@@ -201,24 +216,29 @@ func (d *debezium) read(t *table, typ string, c rowChange) (s said, skip bool, r
 	}
 	s.version = string(cells[versionColumn].text)
 	s.lastUpdated = d.tables.instant(cells[updatedColumn], t.ticks)
-	if reason := d.body(t, cells, &s); reason == skipped {
+	switch reason := d.body(t, cells, &s); {
+	case reason == unchanged && t.History:
 		return s, true, ""
-	} else if reason != "" {
+	case reason == unchanged:
+		s.unchanged = true
+	case reason != "":
 		return s, false, reason
 	}
 	return d.identify(t, s)
 }
 
-// skipped says that a row says nothing new.
-const skipped fault = "skipped"
+// unchanged says that a row leaves its body out, for it is what it was.
+const unchanged fault = "unchanged"
 
 // body reads the body of a row, or that there is none any more.
 func (d *debezium) body(t *table, cells []cell, s *said) fault {
 	text := cells[bodyColumn]
 	s.delete = cells[deletedColumn].yes()
 	switch {
+	case unavailable(text) && s.delete:
+		return ""
 	case unavailable(text):
-		return skipped // it is what it was
+		return unchanged
 	case t.emptyDeletes && text.kind == isText && len(text.text) == 0:
 		s.delete = true
 	}
