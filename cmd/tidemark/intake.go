@@ -103,7 +103,7 @@ func decodeOptions(t *config.Topic, bases []string, schemas decode.Schemas) (dec
 	if err != nil {
 		return decode.Options{}, fmt.Errorf("time_zone: %w", err)
 	}
-	o := decode.Options{DropTypes: t.DropTypes, OwnBases: bases, Preset: t.Preset, TimeZone: zone, Schemas: schemas}
+	o := decode.Options{DropTypes: t.DropTypes, OwnBases: bases, Mixed: t.Mixed, Preset: t.Preset, TimeZone: zone, Schemas: schemas}
 	for _, table := range t.Tables {
 		o.Tables = append(o.Tables, decode.Table{
 			Name: table.Name, Type: table.Type, TypeColumn: table.TypeColumn, ID: table.ID, Version: table.Version,
@@ -113,10 +113,12 @@ func decodeOptions(t *config.Topic, bases []string, schemas decode.Schemas) (dec
 	return o, nil
 }
 
-// reading names what decides how rows of tables are understood beside the format; "" of
-// other formats.
+// reading names what decides how records are understood beside the format; "" if nothing.
 func reading(t *config.Topic, registryURL string) string {
-	if t.Preset == "" && len(t.Tables) == 0 {
+	switch {
+	case t.Mixed:
+		return "mixed"
+	case t.Preset == "" && len(t.Tables) == 0:
 		return ""
 	}
 	b, err := json.Marshal([]any{t.Preset, t.Tables, t.TimeZone, registryURL})

@@ -31,15 +31,21 @@ const (
 // bundle are Bundles of FHIR: transactions and batches, as they are sent to a server;
 // histories, as a server tells them; collections and the answers to searches. A null value
 // says nothing, so a topic of resources, whose deletions are null, must not pass for one of
-// Bundles: a resource by itself is refused.
+// Bundles: a resource by itself is refused, unless the topic is said to be mixed.
 //
 // All entries are taken over, or none: one that cannot be understood makes the record a
 // dead letter.
-type bundle struct{ changes }
+type bundle struct {
+	changes
+	alone Decoder // of resources by themselves, nil if they are refused
+}
 
 func newBundle(o Options) Decoder {
 	d := &bundle{}
 	d.prepare(o)
+	if o.Mixed {
+		d.alone = newResource(o)
+	}
 	return d
 }
 
@@ -47,10 +53,17 @@ func newBundle(o Options) Decoder {
 func (d *bundle) Decode(rec Record) ([]store.Change, error) {
 	b, err := d.bundle(rec)
 	switch {
+	case err == nil && b == nil && d.alone != nil:
+		if _, err := fhir.ParseKey(string(rec.Key)); err != nil {
+			return nil, nil // the tombstone of a Bundle
+		}
+		return d.alone.Decode(rec)
 	case err != nil || b == nil:
 		return nil, err
 	case b.resourceType == "":
 		return nil, refuse(rec, reasonNoBundle)
+	case b.resourceType != "Bundle" && d.alone != nil:
+		return d.alone.Decode(rec)
 	case b.resourceType != "Bundle":
 		return nil, refuse(rec, reasonResource)
 	case b.notice():

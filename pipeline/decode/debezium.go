@@ -134,6 +134,8 @@ var (
 	envelopeMembers = []string{"op", "after", "source"}
 	flatMembers     = []string{"__op", "__deleted", "__lsn", "__table", "__source_lsn"}
 	sourceMembers   = []string{"table", "lsn"}
+
+	cloudMembersOfRows = []string{"iodebeziumop", "iodebeziumtable", "iodebeziumlsn", "data"}
 )
 
 // readRowChange reads an envelope, or what is left of one when it is flattened.
@@ -145,6 +147,8 @@ func readRowChange(v value) (c rowChange, reason fault) {
 	}
 	op := string(at[0].text())
 	switch {
+	case op == "" && v.member("iodebeziumop") != nil:
+		return readCloud(v)
 	case op == "" && at[2] == nil:
 		return readFlat(v)
 	case op == "":
@@ -154,10 +158,26 @@ func readRowChange(v value) (c rowChange, reason fault) {
 	if !at[2].read(sourceMembers, source[:]) {
 		return c, reasonTwice
 	}
-	c = rowChange{table: string(source[0].text()), row: jsonRow(at[1]), position: position(source[1]), message: jsonRow(v)}
+	return did(op, rowChange{table: string(source[0].text()), row: jsonRow(at[1]), position: position(source[1]), message: jsonRow(v)})
+}
+
+
+// readCloud reads what Debezium's CloudEvents converter makes of an envelope: what was done
+// and the source are attributes, the rows are the data.
+func readCloud(v value) (c rowChange, reason fault) {
+	var at [4]value
+	if !v.read(cloudMembersOfRows, at[:]) {
+		return c, reasonTwice
+	}
+	after := payload(at[3]).member("after")
+	return did(string(at[0].text()), rowChange{table: string(at[1].text()), row: jsonRow(after), position: position(at[2]), message: jsonRow(v)})
+}
+
+// did says what was done to a row.
+func did(op string, c rowChange) (rowChange, fault) {
 	switch op {
 	case "c", "r", "u":
-		if c.op = op[0]; !at[1].isObject() {
+		if c.op = op[0]; !value(c.row.(jsonRow)).isObject() {
 			return c, reasonNoChange
 		}
 	case "d":

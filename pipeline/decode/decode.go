@@ -73,6 +73,9 @@ type Options struct {
 	// OwnBases are the bases (http://server/fhir) under which absolute
 	// references are references to our own resources.
 	OwnBases []string
+	// Mixed: of the format bundle, resources by themselves count as in the format resource,
+	// and so do null values whose key is Type/id.
+	Mixed bool
 	// Preset names the FHIR server whose tables the format debezium reads, see Presets.
 	Preset string
 	// Tables are those of the format debezium, before those of the preset.
@@ -155,6 +158,9 @@ func New(format string, o Options) (Decoder, error) {
 	}
 	if (format == "debezium" || format == "avro") && o.Preset == "" && len(o.Tables) == 0 {
 		return nil, fmt.Errorf("format %s: say whose tables these are by a preset (%s), or what their columns mean", format, strings.Join(Presets(), ", "))
+	}
+	if o.Mixed && format != "bundle" {
+		return nil, fmt.Errorf("format %s: only topics of the format bundle are mixed", format)
 	}
 	if o.Preset == hapiPreset {
 		if format != "debezium" || len(o.Tables) > 0 {

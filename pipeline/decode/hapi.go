@@ -449,7 +449,9 @@ func transactionOf(message row) string {
 	var id string
 	switch m := message.(type) {
 	case jsonRow:
-		id = string(value(m).at("transaction", "id").text())
+		if id = string(value(m).at("transaction", "id").text()); id == "" {
+			id = string(value(m).member("iodebeziumtransactionid").text())
+		}
 	case avroRow:
 		if of, ok := recordOf(m["transaction"]); ok {
 			id, _ = of["id"].(string)

@@ -48,6 +48,8 @@ func optionsOf(t *testing.T, c *datadriven.TestData) (o Options) {
 		switch arg.Key {
 		case "drop":
 			o.DropTypes = arg.Vals
+		case "mixed":
+			o.Mixed = true
 		case "preset":
 			o.Preset = arg.Vals[0]
 		case "zone":

@@ -200,6 +200,8 @@ type Topic struct {
 	Pattern string `yaml:"pattern,omitempty"`
 	// What the records are; pipeline/EVENTS.md tells each format with an example. resource: key Type/id, value the resource as JSON, a null value or the header "fhir-op: delete" for a deletion.
 	Format string `yaml:"format" enum:"avro,bundle,cloudevents,debezium,firely,hapi-message,lfh-event,notification,outbox,resource"`
+	// Of the format bundle: resources by themselves among the Bundles count as in the format resource, and so does a null value whose key is Type/id. Otherwise they are refused, for the topic's format is probably another one.
+	Mixed bool `yaml:"mixed,omitempty"`
 	// Of the format debezium: the FHIR server whose tables are captured.
 	Preset string `yaml:"preset,omitempty" enum:",hapi,lfh,medplum,miracum,msfhir"`
 	// Of the formats debezium and avro: what the columns of tables mean; the first that fits a table holds, and those of the preset come last.

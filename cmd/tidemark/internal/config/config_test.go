@@ -295,6 +295,8 @@ func TestValidate(t *testing.T) {
 		{"topics=[{name: a, format: debezium}]", "topics[0].tables: must say what the columns mean"},
 		{"topics=[{name: a, format: avro, tables: [{body: b}]}]", "say where that is (schema_registry.url)"},
 		{"topics=[{name: a, format: bundle, preset: lfh}]", "topics[0].preset: is for the formats debezium and avro"},
+		{"topics=[{name: a, format: resource, mixed: true}]", "topics[0].mixed: goes with the format bundle only"},
+		{"topics=[{name: a, format: debezium, preset: hapi, tables: [{body: x}]}]", "topics[0].preset: hapi goes with the format debezium, and without tables"},
 		{"topics=[{name: a, format: debezium, preset: lfh, time_zone: Nowhere/At_all}]", `"Nowhere/At_all" is no time zone`},
 		{"topics=[{name: a, format: debezium, tables: [{name: '(', body: b}]}]", "topics[0].tables[0].name: is not a regular expression"},
 		{"topics=[{name: a, format: debezium, tables: [{type: Patiant, body: b}]}]", `"Patiant" is not a FHIR R4 resource type`},

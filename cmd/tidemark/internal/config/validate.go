@@ -410,6 +410,12 @@ func (l *loader) validateTables(at string, t *Topic) {
 			l.invalid(at+key.name, "is for the formats debezium and avro")
 		}
 	}
+	if t.Mixed && t.Format != "bundle" {
+		l.invalid(at+"mixed", "goes with the format bundle only")
+	}
+	if t.Preset == "hapi" && (t.Format != "debezium" || len(t.Tables) > 0) {
+		l.invalid(at+"preset", "hapi goes with the format debezium, and without tables of one's own")
+	}
 	if _, err := time.LoadLocation(t.TimeZone); err != nil {
 		l.invalid(at+"time_zone", "%q is no time zone that is known here", t.TimeZone)
 	}
