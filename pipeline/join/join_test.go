@@ -240,3 +240,31 @@ func TestHAPI(t *testing.T) {
 		}
 	}
 }
+
+// TestNewestWaits: of the versions that wait only the newest is told, whichever came last: a
+// connector that begins anew repeats what it wrote.
+func TestNewestWaits(t *testing.T) {
+	k := newKept(t)
+	j := New(decoder(t, decode.Options{}), k, func() fhir.Instant { return k.now })
+	take := func(table, row string) {
+		t.Helper()
+		rec := record("hapi.public."+table, nil, fmt.Appendf(nil, `{"op":"c","after":%s,"source":{"table":%q,"lsn":%d}}`, row, table, k.now))
+		k.now++
+		taken, err := j.Take(rec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		k.apply(taken)
+		j.Applied()
+	}
+	for _, n := range []int{2, 1} {
+		take("hfj_res_ver", fmt.Sprintf(`{"pid":%d,"res_id":1,"res_ver":%d,"res_type":"Patient","res_encoding":"JSON","res_text_vc":"{\"resourceType\":\"Patient\"}"}`, n, n))
+	}
+	take("hfj_resource", `{"res_id":1,"res_type":"Patient","fhir_id":"anna"}`)
+	if len(k.history) != 1 || k.history[0].Version != 2 {
+		t.Errorf("told %+v", k.history)
+	}
+	if _, waits := k.notes[name(waiting, 1)]; waits {
+		t.Error("it waits still")
+	}
+}
