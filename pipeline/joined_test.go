@@ -142,7 +142,9 @@ func TestJoinsReadAgain(t *testing.T) {
 		m.states[id] = store.PartitionState{Next: 1, LeaderEpoch: -1, Seen: fhir.None, Joined: true}
 	}
 	_, stop := r.run(m)
-	m.wait("the resource", func() bool { return len(m.notes) > 0 && len(m.batches) > 2 && m.states[numbers].Next == 1 && m.states[versions].Next == 1 })
+	m.wait("the resource", func() bool {
+		return len(m.notes) > 0 && len(m.batches) > 2 && m.states[numbers].Next == 1 && m.states[versions].Next == 1
+	})
 	stop()
 	if ids := append(m.ids(numbers), m.ids(versions)...); len(ids) != 1 || ids[0] != "anna" {
 		t.Errorf("applied %v", ids)

@@ -161,7 +161,6 @@ func readRowChange(v value) (c rowChange, reason fault) {
 	return did(op, rowChange{table: string(source[0].text()), row: jsonRow(at[1]), position: position(source[1]), message: jsonRow(v)})
 }
 
-
 // readCloud reads what Debezium's CloudEvents converter makes of an envelope: what was done
 // and the source are attributes, the rows are the data.
 func readCloud(v value) (c rowChange, reason fault) {

@@ -8,6 +8,15 @@ import (
 // presets are the tables of FHIR servers, by the names of these in the configuration.
 var presets = map[string][]Table{
 	hapiPreset: nil, // reads its tables itself
+	// Aidbox: a table a type, and one of its earlier versions, both in its own format. What is
+	// deleted goes from the one, and into the other with what it was.
+	"aidbox": {{
+		Name: "(?P<type>[a-z]+)_history", TypeColumn: "resource_type", ID: "id", Version: "txid", LastUpdated: "ts", Body: "resource", Deleted: "status",
+		History: true, skipTypes: aidboxTypes, strip: aidboxMeta, adapt: fromAidbox,
+	}, {
+		Name: "(?P<type>[a-z]+)", TypeColumn: "resource_type", ID: "id", Version: "txid", LastUpdated: "ts", Body: "resource", Deleted: "status",
+		skipTypes: aidboxTypes, strip: aidboxMeta, adapt: fromAidbox,
+	}},
 	// Medplum: a table a type, and one of its versions, which are only inserted.
 	"medplum": {{
 		Name: "(?P<type>[a-z]+)_History", ID: "id", LastUpdated: "lastUpdated", Body: "content",
@@ -32,6 +41,16 @@ var presets = map[string][]Table{
 	"miracum": {{
 		Name: "resources", TypeColumn: "type", ID: "fhir_id", LastUpdated: "last_updated_at", Body: "data", Deleted: "is_deleted",
 	}},
+}
+
+// aidboxMeta are the members of meta that Aidbox adds.
+var aidboxMeta = []string{"createdAt"}
+
+// aidboxTypes are resource types of Aidbox's own.
+var aidboxTypes = []string{
+	"AccessPolicy", "AidboxJob", "AidboxMigration", "AidboxProfile", "AidboxQuery", "AidboxSubscription", "AidboxTrigger", "App", "Attribute", "AuthConfig",
+	"Client", "Concept", "Entity", "Grant", "IdentityProvider", "Lambda", "Mapping", "Module", "Notification", "NotificationTemplate", "Operation",
+	"Registration", "Role", "SearchQuery", "Session", "TokenIntrospector", "User",
 }
 
 // medplumMeta are the members of meta that Medplum keeps for itself.

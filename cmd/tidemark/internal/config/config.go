@@ -203,7 +203,7 @@ type Topic struct {
 	// Of the format bundle: resources by themselves among the Bundles count as in the format resource, and so does a null value whose key is Type/id. Otherwise they are refused, for the topic's format is probably another one.
 	Mixed bool `yaml:"mixed,omitempty"`
 	// Of the format debezium: the FHIR server whose tables are captured.
-	Preset string `yaml:"preset,omitempty" enum:",hapi,lfh,medplum,miracum,msfhir"`
+	Preset string `yaml:"preset,omitempty" enum:",aidbox,hapi,lfh,medplum,miracum,msfhir"`
 	// Of the formats debezium and avro: what the columns of tables mean; the first that fits a table holds, and those of the preset come last.
 	Tables []Table `yaml:"tables,omitempty"`
 	// Of the formats debezium and avro: the zone of times without one, such as Europe/Berlin. Empty: UTC.
