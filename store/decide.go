@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strconv"
 
 	"github.com/cespare/xxhash/v2"
 	"github.com/cockroachdb/pebble/v2"
@@ -243,7 +242,8 @@ func (c *commit) apply(ch *Change, t *taken, r *resource, hash uint64) error {
 	if old != nil && (ch.Delete || !moved && old.Kind == segment.Live) { // who was dead comes anew
 		n.Placed = old.Placed
 	}
-	n.Length = int32(len(n.body)+n.inject.Len(strconv.FormatUint(n.Seq, 10))) + 1
+	n.says(ch)
+	n.Length = int32(len(n.body)+n.inject.Len(n.version())) + 1
 	if err := c.end(r, ch, at); err != nil {
 		return err
 	}

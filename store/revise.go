@@ -2,7 +2,6 @@ package store
 
 import (
 	"bytes"
-	"strconv"
 
 	"tidemark/store/fhir"
 	"tidemark/store/segment"
@@ -41,7 +40,7 @@ func (c *commit) revise(ch *Change) (*Change, error) {
 func (c *commit) lineOf(key fhir.Key, r *resource) ([]byte, error) {
 	if r.at >= 0 {
 		n := &c.rows[r.at]
-		return n.inject.Inject(nil, n.body, strconv.FormatUint(n.Seq, 10), n.Instant), nil
+		return n.inject.Inject(nil, n.body, n.version(), n.updated()), nil
 	}
 	return c.db.lineAt(r.cur.Section(key.Type), r.cur.Place())
 }

@@ -69,3 +69,31 @@ func TestRevise(t *testing.T) {
 	}
 	want(`"text":"three"`, 0)
 }
+
+// TestInjectsWhatWasSaid: version and instant that the source says beside a body are those
+// that its meta gets; what it does not say is a number of ours and the change instant.
+func TestInjectsWhatWasSaid(t *testing.T) {
+	db := mustOpen(t, "store", Options{FS: vfs.NewMem(), Allowance: time.Millisecond})
+	defer db.Close()
+	f := newFeed(t, db)
+	change := func(id string, version int64, updated fhir.Instant) Change {
+		ch := patientChange(id, updated, "")
+		var s fhir.Scanner
+		r, err := s.Scan(ch.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ch.Version, ch.Meta = version, r.Meta
+		return ch
+	}
+	f.commit(change("anna", 7, 1_700_000_000_123), change("bert", NoVersion, fhir.None))
+	f.commit(change("anna", 8, 1_600_000_000_000)) // late: its instant is another one
+	all := bodies(t, db)
+	for _, want := range []string{
+		`"versionId":"7","lastUpdated":"2023-11-14T22:13:20.123Z"`, `"versionId":"8","lastUpdated":"2020-09-13T12:26:40.000Z"`, `"id":"bert","meta":{"versionId":"2"`,
+	} {
+		if !strings.Contains(all, want) {
+			t.Errorf("%s is not in\n%s", want, all)
+		}
+	}
+}

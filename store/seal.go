@@ -23,6 +23,29 @@ type row struct {
 	hidden  bool // superseded at its own instant: no watermark shows it, so it is not stored
 	death   fhir.Instant
 	removed bool // by a deletion
+	// What the source said beside the body, which is injected where it lacks that: a column
+	// or a header knows the version that the source's own API shows.
+	saidVersion int64
+	saidUpdated fhir.Instant
+}
+
+// says keeps what a change says beside its body.
+func (r *row) says(ch *Change) { r.saidVersion, r.saidUpdated = ch.Version, ch.LastUpdated }
+
+// version is what is injected as versionId: what the source said, else the row's number.
+func (r *row) version() string {
+	if r.saidVersion != NoVersion {
+		return strconv.FormatInt(r.saidVersion, 10)
+	}
+	return strconv.FormatUint(r.Seq, 10)
+}
+
+// updated is what is injected as lastUpdated: what the source said, else the change instant.
+func (r *row) updated() fhir.Instant {
+	if r.saidUpdated != fhir.None {
+		return r.saidUpdated
+	}
+	return r.Instant
 }
 
 // seal sorts the rows, compresses them block by block on all cores, and makes
@@ -116,7 +139,7 @@ func compress(rows []*row) segment.Block {
 	defer compressors.Put(k)
 	pieces := make([][]byte, 0, 4*len(rows))
 	for _, r := range rows {
-		before, injected, behind := r.inject.Pieces(nil, r.body, strconv.FormatUint(r.Seq, 10), r.Instant)
+		before, injected, behind := r.inject.Pieces(nil, r.body, r.version(), r.updated())
 		pieces = append(pieces, before, injected, behind, newline)
 	}
 	return k.Block(pieces...)
