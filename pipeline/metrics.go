@@ -3,6 +3,7 @@ package pipeline
 import (
 	"context"
 	"errors"
+	"regexp"
 	"sync"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -68,7 +69,11 @@ func (m *metrics) read(ctx context.Context, topic string, records, bytes int) {
 // that made them up from records would end here.
 const maxReasons = 64
 
+// places are what reasons name in a record: which entry, which byte. They are no label's.
+var places = regexp.MustCompile(`\b(entry|change|byte) [0-9]+`)
+
 func (m *metrics) dead(ctx context.Context, topic, reason string) {
+	reason = places.ReplaceAllString(reason, "$1 n")
 	m.mu.Lock()
 	if !m.reasons[reason] && len(m.reasons) >= maxReasons {
 		reason = "other"
