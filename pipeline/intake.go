@@ -117,7 +117,9 @@ func (p *Pipeline) enter(name string) error {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.topics[name] = t
+	if p.topics[name] == nil { // a command may have been faster
+		p.topics[name] = t
+	}
 	return nil
 }
 
@@ -144,17 +146,40 @@ func (p *Pipeline) hold(ctx context.Context, t *topic) {
 		p.o.Logger.ErrorContext(ctx, "topic is held", "topic", t.name, "reason", t.reason())
 	}
 	t.held = true
+	for _, id := range p.present(t.name) {
+		p.store.Hold(id, t.reason())
+	}
+}
+
+// release has a topic read again that was held. Called with t.mu held.
+func (p *Pipeline) release(ctx context.Context, t *topic) {
+	t.held = false
+	p.o.Logger.InfoContext(ctx, "topic is read again", "topic", t.name)
+	gaps := map[store.Partition]string{}
+	for _, s := range p.source.Status().Partitions {
+		if s.Gap != nil {
+			gaps[s.Partition] = s.Gap.Error()
+		}
+	}
+	for _, id := range p.present(t.name) {
+		p.store.Release(id)
+		if gaps[id] != "" {
+			p.store.Hold(id, gaps[id])
+		}
+	}
+	p.source.Again(t.name)
+}
+
+// present lists the partitions of a topic that were discovered.
+func (p *Pipeline) present(topic string) (ids []store.Partition) {
 	p.mu.Lock()
-	var ids []store.Partition
+	defer p.mu.Unlock()
 	for id := range p.partitions {
-		if id.Topic == t.name {
+		if id.Topic == topic {
 			ids = append(ids, id)
 		}
 	}
-	p.mu.Unlock()
-	for _, id := range ids {
-		p.store.Hold(id, t.reason())
-	}
+	return ids
 }
 
 // Hold passes on why a partition is not read.

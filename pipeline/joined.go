@@ -84,7 +84,6 @@ func (p *Pipeline) tellOverdue(ctx context.Context, t *topic, id store.Partition
 		return err
 	}
 	b := p.retryBatch(id)
-	b.Resolved = []store.Bound{} // what is told lies below what was read
 	for _, l := range late {
 		b.Changes, b.Notes = append(b.Changes, l.Changes...), append(b.Notes, l.Notes...)
 		for _, ch := range l.Changes {

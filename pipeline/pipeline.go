@@ -45,6 +45,7 @@ type Store interface {
 	Now() fhir.Instant
 	Discover(store.Discovery) error
 	Apply(context.Context, store.Batch) error
+	Flush() error
 	Partition(store.Partition) (store.PartitionState, bool)
 	Topic(name string) []byte
 	Hold(p store.Partition, reason string)

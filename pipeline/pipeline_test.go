@@ -136,6 +136,9 @@ func (m *memory) Apply(_ context.Context, b store.Batch) error {
 	return nil
 }
 
+// Flush does nothing: each batch is durable at once.
+func (m *memory) Flush() error { return nil }
+
 func (m *memory) note(name string, what []byte) {
 	if m.notes[name] = what; what == nil {
 		delete(m.notes, name)

@@ -121,51 +121,74 @@ func (p *Pipeline) redecode(ctx context.Context, t *topic, id store.Partition) e
 	if len(waiting) == 0 {
 		return nil
 	}
-	b, size := p.retryBatch(id), 0
-	var failed []uint64
-	err := p.store.DeadLetters(t.name, func(r store.DeadLetterRow) error {
-		if _, ok := slices.BinarySearch(waiting, r.Seq); !ok {
+	insist := func(rec decode.Record) (join.Taken, *decode.Error, error) { return p.insist(ctx, t, rec) }
+	rest, failed, err := p.again(id, waiting, insist, func(b store.Batch) error { return p.applyRetry(ctx, t, b, nil, false) })
+	if err != nil {
+		return fmt.Errorf("decode dead letters of %s/%d again: %w", id.Topic, id.ID, err)
+	}
+	var seqs []uint64
+	for _, f := range failed {
+		seqs = append(seqs, f.seq)
+	}
+	return p.applyRetry(ctx, t, rest, seqs, true)
+}
+
+// A failure is a dead letter that is still one.
+type failure struct {
+	seq    uint64
+	reason string
+}
+
+// cut is why a dead letter cannot be decoded whatever the format.
+const cut = "not enough is kept to decode it"
+
+// again decodes the dead letters of a partition with some numbers, ascending. What can be
+// decoded is handed over in batches; the last one is returned. Of joined topics it is called
+// with joined.mu held.
+func (p *Pipeline) again(id store.Partition, numbers []uint64, read func(decode.Record) (join.Taken, *decode.Error, error), apply func(store.Batch) error) (b store.Batch, failed []failure, err error) {
+	b = p.retryBatch(id)
+	var answered []join.Origin
+	size := 0
+	err = p.store.DeadLetters(id.Topic, func(r store.DeadLetterRow) error {
+		if _, ok := slices.BinarySearch(numbers, r.Seq); !ok {
 			return nil
 		}
-		taken, ok, err := p.redecodeLetter(ctx, t, r)
+		if r.Truncated {
+			failed = append(failed, failure{r.Seq, cut})
+			return nil
+		}
+		taken, bad, err := read(decode.Record{
+			Topic: r.Partition.Topic, Partition: r.Partition.ID,
+			Offset: r.Offset, Timestamp: r.Timestamp, Key: r.Key, Value: r.Value, Headers: r.Headers,
+		})
 		if err != nil {
 			return err
 		}
-		if !ok {
-			failed = append(failed, r.Seq)
+		if bad != nil {
+			failed = append(failed, failure{r.Seq, bad.Reason})
 			return nil
 		}
 		b.Changes, b.Notes, b.Resolved = append(b.Changes, taken.Changes...), append(b.Notes, taken.Notes...), append(b.Resolved, r.Bound)
+		answered = append(answered, taken.Answered...)
 		if size += len(r.Value); len(b.Resolved) < retryLetters && size < retryBytes {
 			return nil
 		}
 		full := b
 		b, size = p.retryBatch(id), 0
-		return p.applyRetry(ctx, t, full, nil, false)
+		return apply(full)
 	})
 	if err != nil {
-		return fmt.Errorf("decode dead letters of %s/%d again: %w", id.Topic, id.ID, err)
+		return b, failed, err
 	}
-	return p.applyRetry(ctx, t, b, failed, true)
-}
-
-// redecodeLetter decodes one dead letter, if it can be: of one that was cut
-// not enough is left.
-func (p *Pipeline) redecodeLetter(ctx context.Context, t *topic, r store.DeadLetterRow) (join.Taken, bool, error) {
-	if r.Truncated {
-		return join.Taken{}, false, nil
-	}
-	taken, bad, err := p.insist(ctx, t, decode.Record{
-		Topic: r.Partition.Topic, Partition: r.Partition.ID,
-		Offset: r.Offset, Timestamp: r.Timestamp, Key: r.Key, Value: r.Value, Headers: r.Headers,
-	})
-	return taken, bad == nil && err == nil, err
+	others, err := p.letters(answered)
+	b.Resolved = append(b.Resolved, others...)
+	return b, failed, err
 }
 
 // retryBatch is an empty batch that says nothing new of its partition.
 func (p *Pipeline) retryBatch(id store.Partition) store.Batch {
 	s, _ := p.store.Partition(id)
-	return store.Batch{Partition: id, Next: s.Next, End: s.Next, LeaderEpoch: s.LeaderEpoch, Asked: fhir.None}
+	return store.Batch{Partition: id, Next: s.Next, End: s.Next, LeaderEpoch: s.LeaderEpoch, Asked: fhir.None, Resolved: []store.Bound{}}
 }
 
 // applyRetry applies what could be decoded, with the topic's state behind it.

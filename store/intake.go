@@ -111,7 +111,8 @@ func (db *DB) settle() {
 // Apply takes a batch into the commit being gathered. It blocks while the
 // gathering is full, and returns once the batch is taken in; it is durable once
 // Committed says so. An answer without records must be applied too: it moves
-// the watermark.
+// the watermark. What resolves dead letters may also be of a partition that nobody
+// reads in this process.
 func (db *DB) Apply(ctx context.Context, b Batch) error {
 	t := taken{Batch: b, bytes: weight(b.Changes) + noteWeight(b.Notes)}
 	stop := context.AfterFunc(ctx, func() {
@@ -132,7 +133,7 @@ func (db *DB) Apply(ctx context.Context, b Batch) error {
 		return err
 	}
 	p := db.parts[b.Partition]
-	if p == nil || p.progress == nil {
+	if p == nil || p.progress == nil && b.Resolved == nil {
 		return fmt.Errorf("apply a batch of %v: the partition was never discovered", b.Partition)
 	}
 	db.take(p, t)
@@ -179,17 +180,11 @@ func weight(changes []Change) int64 {
 // watermark back before the watermark moves past them.
 func (db *DB) take(p *partition, t taken) {
 	t.at = db.Now()
-	p.progress.Observe(t.Asked, t.End)
-	if t.Resolved == nil { // what is decoded again lies below by nature
-		t.Changes = t.from(p.progress.Next())
+	moved := t.Topic != nil || t.Notes != nil || len(t.Resolved) > 0
+	if p.progress != nil {
+		moved = db.follow(p, &t) || moved
 	}
-	for i := range t.Changes {
-		db.hold(p, &t.Changes[i], t.at)
-	}
-	moved := t.Next > p.progress.Next() || t.Topic != nil || t.Notes != nil
 	db.gather.note(t.Notes)
-	p.progress.Fetched(t.Next)
-	p.seen = max(p.seen, p.progress.Reached())
 	t.seen = p.seen
 	if moved {
 		if len(db.gather.batches) == 0 {
@@ -203,6 +198,21 @@ func (db *DB) take(p *partition, t taken) {
 	}
 	db.join(p)
 	db.settle()
+}
+
+// follow lets a partition that is read move on, and tells whether it did.
+func (db *DB) follow(p *partition, t *taken) (moved bool) {
+	p.progress.Observe(t.Asked, t.End)
+	if t.Resolved == nil { // what is decoded again lies below by nature
+		t.Changes = t.from(p.progress.Next())
+	}
+	for i := range t.Changes {
+		db.hold(p, &t.Changes[i], t.at)
+	}
+	moved = t.Next > p.progress.Next()
+	p.progress.Fetched(t.Next)
+	p.seen = max(p.seen, p.progress.Reached())
+	return moved
 }
 
 // from drops the changes below next: read twice, they were taken in before.

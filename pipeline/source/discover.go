@@ -245,13 +245,20 @@ func (s *Source) judge(ctx context.Context, p *partition, start, end int64) {
 }
 
 // reconsider forgets partitions with a gap about which somebody has decided:
-// their state in the store is another one now. They are taken up anew.
+// their state in the store is another one now; and those that are wanted again
+// after they were stopped. They are taken up anew.
 func (s *Source) reconsider() {
 	s.mu.Lock()
 	var barred []*partition
 	for _, p := range s.partitions {
-		if p.gap != nil && !p.busy && p.pending == 0 {
+		switch {
+		case p.busy || p.pending > 0:
+		case p.gap != nil:
 			barred = append(barred, p)
+		case p.stopped && p.again:
+			s.forget(p)
+		case !p.stopped:
+			p.again = false // nothing had stopped it
 		}
 	}
 	s.mu.Unlock()
@@ -261,11 +268,16 @@ func (s *Source) reconsider() {
 			continue
 		}
 		s.mu.Lock()
-		delete(s.partitions, p.id)
-		close(p.queue) // nobody writes: it is neither busy nor ready
+		s.forget(p)
 		s.mu.Unlock()
 		s.handler.Release(p.id)
 	}
+}
+
+// forget ends what is known of a partition that nobody reads. Called with mu held.
+func (s *Source) forget(p *partition) {
+	delete(s.partitions, p.id)
+	close(p.queue) // nobody writes: it is neither busy nor ready
 }
 
 // decided says whether somebody has changed the stored state of a partition

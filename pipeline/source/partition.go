@@ -31,6 +31,7 @@ type partition struct {
 	lost    bool // the broker says that next lies outside its log
 	doubted bool // not fetched before it is known whether we were away for too long
 	stopped bool // by the handler
+	again   bool // to be taken up anew though stopped
 	gap     *Gap
 	gapAt   store.PartitionState // the store's state when the gap was found
 
@@ -122,6 +123,19 @@ func (s *Source) Stall(id store.Partition) {
 	if l := s.leaders[p.leader]; l != nil {
 		l.signal()
 	}
+}
+
+// Again has the partitions of a topic read that the handler wanted no more of, from where
+// the store says then.
+func (s *Source) Again(topic string) {
+	s.mu.Lock()
+	for _, p := range s.partitions {
+		if p.id.Topic == topic {
+			p.again = true
+		}
+	}
+	s.mu.Unlock()
+	s.kick()
 }
 
 // fault takes note of an error and postpones the next fetch. Errors that pass
