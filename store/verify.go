@@ -3,7 +3,6 @@ package store
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
@@ -44,36 +43,6 @@ func CheckDir(dir string, o Options, progress func(done, total int)) (check.Repo
 	s := check.Store{FS: o.FS, Index: kv, Segments: SegmentsDir(o.FS, dir), Bodies: true, Beside: checkBeside(o.FS, dir), Progress: progress}
 	report, err := s.Run()
 	return report, errors.Join(err, kv.Close(), lock.Close())
-}
-
-// ReadDeadLetters calls fn for the dead letters in the store in dir, from its
-// segments alone: it works beside a running server, but cannot tell those that
-// were resolved since, until a merge drops them.
-func ReadDeadLetters(dir string, o Options, topic string, fn func(DeadLetterRow) error) error {
-	o = o.withDefaults()
-	readers, err := openSegments(o.FS, SegmentsDir(o.FS, dir))
-	if err != nil {
-		return err
-	}
-	db := &DB{fs: o.FS, dir: dir, o: o}
-	seen := map[uint64]bool{}
-	for _, r := range readers {
-		g := newSeg(r)
-		info := r.Section(deadLetters)
-		for b := info.From; b < info.To; b++ {
-			err := g.deadLetters(db, b, span{after: segment.NoBound}, topic, func(d DeadLetterRow) error {
-				if seen[d.Seq] {
-					return nil // in a merge and in its input
-				}
-				seen[d.Seq] = true
-				return fn(d)
-			})
-			if err != nil && !errors.Is(err, fs.ErrNotExist) { // merged away while we read
-				return err
-			}
-		}
-	}
-	return nil
 }
 
 // openSegments opens the directories that can be read.

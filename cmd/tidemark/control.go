@@ -20,6 +20,7 @@ import (
 	"tidemark/api/clients"
 	"tidemark/api/smart"
 	"tidemark/cmd/tidemark/internal/config"
+	"tidemark/pipeline"
 	"tidemark/store"
 )
 
@@ -40,6 +41,8 @@ type opened struct {
 	trail   *audit.Trail // nil: nothing is put on record
 	// sign has a server use other secrets; nil if none runs.
 	sign func([]smart.Secret)
+	// intake is what reads Kafka; nil if nothing does.
+	intake *pipeline.Pipeline
 }
 
 // An operation acts on an open store and says on out what it did.
@@ -57,10 +60,17 @@ const askedState = "group-state"
 
 // operations are what a running server can be asked for.
 var operations = map[string]operation{
-	"backup":   onData(backup),
-	"check":    onData(checkOpen),
-	"erase":    onData(erase),
-	"group":    onData(showGroup),
+	"backup": onData(backup),
+	"check":  onData(checkOpen),
+	"erase":  onData(erase),
+	"group":  onData(showGroup),
+
+	"deadletter-drop":   dropDeadLetters,
+	"deadletter-export": onData(exportDeadLetters),
+	"deadletter-list":   onData(listDeadLetters),
+	"deadletter-replay": replayDeadLetters,
+	"deadletter-show":   onData(showDeadLetter),
+
 	askedState: onData(groupStateOf),
 	"inspect":  inspect,
 

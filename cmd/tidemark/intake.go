@@ -21,31 +21,39 @@ import (
 
 // newIntake makes the pipeline from Kafka into the store.
 func newIntake(c *config.Config, db *store.DB, tel *telemetry, log *slog.Logger) (*pipeline.Pipeline, error) {
-	secure, err := kafkaTLS(c.Kafka.TLS)
+	o, err := intakeOptions(c, db, log)
 	if err != nil {
 		return nil, err
+	}
+	o.Meter, o.Tracer = tel.meters.Meter("tidemark/pipeline"), tel.tracers.Tracer("tidemark/pipeline")
+	return pipeline.New(o, newSpaceGuard(db, c.Store.Path, int64(c.Store.MinFree), log))
+}
+
+// intakeOptions are what is configured of it.
+func intakeOptions(c *config.Config, keep registry.Keeper, log *slog.Logger) (o pipeline.Options, err error) {
+	secure, err := kafkaTLS(c.Kafka.TLS)
+	if err != nil {
+		return o, err
 	}
 	login, err := kafkaSASL(c.Kafka.SASL)
 	if err != nil {
-		return nil, err
+		return o, err
 	}
-	schemas, err := schemaRegistry(&c.SchemaRegistry, db)
+	schemas, err := schemaRegistry(&c.SchemaRegistry, keep)
 	if err != nil {
-		return nil, err
+		return o, err
 	}
 	topics, err := intakeTopics(c, schemas)
 	if err != nil {
-		return nil, err
+		return o, err
 	}
-	return pipeline.New(pipeline.Options{
+	return pipeline.Options{
 		Source:    source.Config{Brokers: c.Kafka.Brokers, TLS: secure, SASL: login},
 		Topics:    topics,
 		MaxRecord: int64(c.Kafka.MaxRecord),
 		Group:     c.Kafka.Group,
 		Logger:    log,
-		Meter:     tel.meters.Meter("tidemark/pipeline"),
-		Tracer:    tel.tracers.Tracer("tidemark/pipeline"),
-	}, newSpaceGuard(db, c.Store.Path, int64(c.Store.MinFree), log))
+	}, nil
 }
 
 // ownBases are those under which references lead to resources here.

@@ -140,7 +140,7 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger) (err error) 
 	}
 	if control := listenControl(ctx, c.Store.Path, log); control != nil {
 		stages = append(stages, stage{"control", func(ctx context.Context) error {
-			return runControl(ctx, control, &opened{db, c, known.clients, trail, server.UseSecrets})
+			return runControl(ctx, control, &opened{db, c, known.clients, trail, server.UseSecrets, intake})
 		}, adminGrace})
 	}
 	stages = append(stages, stage{"audit", func(ctx context.Context) error { return publishTrail(ctx, trail) }, 2 * auditGrace})

@@ -362,6 +362,8 @@ func parseRecord(line []byte) (decode.Record, error) {
 		Key       json.RawMessage `json:"key"`
 		Value     json.RawMessage `json:"value"`
 		Payload   json.RawMessage `json:"payload"`
+		KeyB64    []byte          `json:"keyBase64"` // as deadletter export writes it
+		ValueB64  []byte          `json:"valueBase64"`
 	}
 	if err := json.Unmarshal(line, &m); err != nil {
 		return decode.Record{}, errors.New("is no JSON object")
@@ -373,6 +375,12 @@ func parseRecord(line []byte) (decode.Record, error) {
 		m.Value = m.Payload
 	}
 	rec := decode.Record{Topic: m.Topic, Partition: m.Partition, Offset: m.Offset, Timestamp: fhir.None, Key: fieldOf(m.Key), Value: fieldOf(m.Value)}
+	if m.KeyB64 != nil {
+		rec.Key = m.KeyB64
+	}
+	if m.ValueB64 != nil {
+		rec.Value = m.ValueB64
+	}
 	if m.TS != nil {
 		rec.Timestamp = fhir.Instant(*m.TS)
 	}
@@ -393,10 +401,12 @@ func fieldOf(raw json.RawMessage) []byte {
 	return raw
 }
 
-// parseHeaders reads {"name": "value"}, or the list of names and values that kcat writes.
+// parseHeaders reads {"name": "value"}, the list of names and values that kcat writes, or the
+// objects that deadletter export does.
 func parseHeaders(raw json.RawMessage) (headers []store.Header, err error) {
 	var pairs []string
 	var named map[string]string
+	var objects []deadHeader
 	switch {
 	case raw == nil || string(raw) == "null":
 	case json.Unmarshal(raw, &named) == nil:
@@ -406,6 +416,14 @@ func parseHeaders(raw json.RawMessage) (headers []store.Header, err error) {
 	case json.Unmarshal(raw, &pairs) == nil && len(pairs)%2 == 0:
 		for pair := range slices.Chunk(pairs, 2) {
 			headers = append(headers, store.Header{Key: pair[0], Value: []byte(pair[1])})
+		}
+	case json.Unmarshal(raw, &objects) == nil:
+		for _, h := range objects {
+			value := h.ValueB64
+			if h.Value != nil {
+				value = []byte(*h.Value)
+			}
+			headers = append(headers, store.Header{Key: h.Name, Value: value})
 		}
 	default:
 		err = errors.New("headers are no object of strings")

@@ -182,19 +182,24 @@ func attendedStore(t *testing.T) (dir string, trail *audit.Trail) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	db, err := store.Open(dir, store.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
 	l := listenControl(t.Context(), dir, slog.New(slog.DiscardHandler))
 	if l == nil {
 		t.Skip("the directory's name is too long for a socket")
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- runControl(ctx, l, &opened{trail: trail}) }()
+	go func() { ended <- runControl(ctx, l, &opened{db: db, trail: trail}) }()
 	t.Cleanup(func() {
 		stop()
 		if err := <-ended; err != nil {
 			t.Error(err)
 		}
 		_ = trail.Close()
+		_ = db.Close()
 	})
 	return dir, trail
 }
