@@ -3,6 +3,7 @@ package decode
 import (
 	"bytes"
 	"encoding/json"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -32,7 +33,8 @@ type Joined interface {
 	// Part is what a record says; nil if that is nothing.
 	Part(rec Record) (*Part, error)
 	// Version is the change that a version makes, none if it is of a dropped type. The record
-	// is the one that p was read from.
+	// is the one that p was read from. Whether it is an *Error does not depend on key's id and
+	// on tags.
 	Version(rec Record, p *Part, key fhir.Key, tags []Tag) ([]store.Change, error)
 	// Purged is the change of a resource whose row is gone.
 	Purged(rec Record, p *Part, key fhir.Key) []store.Change
@@ -140,12 +142,6 @@ func (d *hapi) Part(rec Record) (*Part, error) {
 		return nil, nil
 	}
 	p.Gone, p.Position, p.Transaction = c.op == 'd', c.position, transactionOf(c.message)
-	if p.Of == PartVersion && !p.Gone {
-		// What is wrong with its body must be said of this record, wherever it is joined.
-		if _, err := d.Version(rec, p, fhir.Key{Type: p.Type, ID: "1"}, nil); err != nil {
-			return nil, err
-		}
-	}
 	return p, nil
 }
 
@@ -332,7 +328,7 @@ func (d *hapi) revised(rec Record, s said, dead *store.DeadLetter, edit func(lin
 
 // whole is a resource with what HAPI keeps beside its body: type, id, and of meta the version,
 // the instant, the source and the tags. A body that has tags of its own (storage mode INLINE)
-// keeps them unless there are others.
+// keeps them.
 func (d *hapi) whole(body value, key fhir.Key, s said, source string, tags []Tag) []byte {
 	b := make([]byte, 0, len(body)+300)
 	b = append(append(append(b, `{"resourceType":"`...), key.Type.String()...), `","id":"`...)
@@ -344,23 +340,29 @@ func (d *hapi) whole(body value, key fhir.Key, s said, source string, tags []Tag
 	if source != "" {
 		b = quote(append(b, `,"source":`...), source)
 	}
-	given := map[string]bool{`"versionId"`: true, `"lastUpdated"`: true, `"source"`: true}
-	b = appendTags(b, tags, given)
-	b = append(appendMembers(b, body.member("meta"), given), '}')
-	b = appendMembers(b, body, map[string]bool{`"resourceType"`: true, `"id"`: true, `"meta"`: true})
+	meta := body.member("meta")
+	b = appendTags(b, meta, tags)
+	b = append(appendMembers(b, meta, metaWritten), '}')
+	b = appendMembers(b, body, bodyWritten)
 	return append(b, '}')
 }
+
+// What whole writes itself.
+var (
+	metaWritten = []string{`"versionId"`, `"lastUpdated"`, `"source"`, `"profile"`, `"security"`, `"tag"`}
+	bodyWritten = []string{`"resourceType"`, `"id"`, `"meta"`}
+)
 
 // untagged is a resource without what tags make of its meta.
 func untagged(line value) value { return stripMeta(line, []string{"profile", "security", "tag"}) }
 
 // appendMembers appends an object's members but for some, each behind a comma.
-func appendMembers(b []byte, v value, but map[string]bool) []byte {
+func appendMembers(b []byte, v value, but []string) []byte {
 	if !v.isObject() {
 		return b
 	}
 	compact.Members(v, 0, func(m compact.Member) bool {
-		if !but[string(v[m.Name:m.Colon])] {
+		if !slices.Contains(but, string(v[m.Name:m.Colon])) {
 			b = append(append(b, ','), v[m.Name:m.End]...)
 		}
 		return true
@@ -369,27 +371,32 @@ func appendMembers(b []byte, v value, but map[string]bool) []byte {
 }
 
 // tagMembers are the members of meta for the kinds of tags.
-var tagMembers = [...]string{TagTag: `"tag"`, TagProfile: `"profile"`, TagSecurity: `"security"`}
+var tagMembers = [...]string{TagTag: "tag", TagProfile: "profile", TagSecurity: "security"}
 
-// appendTags appends the members of meta that tags make, and notes which these are.
-func appendTags(b []byte, tags []Tag, given map[string]bool) []byte {
+// appendTags appends the members of meta that tags make: those that the body has, and the others.
+func appendTags(b []byte, meta value, tags []Tag) []byte {
 	for _, kind := range [...]TagKind{TagProfile, TagSecurity, TagTag} {
-		first := true
+		member := tagMembers[kind]
+		head := len(b)
+		b = append(append(append(b, `,"`...), member...), `":[`...)
+		empty := len(b)
+		if inline := meta.member(member); inline.isList() {
+			b = append(b, inline[1:len(inline)-1]...)
+		}
 		for _, t := range tags {
 			if t.Kind != kind {
 				continue
 			}
-			if first {
-				given[tagMembers[kind]] = true
-				b = append(append(append(b, ','), tagMembers[kind]...), ':', '[')
-			} else {
+			if len(b) > empty {
 				b = append(b, ',')
 			}
-			b, first = t.appendTo(b), false
+			b = t.appendTo(b)
 		}
-		if !first {
-			b = append(b, ']')
+		if len(b) == empty {
+			b = b[:head]
+			continue
 		}
+		b = append(b, ']')
 	}
 	return b
 }

@@ -188,6 +188,9 @@ func part(t *testing.T, d Joined, rec Record, p *Part) string {
 	}
 	tags := []Tag{{Kind: TagSecurity, System: "s", Code: "R"}, {Kind: TagTag, System: "s", Code: "<\"1\">", Display: "one", UserSelected: "true"}}
 	changes, err := d.Version(rec, p, fhir.Key{Type: p.Type, ID: "a1"}, tags)
+	if refused, is := errors.AsType[*Error](err); is {
+		return text + "\nrefused: " + refused.Reason + "\n"
+	}
 	if err != nil || len(changes) > 1 {
 		t.Fatal(changes, err)
 	}

@@ -303,10 +303,25 @@ func (t *taking) version() error {
 		}
 		t.keep(n, s)
 	}
-	if err := t.release(n, here); err != nil {
+	if err := t.tellNow(n, here); err != nil {
 		return err
 	}
 	return t.count(func(c *tally) { c.Versions++ })
+}
+
+// tellNow is tell for the version that has come.
+func (t *taking) tellNow(n int64, here parked) error {
+	if here.Body != nil {
+		return t.release(n, here)
+	}
+	changes := len(t.out.Changes)
+	if err := t.tell(n, here, t.part); err != nil || len(t.out.Changes) > changes {
+		return err
+	}
+	// It waits, or is of a type that is dropped. What is wrong with it must be said of its own
+	// record, and now.
+	_, err := t.decoder.Version(t.rec, t.part, fhir.Key{Type: t.part.Type, ID: "1"}, nil)
+	return err
 }
 
 // newer tells whether p is a later version than q, or the same, later written.

@@ -268,3 +268,73 @@ func TestNewestWaits(t *testing.T) {
 		t.Error("it waits still")
 	}
 }
+
+// TestWrongVersions: what is wrong with a version is said of its own record and at once,
+// though it would have to wait, and leaves nothing behind.
+func TestWrongVersions(t *testing.T) {
+	k := newKept(t)
+	j := New(decoder(t, decode.Options{DropTypes: []string{"Binary"}}), k, func() fhir.Instant { return k.now })
+	version := func(typ, body string) (Taken, error) {
+		return j.Take(record("hapi.public.hfj_res_ver", nil, fmt.Appendf(nil,
+			`{"op":"c","after":{"pid":1,"res_id":1,"res_ver":1,"res_type":%q,"res_encoding":"JSON","res_text_vc":%q},"source":{"table":"hfj_res_ver"}}`, typ, body)))
+	}
+	for _, body := range []string{
+		`{"meta":{"tag":[{"system":"http://terminology.hl7.org/CodeSystem/v3-ObservationValue","code":"SUBSETTED"}]}}`,
+		`{"name":` + strings.Repeat("[", 5000) + strings.Repeat("]", 5000) + `}`, `{"name":[}`,
+	} {
+		taken, err := version("Patient", body)
+		if _, refused := err.(*decode.Error); !refused || taken.Changes != nil || len(j.fresh) != 0 { //nolint:errorlint // it is what Take returns
+			t.Errorf("%.60s: %+v, %v", body, taken, err)
+		}
+	}
+	if taken, err := version("Binary", `{"data":"x"}`); err != nil || taken.Changes != nil {
+		t.Errorf("of a dropped type: %+v, %v", taken, err)
+	}
+}
+
+// BenchmarkJoin takes what a create writes: the number, a tag and the version with a body of
+// 1.8 KB; then the version alone, of a resource without tags.
+func BenchmarkJoin(b *testing.B) {
+	text := strings.Repeat(`{\"text\":\"something that was said\"},`, 48) + `{}`
+	version := func(n int, tagged bool) []byte {
+		return fmt.Appendf(nil, `{"op":"c","after":{"pid":%d,"res_id":%d,"res_ver":1,"res_type":"Observation","res_encoding":"JSON","has_tags":%v,"res_updated":1767323045123456,
+			"res_text_vc":"{\"resourceType\":\"Observation\",\"subject\":{\"reference\":\"Patient/p-1\"},\"note\":[%s]}"},"source":{"table":"hfj_res_ver","lsn":%d}}`, n, n, tagged, text, 10*n)
+	}
+	number := func(n int) []byte {
+		return fmt.Appendf(nil, `{"op":"c","after":{"res_id":%d,"res_type":"Observation","fhir_id":"o-%d"},"source":{"table":"hfj_resource","lsn":%d}}`, n, n, 10*n-2)
+	}
+	tag := func(n int) []byte {
+		return fmt.Appendf(nil, `{"op":"c","after":{"pid":%d,"res_id":%d,"tag_id":1},"source":{"table":"hfj_res_tag","lsn":%d}}`, n, n, 10*n-1)
+	}
+	for _, tagged := range []bool{true, false} {
+		b.Run(fmt.Sprintf("tagged=%v", tagged), func(b *testing.B) {
+			k := newKept(b)
+			k.notes[name(ofTagName, 1)] = []byte(`{"kind":1,"code":"urn:p"}`)
+			j := New(decoder(b, decode.Options{}), k, func() fhir.Instant { return k.now })
+			b.SetBytes(int64(len(version(1, tagged))))
+			b.ReportAllocs()
+			n := 0
+			for b.Loop() {
+				n++
+				values := [][]byte{number(n), version(n, tagged)}
+				if tagged {
+					values = [][]byte{number(n), tag(n), version(n, tagged)}
+				}
+				told := 0
+				for _, v := range values {
+					taken, err := j.Take(record("hapi.public.x", nil, v))
+					if err != nil {
+						b.Fatal(err)
+					}
+					told += len(taken.Changes)
+					for _, note := range taken.Notes {
+						k.notes[note.Name] = note.Value
+					}
+				}
+				if j.Applied(); told == 0 {
+					b.Fatal("nothing was told")
+				}
+			}
+		})
+	}
+}
