@@ -42,6 +42,8 @@ type Config struct {
 	SchemaRegistry SchemaRegistry `yaml:"schema_registry"`
 	// Groups that are made here, of lists of patients.
 	Groups Groups `yaml:"groups"`
+	// What the source has exported, for a store that begins, and for what was missed.
+	Load Loading `yaml:"load"`
 	// What happens to a resource on its way in.
 	Resources Resources `yaml:"resources"`
 	// What an export gives.
@@ -255,6 +257,12 @@ type SchemaRegistry struct {
 // Groups is Groups that are made here, for sources that have none.
 type Groups struct {
 	// The topic that "tidemark group" writes to. It must be one of those that are read, best a compacted one with nothing else in it. Empty: none.
+	Topic string `yaml:"topic"`
+}
+
+// Loading is what the source has exported, for a store that begins, and for what was missed.
+type Loading struct {
+	// The topic that "tidemark load" and "tidemark reconcile --repair" write to. It must be one of those that are read, best a compacted one with nothing else in it. Empty: none.
 	Topic string `yaml:"topic"`
 }
 

@@ -402,6 +402,26 @@ func TestGroupsAreRead(t *testing.T) {
 	}
 }
 
+// What is loaded is written where it is read, in the format that is read there.
+func TestLoadedIsRead(t *testing.T) {
+	tests := []struct {
+		topics, topic string
+		want          string // "" is no fault
+	}{
+		{"[{name: fhir-load, format: resource}]", "fhir-load", ""},
+		{"[{pattern: 'fhir-.*', format: resource, drop_types: [Group]}]", "fhir-load", ""},
+		{"[{name: fhir-changes, format: resource}]", "fhir-load", "load.topic: no entry of topics reads fhir-load"},
+		{"[{pattern: 'fhir-.*', format: bundle}, {name: fhir-load, format: resource}]", "fhir-load", "load.topic: topics[0] reads fhir-load with another format"},
+		{"[{name: fhir-load, format: resource}]", "fhir load", "load.topic: \"fhir load\" is no name of a Kafka topic"},
+	}
+	for _, test := range tests {
+		got := strings.Join(faults(t, Source{Set: []string{"topics=" + test.topics, "load.topic=" + test.topic}}), "\n")
+		if !strings.Contains(got, test.want) || test.want == "" && got != "" {
+			t.Errorf("%s: got %q, want %q", test.topics, got, test.want)
+		}
+	}
+}
+
 func TestIgnoredVariables(t *testing.T) {
 	env := []string{"TIDEMARK_CONFIG=x"}
 	if got := faults(t, Source{Environ: env}); len(got) != 1 {

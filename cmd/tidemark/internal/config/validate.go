@@ -55,6 +55,7 @@ func (l *loader) validate() {
 	l.validateKafka()
 	l.validateTopics()
 	l.validateGroups()
+	l.validateLoad()
 	l.validatePresets()
 	l.validatePublish()
 	l.validateWithhold(&l.Withhold, "withhold.")
@@ -437,23 +438,32 @@ func (l *loader) validateTables(at string, t *Topic) {
 // that it is not.
 func (l *loader) validateGroups() {
 	const path = "groups.topic"
-	name := l.Groups.Topic
+	if i := l.readsAsResources(path, l.Groups.Topic, "Groups"); i >= 0 && slices.Contains(l.Topics[i].DropTypes, "Group") {
+		l.invalid(path, "topics[%d].drop_types passes over the Groups in %s", i, l.Groups.Topic)
+	}
+}
+
+func (l *loader) validateLoad() { l.readsAsResources("load.topic", l.Load.Topic, "what is loaded") }
+
+// readsAsResources is which entry of topics reads a topic that we write to ourselves, -1
+// if there is none or something is wrong.
+func (l *loader) readsAsResources(path, name, what string) int {
 	if name == "" {
-		return
+		return -1
 	}
 	if !legalTopic.MatchString(name) {
 		l.invalid(path, "%q is no name of a Kafka topic", name)
-		return
+		return -1
 	}
 	i := slices.IndexFunc(l.Topics, func(t Topic) bool { return t.Reads(name) })
 	switch {
 	case i < 0:
 		l.invalid(path, "no entry of topics reads %s: add one, - {name: %s, format: resource}", name, name)
 	case l.Topics[i].Format != "resource":
-		l.invalid(path, "topics[%d] reads %s with another format than resource, which Groups are written in", i, name)
-	case slices.Contains(l.Topics[i].DropTypes, "Group"):
-		l.invalid(path, "topics[%d].drop_types passes over the Groups in %s", i, name)
+		l.invalid(path, "topics[%d] reads %s with another format than resource: %s would be dead letters", i, name, what)
+		return -1
 	}
+	return i
 }
 
 // validateAuditTopic: what is read as FHIR changes must not be what is on record of them.
