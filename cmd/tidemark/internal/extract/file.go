@@ -1,0 +1,279 @@
+package extract
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+
+	"github.com/cespare/xxhash/v2"
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+
+	"tidemark/cmd/tidemark/internal/bulkclient"
+	"tidemark/cmd/tidemark/internal/manifest"
+	"tidemark/store/fhir"
+)
+
+// A File is a file with lines.
+type File struct {
+	Name string // for people
+	Path string
+	Size int64 // on disk, bytes
+
+	below string         // its path in the folder that was given
+	lists *manifest.File // what the manifest says of it, nil if nothing
+}
+
+// A Mark is a place in a file, between two lines.
+type Mark struct {
+	Lines int64 `json:"lines"` // before it
+	// Digest is that of all before it, uncompressed. What has changed there is noticed,
+	// what comes behind may be mended.
+	Digest uint64 `json:"digest"`
+}
+
+// An Item is what a line says.
+type Item struct {
+	Line int64 // its number, from 1
+	// Fault says why it says nothing, in words of our own; "": it does.
+	Fault    string
+	Resource fhir.Resource
+	Deleted  []fhir.Key // a Bundle of deletions; there is no Resource then
+	Behind   Mark       // the place behind it
+}
+
+// ErrChanged says that what lies before a mark is no longer what it was.
+var ErrChanged = errors.New("has changed before the place that was reached in it")
+
+// ErrShort says that a file has not the lines that the manifest lists.
+var ErrShort = errors.New("has not as many lines as the manifest says: download it again")
+
+// MaxLine bounds memory against files that are no NDJSON, bytes.
+const MaxLine = 256 << 20
+
+// reasons of faults that are not the scanner's.
+const (
+	faultPart    = "resource is only a part (tag SUBSETTED) and must not replace the whole"
+	faultLong    = "longer than 256 MiB"
+	faultDeleted = "is no transaction Bundle of nothing but deletions, as this file is to hold"
+)
+
+// Each calls fn for each line behind a mark that is not blank, in order. An item is valid
+// until the next. read is told how many bytes of the file were read on; nil: nobody is.
+func (f *File) Each(ctx context.Context, after Mark, read func(n int), fn func(*Item) error) error {
+	disk, err := os.Open(f.Path)
+	if err != nil {
+		return err
+	}
+	defer disk.Close()
+	text, done, err := inflate(&metered{ctx, disk, read})
+	if err != nil {
+		return fmt.Errorf("%s: %w", f.Name, unreadable(err))
+	}
+	defer done()
+	r := reader{file: f, lines: bufio.NewReaderSize(text, 256<<10), digest: xxhash.New()}
+	switch err := r.each(after, fn); {
+	case errors.Is(err, errLine):
+		return errors.Unwrap(err)
+	case err != nil && ctx.Err() != nil:
+		return ctx.Err()
+	case errors.Is(err, ErrChanged), errors.Is(err, ErrShort):
+		return fmt.Errorf("%s %w", f.Name, err)
+	case err != nil:
+		return fmt.Errorf("%s, behind line %d: %w", f.Name, r.at.Lines, unreadable(err))
+	}
+	return nil
+}
+
+// errLine wraps what fn returned, so that it is told from what the file returns.
+var errLine = errors.New("fn")
+
+type lineError struct{ error }
+
+func (lineError) Is(target error) bool { return target == errLine }
+func (e lineError) Unwrap() error      { return e.error }
+
+type reader struct {
+	file    *File
+	lines   *bufio.Reader
+	long    []byte
+	digest  *xxhash.Digest
+	scanner fhir.Scanner
+	at      Mark
+	full    int64 // lines that are not blank
+}
+
+func (r *reader) each(after Mark, fn func(*Item) error) error {
+	for {
+		line, err := r.next()
+		if len(line) > 0 {
+			switch {
+			case r.at.Lines > after.Lines:
+				if fnErr := r.line(line, fn); fnErr != nil {
+					return lineError{fnErr}
+				}
+			case r.at == after:
+			case r.at.Lines == after.Lines:
+				return ErrChanged
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return r.ends(after)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// ends looks whether the file was as long as it should be.
+func (r *reader) ends(after Mark) error {
+	if r.at.Lines < after.Lines {
+		return ErrChanged
+	}
+	if l := r.file.lists; l != nil && l.Count != nil && *l.Count != r.full {
+		return ErrShort
+	}
+	return nil
+}
+
+// next reads a line with its newline. One that is too long is passed over; what is
+// returned of it is its beginning.
+func (r *reader) next() ([]byte, error) {
+	line, err := r.lines.ReadSlice('\n')
+	if errors.Is(err, bufio.ErrBufferFull) {
+		line, err = r.nextLong(line)
+	}
+	r.digest.Write(line)
+	if len(line) > 0 {
+		r.at.Lines++
+		r.at.Digest = r.digest.Sum64()
+	}
+	if len(bytes.TrimSpace(line)) > 0 {
+		r.full++
+	}
+	return line, err
+}
+
+func (r *reader) nextLong(line []byte) ([]byte, error) {
+	r.long = append(r.long[:0], line...)
+	err := bufio.ErrBufferFull
+	for errors.Is(err, bufio.ErrBufferFull) {
+		var more []byte
+		more, err = r.lines.ReadSlice('\n')
+		if len(r.long) <= MaxLine {
+			r.long = append(r.long, more...)
+		}
+	}
+	return r.long, err
+}
+
+var bom = []byte("\ufeff")
+
+func (r *reader) line(line []byte, fn func(*Item) error) error {
+	if r.at.Lines == 1 {
+		line = bytes.TrimPrefix(line, bom)
+	}
+	if line = bytes.TrimSpace(line); len(line) == 0 {
+		return nil
+	}
+	item := Item{Line: r.at.Lines, Behind: r.at}
+	r.understand(line, &item)
+	return fn(&item)
+}
+
+func (r *reader) understand(line []byte, item *Item) {
+	if len(line) > MaxLine {
+		item.Fault = faultLong
+		return
+	}
+	if r.file.within("deleted") || bytes.Contains(line, bundleType) {
+		if item.Deleted = deletions(line); item.Deleted != nil {
+			return
+		}
+		if r.file.within("deleted") {
+			item.Fault = faultDeleted
+			return
+		}
+	}
+	res, err := r.scanner.Scan(line)
+	switch {
+	case err != nil:
+		item.Fault = err.Error() // the scanner's errors are ours and hold nothing of the line
+	case res.Subsetted:
+		item.Fault = faultPart
+	default:
+		item.Resource = res
+	}
+}
+
+var bundleType = []byte(`"Bundle"`)
+
+// deletions are whose deletions a line tells, nil if it is something else.
+func deletions(line []byte) (keys []fhir.Key) {
+	names, err := bulkclient.Deletions(line)
+	if err != nil {
+		return nil
+	}
+	for _, name := range names {
+		key, err := fhir.ParseKey(name)
+		if err != nil {
+			return nil
+		}
+		keys = append(keys, key)
+	}
+	return keys
+}
+
+// inflate reads through compression if there is any, whatever the file is called.
+func inflate(r io.Reader) (text io.Reader, done func(), err error) {
+	disk := bufio.NewReaderSize(r, 256<<10)
+	magic, _ := disk.Peek(4) // an error comes again
+	switch {
+	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
+		zip, err := gzip.NewReader(disk)
+		return zip, func() {}, err
+	case bytes.Equal(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}):
+		// Windows of more than 128 MiB are for those who ask for them (zstd --long=31).
+		zip, err := zstd.NewReader(disk, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(128<<20))
+		if err != nil {
+			return nil, nil, err
+		}
+		return zip, zip.Close, nil
+	}
+	return disk, func() {}, nil
+}
+
+// unreadable says what it means that a file cannot be read.
+func unreadable(err error) error {
+	if path, ok := errors.AsType[*fs.PathError](err); ok {
+		err = path.Err // its name is told anyway
+	}
+	if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
+		return errors.New("its compressed data end too early: it was cut short, copy it again")
+	}
+	return fmt.Errorf("it cannot be read: %w", err)
+}
+
+// metered is a reader that tells how far it is, and ends with its context.
+type metered struct {
+	ctx  context.Context
+	r    io.Reader
+	tell func(int)
+}
+
+func (r *metered) Read(p []byte) (int, error) {
+	if err := r.ctx.Err(); err != nil {
+		return 0, err
+	}
+	n, err := r.r.Read(p)
+	if r.tell != nil {
+		r.tell(n)
+	}
+	return n, err
+}
