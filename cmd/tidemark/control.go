@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -58,6 +59,9 @@ func onData(do func(ctx context.Context, db *store.DB, args url.Values, out io.W
 // askedState is asked again and again by commands that are on record themselves.
 const askedState = "group-state"
 
+// unrecorded are operations that are part of a command which is on record itself.
+var unrecorded = []string{askedState, askedStanding}
+
 // operations are what a running server can be asked for.
 var operations = map[string]operation{
 	"backup": onData(backup),
@@ -73,6 +77,8 @@ var operations = map[string]operation{
 
 	askedState: onData(groupStateOf),
 	"inspect":  inspect,
+
+	askedStanding: onData(standingOf),
 
 	"audit-patient": whoseAudit,
 
@@ -121,6 +127,9 @@ func onCold(ctx context.Context, open *opened, at place, name string, args url.V
 			return err
 		}
 	}
+	if slices.Contains(unrecorded, name) {
+		return carryOut(ctx, open, self(), name, args, out)
+	}
 	if open.trail, err = at.trail(); err != nil { //nolint:contextcheck // what it logs belongs to no request
 		return err
 	}
@@ -131,7 +140,7 @@ func onCold(ctx context.Context, open *opened, at place, name string, args url.V
 // carryOut does what an operator asked for, on record.
 func carryOut(ctx context.Context, at *opened, who, name string, args url.Values, out io.Writer) error {
 	do := func() error { return operations[name](ctx, at, args, out) }
-	if name == askedState {
+	if slices.Contains(unrecorded, name) {
 		return do()
 	}
 	return witnessed(ctx, at.trail, who, name, args, do)

@@ -9,6 +9,9 @@ import (
 	"github.com/segmentio/kafka-go/sasl"
 	"github.com/segmentio/kafka-go/sasl/plain"
 	"github.com/segmentio/kafka-go/sasl/scram"
+	"github.com/twmb/franz-go/pkg/kgo"
+	franzplain "github.com/twmb/franz-go/pkg/sasl/plain"
+	franzscram "github.com/twmb/franz-go/pkg/sasl/scram"
 
 	"tidemark/cmd/tidemark/internal/config"
 )
@@ -41,11 +44,10 @@ func kafkaSASL(c config.SASL) (sasl.Mechanism, error) {
 	if c.Mechanism == "" {
 		return nil, nil
 	}
-	text, err := os.ReadFile(c.PasswordFile)
+	password, err := kafkaPassword(c)
 	if err != nil {
-		return nil, fmt.Errorf("read kafka.sasl.password_file: %w", err)
+		return nil, err
 	}
-	password := strings.TrimRight(string(text), "\r\n")
 	algorithm := scram.SHA256
 	switch c.Mechanism {
 	case "PLAIN":
@@ -59,4 +61,39 @@ func kafkaSASL(c config.SASL) (sasl.Mechanism, error) {
 		return nil, fmt.Errorf("kafka.sasl: user or password holds characters that %s does not allow", c.Mechanism)
 	}
 	return m, nil
+}
+
+func kafkaPassword(c config.SASL) (string, error) {
+	text, err := os.ReadFile(c.PasswordFile)
+	if err != nil {
+		return "", fmt.Errorf("read kafka.sasl.password_file: %w", err)
+	}
+	return strings.TrimRight(string(text), "\r\n"), nil
+}
+
+// kafkaReach is how franz-go reaches the brokers.
+func kafkaReach(c config.Kafka) ([]kgo.Opt, error) {
+	reach := []kgo.Opt{kgo.SeedBrokers(c.Brokers...), kgo.ClientID("tidemark")}
+	secure, err := kafkaTLS(c.TLS)
+	if err != nil {
+		return nil, err
+	}
+	if secure != nil {
+		reach = append(reach, kgo.DialTLSConfig(secure))
+	}
+	if c.SASL.Mechanism == "" {
+		return reach, nil
+	}
+	password, err := kafkaPassword(c.SASL)
+	if err != nil {
+		return nil, err
+	}
+	login := franzscram.Auth{User: c.SASL.Username, Pass: password}
+	switch c.SASL.Mechanism {
+	case "PLAIN":
+		return append(reach, kgo.SASL(franzplain.Auth{User: c.SASL.Username, Pass: password}.AsMechanism())), nil
+	case "SCRAM-SHA-512":
+		return append(reach, kgo.SASL(login.AsSha512Mechanism())), nil
+	}
+	return append(reach, kgo.SASL(login.AsSha256Mechanism())), nil
 }

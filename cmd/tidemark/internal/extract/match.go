@@ -65,7 +65,9 @@ func (m *matching) all(output, deleted []manifest.File) (found []*File, err erro
 	for i := range deleted {
 		e := &deleted[i]
 		if m.named[e.URL] == nil {
-			more := m.alike(func(f *File) bool { return f.within("deleted") || strings.Contains(strings.ToLower(f.base()), "deleted") })
+			more := m.alike(func(f *File) bool {
+				return f.within("deleted") || strings.Contains(strings.ToLower(f.base()), "deleted")
+			})
 			if len(more) == 0 && len(gone) == 0 {
 				return nil, missing("deleted", i, e)
 			}
