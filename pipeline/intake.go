@@ -110,6 +110,11 @@ func (p *Pipeline) enter(name string) error {
 			return fmt.Errorf("read the stored state of topic %s: %w", name, err)
 		}
 	}
+	paused, err := p.store.Remembered(pausedNote(name))
+	if err != nil {
+		return fmt.Errorf("find out whether topic %s is paused: %w", name, err)
+	}
+	t.paused = string(paused)
 	if t.state.Format != t.cfg.reading() {
 		if err := p.planRetry(t); err != nil {
 			return err
@@ -133,7 +138,7 @@ func (p *Pipeline) topic(name string) *topic {
 func (p *Pipeline) holdTopics(ctx context.Context) {
 	for _, t := range p.knownTopics() {
 		t.mu.Lock()
-		if t.exceeded(t.state) {
+		if t.paused != "" || t.exceeded(t.state) {
 			p.hold(ctx, t)
 		}
 		t.mu.Unlock()

@@ -159,9 +159,7 @@ func (p *Pipeline) settle(ctx context.Context, t *topic, b store.Batch, less fun
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.state = state
-	if t.held && !t.exceeded(state) {
-		p.release(ctx, t)
-	}
+	p.reconsider(ctx, t)
 	return nil
 }
 

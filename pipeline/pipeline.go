@@ -56,6 +56,9 @@ type Store interface {
 	join.Notes
 	Remember(name string, what []byte) error
 	Rewind(p store.Partition, offset int64) error
+	// What somebody decides.
+	Decide(context.Context, store.Decision) error
+	Forget(store.Partition) error
 	Watermark() fhir.Instant
 }
 
@@ -211,13 +214,15 @@ type Status struct {
 // PartitionStatus is how the reading of one partition stands.
 type PartitionStatus struct {
 	Partition store.Partition
-	Leader    int32  // -1 if there is none
-	Next, End int64  // fetched so far, last stable offset
-	Lag       int64  // offsets between them
-	Open      int64  // offsets behind End, hidden by an open transaction
-	Gap       string // what may be lost, "" if nothing; no longer read
-	Held      string // why its topic is held, "" if it is not; no longer read
-	Trouble   string // the error that is being retried, "" if none
+	Leader    int32         // -1 if there is none
+	Next, End int64         // fetched so far, last stable offset
+	Lag       int64         // offsets between them
+	Open      int64         // offsets behind End, hidden by an open transaction
+	Gap       string        // what may be lost, "" if nothing; no longer read
+	Reason    source.Reason // of the gap
+	Since     time.Time     // when this process found the gap
+	Held      string        // why its topic is held, "" if it is not; no longer read
+	Trouble   string        // the error that is being retried, "" if none
 }
 
 // TopicStatus is what became of a topic's records lately.
@@ -226,6 +231,7 @@ type TopicStatus struct {
 	Format      string
 	DeadLetters int    // since the last good record
 	Held        string // why it is held, "" if it is not
+	Paused      bool   // somebody wants it held
 }
 
 // Status tells how the reading stands.
@@ -244,7 +250,7 @@ func (p *Pipeline) Status() Status {
 			Open: max(0, f.High-f.End), Held: held[f.Partition.Topic], Trouble: f.Trouble,
 		}
 		if f.Gap != nil {
-			s.Gap = f.Gap.Error()
+			s.Gap, s.Reason, s.Since = f.Gap.Error(), f.Gap.Reason, f.Since
 		}
 		out.Partitions = append(out.Partitions, s)
 	}

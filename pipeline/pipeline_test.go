@@ -136,6 +136,23 @@ func (m *memory) Apply(_ context.Context, b store.Batch) error {
 	return nil
 }
 
+func (m *memory) Decide(_ context.Context, d store.Decision) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.states[d.Partition] = store.PartitionState{Next: d.Next, LeaderEpoch: -1, TopicID: d.TopicID, Seen: m.now}
+	m.touch()
+	return nil
+}
+
+func (m *memory) Forget(p store.Partition) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.states, p)
+	delete(m.held, p)
+	m.touch()
+	return nil
+}
+
 // Flush does nothing: each batch is durable at once.
 func (m *memory) Flush() error { return nil }
 
@@ -353,12 +370,8 @@ func newRig(t testing.TB, partitions int32) *rig {
 		t.Fatal(err)
 	}
 	t.Cleanup(c.Close)
-	cl, err := kgo.NewClient(kgo.SeedBrokers(c.ListenAddrs()...), kgo.RecordPartitioner(kgo.ManualPartitioner()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(cl.Close)
-	r := &rig{t: t, cluster: c, client: cl, gate: &gate{}}
+	r := &rig{t: t, cluster: c, gate: &gate{}}
+	r.connect()
 	r.opts = Options{
 		Source: source.Config{
 			Brokers: c.ListenAddrs(), MaxWait: 20 * time.Millisecond, Refresh: 100 * time.Millisecond,
@@ -373,6 +386,17 @@ func newRig(t testing.TB, partitions int32) *rig {
 		},
 	}
 	return r
+}
+
+// connect makes a new producer.
+func (r *rig) connect() {
+	r.t.Helper()
+	var err error
+	r.client, err = kgo.NewClient(kgo.SeedBrokers(r.cluster.ListenAddrs()...), kgo.RecordPartitioner(kgo.ManualPartitioner()))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(r.client.Close)
 }
 
 func (r *rig) produce(id store.Partition, vs ...string) {

@@ -44,10 +44,11 @@ type topic struct {
 	// and retry are set with both held, and read with either.
 	order sync.Mutex
 
-	mu    sync.Mutex
-	state topicState
-	held  bool
-	retry *retry // dead letters of another format to decode again, nil if none
+	mu     sync.Mutex
+	state  topicState
+	held   bool
+	paused string // since when and why, "" if it is not
+	retry  *retry // dead letters of another format to decode again, nil if none
 }
 
 func (t *topic) isHeld() bool {
@@ -63,6 +64,7 @@ func (t *topic) status() TopicStatus {
 	if t.held {
 		s.Held = t.reason()
 	}
+	s.Paused = t.paused != ""
 	return s
 }
 
@@ -74,6 +76,9 @@ func (t *topic) exceeded(s topicState) bool {
 
 // reason says why the topic is held, and what can be done.
 func (t *topic) reason() string {
+	if t.paused != "" {
+		return fmt.Sprintf("topic %s is paused %s: tidemark topic resume %s has it read again", t.name, t.paused, t.name)
+	}
 	return fmt.Sprintf("topic %s: %d records in a row cannot be decoded as format %q, which is probably not theirs. "+
 		"List them with the command deadletter, then either correct the topic's format, or, if they are rightly refused, "+
 		"raise its stop_after (0: never), and restart", t.name, t.state.Run, t.cfg.Format)

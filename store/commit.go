@@ -37,6 +37,7 @@ type commit struct {
 	counts  counts
 	states  map[Partition]index.PartitionState // as the batch stores them
 	joins   []*partition                       // whose joining the batch stores
+	anew    map[Partition]uint64               // see beginnings
 }
 
 // counts are what a commit did, for metrics.
@@ -118,7 +119,7 @@ func (db *DB) begin() *commit {
 	}
 	c := &commit{
 		db: db, taken: db.gather.batches, meta: db.meta, line: db.watermark(),
-		erased: db.erased.Load(), groups: map[string]membership{}, deaths: map[segment.ID][]index.Death{},
+		erased: db.erased.Load(), anew: db.beginnings(), groups: map[string]membership{}, deaths: map[segment.ID][]index.Death{},
 	}
 	c.meta.Commit++
 	db.sealing = &sealing{line: c.line, least: db.gather.least, holds: db.gather.holds, notes: db.gather.notes}

@@ -137,7 +137,7 @@ func (c *commit) change(ch *Change, t *taken) error {
 		hash = xxhash.Sum64(ch.Body)
 	}
 	r := c.touched[ch.Key]
-	switch judge(r.cur, ch, hash, t.Partition) {
+	switch judge(r.cur, ch, hash, c.from(t.Partition, r.cur)) {
 	case stale:
 		c.counts.stale++
 		return nil
@@ -171,7 +171,7 @@ func (c *commit) refused(ch *Change, t *taken) error {
 	case r.cur == nil || r.cur.Kind != segment.Live:
 		return nil
 	default:
-		if v := judge(r.cur, ch, xxhash.Sum64(ch.Body), t.Partition); v == stale || v == same || v == gone {
+		if v := judge(r.cur, ch, xxhash.Sum64(ch.Body), c.from(t.Partition, r.cur)); v == stale || v == same || v == gone {
 			return nil
 		}
 	}

@@ -33,6 +33,9 @@ func (db *DB) Discover(d Discovery) error {
 		if p == nil {
 			p = db.addPartition(f)
 		}
+		if p.durable.Forgotten {
+			db.revive(p, f)
+		}
 		if p.progress == nil { // first seen in this process
 			p.progress = watermark.New(p.durable.Next)
 			p.joinAt = f.End
@@ -101,7 +104,7 @@ func (db *DB) settle() {
 		return
 	}
 	for _, p := range db.parts {
-		if !p.joined {
+		if !p.joined && !p.durable.Forgotten {
 			return
 		}
 	}
@@ -180,7 +183,10 @@ func weight(changes []Change) int64 {
 // watermark back before the watermark moves past them.
 func (db *DB) take(p *partition, t taken) {
 	t.at = db.Now()
-	moved := t.Topic != nil || t.Notes != nil || len(t.Resolved) > 0
+	if t.Asked == fhir.None && t.Resolved != nil { // it is of what was read long ago, and a decision may have moved the partition
+		t.Next, t.LeaderEpoch = 0, -1
+	}
+	moved := t.Topic != nil || t.Notes != nil || t.Resolved != nil && len(t.Resolved)+len(t.Changes) > 0
 	if p.progress != nil {
 		moved = db.follow(p, &t) || moved
 	}
@@ -290,7 +296,7 @@ func (db *DB) watermark() fhir.Instant {
 func (db *DB) Hold(p Partition, reason string) {
 	db.mu.Lock()
 	defer db.mu.Unlock()
-	if s := db.parts[p]; s != nil && s.held != reason {
+	if s := db.parts[p]; s != nil && !s.durable.Forgotten && s.held != reason {
 		s.held = reason
 		db.o.Logger.Error("partition is held: the watermark waits", "topic", p.Topic, "partition", p.ID, "reason", reason)
 	}
@@ -310,7 +316,7 @@ func (db *DB) Partition(p Partition) (PartitionState, bool) {
 	db.mu.Lock()
 	defer db.mu.Unlock()
 	s := db.parts[p]
-	if s == nil {
+	if s == nil || s.durable.Forgotten {
 		return PartitionState{}, false
 	}
 	d := s.durable
@@ -324,13 +330,15 @@ func (db *DB) Topic(name string) []byte {
 	return db.topics[name]
 }
 
-// Committed returns the durable next offset of every partition.
+// Committed returns the durable next offset of every partition that is not forgotten.
 func (db *DB) Committed() map[Partition]int64 {
 	db.mu.Lock()
 	defer db.mu.Unlock()
 	m := make(map[Partition]int64, len(db.parts))
 	for name, p := range db.parts {
-		m[name] = p.durable.Next
+		if !p.durable.Forgotten {
+			m[name] = p.durable.Next
+		}
 	}
 	return m
 }

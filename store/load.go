@@ -72,8 +72,11 @@ func (db *DB) loadPartitions() error {
 				return err
 			}
 		}
-		db.parts[name].joined, db.parts[name].stored = true, true
-		return nil
+		st, err := index.DecodePartition(v)
+		p := db.parts[name]
+		p.joined = !p.durable.Forgotten && p.durable.Anew == st.Anew // else an earlier log of its name had
+		p.stored = p.joined
+		return err
 	})
 }
 

@@ -144,6 +144,9 @@ func (db *DB) snapshotReady(stands bool) (*Snapshot, error) {
 func (db *DB) cut(w fhir.Instant) Cut {
 	c := Cut{Lag: max(0, time.Duration(db.Now()-w)*time.Millisecond), Partitions: make([]Covered, 0, len(db.parts))}
 	for name, p := range db.parts {
+		if p.durable.Forgotten {
+			continue
+		}
 		end := p.durable.Next
 		if p.progress != nil {
 			end = max(end, p.progress.End())

@@ -192,6 +192,7 @@ func (r *reindex) forgetsBackups() error {
 func (r *reindex) partitions() error {
 	r.parts = map[segment.Partition]uint64{}
 	next := map[segment.Partition]segment.Progress{}
+	commit := map[segment.Partition]uint64{}
 	seen := map[segment.Partition]fhir.Instant{}
 	for _, s := range r.list {
 		f := s.Footer()
@@ -199,9 +200,10 @@ func (r *reindex) partitions() error {
 		for _, p := range f.Offsets {
 			have, ok := next[p.Partition]
 			switch {
-			case !ok || p.Next > have.Next:
-				next[p.Partition], seen[p.Partition] = p, line
+			case !ok || f.Commits[1] > commit[p.Partition] && p.Next != have.Next: // less than before where somebody decided about a gap
+				next[p.Partition], seen[p.Partition], commit[p.Partition] = p, line, f.Commits[1]
 			case p.Next == have.Next:
+				commit[p.Partition] = max(commit[p.Partition], f.Commits[1])
 				seen[p.Partition] = max(seen[p.Partition], line)
 			}
 		}

@@ -68,6 +68,9 @@ func (db *DB) Status() Status {
 		st.Rows += s.rows
 	}
 	for name, p := range db.parts {
+		if p.durable.Forgotten {
+			continue
+		}
 		q := PartitionStatus{Partition: name, Next: p.durable.Next, Joined: p.joined, Held: p.held, Watermark: fhir.None, Fetched: p.durable.Next}
 		if p.progress != nil {
 			q.Fetched, q.Watermark = p.progress.Next(), p.progress.Watermark(db.o.Allowance)

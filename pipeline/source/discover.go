@@ -253,10 +253,10 @@ func (s *Source) reconsider() {
 	for _, p := range s.partitions {
 		switch {
 		case p.busy || p.pending > 0:
+		case p.dropped || p.gap == nil && p.stopped && p.again:
+			s.forget(p)
 		case p.gap != nil:
 			barred = append(barred, p)
-		case p.stopped && p.again:
-			s.forget(p)
 		case !p.stopped:
 			p.again = false // nothing had stopped it
 		}
@@ -286,6 +286,52 @@ func (p *partition) decided(state store.PartitionState, away time.Duration) bool
 	committed := p.gapAt.Next <= state.Next && state.Next <= p.next
 	back := p.gap.Reason == Away && away <= p.retention
 	return state.TopicID != p.gapAt.TopicID || !committed || back
+}
+
+// Bounds are what the brokers say of a partition now.
+type Bounds struct {
+	TopicID    [16]byte // zero if they do not tell
+	Start, End int64    // log start offset, last stable offset
+}
+
+// ErrNone says that the brokers do not have a partition.
+var ErrNone = errors.New("the brokers do not have it")
+
+// Bounds asks the brokers about a partition: ErrNone if they do not have it.
+func (s *Source) Bounds(ctx context.Context, id store.Partition) (Bounds, error) {
+	topics, err := s.wire.metadata(ctx, []string{id.Topic})
+	if err != nil {
+		return Bounds{}, err
+	}
+	for _, t := range topics {
+		if t.name != id.Topic {
+			continue
+		}
+		if t.code != 0 && !errors.Is(t.code, kafka.UnknownTopicOrPartition) {
+			return Bounds{}, t.code
+		}
+		for _, p := range t.partitions {
+			if p.id == id.ID {
+				return s.boundsAt(ctx, id, p.leader, t.id)
+			}
+		}
+	}
+	return Bounds{}, ErrNone
+}
+
+func (s *Source) boundsAt(ctx context.Context, id store.Partition, leader int32, topic topicID) (Bounds, error) {
+	if leader == noLeader {
+		return Bounds{}, kafka.LeaderNotAvailable
+	}
+	found, err := s.wire.bounds(ctx, leader, readCommitted, []store.Partition{id})
+	if err != nil {
+		return Bounds{}, err
+	}
+	b, ok := found[id]
+	if !ok {
+		return Bounds{}, fmt.Errorf("broker %d does not tell where the log of %v begins and ends", leader, id)
+	}
+	return Bounds{TopicID: topic, Start: b[0], End: b[1]}, nil
 }
 
 // fresh lists the partitions of a view that are not yet taken up.

@@ -26,14 +26,16 @@ type partition struct {
 	epoch       int32 // of the newest record batch read, -1 if unknown
 	end, high   int64
 
-	busy    bool // in a fetch that is under way
-	stale   bool // not fetched before the metadata were asked for again
-	lost    bool // the broker says that next lies outside its log
-	doubted bool // not fetched before it is known whether we were away for too long
-	stopped bool // by the handler
-	again   bool // to be taken up anew though stopped
-	gap     *Gap
-	gapAt   store.PartitionState // the store's state when the gap was found
+	busy     bool // in a fetch that is under way
+	stale    bool // not fetched before the metadata were asked for again
+	lost     bool // the broker says that next lies outside its log
+	doubted  bool // not fetched before it is known whether we were away for too long
+	stopped  bool // by the handler
+	again    bool // to be taken up anew though stopped
+	dropped  bool // to be taken up anew, if it is there
+	gap      *Gap
+	gapAt    store.PartitionState // the store's state when the gap was found
+	gapSince time.Time
 
 	safe      fhir.Instant  // until then no deletion that was not read can have been compacted away
 	retention time.Duration // how long they stay at least
@@ -72,7 +74,7 @@ func (p *partition) ready(now time.Time) bool {
 func (p *partition) status() PartitionStatus {
 	return PartitionStatus{
 		Partition: p.id, Leader: p.leader, Next: p.next, End: p.end, High: p.high,
-		Gap: p.gap, Stopped: p.stopped, Trouble: p.trouble,
+		Gap: p.gap, Since: p.gapSince, Busy: p.busy || p.pending > 0, Stopped: p.stopped, Trouble: p.trouble,
 	}
 }
 
@@ -135,6 +137,16 @@ func (s *Source) Again(topic string) {
 		}
 	}
 	s.mu.Unlock()
+	s.kick()
+}
+
+// Retake ends what is known of a partition. If the brokers have it, it is taken up anew.
+func (s *Source) Retake(id store.Partition) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p := s.partitions[id]; p != nil {
+		p.dropped = true
+	}
 	s.kick()
 }
 
@@ -220,7 +232,7 @@ func (s *Source) bar(ctx context.Context, p *partition, g *Gap) {
 		return
 	}
 	held := p.held
-	p.gap, p.gapAt, p.held = g, state, false
+	p.gap, p.gapAt, p.gapSince, p.held = g, state, time.Now(), false
 	s.mu.Unlock()
 	if held {
 		s.handler.Release(p.id) // for the other reason

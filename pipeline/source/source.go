@@ -223,12 +223,14 @@ type Status struct {
 type PartitionStatus struct {
 	Partition store.Partition
 	Leader    int32
-	Next      int64  // to be fetched next
-	End       int64  // last stable offset
-	High      int64  // high watermark; behind End while a transaction is open
-	Gap       *Gap   // set: no longer read
-	Stopped   bool   // the handler wanted no more
-	Trouble   string // the error that is being retried, "" if none
+	Next      int64     // to be fetched next
+	End       int64     // last stable offset
+	High      int64     // high watermark; behind End while a transaction is open
+	Gap       *Gap      // set: no longer read
+	Since     time.Time // of the gap
+	Busy      bool      // what was fetched is not handled yet
+	Stopped   bool      // the handler wanted no more
+	Trouble   string    // the error that is being retried, "" if none
 }
 
 // Lag is how many offsets lie between what was fetched and the end.

@@ -59,6 +59,7 @@ type checker struct {
 	meta    index.Meta
 	numbers map[uint64]segment.Partition
 	next    map[segment.Partition]int64
+	anew    map[segment.Partition]uint64
 	live    []*segment.Reader
 	byID    map[segment.ID]*segment.Reader
 	deaths  map[segment.ID]map[uint64]index.Death
@@ -90,7 +91,7 @@ func (c *checker) load() error {
 }
 
 func (c *checker) loadPartitions() error {
-	c.next = map[segment.Partition]int64{}
+	c.next, c.anew = map[segment.Partition]int64{}, map[segment.Partition]uint64{}
 	load := func(k, v []byte) error {
 		name, err := index.ParsePartitionKey(k)
 		if err != nil {
@@ -99,6 +100,7 @@ func (c *checker) loadPartitions() error {
 		st, err := index.DecodePartition(v)
 		c.numbers[st.Number] = name
 		c.next[name] = max(c.next[name], st.Next)
+		c.anew[name] = max(c.anew[name], st.Anew)
 		return err
 	}
 	return errors.Join(index.Scan(c.s.Index, index.Joined(), load), index.Scan(c.s.Index, index.Partitions(), load))
@@ -201,7 +203,7 @@ func (c *checker) segments() error {
 		c.neighbours(before, f)
 		before = f
 		for _, p := range f.Offsets {
-			if p.Next > c.next[p.Partition] {
+			if p.Next > c.next[p.Partition] && f.Seqs[1] >= c.anew[p.Partition] {
 				c.fault("P2: %s was sealed at offset %d of %v, but the index would go on reading at %d", f.ID.DirectoryName(), p.Next, p.Partition, c.next[p.Partition])
 			}
 		}

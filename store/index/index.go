@@ -133,6 +133,8 @@ type PartitionState struct {
 	LeaderEpoch int32
 	TopicID     [16]byte
 	Seen        fhir.Instant // when we last stood at its end, None if never
+	Forgotten   bool         // nobody reads it any more: it is only where rows came from
+	Anew        uint64       // rows with a smaller sequence number are of another log of this name
 }
 
 // Encode codes s.
@@ -143,6 +145,14 @@ func (s *PartitionState) Encode() []byte {
 	c.Int(int64(s.LeaderEpoch))
 	c.B = append(c.B, s.TopicID[:]...)
 	c.Int(int64(s.Seen))
+	if s.Forgotten || s.Anew > 0 {
+		forgotten := uint64(0)
+		if s.Forgotten {
+			forgotten = 1
+		}
+		c.Uint(forgotten)
+		c.Uint(s.Anew)
+	}
 	return c.B
 }
 
@@ -154,6 +164,9 @@ func DecodePartition(b []byte) (s PartitionState, err error) {
 	s.LeaderEpoch = int32(c.ReadInt())
 	copy(s.TopicID[:], c.Take(16))
 	s.Seen = fhir.Instant(c.ReadInt())
+	if len(c.B) > 0 {
+		s.Forgotten, s.Anew = c.ReadUint() == 1, c.ReadUint()
+	}
 	return s, faults(c, "partition state")
 }
 
