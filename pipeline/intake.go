@@ -110,11 +110,10 @@ func (p *Pipeline) enter(name string) error {
 			return fmt.Errorf("read the stored state of topic %s: %w", name, err)
 		}
 	}
-	paused, err := p.store.Remembered(pausedNote(name))
-	if err != nil {
+	var err error
+	if t.paused, err = Paused(p.store, name); err != nil {
 		return fmt.Errorf("find out whether topic %s is paused: %w", name, err)
 	}
-	t.paused = string(paused)
 	if t.state.Format != t.cfg.reading() {
 		if err := p.planRetry(t); err != nil {
 			return err

@@ -35,14 +35,14 @@ func (p *Pipeline) Pause(ctx context.Context, name, because string) error {
 	if err := errors.Join(p.enter(name), Pause(p.store, name, because)); err != nil {
 		return err
 	}
-	paused, err := p.store.Remembered(pausedNote(name))
+	paused, err := Paused(p.store, name)
 	if err != nil {
 		return err
 	}
 	t := p.topic(name)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.paused = string(paused)
+	t.paused = paused
 	p.hold(ctx, t)
 	return nil
 }
@@ -50,6 +50,12 @@ func (p *Pipeline) Pause(ctx context.Context, name, because string) error {
 // Pause is Pipeline.Pause of a store that nobody reads into.
 func Pause(s Store, name, because string) error {
 	return s.Remember(pausedNote(name), []byte(pausedText(because)))
+}
+
+// Paused says since when and why a topic is paused, "" if it is not.
+func Paused(s Store, name string) (string, error) {
+	paused, err := s.Remembered(pausedNote(name))
+	return string(paused), err
 }
 
 // Resume ends a Pause.
@@ -68,8 +74,8 @@ func (p *Pipeline) Resume(ctx context.Context, name string) error {
 
 // Resume is Pipeline.Resume of a store that nobody reads into.
 func Resume(s Store, name string) error {
-	paused, err := s.Remembered(pausedNote(name))
-	if err == nil && len(paused) == 0 {
+	paused, err := Paused(s, name)
+	if err == nil && paused == "" {
 		err = fmt.Errorf("topic %s is not paused", name)
 	}
 	if err != nil {
@@ -236,4 +242,9 @@ func known(s Store, topic string, partition *int32) (ids []store.Partition, err 
 	}
 	slices.SortFunc(ids, func(a, b store.Partition) int { return cmp.Compare(a.ID, b.ID) })
 	return ids, nil
+}
+
+// Transactions asks which transactions are open in a partition.
+func (p *Pipeline) Transactions(ctx context.Context, id store.Partition) ([]source.Transaction, error) {
+	return p.source.Transactions(ctx, id)
 }

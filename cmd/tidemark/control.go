@@ -80,6 +80,12 @@ var operations = map[string]operation{
 
 	askedStanding: onData(standingOf),
 
+	"topic-accept": acceptTopic,
+	"topic-forget": forgetTopic,
+	"topic-list":   listTopics,
+	"topic-pause":  pauseTopic,
+	"topic-resume": resumeTopic,
+
 	"audit-patient": whoseAudit,
 
 	"client-add":           addClient,

@@ -116,6 +116,11 @@ func inspectStore(db *store.DB, types bool, out io.Writer) error {
 	if l.Forgotten != fhir.None {
 		lines = append(lines, "deletions up to "+l.Forgotten.String()+" may no longer be known")
 	}
+	for _, p := range st.Partitions {
+		if p.Held != "" {
+			lines = append(lines, fmt.Sprintf("%s/%d holds the watermark, see tidemark topic list: %s", p.Partition.Topic, p.Partition.ID, p.Held))
+		}
+	}
 	_, err := fmt.Fprintln(out, strings.Join(lines, "\n"))
 	return err
 }

@@ -51,7 +51,8 @@ type commands struct {
 	Group       groupCmd       `cmd:"" help:"Make Groups of lists of patients, for sources that have none."`
 	Reindex     reindexCmd     `cmd:"" help:"Rebuild a store's index from its segments."`
 	Promise     promiseCmd     `cmd:"" help:"Repair what was promised while the clock was far ahead."`
-	Deadletter  deadletterCmd  `cmd:"" help:"List and show the records that could not be decoded."`
+	Deadletter  deadletterCmd  `cmd:"" help:"Look at the records that could not be decoded, and settle them."`
+	Topic       topicCmd       `cmd:"" help:"Show how topics are read, and decide about what holds the watermark."`
 	Audit       auditCmd       `cmd:"" help:"Read and prove the trail of who was given what."`
 	Verify      verifyCmd      `cmd:"" help:"Recount a downloaded export against its manifest."`
 	Validate    validateCmd    `cmd:"" help:"Look at records of a topic: what they are understood as, and which format they are in."`

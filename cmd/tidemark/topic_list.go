@@ -1,0 +1,192 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net/url"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/dustin/go-humanize"
+
+	"tidemark/pipeline"
+	"tidemark/store"
+)
+
+type listTopicsCmd struct {
+	Topic string `arg:"" optional:"" help:"Only this topic, or one partition of it as TOPIC/NUMBER."`
+
+	configFlags `embed:""`
+	Store       string `type:"path" placeholder:"DIR" help:"The store's directory. Default: store.path of the configuration."`
+}
+
+// Run lists topics.
+func (c *listTopicsCmd) Run(ctx context.Context, out io.Writer) error {
+	f := topicFlags{Topic: c.Topic, configFlags: c.configFlags, Store: c.Store}
+	return f.ask(ctx, "list", "", out)
+}
+
+// listTopics is what the command does where the store is open.
+func listTopics(ctx context.Context, at *opened, args url.Values, out io.Writer) error {
+	letters := map[string]int{}
+	err := eachDeadLetter(at.db, nil, func(d store.DeadLetterRow) error { letters[d.Partition.Topic]++; return nil })
+	if err != nil {
+		return err
+	}
+	l := topicList{only: args.Get("topic"), partition: partitionOf(args), letters: letters, out: bufio.NewWriter(out)}
+	st := at.db.Status()
+	if at.intake != nil {
+		l.live(ctx, at, st)
+	} else {
+		l.cold(at, st)
+	}
+	fmt.Fprintf(l.out, "\nexports reach to %s\n", instantOf(st.Watermark))
+	return l.out.Flush()
+}
+
+// A topicList is written to out.
+type topicList struct {
+	only      string // topic, "": all
+	partition *int32
+	letters   map[string]int
+	out       *bufio.Writer
+}
+
+func (l *topicList) wants(id store.Partition) bool {
+	return (l.only == "" || l.only == id.Topic) && (l.partition == nil || *l.partition == id.ID)
+}
+
+// live shows what the server that reads knows.
+func (l *topicList) live(ctx context.Context, at *opened, st store.Status) {
+	p := at.intake.Status()
+	read := map[store.Partition]pipeline.PartitionStatus{}
+	for _, s := range p.Partitions {
+		read[s.Partition] = s
+	}
+	l.partitions(st, func(s store.PartitionStatus) (end, lag, state string) {
+		r, ok := read[s.Partition]
+		if !ok {
+			return "-", "-", "not there"
+		}
+		return humanize.Comma(r.End), humanize.Comma(max(0, r.End-s.Next)), stateOf(r, s)
+	})
+	for _, t := range p.Topics {
+		if l.only != "" && l.only != t.Name {
+			continue
+		}
+		fmt.Fprintf(l.out, "\ntopic %s: format %s, %s", t.Name, t.Format, deadLetterCount(l.letters[t.Name]))
+		if t.DeadLetters > 0 {
+			fmt.Fprintf(l.out, ", %s since the last good record", humanize.Comma(int64(t.DeadLetters)))
+		}
+		if t.Held != "" {
+			fmt.Fprintf(l.out, "\n  held: %s", t.Held)
+		}
+	}
+	fmt.Fprintln(l.out)
+	for _, s := range st.Partitions {
+		if l.wants(s.Partition) {
+			l.hold(s, read[s.Partition])
+		}
+	}
+	for _, s := range p.Partitions {
+		if s.Open > 0 && l.wants(s.Partition) {
+			l.transactions(ctx, at, s)
+		}
+	}
+	if len(p.Missing) > 0 && l.only == "" {
+		fmt.Fprintf(l.out, "\nthe brokers do not have yet: %s\n", strings.Join(p.Missing, ", "))
+	}
+	if p.Trouble != "" {
+		fmt.Fprintf(l.out, "\nthe brokers cannot be asked: %s\n", p.Trouble)
+	}
+}
+
+// stateOf is a partition's state in a word or two.
+func stateOf(r pipeline.PartitionStatus, s store.PartitionStatus) string {
+	switch {
+	case r.Gap != "":
+		return fmt.Sprintf("gap (%s)", r.Reason)
+	case r.Held != "":
+		return "held"
+	case r.Trouble != "":
+		return "not reached"
+	case r.Open > 0:
+		return "open transaction"
+	case !s.Joined:
+		return "catching up"
+	}
+	return "read"
+}
+
+// hold says why a partition holds the watermark, since when, and what to do. What holds a
+// whole topic is said of that.
+func (l *topicList) hold(s store.PartitionStatus, r pipeline.PartitionStatus) {
+	switch {
+	case s.Held == "" || r.Held != "" && r.Gap == "":
+	case r.Gap != "":
+		fmt.Fprintf(l.out, "\n%s/%d: %s\n  found %s, read up to %s; %s\n", s.Partition.Topic, s.Partition.ID, r.Gap,
+			r.Since.UTC().Format(time.RFC3339), instantOf(s.Watermark), gapAdvice(s.Partition))
+	default:
+		fmt.Fprintf(l.out, "\n%s/%d: %s\n", s.Partition.Topic, s.Partition.ID, s.Held)
+	}
+}
+
+func gapAdvice(id store.Partition) string {
+	return fmt.Sprintf("have the source write anew what may be missing, then: tidemark topic accept %s/%d --because TEXT", id.Topic, id.ID)
+}
+
+// transactions says whose transaction hides the end of a log.
+func (l *topicList) transactions(ctx context.Context, at *opened, s pipeline.PartitionStatus) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	open, err := at.intake.Transactions(ctx, s.Partition)
+	fmt.Fprintf(l.out, "\n%s/%d: an open transaction hides %s\n", s.Partition.Topic, s.Partition.ID, records(int(s.Open)))
+	if err != nil {
+		fmt.Fprintf(l.out, "  whose it is cannot be asked: %v\n", err)
+	}
+	for _, t := range open {
+		fmt.Fprintf(l.out, "  producer %d, epoch %d, since offset %d, its last record of %s; if it hangs:\n"+
+			"  kafka-transactions.sh --bootstrap-server %s abort --topic %s --partition %d --start-offset %d\n",
+			t.Producer, t.Epoch, t.Start, t.Last.UTC().Format(time.RFC3339), at.config.Kafka.Brokers[0], s.Partition.Topic, s.Partition.ID, t.Start)
+	}
+}
+
+// cold shows what the store alone knows.
+func (l *topicList) cold(at *opened, st store.Status) {
+	l.partitions(st, func(s store.PartitionStatus) (end, lag, state string) {
+		state = "not read now"
+		if paused, err := pipeline.Paused(at.db, s.Partition.Topic); err == nil && paused != "" {
+			state = "paused " + paused
+		}
+		return "-", "-", state
+	})
+	for name, n := range l.letters {
+		if l.only == "" || l.only == name {
+			fmt.Fprintf(l.out, "\ntopic %s: %s", name, deadLetterCount(n))
+		}
+	}
+	fmt.Fprintln(l.out, "\nno server has the store open: what holds a partition is known while one runs")
+}
+
+func deadLetterCount(n int) string {
+	if n == 1 {
+		return "1 dead letter"
+	}
+	return humanize.Comma(int64(n)) + " dead letters"
+}
+
+func (l *topicList) partitions(st store.Status, of func(store.PartitionStatus) (end, lag, state string)) {
+	table := tabwriter.NewWriter(l.out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "TOPIC\tPARTITION\tNEXT\tEND\tLAG\tREAD UP TO\tSTATE")
+	for _, s := range st.Partitions {
+		if !l.wants(s.Partition) {
+			continue
+		}
+		end, lag, state := of(s)
+		fmt.Fprintf(table, "%s\t%d\t%s\t%s\t%s\t%s\t%s\n", s.Partition.Topic, s.Partition.ID, humanize.Comma(s.Next), end, lag, instantOf(s.Watermark), state)
+	}
+	_ = table.Flush() // out keeps the error
+}
