@@ -115,15 +115,7 @@ func sayNothingNew(k *segment.Clock, ch *Change) bool {
 // timestamp where lastUpdated is missing, then the partition. What the change
 // lacks compares equal.
 func compare(ch *Change, from Partition, k *segment.Clock) int {
-	if ch.Version != NoVersion && k.Version != NoVersion {
-		if o := cmp.Compare(ch.Version, k.Version); o != 0 {
-			return o
-		}
-		if k.Inherited && compareInstants(ch.LastUpdated, k.LastUpdated) <= 0 {
-			return -1 // a versionless change has already followed this version
-		}
-	}
-	if o := compareInstants(ch.LastUpdated, k.LastUpdated); o != 0 {
+	if o := compareSaid(ch, k); o != 0 {
 		return o
 	}
 	if ch.Position != 0 && k.Position != 0 && ch.Position != k.Position {
@@ -138,6 +130,19 @@ func compare(ch *Change, from Partition, k *segment.Clock) int {
 		}
 	}
 	return from.Compare(k.Origin)
+}
+
+// compareSaid orders them by version and lastUpdated alone.
+func compareSaid(ch *Change, k *segment.Clock) int {
+	if ch.Version != NoVersion && k.Version != NoVersion {
+		if o := cmp.Compare(ch.Version, k.Version); o != 0 {
+			return o
+		}
+		if k.Inherited && compareInstants(ch.LastUpdated, k.LastUpdated) <= 0 {
+			return -1 // a versionless change has already followed this version
+		}
+	}
+	return compareInstants(ch.LastUpdated, k.LastUpdated)
 }
 
 // compareInstants compares two instants; one that is missing compares equal.
