@@ -203,13 +203,13 @@ func (r *sourceRig) window(since time.Time) (output map[string]string, deleted [
 	return output, deleted, m.TransactionTime
 }
 
-var said = regexp.MustCompile(`"lastUpdated":"([^"]+)"`)
+var saidUpdated = regexp.MustCompile(`"lastUpdated":"([^"]+)"`)
 
 // changedAfter is what the source has changed after a time.
 func (r *sourceRig) changedAfter(at time.Time) map[string]string {
 	list := maps.Clone(r.has)
 	maps.DeleteFunc(list, func(_, body string) bool {
-		updated, err := time.Parse(time.RFC3339Nano, said.FindStringSubmatch(body)[1])
+		updated, err := time.Parse(time.RFC3339Nano, saidUpdated.FindStringSubmatch(body)[1])
 		return err != nil || !updated.After(at)
 	})
 	return list
