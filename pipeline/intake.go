@@ -24,6 +24,9 @@ var _ source.Handler = intake{}
 // Discover tells the store what the broker has. Before anything of a new
 // partition is fetched, what is known of its topic is put in force.
 func (p intake) Discover(ctx context.Context, d store.Discovery) error {
+	if err := p.loadJoined(); err != nil { // before the store may think that nothing waits
+		return err
+	}
 	if err := p.store.Discover(d); err != nil {
 		return err
 	}
@@ -220,7 +223,7 @@ func (p intake) Handle(ctx context.Context, a *source.Answer) error {
 	if t.joins() {
 		p.joined.mu.Lock() // until all is applied: what is noted with one record decides of the next
 		defer p.joined.mu.Unlock()
-		defer p.joined.join.Applied()
+		defer p.joinedApplied()
 		if err := p.tellOverdue(ctx, t, a.Partition); err != nil {
 			return err
 		}

@@ -16,8 +16,9 @@ import (
 // joined is what topics have in common whose records are parts of resources: all are of one
 // source.
 type joined struct {
-	mu   sync.Mutex
-	join *join.Join
+	mu     sync.Mutex
+	join   *join.Join
+	loaded bool
 }
 
 // joinTopics finds the topics whose records are joined. What one says is read again beside
@@ -41,6 +42,28 @@ func (p *Pipeline) joinTopics() error {
 func (t *topic) joins() bool {
 	_, ok := t.decoder.(decode.Joined)
 	return ok
+}
+
+// loadJoined reads, once, what waited when the process before this one ended.
+func (p *Pipeline) loadJoined() error {
+	p.joined.mu.Lock()
+	defer p.joined.mu.Unlock()
+	if p.joined.join == nil || p.joined.loaded {
+		return nil
+	}
+	if err := p.joined.join.Load(); err != nil {
+		return err
+	}
+	p.joined.loaded = true
+	p.store.Wait(p.joined.join.Waits())
+	return nil
+}
+
+// joinedApplied says that the store has what was taken, or that it never will, and what the
+// watermark waits for.
+func (p *Pipeline) joinedApplied() {
+	p.joined.join.Applied()
+	p.store.Wait(p.joined.join.Waits())
 }
 
 // begun is the note that says of a partition that its rows are noted from the first on.
@@ -79,7 +102,7 @@ func (p *Pipeline) rewind(ctx context.Context, f store.Discovered) error {
 
 // tellOverdue makes dead letters of what has waited for too long. Called with joined.mu held.
 func (p *Pipeline) tellOverdue(ctx context.Context, t *topic, id store.Partition) error {
-	late, err := p.joined.join.Overdue(id, p.store.Watermark(), t.cfg.Decode.DeadLetter)
+	late, err := p.joined.join.Overdue(id, p.store.Reached(), t.cfg.Decode.DeadLetter)
 	if err != nil {
 		return err
 	}

@@ -62,10 +62,19 @@ func TestJoinsOverRestarts(t *testing.T) {
 	if ids := m.ids(versions); ids != nil {
 		t.Errorf("%v was applied without an id", ids)
 	}
+	waits := m.waits // when it came, for it claims to be written later
+	if waits < 1000 || waits > m.now {
+		t.Errorf("the watermark waits for %v", waits)
+	}
+	m = m.reopen()
+	_, stop = r.run(m)
+	m.wait("what waited before", func() bool { return m.waits == waits })
+	stop()
 	numbers := r.resource(10)
 	m = m.reopen()
 	_, stop = r.run(m)
 	m.waitNext(numbers, 1)
+	m.wait("nothing to wait for", func() bool { return m.waits == fhir.None })
 	wantIDs(t, m, numbers, "anna")
 	next := r.version(2, 30)
 	m.waitNext(next, 2)

@@ -85,7 +85,7 @@ func (p *Pipeline) replay(ctx context.Context, t *topic, id store.Partition, cho
 	if t.joins() {
 		p.joined.mu.Lock()
 		defer p.joined.mu.Unlock()
-		defer p.joined.join.Applied()
+		defer p.joinedApplied()
 	}
 	apply := func(b store.Batch) error {
 		if len(b.Resolved) == 0 {

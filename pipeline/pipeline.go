@@ -59,7 +59,8 @@ type Store interface {
 	// What somebody decides.
 	Decide(context.Context, store.Decision) error
 	Forget(store.Partition) error
-	Watermark() fhir.Instant
+	Reached() fhir.Instant
+	Wait(least fhir.Instant)
 }
 
 var _ Store = (*store.DB)(nil)

@@ -51,11 +51,12 @@ type memory struct {
 	refuse   error
 
 	watermark fhir.Instant // None unless a test sets it
+	waits     fhir.Instant
 }
 
 func newMemory(t testing.TB) *memory {
 	return &memory{
-		t: t, changed: make(chan struct{}), now: 1000, watermark: fhir.None, states: map[store.Partition]store.PartitionState{},
+		t: t, changed: make(chan struct{}), now: 1000, watermark: fhir.None, waits: fhir.None, states: map[store.Partition]store.PartitionState{},
 		topics: map[string][]byte{}, held: map[store.Partition]string{}, notes: map[string][]byte{},
 	}
 }
@@ -198,10 +199,16 @@ func (m *memory) Rewind(p store.Partition, offset int64) error {
 	return nil
 }
 
-func (m *memory) Watermark() fhir.Instant {
+func (m *memory) Reached() fhir.Instant {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.watermark
+}
+
+func (m *memory) Wait(least fhir.Instant) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.waits = least
 }
 
 func (m *memory) Partition(p store.Partition) (store.PartitionState, bool) {

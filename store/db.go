@@ -184,8 +184,9 @@ type DB struct {
 	numbers map[uint64]Partition
 	topics  map[string][]byte
 
-	complete bool // the broker has every configured topic
-	started  bool // the bootstrap is over
+	complete bool         // the broker has every configured topic
+	started  bool         // the bootstrap is over
+	waits    fhir.Instant // as Wait says
 	chunks   *segment.Chunks
 	onces    onces
 	abouts   bool           // the index leads to Provenance by what it is about

@@ -100,15 +100,59 @@ func (db *DB) join(p *partition) {
 // settle ends the bootstrap once every configured topic exists and every
 // partition seen has joined. It is never undone.
 func (db *DB) settle() {
-	if db.started || !db.complete || len(db.parts) == 0 {
-		return
+	if !db.started && db.waits == fhir.None && db.allJoined() {
+		db.started = true
+	}
+}
+
+func (db *DB) allJoined() bool {
+	if !db.complete || len(db.parts) == 0 {
+		return false
 	}
 	for _, p := range db.parts {
 		if !p.joined && !p.durable.Forgotten {
-			return
+			return false
 		}
 	}
-	db.started = true
+	return true
+}
+
+// Wait says that intake has taken records of which it makes no changes yet, for they belong
+// together with others that are to come: the least time that these changes claim. As with
+// those that are fetched and not committed, the watermark stays below it, and the bootstrap
+// is not over. fhir.None: there are none any more.
+func (db *DB) Wait(least fhir.Instant) {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	db.waits = least
+	db.settle()
+}
+
+// Reached is the instant up to which all that was written has been read, whatever waits;
+// None while a partition has not joined.
+func (db *DB) Reached() fhir.Instant {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	if !db.started && !db.allJoined() {
+		return fhir.None
+	}
+	return db.reached()
+}
+
+// reached is the least watermark of the joined partitions, None if one was not heard of since
+// the start. Called with mu held.
+func (db *DB) reached() fhir.Instant {
+	w := fhir.Instant(math.MaxInt64)
+	for _, p := range db.parts {
+		if !p.joined {
+			continue
+		}
+		if p.progress == nil {
+			return fhir.None
+		}
+		w = min(w, p.progress.Watermark(db.o.Allowance))
+	}
+	return w
 }
 
 // Apply takes a batch into the commit being gathered. It blocks while the
@@ -266,15 +310,12 @@ func (db *DB) watermark() fhir.Instant {
 	if !db.started {
 		return db.promised
 	}
-	w := fhir.Instant(math.MaxInt64)
-	for _, p := range db.parts {
-		if !p.joined {
-			continue
-		}
-		if p.progress == nil {
-			return db.promised // not heard of since the start
-		}
-		w = min(w, p.progress.Watermark(db.o.Allowance))
+	w := db.reached()
+	if w == fhir.None {
+		return db.promised
+	}
+	if db.waits != fhir.None {
+		w = min(w, db.waits-1)
 	}
 	if db.gather.holds {
 		w = min(w, db.gather.least-1)

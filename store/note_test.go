@@ -145,3 +145,41 @@ func TestRewind(t *testing.T) {
 		t.Errorf("reading again made %d rows of %d", now, rows)
 	}
 }
+
+// TestWait: while records wait for others the watermark stays below what they claim, and the
+// bootstrap is not over.
+func TestWait(t *testing.T) {
+	db := mustOpen(t, "store", Options{FS: vfs.NewMem(), Allowance: time.Millisecond, still: true})
+	defer db.Close()
+	db.Wait(1000)
+	f := newFeed(t, db)
+	f.commit(patientChange("anna", 1000, ""))
+	if w := db.Watermark(); w != fhir.None || db.Status().Ready {
+		t.Errorf("the bootstrap is over at %v though something waits", w)
+	}
+	if r := db.Reached(); r < 2000 {
+		t.Errorf("reached is %v, as if nothing had been read", r)
+	}
+	db.Wait(fhir.None)
+	if w := db.Watermark(); w < 2000 {
+		t.Errorf("the watermark is %v though nothing waits", w)
+	}
+	pinned := pinNow(t, db, "a").Watermark() // which is promised
+	f.commit()
+	db.Wait(pinned + 5)
+	for db.Reached() <= pinned+5 {
+		time.Sleep(time.Millisecond)
+		f.commit()
+	}
+	if w := db.Watermark(); w < pinned || w >= pinned+5 {
+		t.Errorf("the watermark is %v while what waits claims %v", w, pinned+5)
+	}
+	db.Wait(1000)
+	if w := db.Watermark(); w != pinned {
+		t.Errorf("the watermark is %v, but %v was promised", w, pinned)
+	}
+	db.Wait(fhir.None)
+	if w := db.Watermark(); w <= pinned+5 {
+		t.Errorf("the watermark stays at %v", w)
+	}
+}

@@ -85,7 +85,7 @@ func (db *DB) openIndex() (err error) {
 
 func newDB(dir string, o Options) *DB {
 	db := &DB{
-		dir: dir, o: o, fs: o.FS, promised: fhir.None, stored: fhir.None,
+		dir: dir, o: o, fs: o.FS, promised: fhir.None, stored: fhir.None, waits: fhir.None,
 		parts: map[Partition]*partition{}, numbers: map[uint64]Partition{}, topics: map[string][]byte{},
 		view: newView(nil, segment.NoBound),
 		segs: map[segment.ID]*seg{}, pins: map[string]*pinned{},

@@ -58,10 +58,10 @@ type Part struct {
 	Type     fhir.Type
 	Number   int64 // res_ver
 	Deletion bool
-	Tagged   bool // there are tags
+	Tagged   bool         // there are tags
+	Updated  fhir.Instant // when it was written, None if it does not say
 	body     []byte
 	source   string
-	updated  fhir.Instant
 
 	Tag        int64          // Of PartTag: the number of its definition
 	Definition Tag            // Of PartDefinition
@@ -216,7 +216,7 @@ func (d *hapi) versionPart(cells []cell, gone bool) (*Part, fault) {
 	if p.Type = typesFolded[strings.ToLower(string(cells[3].text))]; p.Type == 0 {
 		return nil, reasonRowType
 	}
-	p.updated = d.tables.instant(cells[7], false)
+	p.Updated = d.tables.instant(cells[7], false)
 	p.source = string(cells[9].text)
 	if request := cells[10].text; len(request) > 0 {
 		p.source += "#" + string(request)
@@ -271,7 +271,7 @@ func (p *Part) Take(earlier *Part) { p.body = earlier.body }
 // Version implements Joined.
 func (d *hapi) Version(rec Record, p *Part, key fhir.Key, tags []Tag) ([]store.Change, error) {
 	s := nothing
-	s.key, s.delete, s.position, s.lastUpdated, s.version = key, p.Deletion, p.Position, p.updated, strconv.FormatInt(p.Number, 10)
+	s.key, s.delete, s.position, s.lastUpdated, s.version = key, p.Deletion, p.Position, p.Updated, strconv.FormatInt(p.Number, 10)
 	if p.Bodiless() {
 		return d.revised(rec, s, DeadLetter(rec, reasonUnavailable).Dead, func(line value) []byte {
 			if string(line.member("meta").member("versionId").text()) != s.version {

@@ -44,15 +44,16 @@ type Join struct {
 
 	fresh map[string][]byte                // noted, and not yet applied; nil: taken away
 	ends  ends                             // of transactions
-	waits bool                             // a version may wait
+	waits waits                            // the versions that wait, and are not told as dead letters
+	dirty bool                             // there may be something that waits for too long
 	swept map[store.Partition]fhir.Instant // when Overdue last looked
 }
 
 // New returns a join of the rows that d reads. now is the store's clock.
 func New(d decode.Joined, notes Notes, now func() fhir.Instant) *Join {
 	return &Join{
-		decoder: d, notes: notes, now: now, fresh: map[string][]byte{}, waits: true, swept: map[store.Partition]fhir.Instant{},
-		ends: ends{open: map[int64]bool{}},
+		decoder: d, notes: notes, now: now, fresh: map[string][]byte{}, dirty: true, swept: map[store.Partition]fhir.Instant{},
+		ends: ends{open: map[int64]bool{}}, waits: waits{},
 	}
 }
 
@@ -90,6 +91,7 @@ type parked struct {
 	Number int64  // of the version
 	At     uint64 // position
 	Since  fhir.Instant
+	Claims fhir.Instant // when it was last updated
 	For    string
 	Told   bool // as a dead letter
 	// Body is the record of the same version that has its body, if Record leaves it out.
@@ -171,8 +173,7 @@ func (t *taking) resource() error {
 			t.put(name(ofTag, row), nil)
 		}
 		t.put(name(ofResource, n), nil)
-		t.put(name(waiting, n), nil)
-		return nil
+		return t.unpark(n)
 	}
 	if s.Key == t.part.Key.String() {
 		return nil
@@ -284,7 +285,7 @@ func (t *taking) version() error {
 	if err != nil {
 		return err
 	}
-	here := parked{Record: t.rec, Number: t.part.Number, At: t.part.Position, Since: t.now()}
+	here := parked{Record: t.rec, Number: t.part.Number, At: t.part.Position, Since: t.now(), Claims: t.part.Updated}
 	if before != nil && before.newer(here) {
 		return t.count(func(c *tally) { c.Versions++ })
 	}
@@ -371,10 +372,8 @@ func (t *taking) tell(n int64, p parked, part *decode.Part) error {
 		p.For = reason
 		return t.park(n, p)
 	}
-	if v, err := t.get(name(waiting, n)); err != nil {
+	if err := t.unpark(n); err != nil {
 		return err
-	} else if v != nil {
-		t.put(name(waiting, n), nil)
 	}
 	if p.Told {
 		t.out.Answered = append(t.out.Answered, Origin{store.Partition{Topic: p.Record.Topic, ID: p.Record.Partition}, p.Record.Offset})
@@ -400,8 +399,23 @@ func (t *taking) park(n int64, p parked) error {
 	if err != nil {
 		return err
 	}
+	if err := t.unpark(n); err != nil {
+		return err
+	}
 	t.put(name(waiting, n), text)
-	t.waits = true
+	t.waits.add(&p, 1)
+	t.dirty = true
+	return nil
+}
+
+// unpark takes the version of a resource away that waits, if there is one.
+func (t *taking) unpark(n int64) error {
+	p, err := t.parkedAt(n)
+	if p == nil || err != nil {
+		return err
+	}
+	t.put(name(waiting, n), nil)
+	t.waits.add(p, -1)
 	return nil
 }
 
@@ -496,7 +510,7 @@ func (t *taking) each(prefix string, fn func(n int64) error) error {
 // waits for may come yet.
 func (j *Join) Overdue(of store.Partition, upto fhir.Instant, deadLetter func(rec decode.Record, reason string) store.Change) ([]Taken, error) {
 	now := j.now()
-	if !j.waits || upto == fhir.None || now < j.swept[of]+sweep {
+	if !j.dirty || upto == fhir.None || now < j.swept[of]+sweep {
 		return nil, nil
 	}
 	j.swept[of] = now
@@ -521,6 +535,7 @@ func (j *Join) Overdue(of store.Partition, upto fhir.Instant, deadLetter func(re
 			j.swept[of] = 0 // there is more
 			return nil
 		}
+		j.waits.add(&p, -1)
 		p.Told = true
 		text, err := json.Marshal(p)
 		if err != nil {
@@ -532,7 +547,7 @@ func (j *Join) Overdue(of store.Partition, upto fhir.Instant, deadLetter func(re
 		})
 		return nil
 	})
-	j.waits = waits
+	j.dirty = waits
 	return late, err
 }
 
@@ -595,4 +610,55 @@ func (t *taking) get(name string) ([]byte, error) {
 func (t *taking) put(name string, v []byte) {
 	t.noted[name] = v
 	t.out.Notes = append(t.out.Notes, store.Note{Name: name, Value: v, Offset: t.rec.Offset})
+}
+
+// waits counts the versions that wait by the second in which they came: how many, and the
+// least time that any of them has claimed.
+type waits map[fhir.Instant]*waitsOf
+
+type waitsOf struct {
+	n     int
+	least fhir.Instant
+}
+
+func (w waits) add(p *parked, n int) {
+	if p.Told {
+		return
+	}
+	second := p.Since / 1000
+	of := w[second]
+	if of == nil {
+		of = &waitsOf{least: p.Since}
+		w[second] = of
+	}
+	if of.n += n; of.n <= 0 {
+		delete(w, second)
+	}
+	if p.Claims != fhir.None {
+		of.least = min(of.least, p.Claims)
+	}
+}
+
+// Waits is the least time that a version claims which waits, or one that came with it; None
+// if none waits, but for those that were told as dead letters.
+func (j *Join) Waits() fhir.Instant {
+	least := fhir.None
+	for _, of := range j.waits {
+		if least == fhir.None || of.least < least {
+			least = of.least
+		}
+	}
+	return least
+}
+
+// Load reads what waited when the process before this one ended.
+func (j *Join) Load() error {
+	return j.notes.EachRemembered(waiting, func(_ string, what []byte) error {
+		var p parked
+		if err := json.Unmarshal(what, &p); err != nil {
+			return fmt.Errorf("note of a version that waits: %w", err)
+		}
+		j.waits.add(&p, 1)
+		return nil
+	})
 }

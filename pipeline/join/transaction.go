@@ -230,7 +230,7 @@ func (t *taking) keepTally(tx string, c tally) error {
 	text, err := json.Marshal(c)
 	if err == nil {
 		t.put(ofEnd+tx, text)
-		t.waits = true
+		t.dirty = true
 	}
 	return err
 }
