@@ -185,6 +185,37 @@ func (s *server) purge(o *stored) {
 	o.body, o.purged, o.tags = "", true, map[int64]int64{}
 }
 
+// TestPurgedRowsCount: rows that go are among those of their transaction, so what is written
+// after it need not wait until it is given up; and rows of a resource that is purged wait for
+// nothing, though they are read after its last.
+func TestPurgedRowsCount(t *testing.T) {
+	s := &server{r: rand.New(rand.NewPCG(1, 1)), topics: map[string][]decode.Record{}, defined: map[int64]bool{}, ends: true}
+	s.transaction(func() { s.create(); s.create() })
+	s.transaction(func() { s.addTag(s.resources[0], 2) })
+	s.transaction(func() { s.purge(s.resources[0]) })
+	s.transaction(func() {
+		s.addTag(s.resources[1], 1)
+		s.version(s.resources[1], `{"resourceType":"Patient","n":7}`)
+	})
+	want := map[string]string{"Patient/p1": s.shown(s.resources[1])}
+	for seed := range uint64(storetest.Rounds(100)) {
+		k := newKept(t)
+		run(t, k, s.topics, rand.New(rand.NewPCG(seed, 2)))
+		got := k.shown()
+		if strings.HasPrefix(got["Patient/p0"], "deleted") { // else it was purged before it was known
+			delete(got, "Patient/p0")
+		}
+		if diff := gocmp.Diff(want, got); diff != "" {
+			t.Fatalf("seed %d: %s", seed, diff)
+		}
+		for name := range k.notes {
+			if strings.HasPrefix(name, ofEnd) || strings.HasPrefix(name, waiting) || strings.HasPrefix(name, ofTag) && string(k.notes[name]) == "100" {
+				t.Fatalf("seed %d: %s is noted still", seed, name)
+			}
+		}
+	}
+}
+
 // shown is a resource as exports have it.
 func (s *server) shown(o *stored) string {
 	if o.body == "" {

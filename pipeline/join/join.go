@@ -83,6 +83,8 @@ type state struct {
 	Position uint64 `json:"p,omitempty"`
 	// Ends are the transactions, not all of whose rows have come, that have to do with it.
 	Ends []string `json:"e,omitempty"`
+	// Purged: its row is gone. Rows of other tables that come yet say nothing any more.
+	Purged bool `json:"x,omitempty"`
 }
 
 // A parked version waits.
@@ -172,13 +174,13 @@ func (t *taking) resource() error {
 		for row := range s.Tags {
 			t.put(name(ofTag, row), nil)
 		}
-		t.put(name(ofResource, n), nil)
+		t.keep(n, state{Purged: true})
 		return t.unpark(n)
 	}
 	if s.Key == t.part.Key.String() {
 		return nil
 	}
-	s.Key = t.part.Key.String()
+	s.Key, s.Purged = t.part.Key.String(), false
 	t.keep(n, s)
 	return t.again(n)
 }
@@ -197,7 +199,7 @@ func (t *taking) tag() error {
 	if err != nil {
 		return err
 	}
-	if had, known := s.Tags[row]; known == !t.part.Gone && had == t.part.Tag {
+	if had, known := s.Tags[row]; s.Purged || known == !t.part.Gone && had == t.part.Tag {
 		return t.count(func(c *tally) { c.Tags++ }) // seen before
 	}
 	if t.part.Gone {
@@ -277,10 +279,17 @@ func (t *taking) definition() error {
 
 // version takes a version, which is told at once if all that belongs to it is there.
 func (t *taking) version() error {
-	if t.part.Gone {
-		return nil // it was not the newest, or its resource is purged, too
+	if t.part.Gone { // it was not the newest, or its resource is purged, too
+		return t.count(func(c *tally) { c.Versions++ })
 	}
 	n := t.part.Resource
+	s, err := t.stateOf(n)
+	if err != nil {
+		return err
+	}
+	if s.Purged {
+		return t.count(func(c *tally) { c.Versions++ })
+	}
 	before, err := t.parkedAt(n)
 	if err != nil {
 		return err
@@ -295,11 +304,7 @@ func (t *taking) version() error {
 		}
 	}
 	if t.part.Tagged && !t.part.Deletion {
-		s, err := t.stateOf(n)
-		if err == nil {
-			err = t.awaitEnd(n, &s)
-		}
-		if err != nil {
+		if err := t.awaitEnd(n, &s); err != nil {
 			return err
 		}
 		t.keep(n, s)
