@@ -52,7 +52,8 @@ func (n *Newest) Compare(version int64, lastUpdated fhir.Instant) int {
 // time of its record, else when it came here.
 func (n *Newest) Said() fhir.Instant {
 	at := n.Clock.LastUpdated
-	if at == fhir.None || n.Kind != segment.Live { // of a deletion it may be that of what was deleted
+	// A deletion, and a change without a version, may have that of the row before.
+	if at == fhir.None || n.Kind != segment.Live || n.Clock.Inherited {
 		at = max(at, n.Clock.Timestamp)
 	}
 	if at == fhir.None {

@@ -122,7 +122,8 @@ func TestEachNewest(t *testing.T) {
 	}
 }
 
-// TestSaid: a deletion is as late as its record at least.
+// TestSaid: a deletion is as late as its record at least, and so is what has the version
+// before.
 func TestSaid(t *testing.T) {
 	for _, test := range []struct {
 		n    Newest
@@ -131,6 +132,7 @@ func TestSaid(t *testing.T) {
 		{Newest{Kind: Live, Instant: 9, Clock: Clock{LastUpdated: 3, Timestamp: 5}}, 3},
 		{Newest{Kind: Live, Instant: 9, Clock: Clock{LastUpdated: fhir.None, Timestamp: 5}}, 5},
 		{Newest{Kind: Live, Instant: 9, Clock: Clock{LastUpdated: fhir.None, Timestamp: fhir.None}}, 9},
+		{Newest{Kind: Live, Instant: 9, Clock: Clock{LastUpdated: 3, Timestamp: 5, Inherited: true}}, 5},
 		{Newest{Kind: Deleted, Instant: 9, Clock: Clock{LastUpdated: 3, Timestamp: 5}}, 5},
 		{Newest{Kind: Deleted, Instant: 9, Clock: Clock{LastUpdated: fhir.None, Timestamp: fhir.None}}, 9},
 	} {

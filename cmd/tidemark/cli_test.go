@@ -36,7 +36,7 @@ func TestHelpTeaches(t *testing.T) {
 			}
 		}
 	}
-	for _, name := range []string{"demo", "serve", "check", "reindex", "promise", "deadletter", "client", "group", "load", "verify", "check-config", "version"} {
+	for _, name := range []string{"demo", "serve", "check", "reindex", "promise", "deadletter", "client", "group", "load", "reconcile", "verify", "check-config", "version"} {
 		if got, code := command(t, name, "--help"); code != 0 || !strings.Contains(got, "Usage: tidemark "+name) {
 			t.Errorf("%s --help: exit %d:\n%s", name, code, got)
 		}

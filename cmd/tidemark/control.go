@@ -60,7 +60,7 @@ func onData(do func(ctx context.Context, db *store.DB, args url.Values, out io.W
 const askedState = "group-state"
 
 // unrecorded are operations that are part of a command which is on record itself.
-var unrecorded = []string{askedState, askedStanding}
+var unrecorded = []string{askedState, askedStanding, askedRows, askedContent}
 
 // operations are what a running server can be asked for.
 var operations = map[string]operation{
@@ -79,6 +79,8 @@ var operations = map[string]operation{
 	"inspect":  inspect,
 
 	askedStanding: onData(standingOf),
+	askedRows:     onData(rowsOf),
+	askedContent:  onData(contentOf),
 
 	"topic-accept": acceptTopic,
 	"topic-forget": forgetTopic,

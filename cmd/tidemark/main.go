@@ -42,6 +42,7 @@ type commands struct {
 	Demo        demoCmd        `cmd:"" help:"Show it all on this machine: a simulated hospital, a Kafka, exports, a crash, a proof."`
 	Serve       serveCmd       `cmd:"" help:"Read the topics and serve bulk exports until stopped."`
 	Load        loadCmd        `cmd:"" help:"Write an export of the source, or other NDJSON files, to Kafka: to begin with all that it has."`
+	Reconcile   reconcileCmd   `cmd:"" help:"Compare a store with an export of the source: what was lost on the way, and its repair."`
 	Inspect     inspectCmd     `cmd:"" help:"Show what a store holds and how it stands, or the history of one resource."`
 	Check       checkCmd       `cmd:"" help:"Prove the invariants of a store."`
 	Backup      backupCmd      `cmd:"" help:"Copy a store while it is served."`

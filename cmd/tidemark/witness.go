@@ -26,7 +26,7 @@ import (
 // process writes a trail: where a server has it, the server writes for all commands.
 
 // elsewhere are the commands that work in a process of their own, also beside a server.
-var elsewhere = []string{"group-delete", "group-set", "load", "promise-reset", "reindex"}
+var elsewhere = []string{"group-delete", "group-set", "load", "promise-reset", "reconcile", "reindex"}
 
 // A place is a store on this machine, and what is known of its server's configuration.
 type place struct {

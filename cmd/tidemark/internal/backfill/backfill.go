@@ -36,6 +36,11 @@ type Options struct {
 	Ages bool
 	// MaxRecord is the largest record that is read, bytes.
 	MaxRecord int64
+	// Skip and Wants, if set, choose what is sent: whole files are passed over, and lines.
+	Skip  func(*extract.File) bool
+	Wants func(*extract.File, *extract.Item) bool
+	// Then, if set, is called behind all files, and has resources deleted as of At.
+	Then func(del func(fhir.Key)) error
 	// Patience is how long brokers may be silent; 0: two minutes.
 	Patience time.Duration
 	// Read is told of bytes that were read from the files' disk; nil: nobody is.
@@ -95,6 +100,9 @@ func Run(ctx context.Context, files []*extract.File, sink Sink, p *Progress, o O
 	defer l.silence.Stop()
 	l.track = newTracker(p)
 	err := l.files(ctx, files)
+	if err == nil && o.Then != nil {
+		err = l.deletions(ctx)
+	}
 	if sink != nil {
 		hurry := context.AfterFunc(ctx, func() { l.silence.Reset(lastWords) })
 		if flushErr := sink.Flush(sending); err == nil {
@@ -134,6 +142,9 @@ type loader struct {
 
 func (l *loader) files(ctx context.Context, files []*extract.File) error {
 	for _, f := range files {
+		if l.o.Skip != nil && l.o.Skip(f) {
+			continue
+		}
 		err := l.file(ctx, f, l.track.mark(f))
 		if errors.Is(err, extract.ErrChanged) { // it is another file now, from its beginning on
 			l.track.forget(f)
@@ -148,7 +159,7 @@ func (l *loader) files(ctx context.Context, files []*extract.File) error {
 
 func (l *loader) file(ctx context.Context, f *extract.File, after extract.Mark) error {
 	begun := false
-	err := f.Each(ctx, after, l.o.Read, func(i *extract.Item) error {
+	err := f.Each(ctx, after, l.read, func(i *extract.Item) error {
 		if !begun {
 			begun = true
 			l.tally.Before += after.Lines
@@ -161,7 +172,18 @@ func (l *loader) file(ctx context.Context, f *extract.File, after extract.Mark) 
 	return err
 }
 
+// read is told what was read. Brokers can be silent while nothing is sent.
+func (l *loader) read(n int) {
+	l.silence.Reset(l.o.Patience)
+	if l.o.Read != nil {
+		l.o.Read(n)
+	}
+}
+
 func (l *loader) line(f *extract.File, i *extract.Item) error {
+	if l.o.Wants != nil && !l.o.Wants(f, i) {
+		return nil
+	}
 	recs, reason := l.records(i)
 	if reason != "" {
 		fault := Fault{f.Name, i.Line, reason}
@@ -173,7 +195,23 @@ func (l *loader) line(f *extract.File, i *extract.Item) error {
 			return err
 		}
 	}
-	step := l.track.step(f, i.Behind, len(recs))
+	l.put(recs, l.track.step(f, i.Behind, len(recs)))
+	return l.track.failed()
+}
+
+// deletions sends those that are no lines.
+func (l *loader) deletions(ctx context.Context) error {
+	return l.o.Then(func(key fhir.Key) {
+		if l.o.Drop[key.Type] || ctx.Err() != nil || l.track.failed() != nil {
+			return
+		}
+		l.tally.Deleted++
+		l.put([]*kgo.Record{Deletion(key, l.o.At)}, l.track.loose)
+	})
+}
+
+// put sends records, and has step called for each.
+func (l *loader) put(recs []*kgo.Record, step func(error)) {
 	l.silence.Reset(l.o.Patience)
 	for _, rec := range recs {
 		l.tally.Bytes += int64(len(rec.Key) + len(rec.Value))
@@ -186,7 +224,6 @@ func (l *loader) line(f *extract.File, i *extract.Item) error {
 			step(err)
 		})
 	}
-	return l.track.failed()
 }
 
 // records is what a line says, as records. reason says why it is none.

@@ -147,6 +147,15 @@ func (t *tracker) done(of *together, err error) {
 	}
 }
 
+// loose takes what became of a record that is of no line.
+func (t *tracker) loose(err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.err == nil {
+		t.err = err
+	}
+}
+
 // advance takes from the list what is acknowledged as a whole.
 func (t *tracker) advance() {
 	for len(t.open) > 0 && t.open[0].full && t.open[0].left == 0 && t.err == nil {
