@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -98,6 +99,57 @@ func (s *seg) deadLetters(db *DB, b int, v span, topic string, fn func(DeadLette
 		}
 	}
 	return nil
+}
+
+// DeadLettersAfter calls fn for the dead letters with greater numbers than seq that were not
+// resolved since, by number, and returns up to which number there is no other.
+func (db *DB) DeadLettersAfter(seq uint64, fn func(DeadLetterRow) error) (upTo uint64, err error) {
+	db.mu.Lock()
+	upTo = max(seq, db.meta.NextSeq-1)
+	db.mu.Unlock()
+	s := db.snapshotNow()
+	defer s.Close()
+	type place struct {
+		seq uint64
+		g   *seg
+		b   int
+	}
+	var list []place
+	for _, g := range s.segs {
+		if g.r.Footer().Seqs[1] <= seq {
+			continue
+		}
+		info := g.r.Section(deadLetters)
+		for b := info.From; b < info.To; b++ {
+			rows, err := g.r.Rows(b)
+			if err != nil {
+				return seq, err
+			}
+			for i := range rows {
+				if rows[i].Seq > seq && rows[i].Seq <= upTo {
+					list = append(list, place{rows[i].Seq, g, b})
+				}
+			}
+		}
+	}
+	slices.SortFunc(list, func(a, b place) int { return cmp.Compare(a.seq, b.seq) })
+	of, block := place{}, map[uint64]DeadLetterRow{} // neighbours stand in one block, mostly
+	for _, p := range list {
+		if p.g != of.g || p.b != of.b {
+			of = p
+			clear(block)
+			err := p.g.deadLetters(db, p.b, s.span(fhir.None, always).of(p.g), "", func(r DeadLetterRow) error { block[r.Seq] = r; return nil })
+			if err != nil {
+				return seq, err
+			}
+		}
+		if r, there := block[p.seq]; there { // else it was resolved, or is in a window, too
+			if err := fn(r); err != nil {
+				return seq, err
+			}
+		}
+	}
+	return upTo, nil
 }
 
 func contains(list []death, seq uint64) bool {

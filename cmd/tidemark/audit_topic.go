@@ -2,12 +2,9 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"time"
-
-	"github.com/segmentio/kafka-go"
 
 	"tidemark/api/audit"
 	"tidemark/cmd/tidemark/internal/config"
@@ -32,35 +29,20 @@ func (a *auditTopic) Publish(ctx context.Context, lines []audit.Published) (err 
 			return err
 		}
 	}
-	if err = a.send(ctx, lines); err != nil {
+	list := make([]entry, len(lines))
+	for i, l := range lines {
+		list[i] = entry{key: []byte(l.ID), value: l.Text}
+	}
+	// A request of limits.body compresses to less than topics take by default. It is not
+	// passed over: what is missing there would look like what was removed.
+	err = a.w.writeAll(ctx, list, func(e entry) (entry, error) {
+		return e, fmt.Errorf("a line of the audit trail has %d bytes, and the topic %s takes less: raise its max.message.bytes", len(e.value), a.topic)
+	})
+	if err != nil {
 		a.w.close()
 		a.w = nil // brokers, the topic and what it takes may have changed
 	}
 	return err
-}
-
-func (a *auditTopic) send(ctx context.Context, lines []audit.Published) error {
-	_, err := a.w.produce(ctx, func() kafka.RecordReader { return recordsOf(lines) })
-	if !errors.Is(err, kafka.MessageSizeTooLarge) {
-		return err
-	}
-	if half := len(lines) / 2; half > 0 {
-		if err := a.send(ctx, lines[:half]); err != nil {
-			return err
-		}
-		return a.send(ctx, lines[half:])
-	}
-	// A request of limits.body compresses to less than topics take by default. It is not
-	// passed over: what is missing there would look like what was removed.
-	return fmt.Errorf("a line of the audit trail has %d bytes, and the topic %s takes less: raise its max.message.bytes", len(lines[0].Text), a.topic)
-}
-
-func recordsOf(lines []audit.Published) kafka.RecordReader {
-	list := make([]kafka.Record, len(lines))
-	for i, l := range lines {
-		list[i] = kafka.Record{Time: time.Now(), Key: kafka.NewBytes([]byte(l.ID)), Value: kafka.NewBytes(l.Text)}
-	}
-	return kafka.NewRecordReader(list...)
 }
 
 // publishTrail carries the trail to its topic until ctx ends, and then what is left.

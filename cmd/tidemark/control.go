@@ -44,6 +44,8 @@ type opened struct {
 	sign func([]smart.Secret)
 	// intake is what reads Kafka; nil if nothing does.
 	intake *pipeline.Pipeline
+	// letters carries dead letters to a topic; nil if none is configured.
+	letters *letterTopic
 }
 
 // An operation acts on an open store and says on out what it did.

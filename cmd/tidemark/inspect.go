@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/url"
@@ -76,7 +77,7 @@ func inspect(_ context.Context, at *opened, args url.Values, out io.Writer) erro
 	if err := inspectStore(at.db, args.Has("types"), out); err != nil {
 		return err
 	}
-	return tellLag(at.trail, out)
+	return errors.Join(tellLag(at.trail, out), at.letters.tell(out))
 }
 
 func inspectStore(db *store.DB, types bool, out io.Writer) error {

@@ -202,6 +202,41 @@ func (w *writer) write(ctx context.Context, r payload) (int64, error) {
 	return offset, err
 }
 
+// An entry is a record of its own key.
+type entry struct {
+	key, value []byte // nil is Kafka's null
+	headers    []kafka.Header
+}
+
+// writeAll puts records into the topic, in their order: in one batch, and in smaller ones if
+// that is too large. smaller makes less of one that is too large by itself.
+func (w *writer) writeAll(ctx context.Context, list []entry, smaller func(entry) (entry, error)) error {
+	_, err := w.produce(ctx, func() kafka.RecordReader { return readerOf(list) })
+	if !errors.Is(err, kafka.MessageSizeTooLarge) {
+		return err
+	}
+	if half := len(list) / 2; half > 0 {
+		if err := w.writeAll(ctx, list[:half], smaller); err != nil {
+			return err
+		}
+		return w.writeAll(ctx, list[half:], smaller)
+	}
+	e, err := smaller(list[0])
+	if err != nil {
+		return err
+	}
+	_, err = w.produce(ctx, func() kafka.RecordReader { return readerOf([]entry{e}) })
+	return err
+}
+
+func readerOf(list []entry) kafka.RecordReader {
+	records := make([]kafka.Record, len(list))
+	for i, e := range list {
+		records[i] = kafka.Record{Time: time.Now(), Key: kafka.NewBytes(e.key), Value: kafka.NewBytes(e.value), Headers: e.headers}
+	}
+	return kafka.NewRecordReader(records...)
+}
+
 // produce sends a batch, again as long as that may help.
 func (w *writer) produce(ctx context.Context, records func() kafka.RecordReader) (int64, error) {
 	offset, err := backoff.Retry(ctx, func() (int64, error) {

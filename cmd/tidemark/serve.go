@@ -122,6 +122,10 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger) (err error) 
 	}); err != nil {
 		return err
 	}
+	letters, err := newLetterTopic(c, db, tel.meters.Meter("tidemark"), log)
+	if err != nil {
+		return err
+	}
 	stages := []stage{
 		{"intake", intake.Run, intakeGrace},
 		{"store", db.Run, flushGrace},
@@ -140,8 +144,11 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger) (err error) 
 	}
 	if control := listenControl(ctx, c.Store.Path, log); control != nil {
 		stages = append(stages, stage{"control", func(ctx context.Context) error {
-			return runControl(ctx, control, &opened{db, c, known.clients, trail, server.UseSecrets, intake})
+			return runControl(ctx, control, &opened{db, c, known.clients, trail, server.UseSecrets, intake, letters})
 		}, adminGrace})
+	}
+	if letters != nil {
+		stages = append(stages, stage{"dead letters", letters.run, adminGrace})
 	}
 	stages = append(stages, stage{"audit", func(ctx context.Context) error { return publishTrail(ctx, trail) }, 2 * auditGrace})
 	announce(c, log)

@@ -40,6 +40,8 @@ type Config struct {
 	Topics []Topic `yaml:"topics"`
 	// Where the schemas are that records in Avro name.
 	SchemaRegistry SchemaRegistry `yaml:"schema_registry"`
+	// Where records go as well that cannot be decoded.
+	DeadLetters DeadLetters `yaml:"dead_letters"`
 	// Groups that are made here, of lists of patients.
 	Groups Groups `yaml:"groups"`
 	// What the source has exported, for a store that begins, and for what was missed.
@@ -118,6 +120,12 @@ type Retention struct {
 	LastState Duration `yaml:"last_state"`
 	// Records that could not be decoded.
 	DeadLetters Duration `yaml:"dead_letters"`
+}
+
+// DeadLetters is where records go as well that cannot be decoded.
+type DeadLetters struct {
+	// A Kafka topic that gets each of them as it was, in order and at least once, with headers that say why and where from: tidemark-reason, -topic, -partition, -offset, -number. It must not be one of topics. Nothing waits for it. Empty: none.
+	Topic string `yaml:"topic"`
 }
 
 // HTTP is what bulk clients talk to.

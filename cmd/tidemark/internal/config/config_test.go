@@ -272,6 +272,8 @@ func TestValidate(t *testing.T) {
 		{"groups.topic=a b", "no name of a Kafka topic"},
 		{"audit.topic=a b", "no name of a Kafka topic"},
 		{"audit.topic=fhir-changes", "AuditEvents would become resources"},
+		{"dead_letters.topic=a b", "no name of a Kafka topic"},
+		{"dead_letters.topic=fhir-changes", "would come again without end"},
 		{"groups.topic=groups", "no entry of topics reads groups"},
 		{"store.path=", "names no directory"},
 		{"store.cache=1KiB", "too little"},

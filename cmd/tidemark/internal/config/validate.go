@@ -152,6 +152,7 @@ func (l *loader) validateSizes() {
 		l.invalid("audit.keep", "%v is less than 0", l.Audit.Keep)
 	}
 	l.validateAuditTopic()
+	l.validateDeadLetterTopic()
 	if l.Capability.Enabled && l.AuthMode() == "none" {
 		l.invalid("capability.enabled", "signs URLs of files, which anybody may read with auth.mode none: take it out, or ask for tokens")
 	}
@@ -479,6 +480,23 @@ func (l *loader) validateAuditTopic() {
 	default:
 		if i := slices.IndexFunc(l.Topics, func(t Topic) bool { return t.Reads(name) }); i >= 0 {
 			l.invalid(path, "topics[%d] reads %s, and AuditEvents would become resources: choose another topic", i, name)
+		}
+	}
+}
+
+// validateDeadLetterTopic: what is written there must not come back.
+func (l *loader) validateDeadLetterTopic() {
+	const path = "dead_letters.topic"
+	name := l.DeadLetters.Topic
+	switch {
+	case name == "":
+	case !legalTopic.MatchString(name):
+		l.invalid(path, "%q is no name of a Kafka topic", name)
+	case name == l.Audit.Topic:
+		l.invalid(path, "%s is audit.topic: choose another topic", name)
+	default:
+		if i := slices.IndexFunc(l.Topics, func(t Topic) bool { return t.Reads(name) }); i >= 0 {
+			l.invalid(path, "topics[%d] reads %s, and what cannot be decoded would come again without end: choose another topic", i, name)
 		}
 	}
 }
