@@ -1,9 +1,11 @@
 package pipeline
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -40,8 +42,7 @@ func (p intake) Discover(ctx context.Context, d store.Discovery) error {
 			return err
 		}
 	}
-	p.holdTopics(ctx)
-	return nil
+	return p.holdTopics(ctx)
 }
 
 // register notes the partitions of a discovery and returns the new ones.
@@ -137,14 +138,23 @@ func (p *Pipeline) topic(name string) *topic {
 }
 
 // holdTopics holds every partition of the topics that are held.
-func (p *Pipeline) holdTopics(ctx context.Context) {
+func (p *Pipeline) holdTopics(ctx context.Context) error {
 	for _, t := range p.knownTopics() {
+		t.mu.Lock()
+		wrong, seen := t.exceeded(t.state), t.last != ""
+		t.mu.Unlock()
+		if wrong && !seen {
+			if err := p.recall(t); err != nil {
+				return err
+			}
+		}
 		t.mu.Lock()
 		if t.paused != "" || t.exceeded(t.state) {
 			p.hold(ctx, t)
 		}
 		t.mu.Unlock()
 	}
+	return nil
 }
 
 // hold holds a topic's partitions. Called with t.mu held.
@@ -271,13 +281,54 @@ func (p *Pipeline) apply(ctx context.Context, t *topic, b store.Batch, d decoded
 	if err := p.store.Apply(ctx, b); err != nil {
 		return err
 	}
+	likely := ""
+	if stop >= 0 {
+		likely = p.likely(t)
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.state = state
 	if stop >= 0 {
+		t.likely = likely
 		p.hold(ctx, t)
 		return source.ErrStop
 	}
+	return nil
+}
+
+// likely is the format that a topic's newest dead letters look like.
+func (p *Pipeline) likely(t *topic) string {
+	t.mu.Lock()
+	sample := slices.Clone(t.sample)
+	t.mu.Unlock()
+	if len(sample) == 0 {
+		return ""
+	}
+	return p.o.Likely(t.cfg.Decode, sample)
+}
+
+// recall looks at the dead letters that an earlier process left of a topic that is held.
+func (p *Pipeline) recall(t *topic) error {
+	var newest []store.DeadLetterRow
+	err := p.store.DeadLetters(t.name, func(r store.DeadLetterRow) error {
+		if r.Truncated {
+			return nil
+		}
+		i, _ := slices.BinarySearchFunc(newest, r.Seq, func(r store.DeadLetterRow, seq uint64) int { return cmp.Compare(r.Seq, seq) })
+		newest = slices.Insert(newest, i, r)
+		newest = newest[max(0, len(newest)-sampleRecords):]
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("look at the dead letters of topic %s: %w", t.name, err)
+	}
+	for _, r := range newest {
+		t.see(recordOf(r), r.Reason)
+	}
+	likely := p.likely(t)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.likely = likely
 	return nil
 }
 
@@ -336,6 +387,7 @@ func (p *Pipeline) decodeRecord(ctx context.Context, t *topic, id store.Partitio
 	}
 	taken, bad, err := p.insist(ctx, t, rec)
 	if bad != nil {
+		t.see(rec, bad.Reason)
 		return join.Taken{Changes: []store.Change{t.cfg.Decode.DeadLetter(rec, bad.Reason)}}, bad.Reason, nil
 	}
 	return taken, "", err

@@ -112,6 +112,9 @@ type Options struct {
 	MirrorEvery time.Duration
 	// NewDecoder makes the decoder of a format; default decode.New.
 	NewDecoder func(format string, o decode.Options) (decode.Decoder, error)
+	// Likely names the format that records look like, "" if they look like none. It is asked
+	// about a topic that is held because its own format understands none of them.
+	Likely func(o decode.Options, records []decode.Record) string
 
 	Logger *slog.Logger
 	Meter  metric.Meter
@@ -123,6 +126,9 @@ func (o Options) withDefaults() Options {
 	o.MirrorEvery = cmp.Or(o.MirrorEvery, 5*time.Second)
 	if o.NewDecoder == nil {
 		o.NewDecoder = decode.New
+	}
+	if o.Likely == nil {
+		o.Likely = func(decode.Options, []decode.Record) string { return "" }
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)

@@ -157,10 +157,7 @@ func (p *Pipeline) again(id store.Partition, numbers []uint64, read func(decode.
 			failed = append(failed, failure{r.Seq, cut})
 			return nil
 		}
-		taken, bad, err := read(decode.Record{
-			Topic: r.Partition.Topic, Partition: r.Partition.ID,
-			Offset: r.Offset, Timestamp: r.Timestamp, Key: r.Key, Value: r.Value, Headers: r.Headers,
-		})
+		taken, bad, err := read(recordOf(r))
 		if err != nil {
 			return err
 		}
@@ -183,6 +180,14 @@ func (p *Pipeline) again(id store.Partition, numbers []uint64, read func(decode.
 	others, err := p.letters(answered)
 	b.Resolved = append(b.Resolved, others...)
 	return b, failed, err
+}
+
+// recordOf is the record that a dead letter was.
+func recordOf(r store.DeadLetterRow) decode.Record {
+	return decode.Record{
+		Topic: r.Partition.Topic, Partition: r.Partition.ID,
+		Offset: r.Offset, Timestamp: r.Timestamp, Key: r.Key, Value: r.Value, Headers: r.Headers,
+	}
 }
 
 // retryBatch is an empty batch that says nothing new of its partition.

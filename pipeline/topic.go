@@ -47,8 +47,11 @@ type topic struct {
 	mu     sync.Mutex
 	state  topicState
 	held   bool
-	paused string // since when and why, "" if it is not
-	retry  *retry // dead letters of another format to decode again, nil if none
+	paused string          // since when and why, "" if it is not
+	sample []decode.Record // newest dead letters
+	last   string          // why the newest is one
+	likely string          // the format that they look like, "" if not known
+	retry  *retry          // dead letters of another format to decode again, nil if none
 }
 
 func (t *topic) isHeld() bool {
@@ -79,9 +82,38 @@ func (t *topic) reason() string {
 	if t.paused != "" {
 		return fmt.Sprintf("topic %s is paused %s: tidemark topic resume %s has it read again", t.name, t.paused, t.name)
 	}
-	return fmt.Sprintf("topic %s: %d records in a row cannot be decoded as format %q, which is probably not theirs. "+
-		"List them with the command deadletter, then either correct the topic's format, or, if they are rightly refused, "+
-		"raise its stop_after (0: never), and restart", t.name, t.state.Run, t.cfg.Format)
+	return fmt.Sprintf("topic %s: %d records in a row cannot be decoded as format %q, which is probably not theirs%s. "+
+		"List them with tidemark deadletter list, then either correct the topic's format and restart, or, if they are rightly refused, "+
+		"raise its stop_after (0: never) and restart, or drop them with tidemark deadletter drop", t.name, t.state.Run, t.cfg.Format, t.looks())
+}
+
+// looks says why the newest record was refused, and what the newest look like.
+func (t *topic) looks() (text string) {
+	if t.last != "" {
+		text = " (the last one: " + t.last + ")"
+	}
+	if t.likely != "" {
+		text += "; they look like " + t.likely
+	}
+	return text
+}
+
+// A topic is judged by so many of its newest dead letters, none larger than that (bytes).
+const (
+	sampleRecords = 20
+	sampleSize    = 64 << 10
+)
+
+// see keeps a dead letter for the case that the topic is held.
+func (t *topic) see(rec decode.Record, reason string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.last = reason
+	if len(rec.Key)+len(rec.Value) > sampleSize {
+		return
+	}
+	t.sample = append(t.sample, rec)
+	t.sample = t.sample[max(0, len(t.sample)-sampleRecords):]
 }
 
 // An outcome is what became of one record.

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"tidemark/cmd/tidemark/internal/config"
+	"tidemark/cmd/tidemark/internal/probe"
 	"tidemark/pipeline"
 	"tidemark/pipeline/decode"
 	"tidemark/pipeline/registry"
@@ -52,8 +53,18 @@ func intakeOptions(c *config.Config, keep registry.Keeper, log *slog.Logger) (o 
 		Topics:    topics,
 		MaxRecord: int64(c.Kafka.MaxRecord),
 		Group:     c.Kafka.Group,
+		Likely:    likely,
 		Logger:    log,
 	}, nil
+}
+
+// likely is the format that records look like, as the configuration has it.
+func likely(o decode.Options, records []decode.Record) string {
+	guesses, err := probe.Guesses(records, o)
+	if err != nil || len(guesses) == 0 { // a registry that is away is no reason to tell nothing else
+		return ""
+	}
+	return fmt.Sprintf("%s (%d of the last %d)", guesses[0], guesses[0].Understood, len(records))
 }
 
 // ownBases are those under which references lead to resources here.
