@@ -467,6 +467,11 @@ func (l *loader) readsAsResources(path, name, what string) int {
 	return i
 }
 
+// reader is the place of the topic's entry among those that are read, -1 if it is not read.
+func (l *loader) reader(topic string) int {
+	return slices.IndexFunc(l.Topics, func(t Topic) bool { return t.Reads(topic) })
+}
+
 // validateAuditTopic: what is read as FHIR changes must not be what is on record of them.
 func (l *loader) validateAuditTopic() {
 	const path = "audit.topic"
@@ -478,7 +483,7 @@ func (l *loader) validateAuditTopic() {
 	case !l.Audit.Enabled:
 		l.invalid(path, "nothing would be written there: audit.enabled is false")
 	default:
-		if i := slices.IndexFunc(l.Topics, func(t Topic) bool { return t.Reads(name) }); i >= 0 {
+		if i := l.reader(name); i >= 0 {
 			l.invalid(path, "topics[%d] reads %s, and AuditEvents would become resources: choose another topic", i, name)
 		}
 	}
@@ -495,7 +500,7 @@ func (l *loader) validateDeadLetterTopic() {
 	case name == l.Audit.Topic:
 		l.invalid(path, "%s is audit.topic: choose another topic", name)
 	default:
-		if i := slices.IndexFunc(l.Topics, func(t Topic) bool { return t.Reads(name) }); i >= 0 {
+		if i := l.reader(name); i >= 0 {
 			l.invalid(path, "topics[%d] reads %s, and what cannot be decoded would come again without end: choose another topic", i, name)
 		}
 	}
