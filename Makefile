@@ -12,6 +12,7 @@ NEEDS_GO := $(shell awk '$$1 == "go" { print $$2 }' go.mod)
 LINT     := $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 VULN     := $(GO) run golang.org/x/vuln/cmd/govulncheck@v1.1.4
 KAFKA    := deploy/dev/kafka/kafka
+CHAIN    := deploy/dev/chain/chain
 
 # Fifty binaries of tests that no debugger will see: without what is for it, linking
 # takes two thirds of the time.
@@ -128,6 +129,12 @@ integration: go ## against a real Apache Kafka (needs java and mvn)
 	trap '[ -z "$$started" ] || $(KAFKA) down' EXIT; \
 	KAFKA_BROKERS=127.0.0.1:$${KAFKA_PORT:-19092} $(GO) test -count=1 -p 1 -tags integration -run '^TestIntegration' -timeout 10m \
 	  $$(grep -rl '^//go:build integration' --include='*_test.go' . | xargs -n1 dirname | sort -u)
+
+.PHONY: chain
+chain: go ## from tables through Debezium and Kafka to exports, compared by SQL (needs java, mvn and PostgreSQL)
+	@lack=$$($(CHAIN) missing); [ -z "$$lack" ] || { echo "skipped: not found: $$lack (apt-get install $$lack)"; exit 0; }; \
+	trap '$(CHAIN) wipe >/dev/null' EXIT; $(CHAIN) wipe >/dev/null; $(CHAIN) up; \
+	KAFKA_BROKERS=127.0.0.1:$${CHAIN_KAFKA_PORT:-19192} $(GO) test $(NODEBUG) -count=1 -tags chain -run '^TestChain$$' -timeout 10m ./cmd/tidemark
 
 .PHONY: conformance
 conformance: go ## clients that others wrote, and HL7's rules for all that we send (needs python3, javac and mvn)

@@ -1,4 +1,4 @@
-//go:build integration || conformance
+//go:build integration || conformance || chain
 
 package main
 

@@ -1,0 +1,231 @@
+//go:build chain
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+)
+
+// From tables of PostgreSQL through Debezium, Connect and Kafka to exports, in
+// each of the ways that Debezium writes: what the tables hold is what exports
+// hold, what was deleted is what they say was, and each change comes once.
+func TestChain(t *testing.T) {
+	c := newChain(t)
+	c.load()
+	c.putAll()
+	following, stop := context.WithCancel(t.Context())
+	var mergers sync.WaitGroup
+	defer mergers.Wait()
+	defer stop()
+	for _, l := range c.lines {
+		l.launch()
+	}
+	for _, l := range c.lines {
+		l.ready()
+		mergers.Go(func() { l.merger.follow(following) })
+	}
+	c.compare("what was there before")
+	for _, phase := range []func(){c.changes, c.overlap, c.toast} {
+		begin := time.Now()
+		phase()
+		t.Logf("that took %v", time.Since(begin).Round(100*time.Millisecond))
+	}
+	stop()
+	mergers.Wait()
+	for _, l := range c.lines {
+		t.Logf("%s: %d windows", l.connector, l.merger.windows)
+		if err := l.stop(); err != nil {
+			t.Errorf("%s: SIGTERM: the server ended with %v", l.connector, err)
+		}
+		if got, code := ends(t, "check", l.store()); code != 0 {
+			t.Errorf("%s: check: exit %d: %s", l.connector, code, got)
+		}
+	}
+}
+
+// load makes the tables, with what a connector finds when it comes.
+func (c *chain) load() {
+	c.t.Helper()
+	c.sql(string(c.file("tables.sql", "")) + `
+		\i testdata/chain/truth.sql
+		select hapi_put('Patient', 'hapi-' || n, jsonb_build_object('resourceType', 'Patient', 'active', true, 'multipleBirthInteger', n),
+			case when n % 3 = 0 then array['0|urn:ward|' || n % 7 || '|Ward', '1||http://example.org/patient', '2|urn:labels|R|'] else '{}' end)
+		from generate_series(1, 100) n;
+		select hapi_put('Observation', 'hapi-' || n, jsonb_build_object('resourceType', 'Observation', 'status', 'final',
+			'subject', jsonb_build_object('reference', 'Patient/hapi-' || n), 'valueQuantity', jsonb_build_object('value', n + 0.10)))
+		from generate_series(1, 100) n;
+		select hapi_put('Patient', 'hapi-' || n, jsonb_build_object('resourceType', 'Patient', 'active', false)) from generate_series(10, 20) n;
+		select hapi_delete('Patient', 'hapi-' || n) from generate_series(18, 24) n;
+		select hapi_put('Patient', 'hapi-24', '{"resourceType": "Patient", "active": true}');
+		select medplum_put('Patient', md5('p' || n)::uuid, jsonb_build_object('gender', 'female', 'multipleBirthInteger', n)) from generate_series(1, 100) n;
+		select medplum_put('Observation', md5('o' || n)::uuid, jsonb_build_object('status', 'final')) from generate_series(1, 50) n;
+		select medplum_delete('Patient', md5('p' || n)::uuid) from generate_series(1, 5) n;
+		select document_put('Condition', 'doc-' || n, jsonb_build_object('subject', jsonb_build_object('reference', 'Patient/hapi-' || n))) from generate_series(1, 100) n;
+		select document_delete('Condition', 'doc-7');
+		select outbox_put('Device', 'box-' || n, '{"status": "active"}') from generate_series(1, 20) n;
+		select outbox_delete('Device', 'box-3');`)
+}
+
+// beat writes a resource more behind all that was written: one that is in every
+// topic. A topic's records come in their order, so a line that has it has what was
+// written before.
+func (c *chain) beat() map[string]string {
+	c.t.Helper()
+	c.beats++
+	n := fmt.Sprint(c.beats)
+	c.sql(strings.ReplaceAll(`
+		select hapi_put('Basic', 'beat', '{"resourceType": "Basic", "code": {"text": "%"}}', '{0|urn:beat|%|}');
+		select medplum_put('Patient', md5('beat')::uuid, '{"language": "%"}');
+		select medplum_put('Observation', md5('beat')::uuid, '{"status": "final", "language": "%"}');
+		select document_put('Basic', 'beat-of-documents', '{"code": {"text": "%"}}');
+		select outbox_put('Device', 'beat', '{"status": "active", "lotNumber": "%"}');`, "%", n))
+	beats := c.read().live()
+	maps.DeleteFunc(beats, func(key, text string) bool {
+		return !strings.Contains(text, `"`+n+`"`) || !strings.Contains(key, "beat") && !strings.Contains(text, `"language":"`+n+`"`)
+	})
+	if len(beats) != 5 {
+		c.t.Fatalf("%d of 5 beats", len(beats))
+	}
+	return beats
+}
+
+// compare waits until everything that was written has come through, and compares
+// what has come with what the tables hold.
+func (c *chain) compare(what string) {
+	c.t.Helper()
+	beats := c.beat()
+	for _, l := range c.lines {
+		l.await(what+": what was written last has come", func() (string, error) { return l.merger.lacks(beats) })
+	}
+	read := time.Now() // all of it lies before
+	truth := c.read()
+	want := truth.since(c.truth)
+	for _, l := range c.lines {
+		l.await(what+": a window ends behind it", func() (string, error) { return l.merger.behind(read) })
+		l.is(what+": the increment", l.calm, want)
+		l.calm = l.is(what+": a full export", time.Time{}, increment{changed: truth.live()})
+		l.merger.mu.Lock()
+		if diff := cmp.Diff(truth.live(), l.merger.has); diff != "" {
+			c.t.Errorf("%s: %s: what was merged of increments (-tables +merged):\n%.4000s", l.connector, what, diff)
+		}
+		l.merger.mu.Unlock()
+	}
+	c.truth = truth
+	if c.t.Failed() {
+		c.t.FailNow()
+	}
+	c.t.Logf("%s: %d resources, %d changed, %d gone", what, len(truth.live()), len(want.changed), len(want.gone))
+}
+
+// await waits until a line lacks nothing any more.
+func (l *line) await(what string, lacks func() (string, error)) {
+	l.t.Helper()
+	var last string
+	defer func() {
+		if last != "" {
+			l.t.Logf("%s: %s: %.2000s", l.connector, what, last)
+		}
+	}()
+	l.until(l.connector+": "+what, func() (is bool) {
+		var err error
+		if last, err = lacks(); err != nil {
+			l.t.Fatalf("%s: %s: %v", l.connector, what, err)
+		}
+		return last == ""
+	})
+}
+
+// is compares an export with what must be in it.
+func (l *line) is(what string, since time.Time, want increment) time.Time {
+	l.t.Helper()
+	w, err := take(l.t.Context(), l.client, since)
+	if err != nil {
+		l.t.Fatalf("%s: %s: %v", l.connector, what, err)
+	}
+	if diff := cmp.Diff(want.changed, w.changed); diff != "" {
+		l.t.Errorf("%s: %s (-tables +export):\n%.4000s", l.connector, what, diff)
+	}
+	maps.DeleteFunc(w.gone, func(key string, _ bool) bool { return want.dead[key] })
+	if diff := cmp.Diff(want.gone, w.gone, cmpopts.EquateEmpty()); diff != "" {
+		l.t.Errorf("%s: %s: deletions (-tables +export):\n%.4000s", l.connector, what, diff)
+	}
+	return w.time
+}
+
+func (c *chain) changes() {
+	c.sql(`
+		select hapi_put('Patient', 'hapi-' || n, jsonb_build_object('resourceType', 'Patient', 'active', false, 'multipleBirthInteger', n)) from generate_series(30, 40) n;
+		select hapi_put('Patient', 'hapi-' || n, '{"resourceType": "Patient", "gender": "other"}', '{2|urn:labels|V|}') from generate_series(101, 110) n;
+		select hapi_delete('Patient', 'hapi-' || n) from generate_series(38, 45) n;
+		select hapi_put('Patient', 'hapi-44', '{"resourceType": "Patient", "gender": "unknown"}');
+		select hapi_put('Patient', 'hapi-18', '{"resourceType": "Patient", "gender": "male"}');
+		select hapi_delete('Patient', 'hapi-18');
+		select hapi_meta('Patient', 'hapi-' || n, '0|urn:new|x|New', true) from generate_series(50, 60) n;
+		select hapi_meta('Patient', 'hapi-60', '2|urn:labels|R|', false);
+		select hapi_expunge('Patient', 'hapi-70');
+		select hapi_expunge('Observation', 'hapi-70');
+		select medplum_put('Patient', md5('p' || n)::uuid, '{"gender": "male"}') from generate_series(4, 12) n;
+		select medplum_delete('Patient', md5('p' || n)::uuid) from generate_series(10, 15) n;
+		select medplum_delete('Observation', md5('o' || n)::uuid) from generate_series(10, 15) n;
+		select medplum_put('Observation', md5('o15')::uuid, '{"status": "amended"}');
+		select medplum_expunge('Patient', md5('p20')::uuid);
+		select medplum_expunge('Observation', md5('o20')::uuid);
+		select document_put('Condition', 'doc-' || n, jsonb_build_object('note', jsonb_build_array(jsonb_build_object('text', 'é "quoted" \ ' || n)))) from generate_series(10, 20) n;
+		select document_delete('Condition', 'doc-' || n) from generate_series(19, 22) n;
+		select document_put('Condition', 'doc-7', '{"recordedDate": "2026"}');
+		delete from fhir_documents where resource_id in ('doc-30', 'doc-31');
+		select outbox_put('Device', 'box-' || n, '{"status": "inactive"}') from generate_series(3, 6) n;
+		select outbox_delete('Device', 'box-' || n) from generate_series(6, 7) n;`)
+	c.compare("changes of all kinds")
+}
+
+// overlap has transactions end in another order than they began, one of them not
+// at all, and what one writes wait for another.
+func (c *chain) overlap() {
+	long, short, lost := c.session(), c.session(), c.session()
+	long.do(`begin; select hapi_put('Patient', 'hapi-' || n, '{"resourceType": "Patient", "language": "long"}', '{0|urn:long|l|}') from generate_series(60, 64) n;
+		select document_put('Condition', 'doc-' || n, '{"language": "long"}') from generate_series(60, 64) n;`)
+	lost.do(`begin; select hapi_delete('Patient', 'hapi-' || n) from generate_series(80, 90) n; select document_delete('Condition', 'doc-80');
+		select medplum_put('Patient', md5('never')::uuid, '{}'); select hapi_put('Patient', 'never', '{"resourceType": "Patient"}', '{0|urn:never|n|}');`)
+	short.do(`select hapi_put('Patient', 'hapi-' || n, '{"resourceType": "Patient", "language": "short"}', '{0|urn:short|s|}') from generate_series(65, 69) n;
+		select medplum_put('Patient', md5('p' || n)::uuid, '{"language": "short"}') from generate_series(60, 64) n;`)
+	long.do(`select hapi_delete('Patient', 'hapi-64'); select hapi_put('Patient', 'hapi-65', '{"resourceType": "Patient", "language": "late"}'); commit;`)
+	lost.do(`rollback;`)
+	short.do(`select hapi_put('Patient', 'hapi-64', '{"resourceType": "Patient", "language": "again"}');`)
+	for _, s := range []*session{long, short, lost} {
+		s.close()
+	}
+	c.compare("transactions that overlap")
+}
+
+// toast has large bodies, which PostgreSQL keeps beside the row, and updates that
+// leave them as they were.
+func (c *chain) toast() {
+	c.sql(`
+		create function large(n int) returns jsonb language sql as $$
+			select jsonb_build_object('text', jsonb_build_object('div', (select string_agg(md5(i || '/' || n), '') from generate_series(1, 400) i)));
+		$$;
+		select hapi_put('Patient', 'hapi-' || n, '{"resourceType": "Patient"}' || large(n)) from generate_series(1, 3) n;
+		select hapi_put('Patient', 'large-' || n, '{"resourceType": "Patient"}' || large(n), '{0|urn:large|l|}') from generate_series(1, 3) n;
+		select medplum_put(typ, md5('large')::uuid, large(1)) from unnest('{Patient,Observation}'::text[]) typ;
+		select document_put('Condition', 'large-' || n, large(n)) from generate_series(1, 3) n;`)
+	c.compare("large bodies")
+	c.sql(`
+		update fhir_documents set note = 'looked at' where resource_id like 'large-%';
+		update "Patient" set birthdate = '2000-01-01' where id = md5('large')::uuid;
+		update "Observation" set compartments = '{}' where id = md5('large')::uuid;
+		select hapi_meta('Patient', 'large-1', '2|urn:labels|V|', true);
+		select hapi_meta('Patient', 'large-2', '0|urn:large|l|', false);
+		update hfj_res_ver set request_id = 'again' where res_id in (select res_id from hfj_resource where fhir_id = 'large-3');
+		select document_delete('Condition', 'large-2');`)
+	c.compare("large bodies that rows leave out")
+}
