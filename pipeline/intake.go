@@ -82,9 +82,9 @@ func (p *Pipeline) holdAbsent() {
 
 func (p *Pipeline) absence(id store.Partition) string {
 	if _, ok := p.configured(id.Topic); !ok {
-		return fmt.Sprintf("topic %s was read into this store but is no longer configured: configure it again, or have the store forget it", id.Topic)
+		return fmt.Sprintf("topic %s was read into this store but is no longer configured: configure it again, or decide: tidemark topic forget %s", id.Topic, id.Topic)
 	}
-	return fmt.Sprintf("the broker does not have partition %s/%d, which was read before: wait for it, or have the store forget it", id.Topic, id.ID)
+	return fmt.Sprintf("the broker does not have partition %s/%d, which was read before: wait for it, or decide: tidemark topic forget %s/%d", id.Topic, id.ID, id.Topic, id.ID)
 }
 
 // configured finds the configuration that holds for a topic.

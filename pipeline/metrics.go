@@ -8,6 +8,8 @@ import (
 
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
+
+	"tidemark/store"
 )
 
 type metrics struct {
@@ -38,18 +40,45 @@ func newMetrics(m metric.Meter, p *Pipeline) (*metrics, error) {
 		metric.WithDescription("Offsets hidden by an open transaction, by partition. If it stays up, a producer hangs and changes come late."))
 	faults[4] = err
 	held, err := m.Int64ObservableGauge("pipeline.held", metric.WithUnit("1"),
-		metric.WithDescription("1 while a partition is not read because of a gap or a held topic, by partition."))
+		metric.WithDescription("1 while a partition is not read, and so holds the watermark, by partition and why: the reason of a gap, dead letters, paused, absent."))
 	faults[5] = err
 	out.gauges, faults[6] = m.RegisterCallback(func(_ context.Context, o metric.Observer) error {
 		for _, s := range p.Status().Partitions {
 			at := metric.WithAttributes(attribute.String("topic", s.Partition.Topic), attribute.Int("partition", int(s.Partition.ID)))
 			o.ObserveInt64(lag, s.Lag, at)
 			o.ObserveInt64(open, s.Open, at)
-			o.ObserveInt64(held, truth(s.Gap != "" || s.Held != ""), at)
+			o.ObserveInt64(held, truth(s.why() != ""), at, metric.WithAttributes(attribute.String("why", s.why())))
+		}
+		for _, id := range p.missed() {
+			o.ObserveInt64(held, 1, metric.WithAttributes(
+				attribute.String("topic", id.Topic), attribute.Int("partition", int(id.ID)), attribute.String("why", "absent")))
 		}
 		return nil
 	}, lag, open, held)
 	return out, errors.Join(faults[:]...)
+}
+
+// why a partition is not read, in a word or two; "" if it is.
+func (s PartitionStatus) why() string {
+	switch {
+	case s.Gap != "":
+		return string(s.Reason)
+	case s.Paused:
+		return "paused"
+	case s.Held != "":
+		return "dead letters"
+	}
+	return ""
+}
+
+// missed lists the partitions that were read once, and that nobody reads now.
+func (p *Pipeline) missed() (ids []store.Partition) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for id := range p.absent {
+		ids = append(ids, id)
+	}
+	return ids
 }
 
 func truth(b bool) int64 {

@@ -138,7 +138,7 @@ func (p *Pipeline) accept(ctx context.Context, s source.PartitionStatus) (Accept
 	p.o.Logger.WarnContext(ctx, "a gap was accepted", "topic", s.Partition.Topic, "partition", s.Partition.ID, "reason", s.Gap.Reason, "from", d.Next)
 	p.source.Retake(s.Partition)
 	intake{p}.Release(s.Partition)
-	return Accepted{Partition: s.Partition, Gap: s.Gap.Error(), From: d.Next}, nil
+	return Accepted{Partition: s.Partition, Gap: s.Gap.Detail, From: d.Next}, nil
 }
 
 // decide is how a partition goes on after a gap. What brokers have lost they may have given

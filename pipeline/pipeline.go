@@ -229,6 +229,7 @@ type PartitionStatus struct {
 	Reason    source.Reason // of the gap
 	Since     time.Time     // when this process found the gap
 	Held      string        // why its topic is held, "" if it is not; no longer read
+	Paused    bool          // its topic is
 	Trouble   string        // the error that is being retried, "" if none
 }
 
@@ -245,16 +246,16 @@ type TopicStatus struct {
 func (p *Pipeline) Status() Status {
 	from := p.source.Status()
 	out := Status{Trouble: from.Trouble, Missing: from.Missing}
-	held := map[string]string{}
+	held := map[string]TopicStatus{}
 	for _, t := range p.knownTopics() {
 		s := t.status()
-		held[s.Name] = s.Held
+		held[s.Name] = s
 		out.Topics = append(out.Topics, s)
 	}
 	for _, f := range from.Partitions {
 		s := PartitionStatus{
 			Partition: f.Partition, Leader: f.Leader, Next: f.Next, End: f.End, Lag: f.Lag(),
-			Open: max(0, f.High-f.End), Held: held[f.Partition.Topic], Trouble: f.Trouble,
+			Open: max(0, f.High-f.End), Held: held[f.Partition.Topic].Held, Paused: held[f.Partition.Topic].Paused, Trouble: f.Trouble,
 		}
 		if f.Gap != nil {
 			s.Gap, s.Reason, s.Since = f.Gap.Error(), f.Gap.Reason, f.Since

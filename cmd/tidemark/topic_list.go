@@ -127,15 +127,10 @@ func (l *topicList) hold(s store.PartitionStatus, r pipeline.PartitionStatus) {
 	switch {
 	case s.Held == "" || r.Held != "" && r.Gap == "":
 	case r.Gap != "":
-		fmt.Fprintf(l.out, "\n%s/%d: %s\n  found %s, read up to %s; %s\n", s.Partition.Topic, s.Partition.ID, r.Gap,
-			r.Since.UTC().Format(time.RFC3339), instantOf(s.Watermark), gapAdvice(s.Partition))
+		fmt.Fprintf(l.out, "\n%s\n  found %s\n", r.Gap, r.Since.UTC().Format(time.RFC3339))
 	default:
 		fmt.Fprintf(l.out, "\n%s/%d: %s\n", s.Partition.Topic, s.Partition.ID, s.Held)
 	}
-}
-
-func gapAdvice(id store.Partition) string {
-	return fmt.Sprintf("have the source write anew what may be missing, then: tidemark topic accept %s/%d --because TEXT", id.Topic, id.ID)
 }
 
 // transactions says whose transaction hides the end of a log.

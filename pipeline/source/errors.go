@@ -30,7 +30,8 @@ type Gap struct {
 }
 
 func (g *Gap) Error() string {
-	return fmt.Sprintf("gap in %s/%d at offset %d: %s", g.Partition.Topic, g.Partition.ID, g.Next, g.Detail)
+	return fmt.Sprintf("gap in %s/%d at offset %d: %s. What may be missing must come in another way; then tidemark topic accept %s/%d has it read on",
+		g.Partition.Topic, g.Partition.ID, g.Next, g.Detail, g.Partition.Topic, g.Partition.ID)
 }
 
 // A Corrupt error says that a record batch cannot be trusted or understood.
