@@ -185,6 +185,47 @@ func (s *server) purge(o *stored) {
 	o.body, o.purged, o.tags = "", true, map[int64]int64{}
 }
 
+// TestRepeatedRows: a connector that was killed writes again what it wrote since its offsets
+// were kept. None of it is a change.
+func TestRepeatedRows(t *testing.T) {
+	for seed := range uint64(storetest.Rounds(200)) {
+		r := rand.New(rand.NewPCG(seed, 5))
+		s := &server{r: r, topics: map[string][]decode.Record{}, defined: map[int64]bool{}, ends: r.IntN(2) == 0, toast: r.IntN(2) == 0}
+		from := map[string]int{} // where it begins anew
+		for n := range 12 {
+			if n == 6 {
+				for topic, all := range s.topics {
+					from[topic] = len(all)
+				}
+			}
+			s.transaction(func() {
+				if n < 3 {
+					s.create()
+				} else {
+					s.change(s.resources[r.IntN(3)])
+				}
+			})
+		}
+		k := newKept(t)
+		if s.ends {
+			k.notes[toldEnds] = []byte("1")
+		}
+		run(t, k, s.topics, r)
+		want, told := k.shown(), len(k.history)
+		again := map[string][]decode.Record{}
+		for topic, all := range s.topics {
+			again[topic] = slices.Concat(all, all[from[topic]:])
+		}
+		runFrom(t, k, again, s.topics, r)
+		if len(k.history) != told {
+			t.Fatalf("seed %d, ends %v, toast %v: told again: %s", seed, s.ends, s.toast, k.history[told].Body)
+		}
+		if diff := gocmp.Diff(want, k.shown()); diff != "" {
+			t.Fatalf("seed %d: %s", seed, diff)
+		}
+	}
+}
+
 // TestPurgedRowsCount: rows that go are among those of their transaction, so what is written
 // after it need not wait until it is given up; and rows of a resource that is purged wait for
 // nothing, though they are read after its last.

@@ -63,6 +63,7 @@ const (
 	toldEnds   = space + "ends" // messages tell where transactions end
 	ofResource = space + "r/"   // number: a state
 	ofTag      = space + "p/"   // pid: the number of the resource that has the tag
+	wasTag     = "-"            // in its place: the row is gone, for good
 	ofTagName  = space + "d/"   // tag_id: a decode.Tag
 	waiting    = space + "w/"   // number: a parked version
 	forTag     = space + "g/"   // tag_id/number: a version waits for the definition
@@ -83,6 +84,10 @@ type state struct {
 	Position uint64 `json:"p,omitempty"`
 	// Ends are the transactions, not all of whose rows have come, that have to do with it.
 	Ends []string `json:"e,omitempty"`
+	// Number and At are of the version that was told last and where its row was written, if it
+	// has tags or had: a connector that begins anew repeats rows, which would be later by Position.
+	Number int64  `json:"n,omitempty"`
+	At     uint64 `json:"a,omitempty"`
 	// Purged: its row is gone. Rows of other tables that come yet say nothing any more.
 	Purged bool `json:"x,omitempty"`
 }
@@ -188,11 +193,14 @@ func (t *taking) resource() error {
 // tag notes that a resource has a tag, or has it no more.
 func (t *taking) tag() error {
 	n, row := t.part.Resource, t.part.Row
+	v, err := t.get(name(ofTag, row))
+	if err != nil {
+		return err
+	}
+	if string(v) == wasTag { // its rows are repeated
+		return t.count(func(c *tally) { c.Tags++ })
+	}
 	if t.part.Gone {
-		v, err := t.get(name(ofTag, row))
-		if err != nil {
-			return err
-		}
 		n, _ = strconv.ParseInt(string(v), 10, 64)
 	}
 	s, err := t.stateOf(n)
@@ -204,7 +212,7 @@ func (t *taking) tag() error {
 	}
 	if t.part.Gone {
 		delete(s.Tags, row)
-		t.put(name(ofTag, row), nil)
+		t.put(name(ofTag, row), []byte(wasTag))
 	} else {
 		s.Tags = maps.Clone(s.Tags)
 		if s.Tags == nil {
@@ -287,7 +295,7 @@ func (t *taking) version() error {
 	if err != nil {
 		return err
 	}
-	if s.Purged {
+	if s.Purged || s.repeats(t.part) {
 		return t.count(func(c *tally) { c.Versions++ })
 	}
 	before, err := t.parkedAt(n)
@@ -328,6 +336,11 @@ func (t *taking) tellNow(n int64, here parked) error {
 	// record, and now.
 	_, err := t.decoder.Version(t.rec, t.part, fhir.Key{Type: t.part.Type, ID: "1"}, nil)
 	return err
+}
+
+// repeats tells whether a version's row was told before, or one that was written later.
+func (s *state) repeats(part *decode.Part) bool {
+	return part.Position > 0 && (part.Number < s.Number || part.Number == s.Number && part.Position <= s.At)
 }
 
 // newer tells whether p is a later version than q, or the same, later written.
@@ -386,6 +399,7 @@ func (t *taking) tell(n int64, p parked, part *decode.Part) error {
 	rec := p.Record
 	rec.Offset = t.rec.Offset // it comes with this record
 	if part.Tagged || s.Told {
+		s.Number, s.At = part.Number, part.Position
 		s.Position = max(s.Position+1, part.Position)
 		part.Position = s.Position
 		t.keep(n, s)

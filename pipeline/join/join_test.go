@@ -167,10 +167,16 @@ func decoder(t testing.TB, o decode.Options) decode.Joined {
 // at a time between two that the store has.
 func run(t *testing.T, k *kept, topics map[string][]decode.Record, r *rand.Rand) {
 	t.Helper()
+	runFrom(t, k, topics, nil, r)
+}
+
+// runFrom is run behind the records that were taken.
+func runFrom(t *testing.T, k *kept, topics, taken map[string][]decode.Record, r *rand.Rand) {
+	t.Helper()
 	j := New(decoder(t, decode.Options{}), k, func() fhir.Instant { return k.now })
 	left := map[string]int{}
 	for topic := range topics {
-		left[topic] = 0
+		left[topic] = len(taken[topic])
 	}
 	for len(left) > 0 {
 		names := slices.Sorted(maps.Keys(left))
