@@ -389,7 +389,7 @@ func TestLoadDeletions(t *testing.T) {
 	r.send("back", patient("back", after))
 	_, _, since := r.window(time.Time{})
 	dir := t.TempDir()
-	r.put(filepath.Join(dir, "gone.ndjson"), []byte(`{"resourceType":"Bundle","type":"transaction","entry":[{"request":{"method":"DELETE","url":"Patient/gone"}},{"request":{"method":"DELETE","url":"Patient/back"}}]}`+"\n"))
+	r.put(filepath.Join(dir, "deleted.ndjson"), []byte(`{"resourceType":"Bundle","type":"transaction","entry":[{"request":{"method":"DELETE","url":"Patient/gone"}},{"request":{"method":"DELETE","url":"Patient/back"}}]}`+"\n"))
 	contains(t, r.run(exitFailed, "load", dir), "a deletion, and nothing says when that was: give --at")
 	contains(t, r.run(0, "load", "--at", at.Format(time.RFC3339), dir), "deletions  2")
 	changed, deleted, _ := r.window(since)

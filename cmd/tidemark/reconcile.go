@@ -141,6 +141,7 @@ type reconciliation struct {
 	types   []fhir.Type // nil: all
 	scratch *reconcile.Scratch
 	seen    map[fhir.Type]bool // in the export
+	drop    map[fhir.Type]bool // what topics pass over, which is not missed
 	report  *reconcile.Report
 }
 
@@ -184,7 +185,7 @@ func (r *reconciliation) sort(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r.seen = map[fhir.Type]bool{}
+	r.seen, r.drop = map[fhir.Type]bool{}, droppedEverywhere(&r.cfg.Config)
 	meter := newFileMeter("reading", r.export.Size(), r.out)
 	for i, f := range r.export.Files {
 		err := f.Each(ctx, extract.Mark{}, meter.add, func(item *extract.Item) error {
@@ -211,6 +212,9 @@ func (r *reconciliation) enter(file uint32, item *extract.Item, refused func(fhi
 		return nil
 	}
 	res := &item.Resource
+	if r.drop[res.Key.Type] {
+		return nil
+	}
 	e := reconcile.Entry{
 		Key: res.Key, File: file, Line: uint64(item.Line), Version: decimal(res.Version), Updated: res.LastUpdated,
 		Hash: xxhash.Sum64(res.Body), Refused: refused(res.Key, res.Patients),
@@ -220,6 +224,15 @@ func (r *reconciliation) enter(file uint32, item *extract.Item, refused func(fhi
 	}
 	r.seen[res.Key.Type] = true
 	return r.add(&e)
+}
+
+// droppedEverywhere are the types that no topic brings.
+func droppedEverywhere(c *config.Config) map[fhir.Type]bool {
+	drop := map[fhir.Type]bool{}
+	for _, t := range fhir.AllTypes() {
+		drop[t] = !slices.ContainsFunc(c.Topics, func(topic config.Topic) bool { return !slices.Contains(topic.DropTypes, t.String()) })
+	}
+	return drop
 }
 
 // decimal is a versionId that orders; others are none, as in what is taken in.

@@ -197,6 +197,11 @@ func TestReconcileIsCareful(t *testing.T) {
 	if r.loaded() != 0 {
 		t.Errorf("%d records were written", r.loaded())
 	}
+	// A type that no topic brings is not missed.
+	r.has["Binary/b"] = `{"resourceType":"Binary","id":"b"}`
+	binary := r.dump(time.Now(), nil)
+	contains(t, r.run(exitFailed, "reconcile", binary), "1 resources are not")
+	contains(t, r.run(0, "reconcile", "--set", "topics=[{name: fhir-changes, format: resource, drop_types: [Binary]}, {name: fhir-load, format: resource, drop_types: [Binary]}]", binary), "nothing is wrong")
 	// It does not say as of when it is.
 	if err := os.Remove(filepath.Join(whole, "manifest.json")); err != nil {
 		t.Fatal(err)

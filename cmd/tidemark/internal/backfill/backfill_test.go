@@ -196,6 +196,25 @@ func TestTimestamps(t *testing.T) {
 	}
 }
 
+// A deletion says as of when it is known, in what the store compares and in its record's time.
+func TestDeletionsAreDated(t *testing.T) {
+	at := fhir.FromTime(time.Date(2026, 1, 2, 3, 4, 5, 6e6, time.UTC))
+	patient, _ := fhir.ParseType("Patient")
+	b := &broker{accepts: -1, rng: rand.New(rand.NewPCG(1, 1))}
+	tally, err := Run(t.Context(), nil, b, nil, Options{At: at, Then: func(del func(fhir.Key)) error { del(fhir.Key{Type: patient, ID: "p"}); return nil }})
+	if err != nil || tally.Deleted != 1 || len(b.has) != 1 {
+		t.Fatalf("%+v, %d records, %v", tally, len(b.has), err)
+	}
+	rec := b.has[0]
+	if string(rec.Key) != "Patient/p" || rec.Value != nil || !rec.Timestamp.Equal(at.Time()) {
+		t.Errorf("got %s of %v with %q", rec.Key, rec.Timestamp, rec.Value)
+	}
+	want := []kgo.RecordHeader{{Key: "fhir-op", Value: []byte("delete")}, {Key: "fhir-last-updated", Value: []byte("2026-01-02T03:04:05.006Z")}}
+	if d := cmp.Diff(want, rec.Headers); d != "" {
+		t.Error(d)
+	}
+}
+
 // A type that readers pass over is not sent, and its lines count as done.
 func TestDropped(t *testing.T) {
 	f, state := files(t, 10)

@@ -156,7 +156,7 @@ func (f *finder) folder(folder string) error {
 		switch {
 		case !file.ndjson() || file.within("error", "errors", "outcome"):
 			f.out.Aside++
-		case file.within("deleted"): // those come last: what was deleted is no more
+		case file.Deletions(): // those come last: what was deleted is no more
 			f.out.Part = partDeleted
 			defer f.take(file)
 		default:

@@ -195,6 +195,20 @@ func TestPart(t *testing.T) {
 	}
 }
 
+// A Bundle of deletions deletes only where deletions are told: elsewhere it is a resource.
+func TestBundleIsAResource(t *testing.T) {
+	stored := strings.Replace(deletion, `"Bundle",`, `"Bundle","id":"b",`, 1)
+	dir := folder(t, map[string]string{"Bundle.ndjson": stored + deletion, "deleted.ndjson": stored})
+	e, err := Find([]string{dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"Bundle.ndjson:1 Bundle/b", "Bundle.ndjson:2 at byte 0: id is missing", "deleted.ndjson:1 deleted [Patient/p9]"}
+	if d := cmp.Diff(want, said(t, e, dir)); d != "" {
+		t.Error(d)
+	}
+}
+
 // Faults name the line and what is wrong there, and repeat nothing of it.
 func TestFaults(t *testing.T) {
 	dir := folder(t, map[string]string{"a.ndjson": strings.Join([]string{

@@ -9,6 +9,9 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path"
+	"path/filepath"
+	"strings"
 
 	"github.com/cespare/xxhash/v2"
 	"github.com/klauspost/compress/gzip"
@@ -27,6 +30,17 @@ type File struct {
 
 	below string         // its path in the folder that was given
 	lists *manifest.File // what the manifest says of it, nil if nothing
+	gone  bool           // the manifest says that it tells deletions
+}
+
+// Deletions tells whether a file is to hold Bundles of deletions: the manifest lists it as
+// such, it lies in a folder "deleted", as clients make it, or is called so.
+func (f *File) Deletions() bool {
+	name := f.below
+	if name == "" {
+		name = filepath.Base(f.Path)
+	}
+	return f.gone || f.within("deleted") || strings.Contains(strings.ToLower(path.Base(filepath.ToSlash(name))), "deleted")
 }
 
 // A Mark is a place in a file, between two lines.
@@ -192,14 +206,11 @@ func (r *reader) understand(line []byte, item *Item) {
 		item.Fault = faultLong
 		return
 	}
-	if r.file.within("deleted") || bytes.Contains(line, bundleType) {
-		if item.Deleted = deletions(line); item.Deleted != nil {
-			return
-		}
-		if r.file.within("deleted") {
+	if r.file.Deletions() { // elsewhere a Bundle is a resource, whatever it would do
+		if item.Deleted = deletions(line); item.Deleted == nil {
 			item.Fault = faultDeleted
-			return
 		}
+		return
 	}
 	res, err := r.scanner.Scan(line)
 	switch {
@@ -211,8 +222,6 @@ func (r *reader) understand(line []byte, item *Item) {
 		item.Resource = res
 	}
 }
-
-var bundleType = []byte(`"Bundle"`)
 
 // deletions are whose deletions a line tells, nil if it is something else.
 func deletions(line []byte) (keys []fhir.Key) {
@@ -251,8 +260,8 @@ func inflate(r io.Reader) (text io.Reader, done func(), err error) {
 
 // unreadable says what it means that a file cannot be read.
 func unreadable(err error) error {
-	if path, ok := errors.AsType[*fs.PathError](err); ok {
-		err = path.Err // its name is told anyway
+	if at, ok := errors.AsType[*fs.PathError](err); ok {
+		err = at.Err // its name is told anyway
 	}
 	if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
 		return errors.New("its compressed data end too early: it was cut short, copy it again")

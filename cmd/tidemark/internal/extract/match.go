@@ -52,7 +52,7 @@ func (m *matching) all(output, deleted []manifest.File) (found []*File, err erro
 	for i := range output {
 		e := &output[i]
 		if m.named[e.URL] == nil {
-			more := m.alike(func(f *File) bool { return f.typed(e.Type) && !f.within("deleted") })
+			more := m.alike(func(f *File) bool { return f.typed(e.Type) && !f.Deletions() })
 			if len(more) == 0 && !m.typed(found, e.Type) {
 				return nil, missing("output", i, e)
 			}
@@ -75,6 +75,9 @@ func (m *matching) all(output, deleted []manifest.File) (found []*File, err erro
 			continue
 		}
 		gone = append(gone, m.named[e.URL])
+	}
+	for _, f := range gone {
+		f.gone = true
 	}
 	return append(found, gone...), nil
 }

@@ -44,6 +44,7 @@ func TestJudge(t *testing.T) {
 		n.Life = store.Life{FloorVersion: 2, FloorUpdated: floor}
 		return n
 	}
+	ofAnotherType := func(n *store.Newest) *store.Newest { n.Key.Type++; return n }
 	from := func(n *store.Newest, topic string) *store.Newest { n.Clock.Origin.Topic = topic; return n }
 	tests := []struct {
 		name string
@@ -58,7 +59,7 @@ func TestJudge(t *testing.T) {
 		{"changed since", there("x", 2, 500), here("x", store.Live, 3, 1500), Newer},
 		{"a deletion was lost", nil, here("x", store.Live, 2, at), Extra},
 		{"made since", nil, here("x", store.Live, 1, at+1), Newer},
-		{"of a type that was not asked for", nil, &store.Newest{Key: fhir.Key{Type: patient + 1, ID: "x"}, Kind: store.Live, Instant: 1}, Unjudged},
+		{"of a type that was not asked for", nil, ofAnotherType(here("x", store.Live, 2, 500)), Unjudged},
 		{"of another source", nil, from(here("x", store.Live, 2, 500), "other"), Unjudged},
 		{"deleted on both sides", nil, deleted(500, 500), Same},
 		{"deleted since", there("x", 2, 500), deleted(1500, 500), Newer},
