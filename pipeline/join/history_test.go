@@ -188,7 +188,7 @@ func (s *server) purge(o *stored) {
 // TestRepeatedRows: a connector that was killed writes again what it wrote since its offsets
 // were kept. None of it is a change.
 func TestRepeatedRows(t *testing.T) {
-	for seed := range uint64(storetest.Rounds(200)) {
+	for seed := range uint64(storetest.Rounds(80)) {
 		r := rand.New(rand.NewPCG(seed, 5))
 		s := &server{r: r, topics: map[string][]decode.Record{}, defined: map[int64]bool{}, ends: r.IntN(2) == 0, toast: r.IntN(2) == 0}
 		from := map[string]int{} // where it begins anew
@@ -296,7 +296,7 @@ func (s *server) shown(o *stored) string {
 // what the server has. Where it is told where transactions end, nothing is ever shown with
 // fewer tags than it had at the end of one.
 func TestHistories(t *testing.T) {
-	for seed := range uint64(storetest.Rounds(400)) {
+	for seed := range uint64(storetest.Rounds(150)) {
 		r := rand.New(rand.NewPCG(seed, 3))
 		s := &server{r: r, topics: map[string][]decode.Record{}, defined: map[int64]bool{}, ends: r.IntN(2) == 0, toast: r.IntN(2) == 0}
 		for range 5 + r.IntN(20) {

@@ -218,7 +218,7 @@ func TestHAPI(t *testing.T) {
 		`"security":[{"system":"http://terminology.hl7.org/CodeSystem/v3-Confidentiality","code":"R","display":"restricted"}],` +
 		`"tag":[{"system":"urn:t","code":"one"}]`
 	const bigMeta = `{"resourceType":"Basic","id":"kdec3-big","meta":{"versionId":"1","lastUpdated":"2026-11-22T21:01:08.258Z","source":"#4X7ejPwFbmBcShWe","tag":[{"system":"urn:t","code":"two"}]}`
-	for seed := range uint64(storetest.Rounds(60)) {
+	for seed := range uint64(storetest.Rounds(24)) {
 		topics := recorded(t)
 		snapshot(t, topics, "hfj_tag_def", "hfj_tag_def.json", 1)
 		k := newKept(t)
