@@ -22,6 +22,7 @@ const (
 	reasonSchemaKind = "the record's schema is neither Avro nor a JSON schema"
 	reasonSchema     = "the record's schema cannot be read: does it refer to others?"
 	reasonAvro       = "value is not what its schema says"
+	reasonNoText     = fault("key or value is a record in Avro where text is expected: leave table.expand.json.payload off")
 	reasonNotAvro    = "value does not begin as records do that name their schema (a 0, and its id)"
 )
 
@@ -92,6 +93,33 @@ func (cs *codecs) of(id uint32) (*codec, error) {
 // read is a framed value: a record's fields, or, of a JSON schema, the JSON. Neither, for
 // what is not framed.
 func (cs *codecs) read(b []byte) (fields avroRow, json []byte, framing bool, err error) {
+	native, json, framing, err := cs.native(b)
+	fields, _ = recordOf(native)
+	return fields, json, framing, err
+}
+
+// plain is what is said by text, framed or not: the text. nil stays nil.
+func (cs *codecs) plain(b []byte) ([]byte, error) {
+	native, json, framing, err := cs.native(b)
+	switch {
+	case err != nil:
+		return nil, err
+	case !framing:
+		return b, nil
+	case json != nil:
+		return json, nil
+	case native == nil:
+		return nil, nil
+	}
+	c := avroCell(native)
+	if c.kind != isText && c.kind != isBytes {
+		return nil, reasonNoText
+	}
+	return c.text, nil
+}
+
+// native is a framed value as goavro reads it, or, of a JSON schema, the JSON.
+func (cs *codecs) native(b []byte) (native any, json []byte, framing bool, err error) {
 	id, rest, ok := framed(b)
 	if !ok {
 		return nil, nil, false, nil
@@ -105,12 +133,11 @@ func (cs *codecs) read(b []byte) (fields avroRow, json []byte, framing bool, err
 	case c.kind == "JSON":
 		return nil, rest, true, nil
 	}
-	native, rest, err := c.avro.NativeFromBinary(rest)
+	native, rest, err = c.avro.NativeFromBinary(rest)
 	if err != nil || len(rest) > 0 {
 		return nil, nil, true, fault(reasonAvro)
 	}
-	fields, _ = recordOf(native)
-	return fields, nil, true, nil
+	return native, nil, true, nil
 }
 
 // An avroRow is a row as goavro reads a record.

@@ -59,12 +59,14 @@ var avroSchemas = schemas{
 		{"name":"before","type":["null",COLUMNS],"default":null},{"name":"after","type":["null","Value"],"default":null},
 		{"name":"source","type":{"type":"record","name":"Source","fields":[{"name":"table","type":"string"},{"name":"lsn","type":["null","long"],"default":null}]}},
 		{"name":"op","type":"string"},{"name":"ts_ms","type":["null","long"],"default":null}]}`, "COLUMNS", columns(`,{"name":"added","type":["null","string"],"default":null}`)),
-	4: columns(`,{"name":"__deleted","type":["null","string"]},{"name":"__op","type":"string"},{"name":"__lsn","type":["null","long"]}`),
-	5: `JSON:{"type":"object"}`,
-	6: `PROTOBUF:syntax = "proto3";`,
-	7: "away",
-	8: `{"type":"record"`,
-	9: `{"type":"record","name":"Heartbeat","fields":[{"name":"ts_ms","type":"long"}]}`,
+	4:  columns(`,{"name":"__deleted","type":["null","string"]},{"name":"__op","type":"string"},{"name":"__lsn","type":["null","long"]}`),
+	5:  `JSON:{"type":"object"}`,
+	6:  `PROTOBUF:syntax = "proto3";`,
+	7:  "away",
+	8:  `{"type":"record"`,
+	10: `"string"`,
+	11: `["null",{"type":"string","connect.name":"io.debezium.data.Json"}]`,
+	9:  `{"type":"record","name":"Heartbeat","fields":[{"name":"ts_ms","type":"long"}]}`,
 }
 
 func columns(more string) string {
@@ -122,6 +124,10 @@ func TestAvro(t *testing.T) {
 		{"more than the schema says", "debezium", key, append(framed(2, envelope("c", row(nil))), 0), "refused: " + reasonAvro + "\n"},
 		{"a plain record", "avro", key, framed(4, row(map[string]any{"__deleted": nil, "__op": "", "__lsn": nil})), strings.Replace(upsert, " position=77", "", 1)},
 		{"a plain tombstone", "avro", key, nil, "delete Patient/p-1\n"},
+		{"an outbox", "outbox", framed(10, "Patient/p-1"), framed(11, map[string]any{"string": body}), "upsert Patient/p-1 patients=p-1\n  " + body + "\n"},
+		{"an outbox's null", "outbox", framed(10, "Patient/p-1"), framed(11, nil), "nothing\n"},
+		{"an outbox of records", "outbox", framed(1, map[string]any{"id": "p-1"}), framed(2, envelope("d", nil)), "refused: " + string(reasonNoText) + "\n"},
+		{"an outbox without the registry", "outbox", nil, []byte{0, 0, 0, 0, 7, 1}, "error: ask for the schema of a record: the registry is away\n"},
 		{"JSON is not Avro", "avro", key, []byte(`{"id":"p-1"}`), "refused: " + reasonNotAvro + "\n"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -2,7 +2,6 @@ package decode
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -228,14 +227,48 @@ func readFirely(_ *changes, _ Record, v value, each func(part string, s said) er
 // newOutbox is what Debezium's outbox event router writes of an outbox table: the key is
 // the aggregate's id, Type/id or the id alone in a topic whose name ends with the type; the
 // value a resource, as JSON or as a string of it; the header eventType says what was done.
-func newOutbox(o Options) Decoder { return newEvents(o, readOutbox) }
+// Both may be framed, as strings in Avro.
+func newOutbox(o Options) Decoder {
+	return &outbox{events: newEvents(o, readOutbox), codecs: codecs{schemas: o.Schemas}}
+}
 
-func readOutbox(_ *changes, rec Record, v value, each func(part string, s said) error) error {
+type outbox struct {
+	events Decoder
+	codecs codecs
+}
+
+// Decode implements Decoder.
+func (d *outbox) Decode(rec Record) ([]store.Change, error) {
+	said := rec
+	for _, part := range []*[]byte{&said.Key, &said.Value} {
+		text, err := d.codecs.plain(*part)
+		if f, is := errors.AsType[fault](err); is {
+			return nil, refuse(rec, string(f))
+		}
+		if err != nil {
+			return nil, err
+		}
+		*part = text
+	}
+	return d.events.Decode(said)
+}
+
+// outboxID is the aggregate's id, which a JSON converter quotes, and wraps with
+// schemas.enable.
+func outboxID(c *changes, key []byte) string {
+	if v, err := c.compact(key); err == nil {
+		if text := payload(v).text(); text != nil {
+			return string(text)
+		}
+	}
+	return string(key)
+}
+
+func readOutbox(c *changes, rec Record, v value, each func(part string, s said) error) error {
 	h := headersOf(rec, "eventType", "version", "lastUpdated")
 	s := nothing
 	if len(rec.Key) > 0 {
-		id := string(rec.Key)
-		_ = json.Unmarshal(rec.Key, &id) // a JSON converter quotes it
+		id := outboxID(c, rec.Key)
 		var ok bool
 		if s.key, _, ok = named(id); !ok {
 			typ := rec.Topic[strings.LastIndexByte(rec.Topic, '.')+1:]
