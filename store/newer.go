@@ -51,7 +51,10 @@ func judge(cur *index.State, ch *Change, hash uint64, from Partition) verdict {
 
 func judgeDeletion(cur *index.State, ch *Change, from Partition) verdict {
 	k := &cur.Clock
-	if ch.Version == NoVersion && ch.Timestamp != fhir.None && slices.Contains(cur.Life.Tombstones, ch.Timestamp) {
+	// The source's log tells which came first, whatever the records' timestamps are: many are
+	// written within a millisecond.
+	placed := ch.Position != 0 && k.Position != 0 && ch.Position != k.Position
+	if !placed && ch.Version == NoVersion && ch.Timestamp != fhir.None && slices.Contains(cur.Life.Tombstones, ch.Timestamp) {
 		return stale
 	}
 	if cur.Kind != segment.Live {
@@ -66,15 +69,20 @@ func judgeDeletion(cur *index.State, ch *Change, from Partition) verdict {
 		}
 		return applies
 	}
-	// Without a version it ranks just after the newest row, unless the source's
-	// own time or, from another partition, the record's says that it is older.
+	// Without a version it ranks just after the newest row, unless the source's own time, its
+	// log or, from another partition, the record's time says that it is older.
 	if o := compareInstants(ch.LastUpdated, k.LastUpdated); o != 0 {
 		if o < 0 {
 			return stale
 		}
 		return applies
 	}
-	if from != k.Origin && compareInstants(ch.Timestamp, k.Timestamp) < 0 {
+	switch {
+	case placed && ch.Position < k.Position:
+		return stale
+	case placed:
+		return applies
+	case from != k.Origin && compareInstants(ch.Timestamp, k.Timestamp) < 0:
 		return stale
 	}
 	if from == k.Origin && ch.Offset <= k.Offset {

@@ -88,9 +88,11 @@ func TestInjectsWhatWasSaid(t *testing.T) {
 	}
 	f.commit(change("anna", 7, 1_700_000_000_123), change("bert", NoVersion, fhir.None))
 	f.commit(change("anna", 8, 1_600_000_000_000)) // late: its instant is another one
+	f.commit(change("cleo", 3, 253402300800000))   // the year 10000
 	all := bodies(t, db)
 	for _, want := range []string{
 		`"versionId":"7","lastUpdated":"2023-11-14T22:13:20.123Z"`, `"versionId":"8","lastUpdated":"2020-09-13T12:26:40.000Z"`, `"id":"bert","meta":{"versionId":"2"`,
+		`"id":"cleo","meta":{"versionId":"3","lastUpdated":"20`,
 	} {
 		if !strings.Contains(all, want) {
 			t.Errorf("%s is not in\n%s", want, all)

@@ -29,8 +29,13 @@ type row struct {
 	saidUpdated fhir.Instant
 }
 
-// says keeps what a change says beside its body.
-func (r *row) says(ch *Change) { r.saidVersion, r.saidUpdated = ch.Version, ch.LastUpdated }
+// says keeps what a change says beside its body, if FHIR can say it, too: a column may hold
+// any number.
+func (r *row) says(ch *Change) {
+	if r.saidVersion, r.saidUpdated = ch.Version, ch.LastUpdated; !ch.LastUpdated.Writable() {
+		r.saidUpdated = fhir.None
+	}
+}
 
 // version is what is injected as versionId: what the source said, else the row's number.
 func (r *row) version() string {

@@ -33,6 +33,9 @@ func FromTime(t time.Time) Instant {
 // Time is the instant as a time in UTC.
 func (i Instant) Time() time.Time { return time.UnixMilli(int64(i)).UTC() }
 
+// Writable tells whether FHIR can say it: its year has four digits.
+func (i Instant) Writable() bool { return i >= firstInstant && i <= lastInstant }
+
 // String is the form in which instants leave us: fixed width, UTC, so that
 // the order of strings is that of time. None is "none".
 func (i Instant) String() string { return string(i.Append(make([]byte, 0, 24))) }
@@ -42,7 +45,7 @@ func (i Instant) Append(dst []byte) []byte {
 	if i == None {
 		return append(dst, "none"...)
 	}
-	if i < firstInstant || i > lastInstant {
+	if !i.Writable() {
 		return i.Time().AppendFormat(dst, "2006-01-02T15:04:05.000Z")
 	}
 	t := i.Time()
