@@ -35,11 +35,11 @@ func judge(cur *index.State, ch *Change, hash uint64, from Partition) verdict {
 	case cur.Kind == segment.Internal:
 		return applies // any live change beats the deletion of what we never had
 	case cur.Kind == segment.Deleted:
-		if belowFloor(&cur.Life, ch) {
+		if belowFloor(cur, ch) {
 			return stale
 		}
 		return applies
-	case cur.Life.Reborn && belowFloor(&cur.Life, ch):
+	case cur.Life.Reborn && belowFloor(cur, ch):
 		return stale
 	case hash == cur.Hash && sayNothingNew(&cur.Clock, ch):
 		return same
@@ -60,7 +60,7 @@ func judgeDeletion(cur *index.State, ch *Change, from Partition) verdict {
 	if cur.Kind != segment.Live {
 		return gone
 	}
-	if cur.Life.Reborn && belowFloor(&cur.Life, ch) {
+	if cur.Life.Reborn && belowFloor(cur, ch) {
 		return stale
 	}
 	if ch.Version != NoVersion {
@@ -93,22 +93,24 @@ func judgeDeletion(cur *index.State, ch *Change, from Partition) verdict {
 
 // belowFloor reports whether ch belongs to a life that a deletion ended: all
 // that it says of version and time lies at or below what was deleted, and it
-// says something.
-func belowFloor(l *segment.Life, ch *Change) bool {
-	said := false
+// says something. What says just the same is of a new life if it stands behind
+// the newest row in its source's log: much can happen within a millisecond.
+func belowFloor(cur *index.State, ch *Change) bool {
+	l, said, tied := &cur.Life, false, true
 	if ch.Version != NoVersion && l.FloorVersion != NoVersion {
 		if ch.Version > l.FloorVersion {
 			return false
 		}
-		said = true
+		said, tied = true, ch.Version == l.FloorVersion
 	}
 	if ch.LastUpdated != fhir.None && l.FloorUpdated != fhir.None {
 		if ch.LastUpdated > l.FloorUpdated {
 			return false
 		}
-		said = true
+		said, tied = true, tied && ch.LastUpdated == l.FloorUpdated
 	}
-	return said
+	behind := cur.Clock.Position != 0 && ch.Position > cur.Clock.Position
+	return said && !(tied && behind)
 }
 
 // sayNothingNew reports whether ch claims no version or time other than the

@@ -39,3 +39,33 @@ func TestDeletionsInTheLog(t *testing.T) {
 		}
 	}
 }
+
+// TestFloorsInTheLog: what was created within the millisecond of what was deleted lives, if
+// the log says that it came after; an old version that is read again does not.
+func TestFloorsInTheLog(t *testing.T) {
+	from := Partition{Topic: "Patient"}
+	cur := &index.State{
+		Kind:  segment.Deleted,
+		Clock: segment.Clock{Version: 4, LastUpdated: 900, Position: 200, Timestamp: 1000, Origin: from, Offset: 5},
+		Life:  segment.Life{FloorVersion: 4, FloorUpdated: 900},
+	}
+	for _, c := range []struct {
+		what     string
+		version  int64
+		updated  fhir.Instant
+		position uint64
+		want     verdict
+	}{
+		{"created behind it", NoVersion, 900, 300, applies},
+		{"told again", NoVersion, 900, 100, stale},
+		{"told without a place", NoVersion, 900, 0, stale},
+		{"an old time behind it", NoVersion, 899, 300, stale},
+		{"an old version behind it", 3, 900, 300, stale},
+		{"a time that is later", NoVersion, 901, 100, applies},
+	} {
+		ch := Change{Version: c.version, LastUpdated: c.updated, Position: c.position, Timestamp: 1001, Offset: 9}
+		if got := judge(cur, &ch, 1, from); got != c.want {
+			t.Errorf("%s: verdict %d, want %d", c.what, got, c.want)
+		}
+	}
+}

@@ -195,7 +195,9 @@ func (d *debezium) read(t *table, typ string, c rowChange) (s said, skip bool, r
 		return s, false, reasonTwice
 	}
 	s = nothing
-	s.position, s.lacks = c.position, true
+	if s.position, s.lacks = c.position, true; t.History && c.op == 'r' {
+		s.position = 0 // a snapshot reads versions of long ago, all at its own place in the log
+	}
 	if cells[typeColumn].kind == isText {
 		typ = string(cells[typeColumn].text)
 	}
