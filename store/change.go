@@ -61,8 +61,9 @@ type Change struct {
 	// above, and of the newest version's line. What it returns has a Body that refers to the
 	// same as before, and what follows from it; version and lastUpdated stay. false: it is to
 	// stay as it is. It may be called again. Of what does not live here nothing changes; Dead,
-	// if set, then counts. So a record whose body is left out, for it has not changed, is a
-	// dead letter where that body is not known.
+	// if set, then counts, unless version, lastUpdated or Position tell that it is of a life
+	// which has ended. So a record whose body is left out, for it has not changed, is a dead
+	// letter where that body is not known.
 	Revise func(line []byte) (Change, bool)
 }
 

@@ -123,6 +123,10 @@ func (c *commit) change(ch *Change, t *taken) error {
 		return c.refused(ch, t)
 	}
 	if ch.Dead != nil && !c.revisable(ch) {
+		if c.outlived(ch) {
+			c.counts.stale++
+			return nil
+		}
 		return c.deadLetter(ch, t)
 	}
 	if ch.Revise != nil {

@@ -35,11 +35,11 @@ func judge(cur *index.State, ch *Change, hash uint64, from Partition) verdict {
 	case cur.Kind == segment.Internal:
 		return applies // any live change beats the deletion of what we never had
 	case cur.Kind == segment.Deleted:
-		if belowFloor(cur, ch) {
+		if belowFloor(&cur.Life, &cur.Clock, ch) {
 			return stale
 		}
 		return applies
-	case cur.Life.Reborn && belowFloor(cur, ch):
+	case cur.Life.Reborn && belowFloor(&cur.Life, &cur.Clock, ch):
 		return stale
 	case hash == cur.Hash && sayNothingNew(&cur.Clock, ch):
 		return same
@@ -60,7 +60,7 @@ func judgeDeletion(cur *index.State, ch *Change, from Partition) verdict {
 	if cur.Kind != segment.Live {
 		return gone
 	}
-	if cur.Life.Reborn && belowFloor(cur, ch) {
+	if cur.Life.Reborn && belowFloor(&cur.Life, &cur.Clock, ch) {
 		return stale
 	}
 	if ch.Version != NoVersion {
@@ -95,8 +95,8 @@ func judgeDeletion(cur *index.State, ch *Change, from Partition) verdict {
 // that it says of version and time lies at or below what was deleted, and it
 // says something. What says just the same is of a new life if it stands behind
 // the newest row in its source's log: much can happen within a millisecond.
-func belowFloor(cur *index.State, ch *Change) bool {
-	l, said, tied := &cur.Life, false, true
+func belowFloor(l *segment.Life, newest *segment.Clock, ch *Change) bool {
+	said, tied := false, true
 	if ch.Version != NoVersion && l.FloorVersion != NoVersion {
 		if ch.Version > l.FloorVersion {
 			return false
@@ -109,7 +109,7 @@ func belowFloor(cur *index.State, ch *Change) bool {
 		}
 		said, tied = true, tied && ch.LastUpdated == l.FloorUpdated
 	}
-	behind := cur.Clock.Position != 0 && ch.Position > cur.Clock.Position
+	behind := newest.Position != 0 && ch.Position > newest.Position
 	return said && !(tied && behind)
 }
 

@@ -40,7 +40,7 @@ func (n *Newest) Compare(version int64, lastUpdated fhir.Instant) int {
 	switch {
 	case n.Kind == segment.Internal:
 		return 1 // any live change beats the deletion of what we never had
-	case (n.Kind == segment.Deleted || n.Life.Reborn) && belowFloor(&n.Life, &ch):
+	case (n.Kind == segment.Deleted || n.Life.Reborn) && belowFloor(&n.Life, &n.Clock, &ch):
 		return -1
 	case n.Kind == segment.Deleted:
 		return 1

@@ -16,6 +16,17 @@ func (c *commit) revisable(ch *Change) bool {
 	return r.cur != nil && r.cur.Kind == segment.Live
 }
 
+// outlived tells whether ch, which could only be made of what lives, is of a life that has
+// ended: told again, most likely. Nobody misses its body.
+func (c *commit) outlived(ch *Change) bool {
+	r := c.touched[ch.Key]
+	if ch.Revise == nil || r.cur == nil || r.cur.Kind != segment.Deleted {
+		return false
+	}
+	k := &r.cur.Clock
+	return belowFloor(&r.cur.Life, k, ch) || ch.Position != 0 && ch.Position <= k.Position
+}
+
 // revise is the change that ch makes of the newest version, nil if that is none.
 func (c *commit) revise(ch *Change) (*Change, error) {
 	if !c.revisable(ch) {

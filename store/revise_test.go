@@ -70,6 +70,43 @@ func TestRevise(t *testing.T) {
 	want(`"text":"three"`, 0)
 }
 
+// TestRevisesNoEndedLife: what a source tells again of a resource that was deleted since is
+// no dead letter though its body is left out; what it tells of a new life is.
+func TestRevisesNoEndedLife(t *testing.T) {
+	db := mustOpen(t, "store", Options{FS: vfs.NewMem(), Allowance: time.Millisecond})
+	defer db.Close()
+	f := newFeed(t, db)
+	live, gone := patientChange("anna", 1000, "one"), patientChange("anna", 2000, "")
+	gone.Delete, gone.Body = true, nil
+	live.Version, live.Position, gone.Version, gone.Position = 1, 10, 2, 20
+	f.commit(live, gone)
+	for _, c := range []struct {
+		what     string
+		version  int64
+		updated  fhir.Instant
+		position uint64
+		letters  int
+	}{
+		{"an earlier version", 1, 1000, 30, 0},
+		{"an earlier place in the log", NoVersion, fhir.None, 15, 0},
+		{"a later version", 3, 3000, 40, 1},
+		{"nothing", NoVersion, fhir.None, 0, 2},
+	} {
+		again := patientChange("anna", c.updated, "")
+		again.Body, again.Patients, again.Version, again.Position = nil, nil, c.version, c.position
+		again.Dead = &DeadLetter{Reason: "no body", Value: []byte("a record")}
+		again.Revise = func([]byte) (Change, bool) { return Change{}, false }
+		f.commit(again)
+		n := 0
+		if err := db.DeadLetters("", func(DeadLetterRow) error { n++; return nil }); err != nil {
+			t.Fatal(err)
+		}
+		if n != c.letters {
+			t.Errorf("%d letters after what says %s, want %d", n, c.what, c.letters)
+		}
+	}
+}
+
 // TestInjectsWhatWasSaid: version and instant that the source says beside a body are those
 // that its meta gets; what it does not say is a number of ours and the change instant.
 func TestInjectsWhatWasSaid(t *testing.T) {

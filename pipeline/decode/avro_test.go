@@ -110,7 +110,7 @@ func TestAvro(t *testing.T) {
 		{"without a key", "debezium", nil, framed(2, envelope("d", nil)), "refused: deletion of a row without its key\n"},
 		{"a tombstone", "debezium", key, nil, "nothing\n"},
 		{"no row", "debezium", key, framed(2, envelope("c", nil)), "refused: " + string(reasonNoChange) + "\n"},
-		{"an unchanged body", "debezium", key, framed(2, envelope("u", row(map[string]any{"content": map[string]any{"string": placeholder}}))), "unchanged Patient/p-1 position=77\n"},
+		{"an unchanged body", "debezium", key, framed(2, envelope("u", row(map[string]any{"content": map[string]any{"string": placeholder}}))), "unchanged Patient/p-1 version=3 updated=2026-01-02T03:04:05.123Z position=77\n"},
 		{"truncated", "debezium", nil, framed(2, envelope("t", nil)), "refused: " + reasonTruncated + "\n"},
 		{"flattened", "debezium", key, framed(4, row(map[string]any{"__deleted": map[string]any{"string": "false"}, "__op": "u", "__lsn": map[string]any{"long": int64(77)}})), upsert},
 		{"flattened deletion", "debezium", key, framed(4, row(map[string]any{"content": nil, "__deleted": map[string]any{"string": "true"}, "__op": "d", "__lsn": map[string]any{"long": int64(77)}})), "delete Patient/p-1 position=77\n"},

@@ -312,7 +312,7 @@ func (d *hapi) revised(rec Record, s said, dead *store.DeadLetter, edit func(lin
 		return nil
 	}
 	return []store.Change{{
-		Key: s.key, Version: store.NoVersion, LastUpdated: fhir.None, Time: fhir.None,
+		Key: s.key, Version: version(s.version), LastUpdated: s.lastUpdated, Time: fhir.None,
 		Position: s.position, Timestamp: rec.Timestamp, Offset: rec.Offset, Dead: dead,
 		Revise: func(line []byte) (store.Change, bool) {
 			now := s

@@ -179,7 +179,7 @@ func (d *debezium) keep(rec Record, s said) []store.Change {
 		return nil
 	}
 	c := DeadLetter(rec, reasonUnavailable)
-	c.Key, c.Position = s.key, s.position
+	c.Key, c.Position, c.Version, c.LastUpdated = s.key, s.position, version(s.version), s.lastUpdated
 	c.Revise = func([]byte) (store.Change, bool) { return store.Change{}, false }
 	return []store.Change{c}
 }
