@@ -137,6 +137,7 @@ func reading(t *config.Topic, registryURL string) string {
 	switch {
 	case t.Mixed:
 		return "mixed"
+	case t.Format == "outbox" && registryURL != "": // it may be written in Avro
 	case t.Preset == "" && len(t.Tables) == 0:
 		return ""
 	}
