@@ -3,8 +3,6 @@
 // the place behind it, and trust that it is there.
 package compact
 
-import "bytes"
-
 // Skip passes by a value.
 func Skip(b []byte, i int) int {
 	switch b[i] {
@@ -17,21 +15,6 @@ func Skip(b []byte, i int) int {
 		i++
 	}
 	return i
-}
-
-// SkipText passes by a string: it ends with a quote that has an even number of
-// backslashes before it.
-func SkipText(b []byte, i int) int {
-	for i++; ; i++ {
-		i += bytes.IndexByte(b[i:], '"')
-		slashes := i
-		for b[slashes-1] == '\\' {
-			slashes--
-		}
-		if (i-slashes)%2 == 0 {
-			return i + 1
-		}
-	}
 }
 
 func skipNested(b []byte, i int) int {

@@ -1,11 +1,5 @@
 package compact
 
-import (
-	"bytes"
-
-	"github.com/go-json-experiment/json/jsontext"
-)
-
 // A Member is a "name":value of an object, as places in its text: the name with
 // its quotes is from Name to Colon, the value from behind that to End.
 type Member struct{ Name, Colon, End int }
@@ -24,17 +18,4 @@ func Members(b []byte, i int, fn func(m Member) bool) int {
 		}
 	}
 	return i + 1
-}
-
-// Plain is what a string says. One with escapes is written into what dst has left,
-// behind its end, and lives until something is appended there.
-func Plain(dst, quoted []byte) []byte {
-	if bytes.IndexByte(quoted, '\\') < 0 {
-		return quoted[1 : len(quoted)-1]
-	}
-	b, err := jsontext.AppendUnquote(dst, quoted)
-	if err != nil { // only in what no scanner has seen
-		return quoted[1 : len(quoted)-1]
-	}
-	return b[len(dst):]
 }

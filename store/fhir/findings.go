@@ -1,6 +1,10 @@
 package fhir
 
-import "bytes"
+import (
+	"bytes"
+
+	"tidemark/store/compact"
+)
 
 // findings is what a Scanner has learnt so far.
 type findings struct {
@@ -58,7 +62,7 @@ func (s *Scanner) plain(raw []byte, escaped bool) []byte {
 	if !escaped {
 		return raw
 	}
-	s.unesc = unescape(s.unesc[:0], raw)
+	s.unesc = compact.Unescape(s.unesc[:0], raw)
 	return s.unesc
 }
 

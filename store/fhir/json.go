@@ -1,5 +1,7 @@
 package fhir
 
+import "tidemark/store/compact"
+
 // Where a document breaks the grammar of JSON.
 const (
 	reasonEnd       = "unexpected end"
@@ -223,12 +225,18 @@ func (s *Scanner) passObject(i, depth int, attachment bool) int {
 		if end < 0 {
 			return end
 		}
-		name := text{i + 1, end - 1}
+		name, field := text{i + 1, end - 1}, len(s.fields)
+		if depth <= s.listed {
+			s.fields = append(s.fields, Field{depth, compact.Member{Name: i - s.removed, Colon: end - s.removed}})
+		}
 		if i = s.colon(end); i < 0 {
 			return i
 		}
 		if i = s.passMember(name, escaped, i, depth, attachment); i < 0 {
 			return i
+		}
+		if depth <= s.listed {
+			s.fields[field].End = i - s.removed
 		}
 		i = s.space(i)
 		switch {

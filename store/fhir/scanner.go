@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"math"
 	"slices"
+
+	"tidemark/store/compact"
 )
 
 // defaultDepth is far above what FHIR resources need (a Questionnaire in real
@@ -66,8 +68,10 @@ type Scanner struct {
 	seen  uint32
 	late  []lateMember
 	again bool // the second look: the white space is gone already
-	// plainly: nothing in the document is asked about.
+	// plainly: nothing in the document is asked about, but its members down to a depth.
 	plainly bool
+	listed  int
+	fields  []Field
 	found   findings
 	arena   []byte // the texts that found refers to
 	unesc   []byte
@@ -111,6 +115,31 @@ func (s *Scanner) Scan(src []byte) (Resource, error) {
 func (s *Scanner) Compact(src []byte) ([]byte, error) {
 	s.reset(src)
 	defer s.reset(nil)
+	return s.compact()
+}
+
+// A Field is a member of an object within a document, as places in its compact text. Depth
+// is how many objects and lists it lies in, 1 of what the document itself has.
+type Field struct {
+	Depth int
+	compact.Member
+}
+
+// Fields is Compact that tells the members down to a depth, too, each before those within it:
+// who wants to know what a large text stands beside need not pass by it again.
+func (s *Scanner) Fields(src []byte, depth int) ([]byte, []Field, error) {
+	s.reset(src)
+	defer s.reset(nil)
+	s.listed = depth
+	body, err := s.compact()
+	if err != nil {
+		return nil, nil, err
+	}
+	return body, slices.Clone(s.fields), nil
+}
+
+func (s *Scanner) compact() ([]byte, error) {
+	src := s.src
 	s.plainly = true
 	if len(src) > math.MaxInt32 {
 		s.fail(0, reasonLarge)
@@ -137,11 +166,12 @@ func (s *Scanner) Compact(src []byte) ([]byte, error) {
 func (s *Scanner) reset(src []byte) {
 	s.src, s.err, s.root, s.again, s.plainly = src, nil, nil, false, false
 	s.copied, s.removed, s.seen = 0, 0, 0
-	s.depth = s.MaxDepth
+	s.depth, s.listed = s.MaxDepth, 0
 	if s.depth <= 0 {
 		s.depth = defaultDepth
 	}
 	s.out, s.arena, s.unesc, s.late = reuse(s.out), reuse(s.arena), reuse(s.unesc), reuse(s.late)
+	s.fields = reuse(s.fields)
 	s.found = findings{
 		lastUpdated: None,
 		patients:    reuse(s.found.patients),
