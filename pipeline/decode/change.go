@@ -13,6 +13,7 @@ import (
 // Why a change is refused, whatever it came in.
 const (
 	reasonLarge     = "larger than the limit for records (kafka.max_record)"
+	reasonNoObject  = "value is not a JSON object"
 	reasonEmpty     = "value is empty, which is neither a resource nor a deletion (null)"
 	reasonSubsetted = "resource is only a part (tag SUBSETTED) and must not replace the whole"
 	reasonNoBody    = "only the id of a resource that has changed, without the resource: have the source send it whole, for it is never asked"

@@ -73,11 +73,11 @@ func (d *debezium) rowChange(rec Record, key row) (c rowChange, err error) {
 	case framing:
 		rec.Value = json
 	}
-	v, err := d.envelope(rec)
+	o, err := d.object(rec)
 	if err != nil {
 		return c, err
 	}
-	c, reason := readRowChange(v)
+	c, reason := readRowChange(o)
 	c.key = key
 	return c, orNil(reason)
 }
@@ -104,21 +104,22 @@ func (d *debezium) keyRow(rec Record) (row, error) {
 		json = rec.Key
 	}
 	if len(json) == 0 {
-		return jsonRow(nil), nil
+		return object{}, nil
 	}
-	v, err := d.compact(json)
+	o, err := d.fields(json)
 	if err != nil {
 		return nil, refuse(rec, "key "+err.Error())
 	}
-	return jsonRow(payload(v)), nil
+	return payload(o), nil
 }
 
 // payload is what a JSON converter with schemas.enable wraps.
-func payload(v value) value {
-	if p := v.member("payload"); p != nil && v.member("schema") != nil {
-		return p
+func payload(o object) object {
+	var at [2]member
+	if o.read([]string{"payload", "schema"}, at[:]); at[0].value != nil && at[1].value != nil {
+		return at[0].in
 	}
-	return v
+	return o
 }
 
 // A rowChange is what was done to a row.
@@ -139,44 +140,45 @@ var (
 )
 
 // readRowChange reads an envelope, or what is left of one when it is flattened.
-func readRowChange(v value) (c rowChange, reason fault) {
-	v = payload(v)
-	var at [3]value
-	if !v.read(envelopeMembers, at[:]) {
+func readRowChange(o object) (c rowChange, reason fault) {
+	o = payload(o)
+	var at [3]member
+	if !o.read(envelopeMembers, at[:]) {
 		return c, reasonTwice
 	}
 	op := string(at[0].text())
 	switch {
-	case op == "" && v.member("iodebeziumop") != nil:
-		return readCloud(v)
-	case op == "" && at[2] == nil:
-		return readFlat(v)
+	case op == "" && o.member("iodebeziumop").value != nil:
+		return readCloud(o)
+	case op == "" && at[2].value == nil:
+		return readFlat(o)
 	case op == "":
 		return c, reasonUnknownOp
 	}
-	var source [2]value
-	if !at[2].read(sourceMembers, source[:]) {
+	var source [2]member
+	if !at[2].in.read(sourceMembers, source[:]) {
 		return c, reasonTwice
 	}
-	return did(op, rowChange{table: string(source[0].text()), row: jsonRow(at[1]), position: position(source[1]), message: jsonRow(v)})
+	return did(op, at[1], rowChange{table: string(source[0].text()), position: position(source[1].value), message: o})
 }
 
 // readCloud reads what Debezium's CloudEvents converter makes of an envelope: what was done
 // and the source are attributes, the rows are the data.
-func readCloud(v value) (c rowChange, reason fault) {
-	var at [4]value
-	if !v.read(cloudMembersOfRows, at[:]) {
+func readCloud(o object) (c rowChange, reason fault) {
+	var at [4]member
+	if !o.read(cloudMembersOfRows, at[:]) {
 		return c, reasonTwice
 	}
-	after := payload(at[3]).member("after")
-	return did(string(at[0].text()), rowChange{table: string(at[1].text()), row: jsonRow(after), position: position(at[2]), message: jsonRow(v)})
+	after := payload(at[3].in).member("after")
+	return did(string(at[0].text()), after, rowChange{table: string(at[1].text()), position: position(at[2].value), message: o})
 }
 
-// did says what was done to a row.
-func did(op string, c rowChange) (rowChange, fault) {
+// did says what was done to a row, which is after it now.
+func did(op string, after member, c rowChange) (rowChange, fault) {
+	c.row = after.in
 	switch op {
 	case "c", "r", "u":
-		if c.op = op[0]; !value(c.row.(jsonRow)).isObject() {
+		if c.op = op[0]; !after.isObject() {
 			return c, reasonNoChange
 		}
 	case "d":
@@ -192,15 +194,15 @@ func did(op string, c rowChange) (rowChange, fault) {
 
 // readFlat reads a row that was taken out of its envelope. Of one that is deleted all
 // columns but the key are made up.
-func readFlat(v value) (c rowChange, reason fault) {
-	if c.message = jsonRow(v); control(v) {
+func readFlat(o object) (c rowChange, reason fault) {
+	if c.message = o; control(o) {
 		return c, ""
 	}
-	var at [5]value
-	if !v.read(flatMembers, at[:]) {
+	var at [5]member
+	if !o.read(flatMembers, at[:]) {
 		return c, reasonTwice
 	}
-	c.op, c.table, c.row, c.position = 'u', string(at[3].text()), jsonRow(v), max(position(at[2]), position(at[4]))
+	c.op, c.table, c.row, c.position = 'u', string(at[3].text()), o, max(position(at[2].value), position(at[4].value))
 	if op := at[0].text(); len(op) == 1 {
 		c.op = op[0]
 	}
@@ -218,11 +220,11 @@ func readFlat(v value) (c rowChange, reason fault) {
 
 // control tells whether a message is one of Debezium's own: a heartbeat, or where a
 // transaction begins or ends.
-func control(v value) bool {
-	var at [4]value
-	v.read([]string{"ts_ms", "status", "id", "serverName"}, at[:])
+func control(o object) bool {
+	var at [2]member
+	o.read([]string{"ts_ms", "status"}, at[:])
 	status := string(at[1].text())
-	return at[0] != nil && (status == "BEGIN" || status == "END" || members(v) == 1)
+	return at[0].value != nil && (status == "BEGIN" || status == "END" || len(o.fields) == 1)
 }
 
 // position is a source's log sequence number; 0: none.
@@ -257,15 +259,13 @@ const (
 	isBytes
 )
 
-// jsonRow is a row as a JSON object.
-type jsonRow value
-
-func (r jsonRow) cells(names []string) ([]cell, bool) {
-	values := make([]value, len(names))
-	once := value(r).readFold(names, values)
+// cells implements row, for one as a JSON object.
+func (o object) cells(names []string) ([]cell, bool) {
+	columns := make([]member, len(names))
+	once := o.readFold(names, columns)
 	cells := make([]cell, len(names))
-	for i, v := range values {
-		cells[i] = jsonCell(v)
+	for i, c := range columns {
+		cells[i] = jsonCell(c.value)
 	}
 	return cells, once
 }

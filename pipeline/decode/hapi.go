@@ -455,9 +455,9 @@ func (c cell) truth() string {
 func transactionOf(message row) string {
 	var id string
 	switch m := message.(type) {
-	case jsonRow:
-		if id = string(value(m).at("transaction", "id").text()); id == "" {
-			id = string(value(m).member("iodebeziumtransactionid").text())
+	case object:
+		if id = string(m.member("transaction").in.member("id").text()); id == "" {
+			id = string(m.member("iodebeziumtransactionid").text())
 		}
 	case avroRow:
 		if of, ok := recordOf(m["transaction"]); ok {
@@ -494,8 +494,8 @@ func collections(message row) map[string]int {
 		counts[strings.ToLower(name[strings.LastIndexByte(name, '.')+1:])] += int(n)
 	}
 	switch m := message.(type) {
-	case jsonRow:
-		_ = value(m).member("data_collections").each(func(e value) error {
+	case object:
+		_ = m.member("data_collections").each(func(e value) error {
 			count(string(e.member("data_collection").text()), jsonCell(e.member("event_count")).number())
 			return nil
 		})

@@ -3,7 +3,6 @@ package decode
 import (
 	"bytes"
 	"encoding/base64"
-	"strings"
 
 	"tidemark/store/compact"
 	"tidemark/store/fhir"
@@ -40,15 +39,6 @@ func (v value) text() []byte {
 // null is as good as missing. The answer is false if one of them comes twice: readers
 // differ on which counts.
 func (v value) read(names []string, into []value) bool {
-	return v.readAs(names, into, func(name []byte, wanted string) bool { return string(name) == wanted })
-}
-
-// readFold is read for names in whatever case of letters.
-func (v value) readFold(names []string, into []value) bool {
-	return v.readAs(names, into, func(name []byte, wanted string) bool { return strings.EqualFold(string(name), wanted) })
-}
-
-func (v value) readAs(names []string, into []value, is func(name []byte, wanted string) bool) bool {
 	clear(into)
 	if !v.isObject() {
 		return true
@@ -57,7 +47,7 @@ func (v value) readAs(names []string, into []value, is func(name []byte, wanted 
 	compact.Members(v, 0, func(m compact.Member) bool {
 		name := compact.Plain(nil, v[m.Name:m.Colon])
 		for i, wanted := range names {
-			if !is(name, wanted) {
+			if string(name) != wanted {
 				continue
 			}
 			once = once && into[i] == nil
@@ -159,7 +149,7 @@ func (c *changes) compact(src []byte) (value, error) {
 func (c *changes) envelope(rec Record) (value, error) {
 	v, err := c.document(rec)
 	if err == nil && !v.isObject() {
-		return nil, refuse(rec, "value is not a JSON object")
+		return nil, refuse(rec, reasonNoObject)
 	}
 	return v, err
 }
