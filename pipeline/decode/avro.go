@@ -164,13 +164,14 @@ func (r avroRow) cells(names []string) ([]cell, bool) {
 			continue
 		}
 		v, exact := r[name]
-		found := exact
-		for field, other := range r {
-			if exact || !strings.EqualFold(field, name) {
-				continue
+		if !exact {
+			var found bool
+			for field, other := range r {
+				if strings.EqualFold(field, name) {
+					once = once && !found
+					v, found = other, true
+				}
 			}
-			once = once && !found
-			v, found = other, true
 		}
 		cells[i] = avroCell(v)
 	}

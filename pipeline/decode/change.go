@@ -82,13 +82,9 @@ func (c *changes) change(rec Record, s said) (ch store.Change, ok bool, reason s
 	case len(s.body) == 0:
 		return ch, false, reasonNoBody
 	}
-	body, err := s.body, error(nil)
-	if s.lacks && s.key != (fhir.Key{}) {
-		body, err = c.complete(body, s.key)
-	}
-	var res fhir.Resource
-	if err == nil {
-		res, err = c.scan(body)
+	res, err := c.scan(s.body)
+	if err != nil && s.lacks && s.key != (fhir.Key{}) {
+		res, err = c.scanLacking(s.body, s.key)
 	}
 	switch {
 	case err != nil:
@@ -118,16 +114,24 @@ func (c *changes) scan(body []byte) (fhir.Resource, error) {
 	return s.Scan(body)
 }
 
-// complete is a resource that says its type and id: sources that keep them in columns of
-// their own leave them out of the body.
-func (c *changes) complete(body []byte, key fhir.Key) ([]byte, error) {
+// scanLacking scans a resource that may lack its type and id: sources that keep them in
+// columns of their own leave them out of the body. Most do not, so that is tried second.
+func (c *changes) scanLacking(body []byte, key fhir.Key) (fhir.Resource, error) {
 	v, err := c.compact(body)
-	if body = v; err != nil || !v.isObject() {
-		return body, err // what is no object is for Scan to refuse
+	if err != nil {
+		return fhir.Resource{}, err
+	}
+	return c.scan(complete(v, key))
+}
+
+// complete is a resource that says its type and id.
+func complete(v value, key fhir.Key) []byte {
+	if !v.isObject() {
+		return v // for Scan to refuse
 	}
 	hasType, hasID, first := false, false, 1
-	compact.Members(body, 0, func(m compact.Member) bool {
-		switch string(body[m.Name:m.Colon]) {
+	compact.Members(v, 0, func(m compact.Member) bool {
+		switch string(v[m.Name:m.Colon]) {
 		case `"resourceType"`:
 			if hasType = true; m.Name == 1 {
 				first = m.End
@@ -138,9 +142,9 @@ func (c *changes) complete(body []byte, key fhir.Key) ([]byte, error) {
 		return !hasType || !hasID
 	})
 	if hasType && hasID {
-		return body, nil
+		return v
 	}
-	return insert(body, first, key, !hasType, !hasID), nil
+	return insert(v, first, key, !hasType, !hasID)
 }
 
 // insert writes what a resource lacks at a place in it: behind its opening brace, or

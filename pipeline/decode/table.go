@@ -257,7 +257,8 @@ func (d *debezium) body(t *table, cells []cell, s *said) fault {
 
 // identify finds out of the body what no column says, and makes FHIR of it.
 func (d *debezium) identify(t *table, s said) (said, bool, fault) {
-	if s.body != nil && (s.key.Type == 0 || s.key.ID == "" || len(t.strip) > 0 || t.adapt != nil) {
+	looked := s.body != nil && (s.key.Type == 0 || s.key.ID == "" || len(t.strip) > 0 || t.adapt != nil)
+	if looked {
 		v, err := d.compact(s.body)
 		if err != nil {
 			return s, false, fault("body " + err.Error())
@@ -281,6 +282,8 @@ func (d *debezium) identify(t *table, s said) (said, bool, fault) {
 		return s, false, reasonRowType
 	case !fhir.ValidID(s.key.ID):
 		return s, false, reasonRowID
+	case looked && s.lacks:
+		s.body, s.lacks = complete(s.body, s.key), false
 	}
 	return s, false, ""
 }
