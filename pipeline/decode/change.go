@@ -43,6 +43,7 @@ type changes struct {
 	maxRecord int64
 	drop      map[fhir.Type]bool
 	scanners  sync.Pool // of *fhir.Scanner
+	inflaters sync.Pool // of *inflater
 }
 
 // prepare is called once.
@@ -51,6 +52,7 @@ func (c *changes) prepare(o Options) {
 	c.scanners.New = func() any {
 		return &fhir.Scanner{MaxDepth: o.MaxDepth, OwnBases: o.OwnBases}
 	}
+	c.inflaters.New = func() any { return new(inflater) }
 }
 
 // add appends the change that a message says, nothing if it is of a dropped type. part

@@ -246,7 +246,7 @@ func (d *hapi) bodyPart(p *Part, c cell) fault {
 	case len(c.text) == 0:
 		return reasonNoColumn
 	}
-	text, reason := unpack(c, d.maxRecord)
+	text, reason := d.unpack(c)
 	if reason != "" {
 		return reason
 	}

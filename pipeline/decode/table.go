@@ -1,20 +1,14 @@
 package decode
 
 import (
-	"bytes"
-	"compress/gzip"
-	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
-	"unicode/utf16"
-	"unicode/utf8"
 
 	"tidemark/store"
 	"tidemark/store/compact"
@@ -27,8 +21,6 @@ const (
 	reasonRowType  = "row names no resource type of FHIR R4"
 	reasonRowID    = "row has no FHIR id"
 	reasonNoColumn = "row has no body: is it kept elsewhere (offloaded)?"
-	reasonBody     = "body is neither JSON nor gzip nor base64 or hexadecimal digits of these"
-	reasonBodySize = "body is larger than the limit for records (kafka.max_record) when it is unpacked"
 )
 
 // A Table says what the columns of a table of resources mean, one row a resource or one of
@@ -251,7 +243,7 @@ func (d *debezium) body(t *table, cells []cell, s *said) fault {
 		return reasonNoColumn
 	}
 	var reason fault
-	s.body, reason = unpack(text, d.maxRecord)
+	s.body, reason = d.unpack(text)
 	return reason
 }
 
@@ -362,62 +354,6 @@ func (ts tables) since1970(n int64) fhir.Instant {
 		t = time.Date(t.Year(), t.Month(), t.Day(), t.Hour(), t.Minute(), t.Second(), t.Nanosecond(), ts.zone)
 	}
 	return fhir.FromTime(t)
-}
-
-// unpack is the resource in a column: JSON; or gzip, of UTF-8 or UTF-16, as bytes, base64 or
-// hexadecimal digits.
-func unpack(c cell, limit int64) ([]byte, fault) {
-	b := c.text
-	if c.kind == isText && !startsObject(b) {
-		decoded, ok := base64Text(b)
-		if plain, err := hex.DecodeString(string(b)); err == nil {
-			decoded, ok = plain, true
-		}
-		if !ok {
-			return nil, reasonBody
-		}
-		b = decoded
-	}
-	if bytes.HasPrefix(b, []byte{0x1f, 0x8b}) {
-		r, err := gzip.NewReader(bytes.NewReader(b))
-		if err != nil {
-			return nil, reasonBody
-		}
-		b, err = io.ReadAll(io.LimitReader(r, limit+1))
-		switch {
-		case err != nil:
-			return nil, reasonBody
-		case int64(len(b)) > limit:
-			return nil, reasonBodySize
-		}
-	}
-	b = bytes.TrimPrefix(b, []byte("\xef\xbb\xbf"))
-	b = bytes.TrimPrefix(b, []byte("\xff\xfe"))
-	if len(b) >= 2 && b[1] == 0 {
-		b = fromUTF16(b)
-	}
-	if !startsObject(b) {
-		return nil, reasonBody
-	}
-	return b, ""
-}
-
-func startsObject(b []byte) bool {
-	b = bytes.TrimLeft(b, " \t\r\n")
-	return len(b) > 0 && b[0] == '{'
-}
-
-// fromUTF16 reads little-endian UTF-16.
-func fromUTF16(b []byte) []byte {
-	units := make([]uint16, len(b)/2)
-	for i := range units {
-		units[i] = binary.LittleEndian.Uint16(b[2*i:])
-	}
-	out := make([]byte, 0, len(b))
-	for _, r := range utf16.Decode(units) {
-		out = utf8.AppendRune(out, r)
-	}
-	return out
 }
 
 // stripMeta is a resource without some members of its meta.

@@ -5,6 +5,7 @@ import (
 	"compress/gzip"
 	"encoding/base64"
 	"encoding/hex"
+	"strings"
 	"testing"
 	"time"
 
@@ -29,6 +30,9 @@ func zipped(t *testing.T, b []byte) []byte {
 func TestUnpack(t *testing.T) {
 	const body = `{"resourceType":"Patient"}`
 	zip := zipped(t, []byte(body))
+	other := zipped(t, []byte(`{"resourceType":"Device"}`))
+	var d changes
+	d.prepare(Options{MaxRecord: 1000})
 	for _, c := range []struct {
 		name string
 		cell cell
@@ -45,8 +49,12 @@ func TestUnpack(t *testing.T) {
 		{"half of a gzip", cell{isBytes, zip[:len(zip)/2]}, "", reasonBody},
 		{"something else", cell{isText, []byte("<Patient/>")}, "", reasonBody},
 		{"larger than may be", cell{isBytes, zipped(t, bytes.Repeat([]byte(body), 100))}, "", reasonBodySize},
+		{"as large as may be", cell{isBytes, zipped(t, []byte(`{"x":"`+strings.Repeat("x", 992)+`"}`))}, `{"x":"` + strings.Repeat("x", 992) + `"}`, ""},
+		{"one byte more", cell{isBytes, zipped(t, []byte(`{"x":"`+strings.Repeat("x", 993)+`"}`))}, "", reasonBodySize},
+		{"odd digits", cell{isText, []byte("7b7")}, "", reasonBody},
 	} {
-		got, why := unpack(c.cell, 1000)
+		got, why := d.unpack(c.cell)
+		_, _ = d.unpack(cell{isBytes, other}) // is no business of the first
 		if string(got) != c.want || why != c.why {
 			t.Errorf("%s: %s, %q", c.name, got, why)
 		}
