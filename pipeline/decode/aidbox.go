@@ -83,11 +83,11 @@ func appendAidbox(b []byte, v value, name string) []byte {
 func appendAidboxList(b []byte, v value, name string) []byte {
 	b = append(b, '[')
 	open := len(b)
-	_ = v.each(func(e value) error { // fn does not fail
+	_ = node{value: v}.each(func(e node) error { // fn does not fail
 		if len(b) > open {
 			b = append(b, ',')
 		}
-		b = appendAidbox(b, e, name)
+		b = appendAidbox(b, e.value, name)
 		return nil
 	})
 	return append(b, ']')

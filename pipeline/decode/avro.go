@@ -276,7 +276,7 @@ type avro struct{ debezium }
 
 func newAvro(o Options) Decoder {
 	d := &avro{debezium{tables: o.tables(), codecs: codecs{schemas: o.Schemas}}}
-	d.prepare(o)
+	d.prepare(o, rowDepth)
 	return d
 }
 

@@ -9,7 +9,6 @@ import (
 	"strings"
 
 	"tidemark/store"
-	"tidemark/store/compact"
 	"tidemark/store/fhir"
 )
 
@@ -40,9 +39,12 @@ type bundle struct {
 	alone Decoder // of resources by themselves, nil if they are refused
 }
 
+// entryDepth is where a resource's type and id lie in a Bundle: entry, which of them, resource.
+const entryDepth = 4
+
 func newBundle(o Options) Decoder {
 	d := &bundle{}
-	d.prepare(o)
+	d.prepare(o, entryDepth)
 	if o.Mixed {
 		d.alone = newResource(o)
 	}
@@ -87,7 +89,7 @@ func (d *bundle) Decode(rec Record) ([]store.Change, error) {
 // A bundleValue is what is read of a Bundle.
 type bundleValue struct {
 	resourceType, typ string
-	entry             value
+	entry             node
 }
 
 var bundleMembers = []string{"resourceType", "type", "entry"}
@@ -104,7 +106,7 @@ func (c *changes) bundle(rec Record) (*bundleValue, error) {
 	if err != nil {
 		return nil, err
 	}
-	var at [3]value
+	var at [3]node
 	if !v.read(bundleMembers, at[:]) {
 		return nil, refuse(rec, reasonTwice)
 	}
@@ -116,16 +118,12 @@ func (b *bundleValue) notice() bool {
 	if b.typ == "subscription-notification" {
 		return true
 	}
-	if b.typ != "history" || !b.entry.isList() || b.entry[1] == ']' {
-		return false
-	}
-	first := value(b.entry[1:compact.Skip(b.entry, 1)])
-	return isStatus(first.member("resource"))
+	return b.typ == "history" && isStatus(b.entry.first().member("resource"))
 }
 
 // An entry is one of a Bundle's.
 type entry struct {
-	fullURL, resource           value
+	fullURL, resource           node
 	method, url, etag, modified []byte
 	mode                        []byte // of a search
 	typ, id                     []byte // of the resource
@@ -139,16 +137,16 @@ var (
 	resourceMembers = []string{"resourceType", "id"}
 )
 
-func readEntry(v value) (e entry, reason string) {
-	var at [5]value
-	var request, response, resource [2]value
+func readEntry(v node) (e entry, reason string) {
+	var at [5]node
+	var request, response, resource [2]node
 	once := v.read(entryMembers, at[:])
 	e.fullURL, e.resource = at[0], at[1]
 	once = once && at[2].read(requestMembers, request[:]) && at[3].read(responseMembers, response[:]) && e.resource.read(resourceMembers, resource[:])
 	if !once {
 		return e, reasonTwice
 	}
-	e.hasRequest, e.method, e.url = at[2] != nil, request[0].text(), request[1].text()
+	e.hasRequest, e.method, e.url = at[2].value != nil, request[0].text(), request[1].text()
 	e.etag, e.modified = response[0].text(), response[1].text()
 	e.mode = at[4].member("mode").text()
 	e.typ, e.id = resource[0].text(), resource[1].text()
@@ -184,13 +182,13 @@ func (e *entry) requested() (s said, changes bool, reason string) {
 		if s.key, _, reason = e.key(); reason != "" {
 			return s, false, reason
 		}
-		s.body, s.lacks = e.resource, len(e.id) == 0
+		s.body, s.lacks = e.resource.value, len(e.id) == 0
 		return s, true, ""
 	case http.MethodPost:
-		if len(e.id) == 0 && e.resource != nil {
+		if len(e.id) == 0 && e.resource.value != nil {
 			return s, false, reasonPostNoID
 		}
-		s.body = e.resource
+		s.body = e.resource.value
 		return s, true, ""
 	}
 	return s, false, reasonMethod
@@ -211,7 +209,7 @@ func (e *entry) happened() (s said, changes bool, reason string) {
 			}
 		}
 	case http.MethodPut, http.MethodPost, http.MethodPatch, "":
-		s.body = e.resource
+		s.body = e.resource.value
 	default:
 		reason = reasonMethod
 	}
@@ -222,7 +220,7 @@ func (e *entry) happened() (s said, changes bool, reason string) {
 // contained is what an entry of a collection holds.
 func (e *entry) contained() (s said, changes bool, reason string) {
 	s = nothing
-	s.body = e.resource
+	s.body = e.resource.value
 	return s, string(e.mode) != "outcome", ""
 }
 
@@ -237,7 +235,7 @@ func (d *bundle) entries(rec Record, b *bundleValue, says func(*entry) (said, bo
 	var all []store.Change
 	links := linksOf(b.entry)
 	n := 0
-	err := b.entry.each(func(v value) (err error) {
+	err := b.entry.each(func(v node) (err error) {
 		part := fmt.Sprintf("entry %d: ", n)
 		n++
 		e, reason := readEntry(v)

@@ -42,13 +42,14 @@ var nothing = said{lastUpdated: fhir.None, time: fhir.None}
 type changes struct {
 	maxRecord int64
 	drop      map[fhir.Type]bool
+	depth     int       // in messages, of what is looked for: see node
 	scanners  sync.Pool // of *fhir.Scanner
 	inflaters sync.Pool // of *inflater
 }
 
-// prepare is called once.
-func (c *changes) prepare(o Options) {
-	c.maxRecord, c.drop = o.maxRecord(), o.dropped()
+// prepare is called once. What lies deeper than depth in messages is read, too, but slower.
+func (c *changes) prepare(o Options, depth int) {
+	c.maxRecord, c.drop, c.depth = o.maxRecord(), o.dropped(), depth
 	c.scanners.New = func() any {
 		return &fhir.Scanner{MaxDepth: o.MaxDepth, OwnBases: o.OwnBases}
 	}

@@ -26,9 +26,12 @@ type debezium struct {
 	codecs codecs
 }
 
+// rowDepth is where a row's columns lie in an envelope: payload, after.
+const rowDepth = 3
+
 func newDebezium(o Options) Decoder {
 	d := &debezium{tables: o.tables(), codecs: codecs{schemas: o.Schemas}}
-	d.prepare(o)
+	d.prepare(o, rowDepth)
 	return d
 }
 
@@ -73,11 +76,11 @@ func (d *debezium) rowChange(rec Record, key row) (c rowChange, err error) {
 	case framing:
 		rec.Value = json
 	}
-	o, err := d.object(rec)
+	n, err := d.envelope(rec)
 	if err != nil {
 		return c, err
 	}
-	c, reason := readRowChange(o)
+	c, reason := readRowChange(n)
 	c.key = key
 	return c, orNil(reason)
 }
@@ -104,22 +107,22 @@ func (d *debezium) keyRow(rec Record) (row, error) {
 		json = rec.Key
 	}
 	if len(json) == 0 {
-		return object{}, nil
+		return node{}, nil
 	}
-	o, err := d.fields(json)
+	n, err := d.nodes(json)
 	if err != nil {
 		return nil, refuse(rec, "key "+err.Error())
 	}
-	return payload(o), nil
+	return payload(n), nil
 }
 
 // payload is what a JSON converter with schemas.enable wraps.
-func payload(o object) object {
-	var at [2]member
-	if o.read([]string{"payload", "schema"}, at[:]); at[0].value != nil && at[1].value != nil {
-		return at[0].in
+func payload(n node) node {
+	var at [2]node
+	if n.read([]string{"payload", "schema"}, at[:]); at[0].value != nil && at[1].value != nil {
+		return at[0]
 	}
-	return o
+	return n
 }
 
 // A rowChange is what was done to a row.
@@ -140,42 +143,42 @@ var (
 )
 
 // readRowChange reads an envelope, or what is left of one when it is flattened.
-func readRowChange(o object) (c rowChange, reason fault) {
-	o = payload(o)
-	var at [3]member
-	if !o.read(envelopeMembers, at[:]) {
+func readRowChange(n node) (c rowChange, reason fault) {
+	n = payload(n)
+	var at [3]node
+	if !n.read(envelopeMembers, at[:]) {
 		return c, reasonTwice
 	}
 	op := string(at[0].text())
 	switch {
-	case op == "" && o.member("iodebeziumop").value != nil:
-		return readCloud(o)
+	case op == "" && n.member("iodebeziumop").value != nil:
+		return readCloud(n)
 	case op == "" && at[2].value == nil:
-		return readFlat(o)
+		return readFlat(n)
 	case op == "":
 		return c, reasonUnknownOp
 	}
-	var source [2]member
-	if !at[2].in.read(sourceMembers, source[:]) {
+	var source [2]node
+	if !at[2].read(sourceMembers, source[:]) {
 		return c, reasonTwice
 	}
-	return did(op, at[1], rowChange{table: string(source[0].text()), position: position(source[1].value), message: o})
+	return did(op, at[1], rowChange{table: string(source[0].text()), position: position(source[1].value), message: n})
 }
 
 // readCloud reads what Debezium's CloudEvents converter makes of an envelope: what was done
 // and the source are attributes, the rows are the data.
-func readCloud(o object) (c rowChange, reason fault) {
-	var at [4]member
-	if !o.read(cloudMembersOfRows, at[:]) {
+func readCloud(n node) (c rowChange, reason fault) {
+	var at [4]node
+	if !n.read(cloudMembersOfRows, at[:]) {
 		return c, reasonTwice
 	}
-	after := payload(at[3].in).member("after")
-	return did(string(at[0].text()), after, rowChange{table: string(at[1].text()), position: position(at[2].value), message: o})
+	after := payload(at[3]).member("after")
+	return did(string(at[0].text()), after, rowChange{table: string(at[1].text()), position: position(at[2].value), message: n})
 }
 
 // did says what was done to a row, which is after it now.
-func did(op string, after member, c rowChange) (rowChange, fault) {
-	c.row = after.in
+func did(op string, after node, c rowChange) (rowChange, fault) {
+	c.row = after
 	switch op {
 	case "c", "r", "u":
 		if c.op = op[0]; !after.isObject() {
@@ -194,15 +197,15 @@ func did(op string, after member, c rowChange) (rowChange, fault) {
 
 // readFlat reads a row that was taken out of its envelope. Of one that is deleted all
 // columns but the key are made up.
-func readFlat(o object) (c rowChange, reason fault) {
-	if c.message = o; control(o) {
+func readFlat(n node) (c rowChange, reason fault) {
+	if c.message = n; control(n) {
 		return c, ""
 	}
-	var at [5]member
-	if !o.read(flatMembers, at[:]) {
+	var at [5]node
+	if !n.read(flatMembers, at[:]) {
 		return c, reasonTwice
 	}
-	c.op, c.table, c.row, c.position = 'u', string(at[3].text()), o, max(position(at[2].value), position(at[4].value))
+	c.op, c.table, c.row, c.position = 'u', string(at[3].text()), n, max(position(at[2].value), position(at[4].value))
 	if op := at[0].text(); len(op) == 1 {
 		c.op = op[0]
 	}
@@ -220,11 +223,11 @@ func readFlat(o object) (c rowChange, reason fault) {
 
 // control tells whether a message is one of Debezium's own: a heartbeat, or where a
 // transaction begins or ends.
-func control(o object) bool {
-	var at [2]member
-	o.read([]string{"ts_ms", "status"}, at[:])
+func control(n node) bool {
+	var at [2]node
+	n.read([]string{"ts_ms", "status"}, at[:])
 	status := string(at[1].text())
-	return at[0].value != nil && (status == "BEGIN" || status == "END" || len(o.fields) == 1)
+	return at[0].value != nil && (status == "BEGIN" || status == "END" || len(n.within) == 1)
 }
 
 // position is a source's log sequence number; 0: none.
@@ -260,9 +263,9 @@ const (
 )
 
 // cells implements row, for one as a JSON object.
-func (o object) cells(names []string) ([]cell, bool) {
-	columns := make([]member, len(names))
-	once := o.readFold(names, columns)
+func (n node) cells(names []string) ([]cell, bool) {
+	columns := make([]node, len(names))
+	once := n.readFold(names, columns)
 	cells := make([]cell, len(names))
 	for i, c := range columns {
 		cells[i] = jsonCell(c.value)

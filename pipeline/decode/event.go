@@ -76,15 +76,15 @@ type events struct {
 	read reader
 }
 
-func newEvents(o Options, read reader) Decoder {
+func newEvents(o Options, depth int, read reader) Decoder {
 	d := &events{read: read}
-	d.prepare(o)
+	d.prepare(o, depth)
 	return d
 }
 
 // A reader calls each for what a record says, whose value is v; part names the place in a
 // message of several. Its errors are faults, or those of each.
-type reader func(c *changes, rec Record, v value, each func(part string, s said) error) error
+type reader func(c *changes, rec Record, v node, each func(part string, s said) error) error
 
 // Decode implements Decoder.
 func (d *events) Decode(rec Record) ([]store.Change, error) {
@@ -108,15 +108,15 @@ func (d *events) Decode(rec Record) ([]store.Change, error) {
 
 // newHAPI is what HAPI's Subscriptions with a channel of type message, and Smile CDR's
 // broker, write: a ResourceModifiedJsonMessage.
-func newHAPI(o Options) Decoder { return newEvents(o, readHAPI) }
+func newHAPI(o Options) Decoder { return newEvents(o, 2, readHAPI) }
 
 var hapiMembers = []string{"operationType", "payloadId", "payloadVersion", "payload", "mediaType", "resourceId"}
 
-func readHAPI(_ *changes, _ Record, v value, each func(part string, s said) error) error {
-	if v == nil {
+func readHAPI(_ *changes, _ Record, v node, each func(part string, s said) error) error {
+	if v.value == nil {
 		return nil
 	}
-	var at [6]value
+	var at [6]node
 	p := v.member("payload")
 	switch {
 	case !p.isObject():
@@ -151,18 +151,18 @@ func readHAPI(_ *changes, _ Record, v value, each func(part string, s said) erro
 }
 
 // newLFH is what LinuxForHealth's FHIR server (before: IBM's) notifies of.
-func newLFH(o Options) Decoder { return newEvents(o, readLFH) }
+func newLFH(o Options) Decoder { return newEvents(o, 1, readLFH) }
 
 var lfhMembers = []string{"operationType", "location", "lastUpdated", "resource"}
 
-func readLFH(_ *changes, _ Record, v value, each func(part string, s said) error) error {
-	var at [4]value
+func readLFH(_ *changes, _ Record, v node, each func(part string, s said) error) error {
+	var at [4]node
 	switch once := v.read(lfhMembers, at[:]); {
-	case v == nil:
+	case v.value == nil:
 		return nil
 	case !once:
 		return fault(reasonTwice)
-	case at[0] == nil || at[1] == nil:
+	case at[0].value == nil || at[1].value == nil:
 		return fault(reasonNoEvent)
 	}
 	s := nothing
@@ -182,18 +182,18 @@ func readLFH(_ *changes, _ Record, v value, each func(part string, s said) error
 
 // newFirely is what Firely Server's PubSub writes: ResourcesChangedEvent, in MassTransit's
 // envelope.
-func newFirely(o Options) Decoder { return newEvents(o, readFirely) }
+func newFirely(o Options) Decoder { return newEvents(o, 5, readFirely) }
 
 var (
 	firelyMembers    = []string{"changeType", "reference", "resource"}
 	referenceMembers = []string{"resourceType", "resourceId", "version"}
 )
 
-func readFirely(_ *changes, _ Record, v value, each func(part string, s said) error) error {
+func readFirely(_ *changes, _ Record, v node, each func(part string, s said) error) error {
 	list := v.at("message", "changes")
 	release := v.at("headers", "fhir-release").text()
 	switch {
-	case v == nil:
+	case v.value == nil:
 		return nil
 	case !list.isList():
 		return fault(reasonNoEvent)
@@ -201,10 +201,10 @@ func readFirely(_ *changes, _ Record, v value, each func(part string, s said) er
 		return fault(reasonRelease)
 	}
 	n := 0
-	return list.each(func(change value) error {
+	return list.each(func(change node) error {
 		part := fmt.Sprintf("change %d: ", n)
 		n++
-		var at, ref [3]value
+		var at, ref [3]node
 		if !change.read(firelyMembers, at[:]) || !at[1].read(referenceMembers, ref[:]) {
 			return fault(part + reasonTwice)
 		}
@@ -229,7 +229,7 @@ func readFirely(_ *changes, _ Record, v value, each func(part string, s said) er
 // value a resource, as JSON or as a string of it; the header eventType says what was done.
 // Both may be framed, as strings in Avro.
 func newOutbox(o Options) Decoder {
-	return &outbox{events: newEvents(o, readOutbox), codecs: codecs{schemas: o.Schemas}}
+	return &outbox{events: newEvents(o, 1, readOutbox), codecs: codecs{schemas: o.Schemas}}
 }
 
 type outbox struct {
@@ -256,7 +256,7 @@ func (d *outbox) Decode(rec Record) ([]store.Change, error) {
 // outboxID is the aggregate's id, which a JSON converter quotes, and wraps with
 // schemas.enable.
 func outboxID(c *changes, key []byte) string {
-	if v, err := c.compact(key); err == nil {
+	if v, err := c.nodes(key); err == nil {
 		if text := payload(v).text(); text != nil {
 			return string(text)
 		}
@@ -264,7 +264,7 @@ func outboxID(c *changes, key []byte) string {
 	return string(key)
 }
 
-func readOutbox(c *changes, rec Record, v value, each func(part string, s said) error) error {
+func readOutbox(c *changes, rec Record, v node, each func(part string, s said) error) error {
 	h := headersOf(rec, "eventType", "version", "lastUpdated")
 	s := nothing
 	if len(rec.Key) > 0 {
@@ -278,7 +278,7 @@ func readOutbox(c *changes, rec Record, v value, each func(part string, s said) 
 		}
 	}
 	s.version, s.lastUpdated = h["version"], instant(h["lastUpdated"])
-	if payload := v.member("payload"); payload != nil && v.member("resourceType") == nil {
+	if payload := v.member("payload"); payload.value != nil && v.member("resourceType").value == nil {
 		v = payload // schemas.enable
 	}
 	s.body = v.embedded()
@@ -287,7 +287,7 @@ func readOutbox(c *changes, rec Record, v value, each func(part string, s said) 
 		s.delete = true
 	case does == unknownAction && h["eventType"] != "":
 		return fault(reasonAction)
-	case v == nil && h["eventType"] == "":
+	case v.value == nil && h["eventType"] == "":
 		return nil // a tombstone: what is deleted is told by an event
 	}
 	return each("", s)
@@ -307,34 +307,34 @@ func headersOf(rec Record, names ...string) map[string]string {
 // newCloudEvents is CloudEvents 1.0 with a resource as data: structured (all of it is the
 // value) or binary (attributes are headers that begin with ce_, the data is the value). The
 // type says what was done, the subject to which resource, if the data does not.
-func newCloudEvents(o Options) Decoder { return newEvents(o, readCloudEvent) }
+func newCloudEvents(o Options) Decoder { return newEvents(o, 2, readCloudEvent) }
 
 var (
 	cloudMembers = []string{"specversion", "type", "subject", "time", "data", "data_base64"}
 	azureMembers = []string{"resourceType", "resourceFhirId", "resourceVersionId"}
 )
 
-func readCloudEvent(c *changes, rec Record, v value, each func(part string, s said) error) error {
+func readCloudEvent(c *changes, rec Record, v node, each func(part string, s said) error) error {
 	h := headersOf(rec, "ce_specversion", "ce_type", "ce_subject", "ce_time")
 	typ, subject, at, data := h["ce_type"], h["ce_subject"], h["ce_time"], v
 	if h["ce_specversion"] == "" {
-		var m [6]value
+		var m [6]node
 		switch once := v.read(cloudMembers, m[:]); {
-		case v == nil:
+		case v.value == nil:
 			return nil
 		case !once:
 			return fault(reasonTwice)
-		case m[0] == nil:
+		case m[0].value == nil:
 			return fault(reasonNoEvent)
 		}
 		typ, subject, at, data = string(m[1].text()), string(m[2].text()), string(m[3].text()), m[4]
-		if m[5] != nil {
+		if m[5].value != nil {
 			decoded, ok := base64Text(m[5].text())
 			if !ok {
 				return fault(reasonBase64)
 			}
 			var err error
-			if data, err = c.compact(decoded); err != nil {
+			if data, err = c.nodes(decoded); err != nil {
 				return fault("data_base64 " + err.Error())
 			}
 		}
@@ -350,8 +350,8 @@ func readCloudEvent(c *changes, rec Record, v value, each func(part string, s sa
 		s.key, s.version = key, versionID
 	}
 	s.time, s.body = instant(at), data.embedded()
-	if azure := data.member("resourceFhirId"); azure != nil { // tells ids alone
-		var m [3]value
+	if azure := data.member("resourceFhirId"); azure.value != nil { // tells ids alone
+		var m [3]node
 		data.read(azureMembers, m[:])
 		key, err := fhir.ParseKey(string(m[0].text()) + "/" + string(m[1].text()))
 		if err != nil {

@@ -108,7 +108,7 @@ type hapi struct{ debezium }
 
 func newHAPITables(o Options) Decoder {
 	d := &hapi{debezium{codecs: codecs{schemas: o.Schemas}, tables: o.tables()}}
-	d.prepare(o)
+	d.prepare(o, rowDepth)
 	return d
 }
 
@@ -455,8 +455,8 @@ func (c cell) truth() string {
 func transactionOf(message row) string {
 	var id string
 	switch m := message.(type) {
-	case object:
-		if id = string(m.member("transaction").in.member("id").text()); id == "" {
+	case node:
+		if id = string(m.at("transaction", "id").text()); id == "" {
 			id = string(m.member("iodebeziumtransactionid").text())
 		}
 	case avroRow:
@@ -494,9 +494,9 @@ func collections(message row) map[string]int {
 		counts[strings.ToLower(name[strings.LastIndexByte(name, '.')+1:])] += int(n)
 	}
 	switch m := message.(type) {
-	case object:
-		_ = m.member("data_collections").each(func(e value) error {
-			count(string(e.member("data_collection").text()), jsonCell(e.member("event_count")).number())
+	case node:
+		_ = m.member("data_collections").each(func(e node) error {
+			count(string(e.member("data_collection").text()), jsonCell(e.member("event_count").value).number())
 			return nil
 		})
 	case avroRow:

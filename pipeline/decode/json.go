@@ -35,34 +35,6 @@ func (v value) text() []byte {
 	return nil
 }
 
-// read takes members of an object by their names, into places in the same order. What is
-// null is as good as missing. The answer is false if one of them comes twice: readers
-// differ on which counts.
-func (v value) read(names []string, into []value) bool {
-	clear(into)
-	if !v.isObject() {
-		return true
-	}
-	once := true
-	compact.Members(v, 0, func(m compact.Member) bool {
-		name := compact.Plain(nil, v[m.Name:m.Colon])
-		for i, wanted := range names {
-			if string(name) != wanted {
-				continue
-			}
-			once = once && into[i] == nil
-			into[i] = v[m.Colon+1 : m.End]
-		}
-		return once
-	})
-	for i := range into {
-		if into[i].none() {
-			into[i] = nil
-		}
-	}
-	return once
-}
-
 // member is one of an object's by name, the first of that name; nil: there is none.
 func (v value) member(name string) (found value) {
 	if !v.isObject() {
@@ -88,31 +60,6 @@ func members(v value) (n int) {
 	return n
 }
 
-// at follows names through objects; nil: there is nothing.
-func (v value) at(names ...string) value {
-	for _, name := range names {
-		v = v.member(name)
-	}
-	return v
-}
-
-// each calls fn for each element of a list, until it fails.
-func (v value) each(fn func(element value) error) error {
-	if !v.isList() {
-		return nil
-	}
-	for i := 1; v[i] != ']'; {
-		end := compact.Skip(v, i)
-		if err := fn(v[i:end]); err != nil {
-			return err
-		}
-		if i = end; v[i] == ',' {
-			i++
-		}
-	}
-	return nil
-}
-
 // embedded is a resource inside of a message: an object, or a string whose text is one.
 func (v value) embedded() []byte {
 	if v.isText() {
@@ -121,19 +68,19 @@ func (v value) embedded() []byte {
 	return v
 }
 
-// document is a record's value as compact JSON; nil of Kafka's null.
-func (c *changes) document(rec Record) (value, error) {
+// document is a record's value as compact JSON; the zero node of Kafka's null.
+func (c *changes) document(rec Record) (node, error) {
 	switch {
 	case rec.Value == nil:
-		return nil, nil
+		return node{}, nil
 	case len(rec.Value) == 0:
-		return nil, refuse(rec, reasonEmpty)
+		return node{}, refuse(rec, reasonEmpty)
 	}
-	v, err := c.compact(rec.Value)
+	n, err := c.nodes(rec.Value)
 	if err != nil {
-		return nil, refuse(rec, "value "+err.Error())
+		return node{}, refuse(rec, "value "+err.Error())
 	}
-	return v, nil
+	return n, nil
 }
 
 // compact validates JSON of any kind: only then it can be walked. The scanner's errors are
@@ -146,12 +93,12 @@ func (c *changes) compact(src []byte) (value, error) {
 }
 
 // envelope is a record's value as compact JSON that is an object.
-func (c *changes) envelope(rec Record) (value, error) {
-	v, err := c.document(rec)
-	if err == nil && !v.isObject() {
-		return nil, refuse(rec, reasonNoObject)
+func (c *changes) envelope(rec Record) (node, error) {
+	n, err := c.document(rec)
+	if err == nil && !n.isObject() {
+		return node{}, refuse(rec, reasonNoObject)
 	}
-	return v, err
+	return n, err
 }
 
 // base64Text decodes what producers write of bytes: RFC 4648, both alphabets, padded or not.

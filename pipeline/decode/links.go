@@ -14,13 +14,13 @@ type links map[string][]byte // to Type/id
 var urn = []byte("urn:uuid:")
 
 // linksOf is nil for a Bundle in which nothing is called by such a name.
-func linksOf(entries value) links {
-	if !bytes.Contains(entries, urn) {
+func linksOf(entries node) links {
+	if !bytes.Contains(entries.value, urn) {
 		return nil
 	}
 	l := links{}
-	_ = entries.each(func(v value) error {
-		var at [2]value
+	_ = entries.each(func(v node) error {
+		var at [2]node
 		full := v.member("fullUrl").text()
 		v.member("resource").read(resourceMembers, at[:])
 		if typ, id := at[0].text(), at[1].text(); bytes.HasPrefix(full, urn) && len(typ) > 0 && len(id) > 0 {

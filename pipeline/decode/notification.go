@@ -24,7 +24,7 @@ type notification struct{ changes }
 
 func newNotification(o Options) Decoder {
 	d := &notification{}
-	d.prepare(o)
+	d.prepare(o, entryDepth)
 	return d
 }
 
@@ -44,7 +44,7 @@ func (d *notification) events(rec Record, b *bundleValue) ([]store.Change, error
 	var all []store.Change
 	var st status
 	n, told := 0, false
-	err := b.entry.each(func(v value) (err error) {
+	err := b.entry.each(func(v node) (err error) {
 		part := fmt.Sprintf("entry %d: ", n)
 		if n++; n == 1 {
 			var reason string
@@ -84,20 +84,20 @@ type status struct {
 }
 
 // isStatus tells whether a resource is the status of a Subscription.
-func isStatus(resource value) bool {
+func isStatus(resource node) bool {
 	switch string(resource.member("resourceType").text()) {
 	case "SubscriptionStatus", "AidboxSubscriptionStatus":
 		return true
 	case "Parameters":
-		return parameter(resource, "subscription") != nil
+		return parameter(resource, "subscription").value != nil
 	}
 	return false
 }
 
-// parameter is the first of a name in Parameters, nil if there is none.
-func parameter(parameters value, name string) (found value) {
-	_ = parameters.member("parameter").each(func(p value) error {
-		if found == nil && string(p.member("name").text()) == name {
+// parameter is the first of a name in Parameters, the zero node if there is none.
+func parameter(parameters node, name string) (found node) {
+	_ = parameters.member("parameter").each(func(p node) error {
+		if found.value == nil && string(p.member("name").text()) == name {
 			found = p
 		}
 		return nil
@@ -105,9 +105,9 @@ func parameter(parameters value, name string) (found value) {
 	return found
 }
 
-func readStatus(r value) (st status, reason string) {
+func readStatus(r node) (st status, reason string) {
 	st.focus = map[fhir.Key]fhir.Instant{}
-	note := func(reference, timestamp value) {
+	note := func(reference, timestamp node) {
 		if key, _, ok := named(reference.text()); ok {
 			st.focus[key] = instant(timestamp.text())
 		}
@@ -115,12 +115,12 @@ func readStatus(r value) (st status, reason string) {
 	kind := r.member("type")
 	if string(r.member("resourceType").text()) == "Parameters" {
 		kind = parameter(r, "type").member("valueCode")
-		_ = r.member("parameter").each(func(p value) error {
+		_ = r.member("parameter").each(func(p node) error {
 			if string(p.member("name").text()) != "notification-event" {
 				return nil
 			}
-			var focus, timestamp value
-			_ = p.member("part").each(func(part value) error {
+			var focus, timestamp node
+			_ = p.member("part").each(func(part node) error {
 				switch string(part.member("name").text()) {
 				case "focus":
 					focus = part.at("valueReference", "reference")
@@ -133,7 +133,7 @@ func readStatus(r value) (st status, reason string) {
 			return nil
 		})
 	} else {
-		_ = r.member("notificationEvent").each(func(event value) error {
+		_ = r.member("notificationEvent").each(func(event node) error {
 			note(event.at("focus", "reference"), event.member("timestamp"))
 			return nil
 		})
@@ -181,12 +181,12 @@ func (st *status) says(e *entry) (s said, changes bool, reason string) {
 		return s, false, reasonMethod
 	}
 	switch {
-	case !s.delete && e.resource == nil:
+	case !s.delete && e.resource.value == nil:
 		return s, false, reasonIDOnly
 	case known || s.delete:
 		s.key = key
 	}
-	s.body, s.lacks = e.resource, len(e.id) == 0
+	s.body, s.lacks = e.resource.value, len(e.id) == 0
 	s.version, s.lastUpdated = etag(e.etag), instant(e.modified)
 	if focused {
 		s.time = at

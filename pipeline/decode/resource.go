@@ -25,7 +25,7 @@ type resource struct{ changes }
 
 func newResource(o Options) Decoder {
 	d := &resource{}
-	d.prepare(o)
+	d.prepare(o, 0)
 	return d
 }
 

@@ -1,6 +1,7 @@
 package decode
 
 import (
+	"encoding/base64"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -299,10 +300,13 @@ func (c cell) yes() bool {
 // placeholder stands where Debezium does not know a large column, for it has not changed.
 const placeholder = "__debezium_unavailable_value"
 
-var placeholder64 = "X19kZWJleml1bV91bmF2YWlsYWJsZV92YWx1ZQ=="
+// placeholders are the forms in which it is written in columns of bytes.
+var placeholders = []string{
+	placeholder, base64.StdEncoding.EncodeToString([]byte(placeholder)), hex.EncodeToString([]byte(placeholder)),
+}
 
 func unavailable(c cell) bool {
-	return (c.kind == isText || c.kind == isBytes) && (string(c.text) == placeholder || string(c.text) == placeholder64 || string(c.text) == hex.EncodeToString([]byte(placeholder)))
+	return (c.kind == isText || c.kind == isBytes) && slices.ContainsFunc(placeholders, func(p string) bool { return p == string(c.text) })
 }
 
 // instant reads a time as drivers and connectors write it: text, or the time since 1970 in

@@ -32,7 +32,7 @@ func TestUnpack(t *testing.T) {
 	zip := zipped(t, []byte(body))
 	other := zipped(t, []byte(`{"resourceType":"Device"}`))
 	var d changes
-	d.prepare(Options{MaxRecord: 1000})
+	d.prepare(Options{MaxRecord: 1000}, 0)
 	for _, c := range []struct {
 		name string
 		cell cell

@@ -10,14 +10,16 @@ import (
 	"tidemark/store/compact"
 )
 
-// fieldsOf are the members of the value at i, found by walking.
+// fieldsOf are the fields of the value at i, found by walking.
 func fieldsOf(b []byte, i, depth, listed int) (all []Field) {
 	switch {
 	case depth > listed:
 	case b[i] == '[':
 		for i++; b[i] != ']'; {
+			end := compact.Skip(b, i)
+			all = append(all, Field{depth, compact.Member{Name: i, Colon: i - 1, End: end}})
 			all = append(all, fieldsOf(b, i, depth+1, listed)...)
-			if i = compact.Skip(b, i); b[i] == ',' {
+			if i = end; b[i] == ',' {
 				i++
 			}
 		}

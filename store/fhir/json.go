@@ -259,8 +259,15 @@ func (s *Scanner) passList(i, depth int, attachment bool) int {
 		return i + 1
 	}
 	for {
+		field := len(s.fields)
+		if depth <= s.listed {
+			s.fields = append(s.fields, Field{depth, compact.Member{Name: i - s.removed, Colon: i - s.removed - 1}})
+		}
 		if i = s.pass(i, depth, attachment); i < 0 {
 			return i
+		}
+		if depth <= s.listed {
+			s.fields[field].End = i - s.removed
 		}
 		i = s.space(i)
 		switch {

@@ -68,7 +68,7 @@ type Scanner struct {
 	seen  uint32
 	late  []lateMember
 	again bool // the second look: the white space is gone already
-	// plainly: nothing in the document is asked about, but its members down to a depth.
+	// plainly: nothing in the document is asked about, but its fields down to a depth.
 	plainly bool
 	listed  int
 	fields  []Field
@@ -118,14 +118,15 @@ func (s *Scanner) Compact(src []byte) ([]byte, error) {
 	return s.compact()
 }
 
-// A Field is a member of an object within a document, as places in its compact text. Depth
-// is how many objects and lists it lies in, 1 of what the document itself has.
+// A Field is a member of an object, or an element of a list, within a document, as places in
+// its compact text. Of an element the value begins at Name. Depth is how many objects and
+// lists it lies in, 1 of what the document itself has.
 type Field struct {
 	Depth int
 	compact.Member
 }
 
-// Fields is Compact that tells the members down to a depth, too, each before those within it:
+// Fields is Compact that tells the fields down to a depth, too, each before those within it:
 // who wants to know what a large text stands beside need not pass by it again.
 func (s *Scanner) Fields(src []byte, depth int) ([]byte, []Field, error) {
 	s.reset(src)
