@@ -326,7 +326,7 @@ func (ts tables) instant(c cell, ticks bool) fhir.Instant {
 		}
 	case isNumber:
 		n, err := strconv.ParseInt(string(c.text), 10, 64)
-		if err != nil {
+		if err != nil || ticks && n < 0 {
 			return fhir.None
 		}
 		if ticks {
@@ -343,9 +343,11 @@ const msBefore1970 = 62135596800000
 // since1970 reads a time without a zone. Between 1973 and 5138 no unit is mistaken for
 // another.
 func (ts tables) since1970(n int64) fhir.Instant {
-	const year5138 = 1e11 // in seconds
+	const year1, year5138 = -62135596800, 1e11 // in seconds
 	t := time.Unix(n, 0)
 	switch {
+	case n < year1: // FHIR cannot write it; a database may say by it that there is no bound
+		return fhir.None
 	case n >= year5138*1e6:
 		t = time.Unix(0, n)
 	case n >= year5138*1e3:

@@ -86,6 +86,9 @@ func TestColumnInstants(t *testing.T) {
 		{berlin, cell{isNumber, []byte("1783000800123456")}, noon},
 		{time.UTC, cell{isText, []byte("yesterday")}, ""},
 		{time.UTC, cell{isNumber, []byte("1.5")}, ""},
+		{time.UTC, cell{isNumber, []byte("-62135596800")}, "0001-01-01T00:00:00.000Z"},
+		{time.UTC, cell{isNumber, []byte("-62135596801")}, ""},
+		{time.UTC, cell{isNumber, []byte("-9223372036832400000")}, ""}, // -infinity
 		{time.UTC, cell{}, ""},
 	} {
 		got := tables{zone: c.zone}.instant(c.cell, false)
