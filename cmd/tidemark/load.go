@@ -295,8 +295,11 @@ func tellTally(t *backfill.Tally, e *extract.Extract, out io.Writer) error {
 		what string
 		n    int64
 	}{
-		{"deletions", t.Deleted}, {"passed over (drop_types)", t.Dropped}, {"lines that cannot be loaded", t.Faults},
-		{"lines sent by an earlier run", t.Before}, {"files left aside", int64(e.Aside)},
+		{"deletions", t.Deleted},
+		{"passed over (drop_types)", t.Dropped},
+		{"lines that cannot be loaded", t.Faults},
+		{"lines sent by an earlier run", t.Before},
+		{"files left aside", int64(e.Aside)},
 	} {
 		if more.n > 0 {
 			fmt.Fprintf(table, "%s\t%s\t\n", more.what, humanize.Comma(more.n))

@@ -354,7 +354,7 @@ func TestLoadFaults(t *testing.T) {
 func TestLoadLarge(t *testing.T) {
 	r := newSourceRig(t, 1, map[string]string{"max.message.bytes": "100000"})
 	dir := t.TempDir()
-	large := func(name string, data string) string {
+	large := func(name, data string) string {
 		path := filepath.Join(dir, name)
 		r.put(path, fmt.Appendf(nil, "{\"resourceType\":\"Binary\",\"id\":%q,\"contentType\":\"text/plain\",\"data\":%q}\n", name, data))
 		return path

@@ -68,7 +68,7 @@ func NewWriter(topic string, limit int64, reach ...kgo.Opt) (*Writer, error) {
 func (w *Writer) TopicID(ctx context.Context) (string, error) {
 	req := kmsg.NewPtrMetadataRequest()
 	topic := kmsg.NewMetadataRequestTopic()
-	topic.Topic = kmsg.StringPtr(w.topic)
+	topic.Topic = new(w.topic)
 	req.Topics = append(req.Topics, topic)
 	answer, err := req.RequestWith(ctx, w.client)
 	if err == nil && len(answer.Topics) == 1 {

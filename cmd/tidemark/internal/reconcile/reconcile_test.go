@@ -247,8 +247,17 @@ func TestCanonical(t *testing.T) {
 	}
 	seen := map[uint64]string{Canonical([]byte(plain)): plain}
 	for _, edit := range [][2]string{
-		{`1.0`, `1.00`}, {`"x"`, `"y"`}, {`[{"family":"Ü"}]`, `{"family":"Ü"}`}, {`"Ü"`, `"U"`}, {`"n":1.0`, `"n":"1.0"`}, {`,"n":1.0`, ``},
-		{`"name"`, `"nam"`}, {`{"family":"Ü"}`, `{"family":"Ü"},{}`}, {`"n":1.0`, `"n":null`}, {`"n":1.0`, `"n":{"versionId":"1"}`}, {`"n":1.0`, `"n":{"versionId":"2"}`},
+		{`1.0`, `1.00`},
+		{`"x"`, `"y"`},
+		{`[{"family":"Ü"}]`, `{"family":"Ü"}`},
+		{`"Ü"`, `"U"`},
+		{`"n":1.0`, `"n":"1.0"`},
+		{`,"n":1.0`, ``},
+		{`"name"`, `"nam"`},
+		{`{"family":"Ü"}`, `{"family":"Ü"},{}`},
+		{`"n":1.0`, `"n":null`},
+		{`"n":1.0`, `"n":{"versionId":"1"}`},
+		{`"n":1.0`, `"n":{"versionId":"2"}`},
 	} {
 		s := strings.Replace(plain, edit[0], edit[1], 1)
 		h := Canonical([]byte(s))
