@@ -168,6 +168,9 @@ func TestAcceptWhatHasExpired(t *testing.T) {
 	if got := s.letters(); len(got) != 1 || got[0] != "a gap in the log (expired) was accepted: offsets 2 to 3 are not there any more" {
 		t.Errorf("dead letters %q", got)
 	}
+	if got, err := s.Replay(t.Context(), All()); err != nil || got.Resolved != 0 || got.Still[cut] != 1 {
+		t.Errorf("a gap was decoded: %+v, %v", got, err)
+	}
 	if st := s.db.Status().Partitions[0]; st.Held != "" {
 		t.Errorf("still held: %s", st.Held)
 	}
