@@ -142,6 +142,10 @@ func TestForgetAPartition(t *testing.T) {
 	if err := db.Forget(gone); err == nil {
 		t.Error("it is forgotten twice")
 	}
+	appliesAt(t, db, gone, 1, patientChange("late", fhir.None, "1")) // was on its way
+	if _, err := db.History(fhir.Key{Type: patientType, ID: "late"}); err == nil {
+		t.Error("what was forgotten is taken in")
+	}
 	appliesAt(t, db, part0, 1, patientChange("b", fhir.None, "2"))
 	lost := db
 	o.FS = fs.CrashClone(vfs.CrashCloneCfg{})

@@ -180,6 +180,9 @@ func (db *DB) Apply(ctx context.Context, b Batch) error {
 		return err
 	}
 	p := db.parts[b.Partition]
+	if p != nil && p.durable.Forgotten && b.Resolved == nil {
+		return nil // it was on its way when somebody decided to do without
+	}
 	if p == nil || p.progress == nil && b.Resolved == nil {
 		return fmt.Errorf("apply a batch of %v: the partition was never discovered", b.Partition)
 	}

@@ -88,6 +88,10 @@ func (s *Source) work(ctx context.Context, p *partition) error {
 			if !ok {
 				return nil // taken up anew
 			}
+			if s.over(p) { // what follows a refused answer must not be taken without it
+				s.settle(p, a, ErrStop)
+				continue
+			}
 			err := s.handler.Handle(ctx, a)
 			s.settle(p, a, err)
 			if err != nil && !errors.Is(err, ErrStop) {
@@ -95,6 +99,13 @@ func (s *Source) work(ctx context.Context, p *partition) error {
 			}
 		}
 	}
+}
+
+// over says whether the handler wanted no more of a partition, as it was taken up.
+func (s *Source) over(p *partition) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return p.stopped
 }
 
 // settle gives back an answer's share of memory and lets the leader go on.

@@ -931,3 +931,34 @@ func sameFetch(t *testing.T, mine *fetchAnswer, version int16, body []byte) {
 		t.Fatalf("fetch answer of version %d (-franz-go +ours):\n%s", version, d)
 	}
 }
+
+// Once an answer is refused, nothing behind it is handed over before it is: also if the
+// partition is wanted again while some wait.
+func TestAgainSkipsNothing(t *testing.T) {
+	id := at("t", 0)
+	c := newCluster(t, kfake.SeedTopics(1, "t"))
+	produce(t, newProducer(t, c), id, "a")
+	f := newFakeStore()
+	var s *Source
+	entered, leave := make(chan struct{}), make(chan struct{})
+	first := true
+	f.handle = func(a *Answer) error { // one goroutine calls it
+		if len(a.Records) > 0 && first {
+			first = false
+			close(entered)
+			<-leave
+			return ErrStop
+		}
+		return nil
+	}
+	s, _ = run(t, testConfig(c, "t"), f)
+	<-entered
+	produce(t, newProducer(t, c), id, "b")
+	waitStatus(t, s, func(p PartitionStatus) bool { return p.Next == 2 }) // fetched, and waits
+	s.Again("t")                                                          // before it is known that it has stopped
+	close(leave)
+	f.wait(t, "both are read", func() bool { return f.states[id].Next == 2 })
+	if d := cmp.Diff([]got{{0, "a"}, {1, "b"}}, f.sofar(id)); d != "" {
+		t.Errorf("records (-want +got):\n%s", d)
+	}
+}
