@@ -24,7 +24,7 @@ func TestNodes(t *testing.T) {
 	const depth = 4
 	c.prepare(Options{}, depth)
 	deep := strings.Repeat(`{"a":[`, depth) + `{"b":1,"c":{}},[],2` + strings.Repeat(`]}`, depth)
-	for _, doc := range []string{`{}`, `[]`, `1`, `{"a":{},"b":[],"c":"{\"a\":1}"}`, `[[1,{"a":2}],3]`, `{"":{"":[{"":""}]}}`, deep} {
+	for _, doc := range []string{`{}`, `[]`, `1`, `{"a":{},"b":[],"c":"{\"a\":1}"}`, `[[1,{"a":2}],3]`, `{"":{"":[{"":""}]}}`, deep, `{"a":[0` + strings.Repeat(",1", 2000) + `],"b":{"c":[]}}`} {
 		n, err := c.nodes([]byte(doc))
 		if err != nil {
 			t.Fatal(err)

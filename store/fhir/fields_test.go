@@ -53,6 +53,10 @@ func TestFields(t *testing.T) {
 			}
 		}
 	}
+	many := `{"a":[{"b":[` + strings.Repeat("0,", 1<<20) + `0]}],"c":{}}`
+	if text, got, err := s.Fields([]byte(many), 9); err != nil || len(got) != 0 || string(text) != many || cap(s.fields) > 1<<17 {
+		t.Errorf("of very many: %d and room for %d, %v", len(got), cap(s.fields), err)
+	}
 	if _, got, err := s.Fields([]byte(`{"a":1,"b":}`), 2); err == nil || got != nil {
 		t.Errorf("of what is no JSON: %v, %v", got, err)
 	}

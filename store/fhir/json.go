@@ -227,7 +227,7 @@ func (s *Scanner) passObject(i, depth int, attachment bool) int {
 		}
 		name, field := text{i + 1, end - 1}, len(s.fields)
 		if depth <= s.listed {
-			s.fields = append(s.fields, Field{depth, compact.Member{Name: i - s.removed, Colon: end - s.removed}})
+			s.place(Field{depth, compact.Member{Name: i - s.removed, Colon: end - s.removed}})
 		}
 		if i = s.colon(end); i < 0 {
 			return i
@@ -261,7 +261,7 @@ func (s *Scanner) passList(i, depth int, attachment bool) int {
 	for {
 		field := len(s.fields)
 		if depth <= s.listed {
-			s.fields = append(s.fields, Field{depth, compact.Member{Name: i - s.removed, Colon: i - s.removed - 1}})
+			s.place(Field{depth, compact.Member{Name: i - s.removed, Colon: i - s.removed - 1}})
 		}
 		if i = s.pass(i, depth, attachment); i < 0 {
 			return i

@@ -127,7 +127,8 @@ type Field struct {
 }
 
 // Fields is Compact that tells the fields down to a depth, too, each before those within it:
-// who wants to know what a large text stands beside need not pass by it again.
+// who wants to know what a large text stands beside need not pass by it again. It tells none
+// of a document of very many small ones: a list of millions of numbers is walked for less.
 func (s *Scanner) Fields(src []byte, depth int) ([]byte, []Field, error) {
 	s.reset(src)
 	defer s.reset(nil)
@@ -137,6 +138,17 @@ func (s *Scanner) Fields(src []byte, depth int) ([]byte, []Field, error) {
 		return nil, nil, err
 	}
 	return body, slices.Clone(s.fields), nil
+}
+
+// place notes where a field is, or forgets all of them, if they are so many and so small that they would
+// take more memory than the document.
+func (s *Scanner) place(f Field) {
+	const fewFields, fieldSize = 256, 32
+	if len(s.fields) >= fewFields+len(s.src)/fieldSize {
+		s.listed, s.fields = 0, s.fields[:0]
+		return
+	}
+	s.fields = append(s.fields, f)
 }
 
 func (s *Scanner) compact() ([]byte, error) {
