@@ -85,7 +85,9 @@ type state struct {
 	// Ends are the transactions, not all of whose rows have come, that have to do with it.
 	Ends []string `json:"e,omitempty"`
 	// Number and At are of the version that was told last and where its row was written, if it
-	// has tags or had: a connector that begins anew repeats rows, which would be later by Position.
+	// has tags or had: a connector that begins anew repeats rows, which would be later by
+	// Position. Or if it is a deletion, which may have been told alone: a snapshot that is taken
+	// again would have what was before it live.
 	Number int64  `json:"n,omitempty"`
 	At     uint64 `json:"a,omitempty"`
 	// Purged: its row is gone. Rows of other tables that come yet say nothing any more.
@@ -340,7 +342,7 @@ func (t *taking) tellNow(n int64, here parked) error {
 
 // repeats tells whether a version's row was told before, or one that was written later.
 func (s *state) repeats(part *decode.Part) bool {
-	return part.Position > 0 && (part.Number < s.Number || part.Number == s.Number && part.Position <= s.At)
+	return part.Number < s.Number || part.Number == s.Number && part.Position > 0 && part.Position <= s.At
 }
 
 // newer tells whether p is a later version than q, or the same, later written.
@@ -398,7 +400,7 @@ func (t *taking) tell(n int64, p parked, part *decode.Part) error {
 	}
 	rec := p.Record
 	rec.Offset = t.rec.Offset // it comes with this record
-	if part.Tagged || s.Told {
+	if part.Tagged || s.Told || part.Deletion {
 		s.Number, s.At = part.Number, part.Position
 		s.Position = max(s.Position+1, part.Position)
 		part.Position = s.Position

@@ -275,6 +275,38 @@ func TestNewestWaits(t *testing.T) {
 	}
 }
 
+// TestVersionsBeforeADeletion: of a resource that was deleted before it was known only that is
+// told. Its earlier versions, which a snapshot that is taken again brings, do not live.
+func TestVersionsBeforeADeletion(t *testing.T) {
+	k := newKept(t)
+	j := New(decoder(t, decode.Options{}), k, func() fhir.Instant { return k.now })
+	take := func(table, row string) {
+		t.Helper()
+		taken, err := j.Take(record("hapi.public."+table, nil, fmt.Appendf(nil, `{"op":"r","after":%s,"source":{"table":%q,"lsn":null}}`, row, table)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		k.apply(taken)
+		j.Applied()
+		for _, ch := range taken.Changes {
+			if !ch.Delete {
+				t.Errorf("version %d is told as living", ch.Version)
+			}
+		}
+	}
+	versions := func() {
+		t.Helper()
+		take("hfj_res_ver", `{"pid":1,"res_id":1,"res_ver":1,"res_type":"Patient","res_encoding":"JSON","res_text_vc":"{\"resourceType\":\"Patient\"}"}`)
+		take("hfj_res_ver", `{"pid":2,"res_id":1,"res_ver":2,"res_type":"Patient","res_encoding":"DEL"}`)
+	}
+	versions()
+	take("hfj_resource", `{"res_id":1,"res_type":"Patient","fhir_id":"anna"}`)
+	if len(k.history) != 1 {
+		t.Errorf("told %+v", k.history)
+	}
+	versions()
+}
+
 // TestWrongVersions: what is wrong with a version is said of its own record and at once,
 // though it would have to wait, and leaves nothing behind.
 func TestWrongVersions(t *testing.T) {
