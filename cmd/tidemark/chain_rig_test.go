@@ -22,9 +22,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kgo"
-	"github.com/twmb/franz-go/pkg/kmsg"
-
 	"tidemark/cmd/tidemark/internal/bulkclient"
 )
 
@@ -34,7 +31,6 @@ type line struct {
 	*rig
 	connector string // of deploy/dev/chain/connectors
 	prefix    string // of its topics
-	avro      bool
 
 	// calm is the transactionTime of the newest of the exports that are made when
 	// nothing is written; the merger makes its own all the time.
@@ -46,10 +42,12 @@ type line struct {
 type chain struct {
 	t     *testing.T
 	lines []*line
-	admin *kgo.Client
 	beats int
 	truth rows // at the last comparison
 }
+
+// long bounds waits: a dozen programs start and stop on what may be a small machine.
+const long = 5 * patience
 
 const chainDir = "../../deploy/dev/chain"
 
@@ -59,12 +57,7 @@ func newChain(t *testing.T) *chain {
 	if os.Getenv("KAFKA_BROKERS") == "" {
 		t.Fatal("KAFKA_BROKERS is not set: run make chain")
 	}
-	admin, err := kgo.NewClient(kgo.SeedBrokers(os.Getenv("KAFKA_BROKERS")))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(admin.Close)
-	c := &chain{t: t, admin: admin, truth: rows{}}
+	c := &chain{t: t, truth: rows{}}
 	for _, name := range []string{"json", "schema", "flat", "avro", "avro-flat"} {
 		c.lines = append(c.lines, c.newLine(name))
 	}
@@ -76,7 +69,7 @@ func (c *chain) newLine(connector string) *line {
 	dir, address := c.t.TempDir(), freePort(c.t)
 	l := &line{
 		rig: &rig{
-			t: c.t, client: &bulkclient.Client{Base: "http://" + address + "/fhir"}, log: filepath.Join(dir, "log"),
+			t: c.t, client: &bulkclient.Client{Base: "http://" + address + "/fhir", Patience: long}, log: filepath.Join(dir, "log"),
 			args: []string{
 				"serve", "--set", "store.path=" + filepath.Join(dir, "store"), "--config", filepath.Join(dir, "tidemark.yaml"),
 				"--set", "store.min_free=0B", "--set", "store.reserve=1MiB", "--set", "kafka.brokers=" + os.Getenv("KAFKA_BROKERS"),
@@ -84,7 +77,7 @@ func (c *chain) newLine(connector string) *line {
 				"--set", "compaction.settle_after=1s", "--set", "compaction.cores=1",
 			},
 		},
-		connector: connector, prefix: strings.ReplaceAll(connector, "-", "_"), avro: strings.HasPrefix(connector, "avro"),
+		connector: connector, prefix: strings.ReplaceAll(connector, "-", "_"),
 	}
 	l.merger = &merger{client: l.client, has: map[string]string{}}
 	text := c.file("tidemark.yaml", l.prefix)
@@ -134,6 +127,18 @@ func (c *chain) file(name, prefix string) []byte {
 		}
 		return "$" + v // the end of a pattern
 	}))
+}
+
+// until waits for a condition.
+func (c *chain) until(what string, ok func() bool) {
+	c.t.Helper()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(long); !ok(); <-tick.C {
+		if time.Now().After(end) {
+			c.t.Fatalf("waited %v until %s", long, what)
+		}
+	}
 }
 
 // do has the script do something to the parts of the chain.
@@ -224,7 +229,7 @@ func (c *chain) put(connector string, more map[string]string) {
 	}
 	base := "http://127.0.0.1:" + cmp.Or(os.Getenv("CHAIN_CONNECT_PORT"), "18083") + "/connectors/" + connector
 	var said string
-	c.lines[0].until("connector "+connector+" is taken", func() bool {
+	c.until("connector "+connector+" is taken", func() bool {
 		req, err := http.NewRequestWithContext(c.t.Context(), http.MethodPut, base+"/config", bytes.NewReader(body))
 		if err != nil {
 			c.t.Fatal(err)
@@ -241,7 +246,7 @@ func (c *chain) put(connector string, more map[string]string) {
 		}
 		return answer.StatusCode < 400
 	})
-	c.lines[0].until("connector "+connector+" runs", func() bool {
+	c.until("connector "+connector+" runs", func() bool {
 		answer, err := http.Get(base + "/status")
 		if err != nil {
 			return false
@@ -261,28 +266,6 @@ func (c *chain) putAll() {
 		c.put(l.connector, nil)
 	}
 	c.put("outbox", nil)
-}
-
-// end is where a topic of one partition ends.
-func (c *chain) end(topic string) int64 {
-	c.t.Helper()
-	req := kmsg.NewPtrListOffsetsRequest()
-	req.ReplicaID = -1
-	rt := kmsg.NewListOffsetsRequestTopic()
-	rt.Topic = topic
-	rp := kmsg.NewListOffsetsRequestTopicPartition()
-	rp.Timestamp = -1
-	rt.Partitions = append(rt.Partitions, rp)
-	req.Topics = append(req.Topics, rt)
-	for _, shard := range c.admin.RequestSharded(c.t.Context(), req) {
-		if shard.Err != nil {
-			c.t.Fatal(shard.Err)
-		}
-		for _, p := range shard.Resp.(*kmsg.ListOffsetsResponse).Topics[0].Partitions {
-			return p.Offset
-		}
-	}
-	return 0
 }
 
 // rows are resources by Type/id.
@@ -382,7 +365,7 @@ type window struct {
 
 // take makes an export of what has changed since; of everything, if that is zero.
 func take(ctx context.Context, client *bulkclient.Client, since time.Time) (*window, error) {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	ctx, cancel := context.WithTimeout(ctx, long)
 	defer cancel()
 	params := url.Values{}
 	if !since.IsZero() {

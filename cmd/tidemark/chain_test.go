@@ -34,7 +34,7 @@ func TestChain(t *testing.T) {
 		mergers.Go(func() { l.merger.follow(following) })
 	}
 	c.compare("what was there before")
-	for _, phase := range []func(){c.changes, c.overlap, c.toast} {
+	for _, phase := range []func(){c.changes, c.overlap, c.toast, c.kills} {
 		begin := time.Now()
 		phase()
 		t.Logf("that took %v", time.Since(begin).Round(100*time.Millisecond))
@@ -104,13 +104,13 @@ func (c *chain) compare(what string) {
 	c.t.Helper()
 	beats := c.beat()
 	for _, l := range c.lines {
-		l.await(what+": what was written last has come", func() (string, error) { return l.merger.lacks(beats) })
+		c.await(l, what+": what was written last has come", func() (string, error) { return l.merger.lacks(beats) })
 	}
 	read := time.Now() // all of it lies before
 	truth := c.read()
 	want := truth.since(c.truth)
 	for _, l := range c.lines {
-		l.await(what+": a window ends behind it", func() (string, error) { return l.merger.behind(read) })
+		c.await(l, what+": a window ends behind it", func() (string, error) { return l.merger.behind(read) })
 		l.is(what+": the increment", l.calm, want)
 		l.calm = l.is(what+": a full export", time.Time{}, increment{changed: truth.live()})
 		l.merger.mu.Lock()
@@ -127,18 +127,18 @@ func (c *chain) compare(what string) {
 }
 
 // await waits until a line lacks nothing any more.
-func (l *line) await(what string, lacks func() (string, error)) {
-	l.t.Helper()
+func (c *chain) await(l *line, what string, lacks func() (string, error)) {
+	c.t.Helper()
 	var last string
 	defer func() {
 		if last != "" {
-			l.t.Logf("%s: %s: %.2000s", l.connector, what, last)
+			c.t.Logf("%s: %s: %.2000s", l.connector, what, last)
 		}
 	}()
-	l.until(l.connector+": "+what, func() (is bool) {
+	c.until(l.connector+": "+what, func() (is bool) {
 		var err error
 		if last, err = lacks(); err != nil {
-			l.t.Fatalf("%s: %s: %v", l.connector, what, err)
+			c.t.Fatalf("%s: %s: %v", l.connector, what, err)
 		}
 		return last == ""
 	})
@@ -228,4 +228,56 @@ func (c *chain) toast() {
 		update hfj_res_ver set request_id = 'again' where res_id in (select res_id from hfj_resource where fhir_id = 'large-3');
 		select document_delete('Condition', 'large-2');`)
 	c.compare("large bodies that rows leave out")
+}
+
+// kills end Connect and the servers as the power does, while transactions go on.
+func (c *chain) kills() {
+	writing, stop := context.WithCancel(c.t.Context())
+	var writer sync.WaitGroup
+	var failed error
+	written := make(chan int, 1000)
+	writer.Go(func() {
+		for n := 0; writing.Err() == nil && failed == nil; n++ {
+			_, failed = c.run(strings.ReplaceAll(`
+				select hapi_put('Patient', 'stream-' || $n % 40, '{"resourceType": "Patient", "multipleBirthInteger": $n}', '{0|urn:stream|$n|}');
+				select medplum_put('Patient', md5('stream' || $n % 40)::uuid, '{"multipleBirthInteger": $n}');
+				select document_put('Condition', 'stream-' || $n % 40, '{"language": "s$n"}');
+				select outbox_put('Device', 'stream-' || $n % 40, '{"lotNumber": "$n"}');
+				select hapi_delete('Patient', 'stream-' || $n % 40) where $n % 7 = 3;
+				select document_delete('Condition', 'stream-' || $n % 40) where $n % 7 = 4;
+				select medplum_delete('Patient', md5('stream' || $n % 40)::uuid) where $n % 7 = 5;`, "$n", fmt.Sprint(n)))
+			select {
+			case written <- n:
+			default:
+			}
+		}
+	})
+	more := func() {
+		for range 10 {
+			select {
+			case <-written:
+			case <-time.After(long):
+				c.t.Fatal("nothing is written any more")
+			}
+		}
+	}
+	more()
+	c.do("kill", "connect")
+	more()
+	for _, l := range c.lines {
+		l.kill()
+		l.launch()
+	}
+	c.do("start", "connect")
+	c.putAll()
+	more()
+	stop()
+	writer.Wait()
+	if failed != nil {
+		c.t.Fatal(failed)
+	}
+	for _, l := range c.lines {
+		l.ready()
+	}
+	c.compare("kills")
 }
