@@ -388,7 +388,8 @@ func (p *Pipeline) decodeRecord(ctx context.Context, t *topic, id store.Partitio
 	taken, bad, err := p.insist(ctx, t, rec)
 	if bad != nil {
 		t.see(rec, bad.Reason)
-		return join.Taken{Changes: []store.Change{t.cfg.Decode.DeadLetter(rec, bad.Reason)}}, bad.Reason, nil
+		taken.Changes = append(taken.Changes, t.cfg.Decode.DeadLetter(rec, bad.Reason))
+		return taken, bad.Reason, nil
 	}
 	return taken, "", err
 }

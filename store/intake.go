@@ -76,15 +76,17 @@ func (db *DB) Rewind(p Partition, offset int64) error {
 		return fmt.Errorf("rewind %v: the partition was never discovered", p)
 	}
 	st := s.durable
+	if offset < st.Next {
+		st.Next, st.Anew = offset, db.meta.NextSeq // offsets of rows that are here say nothing any more
+	}
 	db.mu.Unlock()
-	st.Next = min(st.Next, offset)
 	err := db.whileOpen(func() error { return db.kv.Set(index.PartitionKey(p), st.Encode(), pebble.Sync) })
 	if err != nil {
 		return db.fail(fmt.Errorf("rewind %v: %w", p, err))
 	}
 	db.mu.Lock()
 	defer db.mu.Unlock()
-	s.durable.Next, s.progress = st.Next, watermark.New(st.Next)
+	s.durable, s.progress = st, watermark.New(st.Next)
 	return nil
 }
 

@@ -24,6 +24,12 @@ const (
 // timestamp after a re-creation, would count as new.
 const maxTombstones = 32
 
+// anotherLog is by how much (milliseconds) the time of a deletion must lie after the row's
+// own before it counts against the place in the source's log: then the log is another one,
+// which began anew (a database that was moved), and its places are small again. The clocks of
+// a database and of what writes to it differ by less.
+const anotherLog = 60_000
+
 // judge tells what ch, read from partition from, does to a resource whose
 // newest row is cur, nil if there never was one.
 func judge(cur *index.State, ch *Change, hash uint64, from Partition) verdict {
@@ -78,6 +84,8 @@ func judgeDeletion(cur *index.State, ch *Change, from Partition) verdict {
 		return applies
 	}
 	switch {
+	case placed && ch.Position < k.Position && ch.Time != fhir.None && k.LastUpdated != fhir.None && ch.Time > k.LastUpdated+anotherLog:
+		return applies
 	case placed && ch.Position < k.Position:
 		return stale
 	case placed:

@@ -40,6 +40,33 @@ func TestDeletionsInTheLog(t *testing.T) {
 	}
 }
 
+// TestDeletionsInAnotherLog: a database that was moved begins its log anew. What is deleted
+// long after it was written is deleted, however small its place; what a connector repeats of
+// an earlier life is not.
+func TestDeletionsInAnotherLog(t *testing.T) {
+	from := Partition{Topic: "Patient"}
+	cur := &index.State{
+		Kind:  segment.Live,
+		Clock: segment.Clock{Version: NoVersion, LastUpdated: 1_000_000, Position: 200, Timestamp: 1_000_100, Origin: from, Offset: 5},
+		Life:  segment.NoLife,
+	}
+	for _, c := range []struct {
+		what string
+		time fhir.Instant
+		want verdict
+	}{
+		{"repeated", 999_000, stale},
+		{"by a clock that is ahead", 1_050_000, stale},
+		{"of another log", 1_100_000, applies},
+		{"without a time", fhir.None, stale},
+	} {
+		ch := Change{Delete: true, Version: NoVersion, LastUpdated: fhir.None, Time: c.time, Position: 7, Timestamp: 1_200_000, Offset: 9}
+		if got := judge(cur, &ch, 0, from); got != c.want {
+			t.Errorf("%s: verdict %d, want %d", c.what, got, c.want)
+		}
+	}
+}
+
 // TestFloorsInTheLog: what was created within the millisecond of what was deleted lives, if
 // the log says that it came after; an old version that is read again does not.
 func TestFloorsInTheLog(t *testing.T) {

@@ -13,6 +13,7 @@ import (
 	"github.com/linkedin/goavro/v2"
 
 	"tidemark/store"
+	"tidemark/store/fhir"
 )
 
 // Why a record in Avro is refused.
@@ -227,7 +228,7 @@ func readAvroChange(v avroRow) (c rowChange, reason fault) {
 	if !enveloped || op == "" {
 		return flatAvro(v, c, named, number)
 	}
-	c.table, c.position = string(named(source, "table").text), number(named(source, "lsn"))
+	c.table, c.position, c.at = string(named(source, "table").text), number(named(source, "lsn")), since(named(source, "ts_ms").text)
 	switch op {
 	case "c", "r", "u":
 		after, is := recordOf(v["after"])
@@ -254,7 +255,7 @@ func flatAvro(v avroRow, c rowChange, named func(avroRow, string) cell, number f
 		return c, "" // where a transaction begins or ends
 	}
 	c.op, c.row, c.table = 'u', v, string(named(v, "__table").text)
-	c.position = max(number(named(v, "__lsn")), number(named(v, "__source_lsn")))
+	c.position, c.at = max(number(named(v, "__lsn")), number(named(v, "__source_lsn"))), since(named(v, "__source_ts_ms").text)
 	if op := named(v, "__op").text; len(op) == 1 {
 		c.op = op[0]
 	}
@@ -289,7 +290,7 @@ func (d *avro) Decode(rec Record) ([]store.Change, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := rowChange{op: 'd', key: key}
+	c := rowChange{op: 'd', key: key, at: fhir.None}
 	if rec.Value != nil {
 		fields, _, framing, err := d.codecs.read(rec.Value)
 		switch f, is := errors.AsType[fault](err); {

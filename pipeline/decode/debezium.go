@@ -6,6 +6,7 @@ import (
 	"strconv"
 
 	"tidemark/store"
+	"tidemark/store/fhir"
 )
 
 // Why a change of a table's row is refused.
@@ -131,15 +132,16 @@ type rowChange struct {
 	row, key row
 	table    string
 	position uint64
-	message  row // the whole of it
+	at       fhir.Instant // when it was done, by the database's clock; None: not told
+	message  row          // the whole of it
 }
 
 var (
 	envelopeMembers = []string{"op", "after", "source"}
-	flatMembers     = []string{"__op", "__deleted", "__lsn", "__table", "__source_lsn"}
-	sourceMembers   = []string{"table", "lsn"}
+	flatMembers     = []string{"__op", "__deleted", "__lsn", "__table", "__source_lsn", "__source_ts_ms"}
+	sourceMembers   = []string{"table", "lsn", "ts_ms"}
 
-	cloudMembersOfRows = []string{"iodebeziumop", "iodebeziumtable", "iodebeziumlsn", "data"}
+	cloudMembersOfRows = []string{"iodebeziumop", "iodebeziumtable", "iodebeziumlsn", "data", "iodebeziumtsms"}
 )
 
 // readRowChange reads an envelope, or what is left of one when it is flattened.
@@ -158,22 +160,22 @@ func readRowChange(n node) (c rowChange, reason fault) {
 	case op == "":
 		return c, reasonUnknownOp
 	}
-	var source [2]node
+	var source [3]node
 	if !at[2].read(sourceMembers, source[:]) {
 		return c, reasonTwice
 	}
-	return did(op, at[1], rowChange{table: string(source[0].text()), position: position(source[1].value), message: n})
+	return did(op, at[1], rowChange{table: string(source[0].text()), position: position(source[1].value), at: since(source[2].text()), message: n})
 }
 
 // readCloud reads what Debezium's CloudEvents converter makes of an envelope: what was done
 // and the source are attributes, the rows are the data.
 func readCloud(n node) (c rowChange, reason fault) {
-	var at [4]node
+	var at [5]node
 	if !n.read(cloudMembersOfRows, at[:]) {
 		return c, reasonTwice
 	}
 	after := payload(at[3]).member("after")
-	return did(string(at[0].text()), after, rowChange{table: string(at[1].text()), position: position(at[2].value), message: n})
+	return did(string(at[0].text()), after, rowChange{table: string(at[1].text()), position: position(at[2].value), at: since(at[4].text()), message: n})
 }
 
 // did says what was done to a row, which is after it now.
@@ -201,11 +203,12 @@ func readFlat(n node) (c rowChange, reason fault) {
 	if c.message = n; control(n) {
 		return c, ""
 	}
-	var at [5]node
+	var at [6]node
 	if !n.read(flatMembers, at[:]) {
 		return c, reasonTwice
 	}
 	c.op, c.table, c.row, c.position = 'u', string(at[3].text()), n, max(position(at[2].value), position(at[4].value))
+	c.at = since(at[5].text())
 	if op := at[0].text(); len(op) == 1 {
 		c.op = op[0]
 	}
@@ -219,6 +222,15 @@ func readFlat(n node) (c rowChange, reason fault) {
 		return c, reasonTruncated
 	}
 	return c, reasonUnknownOp
+}
+
+// since reads the milliseconds since 1970 that a connector writes; None if there are none.
+func since(text []byte) fhir.Instant {
+	ms, err := strconv.ParseInt(string(text), 10, 64)
+	if err != nil || ms <= 0 {
+		return fhir.None
+	}
+	return fhir.Instant(ms)
 }
 
 // control tells whether a message is one of Debezium's own: a heartbeat, or where a

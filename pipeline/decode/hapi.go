@@ -30,7 +30,8 @@ const hapiPreset = "hapi"
 // once they are together.
 type Joined interface {
 	Decoder
-	// Part is what a record says; nil if that is nothing.
+	// Part is what a record says; nil if that is nothing. A version that is refused (*Error)
+	// has its transaction beside the error.
 	Part(rec Record) (*Part, error)
 	// Version is the change that a version makes, none if it is of a dropped type. The record
 	// is the one that p was read from. Whether it is an *Error does not depend on key's id and
@@ -45,10 +46,11 @@ type Joined interface {
 // A Part is what one row says.
 type Part struct {
 	Of       PartOf
-	Gone     bool   // the row was deleted: of all else only the numbers that are its key count
-	Resource int64  // the number of the resource, res_id; 0 if the row does not say it
-	Row      int64  // the number of the row: pid, or tag_id of a definition
-	Position uint64 // in the database's log
+	Gone     bool         // the row was deleted: of all else only the numbers that are its key count
+	Resource int64        // the number of the resource, res_id; 0 if the row does not say it
+	Row      int64        // the number of the row: pid, or tag_id of a definition
+	Position uint64       // in the database's log
+	At       fhir.Instant // when it was written, by the database's clock; None: not told
 	// Transaction is what its transaction is called, "" if the message does not say.
 	Transaction string
 
@@ -70,6 +72,8 @@ type Part struct {
 
 // PartOf says which table a Part is of.
 type PartOf uint8
+
+const versionTable = "hfj_res_ver"
 
 // The tables, and the messages that tell where transactions end.
 const (
@@ -135,13 +139,16 @@ func (d *hapi) Part(rec Record) (*Part, error) {
 		name = rec.Topic[strings.LastIndexByte(rec.Topic, '.')+1:]
 	}
 	p, reason := d.part(strings.ToLower(name), c)
+	if reason != "" && strings.EqualFold(name, versionTable) { // it is one of its transaction's rows, all the same
+		return &Part{Of: PartVersion, Transaction: transactionOf(c.message)}, refuse(rec, string(reason))
+	}
 	if reason != "" {
 		return nil, refuse(rec, string(reason))
 	}
 	if p == nil {
 		return nil, nil
 	}
-	p.Gone, p.Position, p.Transaction = c.op == 'd', c.position, transactionOf(c.message)
+	p.Gone, p.Position, p.At, p.Transaction = c.op == 'd', c.position, c.at, transactionOf(c.message)
 	return p, nil
 }
 
@@ -155,7 +162,7 @@ func (d *hapi) part(table string, c rowChange) (*Part, fault) {
 	switch table {
 	case "hfj_resource":
 		return d.resourcePart(read("res_id", "res_type", "fhir_id", "forced_id_pid"), c.op == 'd')
-	case "hfj_res_ver":
+	case versionTable:
 		return d.versionPart(read("pid", "res_id", "res_ver", "res_type", "res_encoding", "res_text_vc", "res_text", "res_updated", "has_tags", "source_uri", "request_id"), c.op == 'd')
 	case "hfj_res_tag":
 		cells := read("pid", "res_id", "tag_id")
@@ -289,7 +296,7 @@ func (d *hapi) Version(rec Record, p *Part, key fhir.Key, tags []Tag) ([]store.C
 // Purged implements Joined.
 func (d *hapi) Purged(rec Record, p *Part, key fhir.Key) []store.Change {
 	s := nothing
-	s.key, s.delete, s.position = key, true, p.Position
+	s.key, s.delete, s.position, s.time = key, true, p.Position, p.At
 	changes, _ := d.add(nil, rec, s, "") // there is nothing in it that could be wrong
 	return changes
 }

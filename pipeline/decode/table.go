@@ -204,7 +204,7 @@ func (d *debezium) read(t *table, typ string, c rowChange) (s said, skip bool, r
 	}
 	s.key.ID = string(cells[idColumn].text)
 	if c.op == 'd' {
-		if s.delete = true; s.key.Type == 0 || !fhir.ValidID(s.key.ID) {
+		if s.delete, s.time = true, c.at; s.key.Type == 0 || !fhir.ValidID(s.key.ID) {
 			return s, false, reasonKeyless
 		}
 		return s, false, ""

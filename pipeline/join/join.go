@@ -9,6 +9,7 @@ package join
 import (
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -132,18 +133,32 @@ type taking struct {
 
 // Take takes a record. What came of it must be applied before anything else is, and then
 // Applied be called; records may be taken in between, in the order in which they are applied.
-// An error is none of the record's, and nothing was taken, unless it is a *decode.Error.
+// If the error is a *decode.Error, what came of it is to be applied beside a dead letter; any
+// other is none of the record's, and nothing was taken.
 func (j *Join) Take(rec decode.Record) (Taken, error) {
 	part, err := j.decoder.Part(rec)
-	if part == nil || err != nil {
+	if part == nil || err != nil && !refused(err) {
 		return Taken{}, err
 	}
 	t := &taking{Join: j, rec: rec, part: part, noted: map[string][]byte{}}
-	if err := t.take(); err != nil {
+	if err == nil {
+		err = t.take()
+	}
+	if refused(err) { // a row that nobody understands is one of its transaction's, all the same
+		t = &taking{Join: j, rec: rec, part: part, noted: map[string][]byte{}}
+		if err := t.count(func(c *tally) { c.Versions++ }); err != nil {
+			return Taken{}, err
+		}
+	} else if err != nil {
 		return Taken{}, err
 	}
 	maps.Copy(j.fresh, t.noted)
-	return t.out, nil
+	return t.out, err
+}
+
+func refused(err error) bool {
+	_, is := errors.AsType[*decode.Error](err)
+	return is
 }
 
 // Applied forgets what was noted: the store has it, or never will.

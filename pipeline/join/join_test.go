@@ -321,12 +321,48 @@ func TestWrongVersions(t *testing.T) {
 		`{"name":` + strings.Repeat("[", 5000) + strings.Repeat("]", 5000) + `}`, `{"name":[}`,
 	} {
 		taken, err := version("Patient", body)
-		if _, refused := err.(*decode.Error); !refused || taken.Changes != nil || len(j.fresh) != 0 { //nolint:errorlint // it is what Take returns
+		if !refused(err) || taken.Changes != nil || len(j.fresh) != 0 {
 			t.Errorf("%.60s: %+v, %v", body, taken, err)
 		}
 	}
 	if taken, err := version("Binary", `{"data":"x"}`); err != nil || taken.Changes != nil {
 		t.Errorf("of a dropped type: %+v, %v", taken, err)
+	}
+}
+
+// TestRefusedRowsCount: a version that nobody understands is one of its transaction's rows, so
+// what has tags and comes with it need not wait.
+func TestRefusedRowsCount(t *testing.T) {
+	for _, bad := range []string{`"res_encoding":"JSONC","res_text":7`, `"res_encoding":"JSON","res_text_vc":"{\"name\":[}"`, `"res_encoding":"JSON","res_text_vc":"{\"id\":1}"`} {
+		k := newKept(t)
+		k.notes[toldEnds] = []byte("1")
+		j := New(decoder(t, decode.Options{}), k, func() fhir.Instant { return k.now })
+		refusals := 0
+		take := func(table, row string) {
+			t.Helper()
+			value := fmt.Appendf(nil, `{"op":"c","after":{%s},"source":{"table":%q,"lsn":%d},"transaction":{"id":"9:%d"}}`, row, table, k.now, k.now)
+			if table == "" {
+				value = []byte(row)
+			}
+			k.now++
+			taken, err := j.Take(record("hapi."+table, nil, value))
+			if refused(err) {
+				refusals++
+			} else if err != nil {
+				t.Fatal(err)
+			}
+			k.apply(taken)
+			j.Applied()
+		}
+		take("hfj_tag_def", `"tag_id":1,"tag_type":2,"tag_system":"s","tag_code":"R"`)
+		take("hfj_resource", `"res_id":1,"res_type":"Patient","fhir_id":"anna"`)
+		take("hfj_res_tag", `"pid":5,"res_id":1,"tag_id":1`)
+		take("hfj_res_ver", `"pid":6,"res_id":1,"res_ver":1,"res_type":"Patient","has_tags":true,"res_encoding":"JSON","res_text_vc":"{\"resourceType\":\"Patient\"}"`)
+		take("hfj_res_ver", `"pid":7,"res_id":2,"res_ver":1,"res_type":"Patient",`+bad)
+		take("", `{"status":"END","id":"9:1","ts_ms":1,"data_collections":[{"data_collection":"public.hfj_res_tag","event_count":1},{"data_collection":"public.hfj_res_ver","event_count":2}]}`)
+		if refusals > 1 || len(k.history) == 0 || !strings.Contains(string(k.history[0].Body), `"code":"R"`) {
+			t.Errorf("%s: %d refused, told %+v", bad, refusals, k.history)
+		}
 	}
 }
 
