@@ -10,6 +10,7 @@ package backfill
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -283,8 +284,7 @@ func Deletion(key fhir.Key, at fhir.Instant) *kgo.Record {
 
 // Faults writes faults as NDJSON.
 func Faults(w io.Writer) func(Fault) error {
-	return func(f Fault) error {
-		_, err := fmt.Fprintf(w, "{\"file\":%q,\"line\":%d,\"reason\":%q}\n", f.File, f.Line, f.Reason)
-		return err
-	}
+	lines := json.NewEncoder(w)
+	lines.SetEscapeHTML(false)
+	return func(f Fault) error { return lines.Encode(f) }
 }

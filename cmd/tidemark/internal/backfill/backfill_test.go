@@ -1,7 +1,9 @@
 package backfill
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -232,5 +234,28 @@ func TestDropped(t *testing.T) {
 	}
 	if got := p.state.Files[nameOf(f)].Lines; got != 10 {
 		t.Errorf("%d lines are done", got)
+	}
+}
+
+// Whatever files are called, what lists faults is NDJSON.
+func TestFaultsAreJSON(t *testing.T) {
+	want := []Fault{{"a\x7f\a <b>.ndjson", 1, "no id"}, {"Größe\u200b.ndjson", 2, "no id"}, {"\U000e0001", 3, "no id"}}
+	var text bytes.Buffer
+	list := Faults(&text)
+	for _, f := range want {
+		if err := list(f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var got []Fault
+	for line := range bytes.Lines(text.Bytes()) {
+		var f Fault
+		if err := json.Unmarshal(line, &f); err != nil {
+			t.Fatalf("%s: %v", line, err)
+		}
+		got = append(got, f)
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Error(d)
 	}
 }
