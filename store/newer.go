@@ -118,7 +118,7 @@ func belowFloor(l *segment.Life, newest *segment.Clock, ch *Change) bool {
 		said, tied = true, tied && ch.LastUpdated == l.FloorUpdated
 	}
 	behind := newest.Position != 0 && ch.Position > newest.Position
-	return said && !(tied && behind)
+	return said && (!tied || !behind)
 }
 
 // sayNothingNew reports whether ch claims no version or time other than the

@@ -182,12 +182,12 @@ func onDeadLetters(ctx context.Context, what string, at *storeFlags, chosen *sel
 // listDeadLetters is what the command does where the store is open.
 func listDeadLetters(_ context.Context, db *store.DB, args url.Values, out io.Writer) error {
 	if args.Has("summary") {
-		return sumDeadLetters(db, args, out)
+		return sumDeadLetters(db, args, out) //nolint:contextcheck // a commit is not cut short
 	}
 	w := bufio.NewWriter(out)
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	n := 0
-	err := eachDeadLetter(db, args, func(d store.DeadLetterRow) error {
+	err := eachDeadLetter(db, args, func(d store.DeadLetterRow) error { //nolint:contextcheck // a commit is not cut short
 		if n == 0 {
 			fmt.Fprintln(table, "NUMBER\tTAKEN IN\tTOPIC\tPARTITION\tOFFSET\tSIZE\tREASON")
 		}
@@ -271,7 +271,7 @@ var errFound = errors.New("found")
 
 // showDeadLetter is what the command does where the store is open.
 func showDeadLetter(_ context.Context, db *store.DB, args url.Values, out io.Writer) error {
-	err := eachDeadLetter(db, args, func(d store.DeadLetterRow) error {
+	err := eachDeadLetter(db, args, func(d store.DeadLetterRow) error { //nolint:contextcheck // a commit is not cut short
 		if args.Has("value") {
 			_, err := out.Write(d.Value)
 			return cmp.Or(err, errFound)

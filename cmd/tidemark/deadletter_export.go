@@ -127,6 +127,6 @@ func exportDeadLetters(_ context.Context, db *store.DB, args url.Values, out io.
 	w := bufio.NewWriterSize(out, 64<<10)
 	lines := json.NewEncoder(w)
 	lines.SetEscapeHTML(false)
-	err := eachDeadLetter(db, args, func(d store.DeadLetterRow) error { return lines.Encode(deadRecordOf(d)) })
+	err := eachDeadLetter(db, args, func(d store.DeadLetterRow) error { return lines.Encode(deadRecordOf(d)) }) //nolint:contextcheck // a commit is not cut short
 	return errors.Join(err, w.Flush())
 }

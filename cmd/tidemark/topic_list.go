@@ -32,7 +32,7 @@ func (c *listTopicsCmd) Run(ctx context.Context, out io.Writer) error {
 // listTopics is what the command does where the store is open.
 func listTopics(ctx context.Context, at *opened, args url.Values, out io.Writer) error {
 	letters := map[string]int{}
-	err := eachDeadLetter(at.db, nil, func(d store.DeadLetterRow) error { letters[d.Partition.Topic]++; return nil })
+	err := eachDeadLetter(at.db, nil, func(d store.DeadLetterRow) error { letters[d.Partition.Topic]++; return nil }) //nolint:contextcheck // a commit is not cut short
 	if err != nil {
 		return err
 	}
