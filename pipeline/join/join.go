@@ -128,6 +128,7 @@ type taking struct {
 	rec   decode.Record
 	part  *decode.Part
 	noted map[string][]byte // in this Take; nil: taken away
+	moved []moved           // what waits now, and what no longer does
 	out   Taken
 }
 
@@ -152,8 +153,22 @@ func (j *Join) Take(rec decode.Record) (Taken, error) {
 	} else if err != nil {
 		return Taken{}, err
 	}
-	maps.Copy(j.fresh, t.noted)
+	t.done()
 	return t.out, err
+}
+
+// done makes what was noted count.
+func (t *taking) done() {
+	maps.Copy(t.fresh, t.noted)
+	for _, m := range t.moved {
+		t.waits.add(m.p, m.n)
+	}
+}
+
+// A moved is a version that waits now (1), or no longer (-1).
+type moved struct {
+	p *parked
+	n int
 }
 
 func refused(err error) bool {
@@ -410,9 +425,6 @@ func (t *taking) tell(n int64, p parked, part *decode.Part) error {
 	if err := t.unpark(n); err != nil {
 		return err
 	}
-	if p.Told {
-		t.out.Answered = append(t.out.Answered, Origin{store.Partition{Topic: p.Record.Topic, ID: p.Record.Partition}, p.Record.Offset})
-	}
 	rec := p.Record
 	rec.Offset = t.rec.Offset // it comes with this record
 	if part.Tagged || s.Told || part.Deletion {
@@ -435,24 +447,38 @@ func (t *taking) park(n int64, p parked) error {
 	if err != nil {
 		return err
 	}
-	if err := t.unpark(n); err != nil {
+	if before, err := t.parkedAt(n); err != nil {
 		return err
+	} else if before == nil || before.origin() != p.origin() { // else it only waits for something else now
+		if err := t.unpark(n); err != nil {
+			return err
+		}
+	} else {
+		t.moved = append(t.moved, moved{before, -1})
 	}
 	t.put(name(waiting, n), text)
-	t.waits.add(&p, 1)
+	t.moved = append(t.moved, moved{&p, 1})
 	t.dirty = true
 	return nil
 }
 
-// unpark takes the version of a resource away that waits, if there is one.
+// unpark takes the version of a resource away that waits, if there is one: it is told, or a
+// later one is. A dead letter that told of it is none any more.
 func (t *taking) unpark(n int64) error {
 	p, err := t.parkedAt(n)
 	if p == nil || err != nil {
 		return err
 	}
 	t.put(name(waiting, n), nil)
-	t.waits.add(p, -1)
+	t.moved = append(t.moved, moved{p, -1})
+	if p.Told {
+		t.out.Answered = append(t.out.Answered, p.origin())
+	}
 	return nil
+}
+
+func (p *parked) origin() Origin {
+	return Origin{store.Partition{Topic: p.Record.Topic, ID: p.Record.Partition}, p.Record.Offset}
 }
 
 // What a version waits for.

@@ -321,7 +321,7 @@ func TestWrongVersions(t *testing.T) {
 		`{"name":` + strings.Repeat("[", 5000) + strings.Repeat("]", 5000) + `}`, `{"name":[}`,
 	} {
 		taken, err := version("Patient", body)
-		if !refused(err) || taken.Changes != nil || len(j.fresh) != 0 {
+		if !refused(err) || taken.Changes != nil || len(j.fresh) != 0 || j.Waits() != fhir.None {
 			t.Errorf("%.60s: %+v, %v", body, taken, err)
 		}
 	}
@@ -362,6 +362,64 @@ func TestRefusedRowsCount(t *testing.T) {
 		take("", `{"status":"END","id":"9:1","ts_ms":1,"data_collections":[{"data_collection":"public.hfj_res_tag","event_count":1},{"data_collection":"public.hfj_res_ver","event_count":2}]}`)
 		if refusals > 1 || len(k.history) == 0 || !strings.Contains(string(k.history[0].Body), `"code":"R"`) {
 			t.Errorf("%s: %d refused, told %+v", bad, refusals, k.history)
+		}
+	}
+}
+
+// TestOverdueLetters: what has waited for too long is told once, as a dead letter; it is one
+// for as long as it waits, for whatever, and none once it is told, or a later version is.
+func TestOverdueLetters(t *testing.T) {
+	for _, later := range []bool{false, true} {
+		k := newKept(t)
+		j := New(decoder(t, decode.Options{}), k, func() fhir.Instant { return k.now })
+		var answered []Origin
+		take := func(table, row string) {
+			t.Helper()
+			rec := record("hapi."+table, nil, fmt.Appendf(nil, `{"op":"c","after":{%s},"source":{"table":%q,"lsn":%d}}`, row, table, k.now))
+			rec.Offset = int64(k.now)
+			taken, err := j.Take(rec)
+			if err != nil {
+				t.Fatal(err)
+			}
+			answered = append(answered, taken.Answered...)
+			k.apply(taken)
+			j.Applied()
+		}
+		overdue := func() (letters int) {
+			t.Helper()
+			k.now += 2 * patience
+			late, err := j.Overdue(store.Partition{Topic: "hapi.hfj_res_ver"}, k.now, decode.DeadLetter)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, l := range late {
+				letters += len(l.Changes)
+				k.apply(l)
+			}
+			j.Applied()
+			return letters
+		}
+		version := func(n int) {
+			take("hfj_res_ver", fmt.Sprintf(`"pid":%d,"res_id":1,"res_ver":%d,"res_type":"Patient","has_tags":true,"res_encoding":"JSON","res_text_vc":"{\"resourceType\":\"Patient\"}"`, n, n))
+		}
+		version(1)
+		if overdue() != 1 || overdue() != 0 || j.Waits() != fhir.None {
+			t.Fatal("not told once, or the watermark waits for it still")
+		}
+		take("hfj_resource", `"res_id":1,"res_type":"Patient","fhir_id":"anna"`) // now it waits for its tag
+		if len(answered) != 0 || overdue() != 0 {
+			t.Fatalf("it waits, and %v are answered", answered)
+		}
+		if later {
+			version(2)
+			if len(answered) != 1 || j.Waits() == fhir.None {
+				t.Errorf("a later version waits in its place, and %v are answered", answered)
+			}
+		}
+		take("hfj_res_tag", `"pid":5,"res_id":1,"tag_id":1`)
+		take("hfj_tag_def", `"tag_id":1,"tag_type":2,"tag_system":"s","tag_code":"R"`)
+		if len(answered) != 1 || answered[0].Offset != 1000 || len(k.rows) != 1 || j.Waits() != fhir.None {
+			t.Errorf("later %v: %v are answered, %d are told", later, answered, len(k.rows))
 		}
 	}
 }

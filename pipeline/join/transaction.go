@@ -3,7 +3,6 @@ package join
 import (
 	"encoding/json"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 
@@ -139,7 +138,7 @@ func (j *Join) abandon(upto fhir.Instant) (told Taken, left bool, err error) {
 			return told, left, err
 		}
 	}
-	maps.Copy(j.fresh, t.noted)
+	t.done()
 	return t.out, left, nil
 }
 
