@@ -73,6 +73,7 @@ const (
 	verTable   = "hfj_res_ver"  //
 	patience   = 60_000         // milliseconds after which a version that waits is told as a dead letter
 	sweep      = 30_000         // milliseconds between two looks for such
+	late       = 10_000         // milliseconds after which a version that has not come is late
 )
 
 // A state is what is known of a resource, by its number.
@@ -696,13 +697,14 @@ func (w waits) add(p *parked, n int) {
 	if of.n += n; of.n <= 0 {
 		delete(w, second)
 	}
-	if p.Claims != fhir.None {
+	if p.Claims > p.Since-late { // what is late is a change of when it is told: its own time holds nothing
 		of.least = min(of.least, p.Claims)
 	}
 }
 
-// Waits is the least time that a version claims which waits, or one that came with it; None
-// if none waits, but for those that were told as dead letters.
+// Waits is what the watermark must stay below: the least time at which a version was written
+// that waits, or one that came with it, or when it came if it was late; None if none waits, but
+// for those that were told as dead letters.
 func (j *Join) Waits() fhir.Instant {
 	least := fhir.None
 	for _, of := range j.waits {

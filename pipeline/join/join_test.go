@@ -366,6 +366,27 @@ func TestRefusedRowsCount(t *testing.T) {
 	}
 }
 
+// TestWaits: the watermark stays below what waits: below its own time if that is near, and if
+// it was written long ago, as in a snapshot, below when it came.
+func TestWaits(t *testing.T) {
+	const now = 1_767_323_045_000
+	k := newKept(t)
+	k.now = now
+	j := New(decoder(t, decode.Options{}), k, func() fhir.Instant { return k.now })
+	for n, c := range []struct{ updated, want fhir.Instant }{{now, now}, {now - 500, now - 500}, {now - 100_000_000, now - 500}, {now + 1000, now - 500}} {
+		_, err := j.Take(record("hapi.hfj_res_ver", nil, fmt.Appendf(nil,
+			`{"op":"c","after":{"pid":%d,"res_id":%d,"res_ver":1,"res_type":"Patient","res_encoding":"DEL","res_updated":%d},"source":{"table":"hfj_res_ver"}}`, n+1, n+1, c.updated*1000)))
+		if got := j.Waits(); err != nil || got != c.want {
+			t.Errorf("with one of %v the watermark waits for %v, want %v; %v", c.updated, got, c.want, err)
+		}
+	}
+	k.now += 5000 // of another second
+	again := New(decoder(t, decode.Options{}), k, func() fhir.Instant { return k.now })
+	if err := again.Load(); err != nil || again.Waits() != fhir.None {
+		t.Errorf("nothing was applied, and it waits for %v, %v", again.Waits(), err)
+	}
+}
+
 // TestOverdueLetters: what has waited for too long is told once, as a dead letter; it is one
 // for as long as it waits, for whatever, and none once it is told, or a later version is.
 func TestOverdueLetters(t *testing.T) {
