@@ -47,9 +47,6 @@ const (
 
 // newLetterTopic is nil if none is configured.
 func newLetterTopic(c *config.Config, db *store.DB, m otel.Meter, log *slog.Logger) (*letterTopic, error) {
-	if c.DeadLetters.Topic == "" {
-		return nil, nil
-	}
 	l := &letterTopic{db: db, kafka: c.Kafka, topic: c.DeadLetters.Topic, server: c.HTTP.PublicURL, log: log}
 	age, err := m.Float64ObservableGauge("dead_letters.uncopied.age", otel.WithUnit("s"),
 		otel.WithDescription("For how long dead letters could not be written to dead_letters.topic; 0: it has all."))
@@ -64,6 +61,9 @@ func newLetterTopic(c *config.Config, db *store.DB, m otel.Meter, log *slog.Logg
 		o.ObserveFloat64(age, waited)
 		return nil
 	}, age)
+	if c.DeadLetters.Topic == "" { // the metric is there all the same: 0
+		return nil, err
+	}
 	return l, err
 }
 

@@ -5,8 +5,11 @@ import (
 	"compress/gzip"
 	"context"
 	"encoding/json"
+	"io"
+	"net/http"
 	"net/url"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -54,7 +57,17 @@ func TestHAPI(t *testing.T) {
 		early = append(early, rec)
 	}
 	produce(early)
-	r.start() // and so has read them
+	r.launch() // it is not ready: what it has read waits
+	read := regexp.MustCompile(`tidemark_pipeline_records_total\{[^}]*hfj_res_ver[^}]*\} 4\b`)
+	r.until("the versions are read", func() bool {
+		answer, err := http.Get(strings.TrimSuffix(r.client.Base, "/fhir") + "/metrics")
+		if err != nil {
+			return false
+		}
+		defer answer.Body.Close()
+		text, err := io.ReadAll(answer.Body)
+		return err == nil && read.Match(text)
+	})
 	r.kill()
 	produce(late)
 	r.start()
