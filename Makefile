@@ -53,14 +53,14 @@ build: go ## bin/tidemark, one static binary
 
 .PHONY: test
 test: go ## all tests that need nothing but Go
-	$(GO) test $(NODEBUG) $(PKG)
+	$(GO) test -timeout 20m $(NODEBUG) $(PKG)
 
 # make lint vets what has these tags. Random tests go through a quarter of their
 # histories here (store/storetest, Rounds).
 .PHONY: race
 race: go ## the same with race detector and self-checks (needs gcc or clang)
 	@command -v $${CC:-cc} >/dev/null || { echo "the race detector needs a C compiler: apt-get install gcc" >&2; exit 1; }
-	CGO_ENABLED=1 $(GO) test -race -tags invariants -vet=off $(NODEBUG) $(PKG)
+	CGO_ENABLED=1 $(GO) test -race -timeout 30m -tags invariants -vet=off $(NODEBUG) $(PKG)
 
 .PHONY: crash
 crash: go ## long random model and crash runs of the store (ROUNDS=1000 histories); a hundred kills right after a token
