@@ -112,13 +112,13 @@ func checkBeside(fsys vfs.FS, dir string) func(id string) []error {
 // scrubBesideLoop reads what lies beside snapshots as scrubLoop reads segments. It goes
 // by the order of names, which tell nothing: what comes meanwhile is met as what is there.
 func (db *DB) scrubBesideLoop(ctx context.Context) {
-	last := ""
+	last, begun := "", false
 	for ctx.Err() == nil {
 		all, bytes := db.beside()
 		i, _ := slices.BinarySearchFunc(all, last, func(f besideFile, last string) int { return strings.Compare(f.path, last+"\x00") })
 		switch {
-		case last == "" && len(all) > 0:
-			i = rand.IntN(len(all))
+		case !begun && len(all) > 0: // somewhere, once: the next passes are whole
+			i, begun = rand.IntN(len(all)), true
 		case i == len(all):
 			last = ""
 			if !pause(ctx, time.Minute) {
