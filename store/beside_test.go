@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -88,4 +90,44 @@ func copiedPage(t *testing.T, db *DB, id string) {
 	if err := errors.Join(err, s.Copy(t.Context(), "f1", sec, fhir.None, s.Watermark(), ext), db.Detach(id, nil), s.Close()); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// openings counts how often each file is opened.
+type openings struct {
+	vfs.FS
+	mu    sync.Mutex
+	count map[string]int
+}
+
+func (o *openings) Open(name string, opts ...vfs.OpenOption) (vfs.File, error) {
+	o.mu.Lock()
+	o.count[name]++
+	o.mu.Unlock()
+	return o.FS.Open(name, opts...)
+}
+
+// TestBesideEvenly: each pass reads all that lies beside snapshots, also what comes first.
+func TestBesideEvenly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fs := &openings{FS: vfs.NewMem(), count: map[string]int{}}
+		db := mustOpen(t, "store", Options{FS: fs, Scrub: time.Hour, Allowance: time.Millisecond})
+		copiedPage(t, db, "page")
+		clear(fs.count)
+		ctx, stop := context.WithCancel(t.Context())
+		ran := make(chan error, 1)
+		go func() { ran <- db.Run(ctx) }()
+		time.Sleep(100 * time.Hour)
+		stop()
+		if err := errors.Join(<-ran, db.Close()); err != nil {
+			t.Error(err)
+		}
+		least, most := math.MaxInt, 0
+		for _, name := range []string{"f1.cut", "f1.made"} { // the first and the last
+			n := fs.count["store/jobs/page/"+name]
+			least, most = min(least, n), max(most, n)
+		}
+		if least < 90 || most > least+least/4 {
+			t.Errorf("in a hundred hours some are read %d times and some %d times: %v", least, most, fs.count)
+		}
+	})
 }
