@@ -59,15 +59,15 @@ func (s served) until(what string, cond func() bool) {
 func (s served) passes() {
 	s.t.Helper()
 	now := s.db.Now()
-	s.until("the watermark passes", func() bool { return s.db.Watermark() >= now })
+	s.until("the watermark passes", func() bool { return s.db.Status().Watermark >= now })
 }
 
 // stands proves that the watermark does not move though answers come in.
 func (s served) stands(what string) {
 	s.t.Helper()
-	w := s.db.Watermark()
+	w := s.db.Status().Watermark
 	for deadline := time.Now().Add(100 * time.Millisecond); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
-		if got := s.db.Watermark(); got != w {
+		if got := s.db.Status().Watermark; got != w {
 			s.t.Fatalf("%s: the watermark moves from %v to %v", what, w, got)
 		}
 	}

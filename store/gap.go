@@ -71,9 +71,9 @@ func (db *DB) move(name Partition, change func(*partition)) error {
 	defer db.commitMu.Unlock()
 	db.mu.Lock()
 	next := *db.parts[name]
+	next.progress = nil // to be discovered again, unless change says how far it is
 	change(&next)
 	db.mu.Unlock()
-	next.progress = nil // to be discovered again
 	err := db.whileOpen(func() error {
 		b := db.kv.NewBatch()
 		defer b.Close()

@@ -90,9 +90,9 @@ func TestDecideReadsAnotherLog(t *testing.T) {
 		t.Errorf("dead letters: %q", got)
 	}
 	checks(t, db)
-	stood := db.Watermark()
+	stood := db.Status().Watermark
 	discovers(t, db, Discovered{Partition: part0, TopicID: fresh, End: 2})
-	if w := db.Watermark(); w != stood {
+	if w := db.Status().Watermark; w != stood {
 		t.Errorf("the watermark moved from %v to %v before anything was read", stood, w)
 	}
 	appliesAt(t, db, part0, 0, patientChange("b", fhir.None, "3"), patientChange("a", fhir.None, "4"))
@@ -103,7 +103,7 @@ func TestDecideReadsAnotherLog(t *testing.T) {
 	}
 	time.Sleep(3 * time.Millisecond) // the allowance: the store's clock is the machine's
 	appliesAt(t, db, part0, 2)
-	if w := db.Watermark(); w <= stood {
+	if w := db.Status().Watermark; w <= stood {
 		t.Errorf("the watermark stays at %v though all is read", w)
 	}
 	checks(t, db)
@@ -130,13 +130,13 @@ func TestForgetAPartition(t *testing.T) {
 	discovers(t, db, Discovered{Partition: part0, End: 1}, Discovered{Partition: gone, End: 5})
 	appliesAt(t, db, gone, 0, patientChange("a", fhir.None, "1"))
 	appliesAt(t, db, part0, 0, patientChange("b", fhir.None, "1"))
-	if w := db.Watermark(); w != fhir.None {
+	if w := db.Status().Watermark; w != fhir.None {
 		t.Fatalf("the bootstrap is over before gone has joined: %v", w)
 	}
 	if err := db.Forget(gone); err != nil {
 		t.Fatal(err)
 	}
-	if w := db.Watermark(); w == fhir.None {
+	if w := db.Status().Watermark; w == fhir.None {
 		t.Error("the bootstrap waits for a partition that is forgotten")
 	}
 	if err := db.Forget(gone); err == nil {

@@ -6,8 +6,6 @@ import (
 	"math"
 	"time"
 
-	"github.com/cockroachdb/pebble/v2"
-
 	"tidemark/store/fhir"
 	"tidemark/store/index"
 	"tidemark/store/watermark"
@@ -67,27 +65,19 @@ func (db *DB) addPartition(f Discovered) *partition {
 // process: what was taken in before is told from what is new as ever. The watermark waits
 // until all is read again.
 func (db *DB) Rewind(p Partition, offset int64) error {
-	db.commitMu.Lock()
-	defer db.commitMu.Unlock()
 	db.mu.Lock()
 	s := db.parts[p]
-	if s == nil || s.progress == nil {
-		db.mu.Unlock()
+	discovered := s != nil && s.progress != nil
+	db.mu.Unlock()
+	if !discovered {
 		return fmt.Errorf("rewind %v: the partition was never discovered", p)
 	}
-	st := s.durable
-	if offset < st.Next {
-		st.Next, st.Anew = offset, db.meta.NextSeq // offsets of rows that are here say nothing any more
-	}
-	db.mu.Unlock()
-	err := db.whileOpen(func() error { return db.kv.Set(index.PartitionKey(p), st.Encode(), pebble.Sync) })
-	if err != nil {
-		return db.fail(fmt.Errorf("rewind %v: %w", p, err))
-	}
-	db.mu.Lock()
-	defer db.mu.Unlock()
-	s.durable, s.progress = st, watermark.New(st.Next)
-	return nil
+	return db.move(p, func(s *partition) {
+		if offset < s.durable.Next {
+			s.durable.Next, s.durable.Anew = offset, db.meta.NextSeq // offsets of rows that are here say nothing any more
+		}
+		s.progress = watermark.New(s.durable.Next)
+	})
 }
 
 // join marks p as joined once everything below its first end is committed:

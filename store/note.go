@@ -13,13 +13,17 @@ import (
 )
 
 // Remember keeps what intake wants to know again, such as the schema of records, under a
-// name of its own. It is durable when Remember returns.
+// name of its own; nil takes it away. It is durable when Remember returns.
 func (db *DB) Remember(name string, what []byte) error {
 	if err := db.writable(); err != nil {
 		return err
 	}
 	return db.whileOpen(func() error {
-		if err := db.kv.Set(index.NoteKey(name), what, pebble.Sync); err != nil {
+		b := db.kv.NewBatch()
+		defer b.Close()
+		w := batchWriter{b: b}
+		w.note([]Note{{Name: name, Value: what}})
+		if err := errors.Join(w.err, b.Commit(pebble.Sync)); err != nil {
 			return db.fail(fmt.Errorf("remember %s: %w", name, err))
 		}
 		return nil

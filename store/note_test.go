@@ -33,6 +33,12 @@ func TestRemember(t *testing.T) {
 		}
 	}
 	want("a", "2")
+	if err := errors.Join(db.Remember("b", []byte("x")), db.Remember("b", nil)); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.EachRemembered("b", func(name string, _ []byte) error { return errors.New(name + " is remembered still") }); err != nil {
+		t.Error(err)
+	}
 	o.FS = fs.CrashClone(vfs.CrashCloneCfg{})
 	lost := db
 	db = mustOpen(t, "store", o)
@@ -118,7 +124,7 @@ func TestRewind(t *testing.T) {
 	f := newFeed(t, db)
 	f.commit(patientChange("anna", 1000, "one"), patientChange("bert", 2000, "two"))
 	f.commit() // which is behind them
-	rows, was := db.Status().Rows, db.Watermark()
+	rows, was := db.Status().Rows, db.Status().Watermark
 	db.Close()
 	db = mustOpen(t, "store", o)
 	defer db.Close()
@@ -136,7 +142,7 @@ func TestRewind(t *testing.T) {
 	if err := db.Apply(context.Background(), ahead); err != nil {
 		t.Fatal(err)
 	}
-	if w := db.Watermark(); w > was+1 && w > db.Promised() {
+	if w := db.Status().Watermark; w > was+1 && w > db.Promised() {
 		t.Errorf("the watermark is %v while all before %v is read again", w, was)
 	}
 	f.next = 1
@@ -154,14 +160,14 @@ func TestWait(t *testing.T) {
 	db.Wait(1000)
 	f := newFeed(t, db)
 	f.commit(patientChange("anna", 1000, ""))
-	if w := db.Watermark(); w != fhir.None || db.Status().Ready {
+	if w := db.Status().Watermark; w != fhir.None || db.Status().Ready {
 		t.Errorf("the bootstrap is over at %v though something waits", w)
 	}
 	if r := db.Reached(); r < 2000 {
 		t.Errorf("reached is %v, as if nothing had been read", r)
 	}
 	db.Wait(fhir.None)
-	if w := db.Watermark(); w < 2000 {
+	if w := db.Status().Watermark; w < 2000 {
 		t.Errorf("the watermark is %v though nothing waits", w)
 	}
 	pinned := pinNow(t, db, "a").Watermark() // which is promised
@@ -171,15 +177,15 @@ func TestWait(t *testing.T) {
 		time.Sleep(time.Millisecond)
 		f.commit()
 	}
-	if w := db.Watermark(); w < pinned || w >= pinned+5 {
+	if w := db.Status().Watermark; w < pinned || w >= pinned+5 {
 		t.Errorf("the watermark is %v while what waits claims %v", w, pinned+5)
 	}
 	db.Wait(1000)
-	if w := db.Watermark(); w != pinned {
+	if w := db.Status().Watermark; w != pinned {
 		t.Errorf("the watermark is %v, but %v was promised", w, pinned)
 	}
 	db.Wait(fhir.None)
-	if w := db.Watermark(); w <= pinned+5 {
+	if w := db.Status().Watermark; w <= pinned+5 {
 		t.Errorf("the watermark stays at %v", w)
 	}
 }

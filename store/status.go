@@ -42,14 +42,6 @@ type PartitionStatus struct {
 	Held      string // why it holds the watermark back, "" if it does not
 }
 
-// Watermark is the instant up to which an answer may now speak, None before the bootstrap is
-// over.
-func (db *DB) Watermark() fhir.Instant {
-	db.mu.Lock()
-	defer db.mu.Unlock()
-	return db.watermark()
-}
-
 // Status tells how the store stands.
 func (db *DB) Status() Status {
 	db.mu.Lock()

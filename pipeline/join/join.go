@@ -7,7 +7,6 @@
 package join
 
 import (
-	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -96,19 +95,6 @@ type state struct {
 	Purged bool `json:"x,omitempty"`
 }
 
-// A parked version waits.
-type parked struct {
-	Record decode.Record
-	Number int64  // of the version
-	At     uint64 // position
-	Since  fhir.Instant
-	Claims fhir.Instant // when it was last updated
-	For    string
-	Told   bool // as a dead letter
-	// Body is the record of the same version that has its body, if Record leaves it out.
-	Body *decode.Record
-}
-
 // Taken is what came of a record.
 type Taken struct {
 	Changes []store.Change
@@ -164,12 +150,6 @@ func (t *taking) done() {
 	for _, m := range t.moved {
 		t.waits.add(m.p, m.n)
 	}
-}
-
-// A moved is a version that waits now (1), or no longer (-1).
-type moved struct {
-	p *parked
-	n int
 }
 
 func refused(err error) bool {
@@ -376,14 +356,6 @@ func (s *state) repeats(part *decode.Part) bool {
 	return part.Number < s.Number || part.Number == s.Number && part.Position > 0 && part.Position <= s.At
 }
 
-// newer tells whether p is a later version than q, or the same, later written.
-func (p *parked) newer(q parked) bool {
-	if o := cmp.Compare(p.Number, q.Number); o != 0 {
-		return o > 0
-	}
-	return p.At > q.At
-}
-
 // again tries whether a version that waits need not wait any longer.
 func (t *taking) again(n int64) error {
 	p, err := t.parkedAt(n)
@@ -440,46 +412,6 @@ func (t *taking) tell(n int64, p parked, part *decode.Part) error {
 	}
 	t.out.Changes = append(t.out.Changes, changes...)
 	return nil
-}
-
-// park has a version wait.
-func (t *taking) park(n int64, p parked) error {
-	text, err := json.Marshal(p)
-	if err != nil {
-		return err
-	}
-	if before, err := t.parkedAt(n); err != nil {
-		return err
-	} else if before == nil || before.origin() != p.origin() { // else it only waits for something else now
-		if err := t.unpark(n); err != nil {
-			return err
-		}
-	} else {
-		t.moved = append(t.moved, moved{before, -1})
-	}
-	t.put(name(waiting, n), text)
-	t.moved = append(t.moved, moved{&p, 1})
-	t.dirty = true
-	return nil
-}
-
-// unpark takes the version of a resource away that waits, if there is one: it is told, or a
-// later one is. A dead letter that told of it is none any more.
-func (t *taking) unpark(n int64) error {
-	p, err := t.parkedAt(n)
-	if p == nil || err != nil {
-		return err
-	}
-	t.put(name(waiting, n), nil)
-	t.moved = append(t.moved, moved{p, -1})
-	if p.Told {
-		t.out.Answered = append(t.out.Answered, p.origin())
-	}
-	return nil
-}
-
-func (p *parked) origin() Origin {
-	return Origin{store.Partition{Topic: p.Record.Topic, ID: p.Record.Partition}, p.Record.Offset}
 }
 
 // What a version waits for.
@@ -567,56 +499,6 @@ func (t *taking) each(prefix string, fn func(n int64) error) error {
 	return nil
 }
 
-// Overdue tells, now and then, what still waits though all that was written until a minute
-// after it came has been read (upto): of a transaction's tags it goes without them; else it is
-// a dead letter, of the records of a partition, for it is a hole in what exports say. What it
-// waits for may come yet.
-func (j *Join) Overdue(of store.Partition, upto fhir.Instant, deadLetter func(rec decode.Record, reason string) store.Change) ([]Taken, error) {
-	now := j.now()
-	if !j.dirty || upto == fhir.None || now < j.swept[of]+sweep {
-		return nil, nil
-	}
-	j.swept[of] = now
-	given, waits, err := j.abandon(upto)
-	if err != nil {
-		return nil, err
-	}
-	late := []Taken{given}
-	err = j.notes.EachRemembered(waiting, func(name string, what []byte) error {
-		waits = true
-		if _, known := j.fresh[name]; known {
-			return nil // told just now
-		}
-		var p parked
-		if err := json.Unmarshal(what, &p); err != nil {
-			return fmt.Errorf("note of a version that waits: %w", err)
-		}
-		if p.Told || p.Record.Topic != of.Topic || p.Record.Partition != of.ID || p.Since+patience > upto {
-			return nil
-		}
-		if len(late) > lateAtOnce {
-			j.swept[of] = 0 // there is more
-			return nil
-		}
-		j.waits.add(&p, -1)
-		p.Told = true
-		text, err := json.Marshal(p)
-		if err != nil {
-			return err
-		}
-		j.fresh[name] = text
-		late = append(late, Taken{
-			Changes: []store.Change{deadLetter(p.Record, p.For)}, Notes: []store.Note{{Name: name, Value: text}},
-		})
-		return nil
-	})
-	j.dirty = waits
-	return late, err
-}
-
-// lateAtOnce is how many Overdue tells at a time.
-const lateAtOnce = 500
-
 func (t *taking) stateOf(n int64) (s state, err error) {
 	text, err := t.get(name(ofResource, n))
 	if err != nil || text == nil {
@@ -644,18 +526,6 @@ func (s state) key() fhir.Key {
 	return key
 }
 
-func (t *taking) parkedAt(n int64) (*parked, error) {
-	text, err := t.get(name(waiting, n))
-	if err != nil || text == nil {
-		return nil, err
-	}
-	var p parked
-	if err := json.Unmarshal(text, &p); err != nil {
-		return nil, fmt.Errorf("note of a version that waits: %w", err)
-	}
-	return &p, nil
-}
-
 func name(prefix string, n int64) string { return prefix + strconv.FormatInt(n, 10) }
 
 // get is what is noted under a name, also since Take began.
@@ -673,56 +543,4 @@ func (t *taking) get(name string) ([]byte, error) {
 func (t *taking) put(name string, v []byte) {
 	t.noted[name] = v
 	t.out.Notes = append(t.out.Notes, store.Note{Name: name, Value: v, Offset: t.rec.Offset})
-}
-
-// waits counts the versions that wait by the second in which they came: how many, and the
-// least time that any of them has claimed.
-type waits map[fhir.Instant]*waitsOf
-
-type waitsOf struct {
-	n     int
-	least fhir.Instant
-}
-
-func (w waits) add(p *parked, n int) {
-	if p.Told {
-		return
-	}
-	second := p.Since / 1000
-	of := w[second]
-	if of == nil {
-		of = &waitsOf{least: p.Since}
-		w[second] = of
-	}
-	if of.n += n; of.n <= 0 {
-		delete(w, second)
-	}
-	if p.Claims > p.Since-late { // what is late is a change of when it is told: its own time holds nothing
-		of.least = min(of.least, p.Claims)
-	}
-}
-
-// Waits is what the watermark must stay below: the least time at which a version was written
-// that waits, or one that came with it, or when it came if it was late; None if none waits, but
-// for those that were told as dead letters.
-func (j *Join) Waits() fhir.Instant {
-	least := fhir.None
-	for _, of := range j.waits {
-		if least == fhir.None || of.least < least {
-			least = of.least
-		}
-	}
-	return least
-}
-
-// Load reads what waited when the process before this one ended.
-func (j *Join) Load() error {
-	return j.notes.EachRemembered(waiting, func(_ string, what []byte) error {
-		var p parked
-		if err := json.Unmarshal(what, &p); err != nil {
-			return fmt.Errorf("note of a version that waits: %w", err)
-		}
-		j.waits.add(&p, 1)
-		return nil
-	})
 }
