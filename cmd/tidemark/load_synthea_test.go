@@ -15,10 +15,7 @@ import (
 // Real data that say neither versions nor instants: loaded, exported and compared by what
 // they say, and reconciled with themselves.
 func TestLoadSynthea(t *testing.T) {
-	dir := cmp.Or(os.Getenv("TIDEMARK_SYNTHEA"), "../../../shared/data/synthea-small")
-	if _, err := os.Stat(dir); err != nil {
-		t.Skipf("no Synthea set in %s (TIDEMARK_SYNTHEA)", dir)
-	}
+	dir := cmp.Or(os.Getenv("TIDEMARK_SYNTHEA"), "../../testdata/synthea")
 	e, err := extract.Find([]string{dir})
 	if err != nil {
 		t.Fatal(err)
