@@ -416,7 +416,9 @@ func (p *Pipeline) insist(ctx context.Context, t *topic, rec decode.Record) (joi
 	}
 	log := p.o.Logger.With("topic", rec.Topic, "partition", rec.Partition, "offset", rec.Offset)
 	log.WarnContext(ctx, "decoding waits, retrying", "error", err)
-	p.source.Stall(store.Partition{Topic: rec.Topic, ID: rec.Partition})
+	id := store.Partition{Topic: rec.Topic, ID: rec.Partition}
+	p.source.Stall(id)
+	defer p.goOn(id)
 	wait := backoff.NewExponentialBackOff()
 	wait.MaxInterval = 10 * time.Second
 	for {
@@ -431,5 +433,26 @@ func (p *Pipeline) insist(ctx context.Context, t *topic, rec decode.Record) (joi
 			log.InfoContext(ctx, "decoding goes on")
 			return taken, bad, nil
 		}
+		p.stand(id, fmt.Sprintf("offset %d cannot be decoded yet, still trying: %v", rec.Offset, err))
+	}
+}
+
+// stand says why a partition waits, for status, metrics and whoever asks what holds the
+// watermark.
+func (p *Pipeline) stand(id store.Partition, why string) {
+	p.mu.Lock()
+	p.waits[id] = why
+	p.mu.Unlock()
+	intake{p}.Hold(id, why)
+}
+
+// goOn ends what stand has begun.
+func (p *Pipeline) goOn(id store.Partition) {
+	p.mu.Lock()
+	_, waited := p.waits[id]
+	delete(p.waits, id)
+	p.mu.Unlock()
+	if waited {
+		intake{p}.Release(id)
 	}
 }

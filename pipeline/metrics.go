@@ -40,7 +40,7 @@ func newMetrics(m metric.Meter, p *Pipeline) (*metrics, error) {
 		metric.WithDescription("Offsets hidden by an open transaction, by partition. If it stays up, a producer hangs and changes come late."))
 	faults[4] = err
 	held, err := m.Int64ObservableGauge("pipeline.held", metric.WithUnit("1"),
-		metric.WithDescription("1 while a partition is not read, and so holds the watermark, by partition and why: the reason of a gap, dead letters, paused, absent."))
+		metric.WithDescription("1 while a partition is not read, and so holds the watermark, by partition and why: the reason of a gap, dead letters, paused, decoding, absent."))
 	faults[5] = err
 	out.gauges, faults[6] = m.RegisterCallback(func(_ context.Context, o metric.Observer) error {
 		for _, s := range p.Status().Partitions {
@@ -67,6 +67,8 @@ func (s PartitionStatus) why() string {
 		return "paused"
 	case s.Held != "":
 		return "dead letters"
+	case s.Waits != "":
+		return "decoding"
 	}
 	return ""
 }

@@ -162,9 +162,10 @@ type Pipeline struct {
 
 	mu         sync.Mutex
 	topics     map[string]*topic
-	partitions map[store.Partition]bool // discovered
-	absent     map[store.Partition]bool // in the store, but not discovered
-	mirror     string                   // why offsets are not mirrored, "" if they are
+	partitions map[store.Partition]bool   // discovered
+	absent     map[store.Partition]bool   // in the store, but not discovered
+	waits      map[store.Partition]string // why a record cannot be decoded yet
+	mirror     string                     // why offsets are not mirrored, "" if they are
 }
 
 // New returns a pipeline into the store that has not yet read anything.
@@ -172,7 +173,7 @@ func New(o Options, s Store) (*Pipeline, error) {
 	o = o.withDefaults()
 	p := &Pipeline{
 		o: o, store: s, topics: map[string]*topic{},
-		partitions: map[store.Partition]bool{}, absent: map[store.Partition]bool{},
+		partitions: map[store.Partition]bool{}, absent: map[store.Partition]bool{}, waits: map[store.Partition]string{},
 	}
 	var faults []error
 	for _, t := range o.Topics {
@@ -230,6 +231,7 @@ type PartitionStatus struct {
 	Since     time.Time     // when this process found the gap
 	Held      string        // why its topic is held, "" if it is not; no longer read
 	Paused    bool          // its topic is
+	Waits     string        // what a record waits for before it can be decoded, "" for nothing
 	Trouble   string        // the error that is being retried, "" if none
 }
 
@@ -252,18 +254,18 @@ func (p *Pipeline) Status() Status {
 		held[s.Name] = s
 		out.Topics = append(out.Topics, s)
 	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	for _, f := range from.Partitions {
 		s := PartitionStatus{
 			Partition: f.Partition, Leader: f.Leader, Next: f.Next, End: f.End, Lag: f.Lag(),
-			Open: max(0, f.High-f.End), Held: held[f.Partition.Topic].Held, Paused: held[f.Partition.Topic].Paused, Trouble: f.Trouble,
+			Open: max(0, f.High-f.End), Held: held[f.Partition.Topic].Held, Paused: held[f.Partition.Topic].Paused, Waits: p.waits[f.Partition], Trouble: f.Trouble,
 		}
 		if f.Gap != nil {
 			s.Gap, s.Reason, s.Since = f.Gap.Error(), f.Gap.Reason, f.Since
 		}
 		out.Partitions = append(out.Partitions, s)
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	out.Mirror = p.mirror
 	return out
 }

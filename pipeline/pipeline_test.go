@@ -688,15 +688,29 @@ func TestWaitsForARegistry(t *testing.T) {
 	r.gate.set(true)
 	r.produce(at("t", 0), "gated:1", "a:2")
 	m := newMemory(t)
-	r.run(m)
+	p, _ := r.run(m)
 	r.produce(at("t", 1), "a:3")
 	m.waitNext(at("t", 1), 1) // goes on
 	if s, _ := m.Partition(at("t", 0)); s.Next != 0 {
 		t.Errorf("next %d past a record that waits", s.Next)
 	}
+	m.wait("it is known what waits", func() bool { return strings.HasPrefix(m.held[at("t", 0)], "offset 0 cannot be decoded yet") })
+	why := func() (all []string) {
+		for _, s := range p.Status().Partitions {
+			all = append(all, s.why())
+		}
+		return all
+	}
+	if got := why(); !slices.Equal(got, []string{"decoding", ""}) {
+		t.Errorf("status says that partitions wait for %q", got)
+	}
 	r.gate.set(false)
 	m.waitNext(at("t", 0), 2)
 	wantIDs(t, m, at("t", 0), "1", "2")
+	m.wait("nothing waits", func() bool { return m.held[at("t", 0)] == "" })
+	if got := why(); !slices.Equal(got, []string{"", ""}) {
+		t.Errorf("status says that partitions wait for %q", got)
+	}
 }
 
 func TestOversizedRecords(t *testing.T) {

@@ -11,7 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net/http"
 	"net/url"
 	"os"
@@ -79,6 +78,7 @@ func (c *chain) newLine(connector string) *line {
 		},
 		connector: connector, prefix: strings.ReplaceAll(connector, "-", "_"),
 	}
+	makeTopic(c.t, os.Getenv("KAFKA_BROKERS"), l.prefix+".load", 1, map[string]string{"cleanup.policy": "compact"})
 	l.merger = &merger{client: l.client, has: map[string]string{}}
 	text := c.file("tidemark.yaml", l.prefix)
 	if err := os.WriteFile(filepath.Join(dir, "tidemark.yaml"), text, 0o600); err != nil {
@@ -214,23 +214,12 @@ func (s *session) close() {
 	}
 }
 
-// put gives a connector its configuration, changed by more, and waits until it
-// runs.
-func (c *chain) put(connector string, more map[string]string) {
+// connect asks Connect, and again while it is away or rebalances.
+func (c *chain) connect(method, path string, body []byte) string {
 	c.t.Helper()
-	config := map[string]string{}
-	if err := json.Unmarshal(c.file("connectors/"+connector+".json", ""), &config); err != nil {
-		c.t.Fatal(err)
-	}
-	maps.Copy(config, more)
-	body, err := json.Marshal(config)
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	base := "http://127.0.0.1:" + cmp.Or(os.Getenv("CHAIN_CONNECT_PORT"), "18083") + "/connectors/" + connector
 	var said string
-	c.until("connector "+connector+" is taken", func() bool {
-		req, err := http.NewRequestWithContext(c.t.Context(), http.MethodPut, base+"/config", bytes.NewReader(body))
+	c.until(method+" "+path+" is taken", func() bool {
+		req, err := http.NewRequestWithContext(c.t.Context(), method, "http://127.0.0.1:"+cmp.Or(os.Getenv("CHAIN_CONNECT_PORT"), "18083")+path, bytes.NewReader(body))
 		if err != nil {
 			c.t.Fatal(err)
 		}
@@ -240,20 +229,31 @@ func (c *chain) put(connector string, more map[string]string) {
 			return false
 		}
 		defer answer.Body.Close()
-		text, _ := io.ReadAll(answer.Body)
-		if answer.StatusCode >= 400 && answer.StatusCode != http.StatusConflict { // while it rebalances
-			c.t.Fatalf("connector %s: %d %s", connector, answer.StatusCode, text)
-		}
-		return answer.StatusCode < 400
-	})
-	c.until("connector "+connector+" runs", func() bool {
-		answer, err := http.Get(base + "/status")
-		if err != nil {
+		text, err := io.ReadAll(answer.Body)
+		if err != nil || answer.StatusCode == http.StatusConflict || answer.StatusCode == http.StatusNotFound {
 			return false
 		}
-		defer answer.Body.Close()
-		text, _ := io.ReadAll(answer.Body)
-		if said = string(text); strings.Contains(said, "FAILED") {
+		if said = string(text); answer.StatusCode >= 400 {
+			c.t.Fatalf("%s %s: %d %s", method, path, answer.StatusCode, said)
+		}
+		return true
+	})
+	return said
+}
+
+// put gives a connector its configuration and waits until it runs.
+func (c *chain) put(connector string) {
+	c.t.Helper()
+	c.connect(http.MethodPut, "/connectors/"+connector+"/config", c.file("connectors/"+connector+".json", ""))
+	c.runs(connector)
+}
+
+// runs waits until a connector does.
+func (c *chain) runs(connector string) {
+	c.t.Helper()
+	c.until("connector "+connector+" runs", func() bool {
+		said := c.connect(http.MethodGet, "/connectors/"+connector+"/status", nil)
+		if strings.Contains(said, "FAILED") {
 			c.t.Fatalf("connector %s: %s", connector, said)
 		}
 		return strings.Contains(said, `"id":0,"state":"RUNNING"`)
@@ -263,9 +263,9 @@ func (c *chain) put(connector string, more map[string]string) {
 func (c *chain) putAll() {
 	c.t.Helper()
 	for _, l := range c.lines {
-		c.put(l.connector, nil)
+		c.put(l.connector)
 	}
-	c.put("outbox", nil)
+	c.put("outbox")
 }
 
 // rows are resources by Type/id.
@@ -309,13 +309,14 @@ func (rs rows) live() map[string]string {
 // An increment is what an export with _since must hold.
 type increment struct {
 	changed map[string]string
-	gone    map[string]bool // which must be told
-	dead    map[string]bool // which lived in between, if at all: a client that is told deletes nothing
+	gone    map[string]bool       // which must be told
+	dead    func(key string) bool // which lived in between, if at all: a client that is told deletes nothing
 }
 
 // since is what is otherwise than it was before.
 func (rs rows) since(before rows) increment {
-	i := increment{map[string]string{}, map[string]bool{}, map[string]bool{}}
+	i := increment{changed: map[string]string{}, gone: map[string]bool{}}
+	i.dead = func(key string) bool { return rs[key].resource == "" && before[key].resource == "" }
 	for key, r := range rs {
 		switch was := before[key]; {
 		case r == was:
@@ -323,8 +324,6 @@ func (rs rows) since(before rows) increment {
 			i.changed[key] = r.resource
 		case was.resource != "":
 			i.gone[key] = true
-		default:
-			i.dead[key] = true
 		}
 	}
 	for key, was := range before {

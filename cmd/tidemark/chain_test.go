@@ -34,7 +34,7 @@ func TestChain(t *testing.T) {
 		mergers.Go(func() { l.merger.follow(following) })
 	}
 	c.compare("what was there before")
-	for _, phase := range []func(){c.changes, c.overlap, c.toast, c.kills} {
+	for _, phase := range []func(){c.changes, c.overlap, c.random, c.toast, c.kills, c.again, c.registry} {
 		begin := time.Now()
 		phase()
 		t.Logf("that took %v", time.Since(begin).Round(100*time.Millisecond))
@@ -102,10 +102,7 @@ func (c *chain) beat() map[string]string {
 // what has come with what the tables hold.
 func (c *chain) compare(what string) {
 	c.t.Helper()
-	beats := c.beat()
-	for _, l := range c.lines {
-		c.await(l, what+": what was written last has come", func() (string, error) { return l.merger.lacks(beats) })
-	}
+	c.come(what)
 	read := time.Now() // all of it lies before
 	truth := c.read()
 	want := truth.since(c.truth)
@@ -124,6 +121,15 @@ func (c *chain) compare(what string) {
 		c.t.FailNow()
 	}
 	c.t.Logf("%s: %d resources, %d changed, %d gone", what, len(truth.live()), len(want.changed), len(want.gone))
+}
+
+// come waits until everything that was written has come through.
+func (c *chain) come(what string) {
+	c.t.Helper()
+	beats := c.beat()
+	for _, l := range c.lines {
+		c.await(l, what+": what was written last has come", func() (string, error) { return l.merger.lacks(beats) })
+	}
 }
 
 // await waits until a line lacks nothing any more.
@@ -154,7 +160,7 @@ func (l *line) is(what string, since time.Time, want increment) time.Time {
 	if diff := cmp.Diff(want.changed, w.changed); diff != "" {
 		l.t.Errorf("%s: %s (-tables +export):\n%.4000s", l.connector, what, diff)
 	}
-	maps.DeleteFunc(w.gone, func(key string, _ bool) bool { return want.dead[key] })
+	maps.DeleteFunc(w.gone, func(key string, _ bool) bool { return want.dead != nil && want.dead(key) })
 	if diff := cmp.Diff(want.gone, w.gone, cmpopts.EquateEmpty()); diff != "" {
 		l.t.Errorf("%s: %s: deletions (-tables +export):\n%.4000s", l.connector, what, diff)
 	}

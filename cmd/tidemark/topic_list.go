@@ -111,6 +111,8 @@ func stateOf(r pipeline.PartitionStatus, s store.PartitionStatus) string {
 		return fmt.Sprintf("gap (%s)", r.Reason)
 	case r.Held != "":
 		return "held"
+	case r.Waits != "":
+		return "waits"
 	case r.Trouble != "":
 		return "not reached"
 	case r.Open > 0:

@@ -40,3 +40,15 @@ union all
   from (
     select distinct on (key) aggregatetype || '/' || aggregateid key, seq, payload, version, last_updated from outbox order by key, seq desc
   ) newest;
+
+-- What random transactions do to HAPI's tables, in the order of what they do it to.
+create function hapi(typ text, id text, what text, body jsonb default null, tags text[] default '{}') returns void language plpgsql as $$
+begin
+  case what
+    when 'put' then perform hapi_put(typ, id, body, tags);
+    when 'delete' then perform hapi_delete(typ, id);
+    when 'expunge' then perform hapi_expunge(typ, id);
+    when 'label' then perform hapi_meta(typ, id, '2|urn:labels|R|', true);
+    when 'unlabel' then perform hapi_meta(typ, id, '2|urn:labels|R|', false);
+  end case;
+end $$;
