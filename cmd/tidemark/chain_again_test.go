@@ -116,7 +116,12 @@ func (c *chain) again() {
 		select medplum_expunge('Observation', md5('o30')::uuid);
 		select document_put('Condition', 'doc-' || n, '{"language": "away"}') from generate_series(50, 52) n;
 		select document_delete('Condition', 'doc-53');
-		delete from fhir_documents where resource_id in ('doc-54', 'doc-55');`)
+		delete from fhir_documents where resource_id in ('doc-54', 'doc-55', 'doc-56');
+		select hapi_expunge('Patient', 'hapi-' || n) from generate_series(15, 16) n;
+		select hapi_put('Patient', 'hapi-' || n, '{"resourceType": "Patient", "language": "reborn"}') from generate_series(15, 16) n;
+		select medplum_expunge('Patient', md5('p36')::uuid);
+		select medplum_put('Patient', md5('p36')::uuid, '{"language": "reborn"}');
+		select document_put('Condition', 'doc-56', '{"language": "reborn"}');`)
 	for _, l := range c.lines {
 		c.connect(http.MethodPut, "/connectors/"+l.connector+"/resume", nil)
 		c.runs(l.connector)
@@ -124,7 +129,7 @@ func (c *chain) again() {
 	c.come("snapshots taken again")
 	dump := c.dump()
 	for _, l := range c.lines {
-		l.reconcile(dump, "9 deletions")
+		l.reconcile(dump, "2 resources and 11 deletions")
 	}
 	c.compare("snapshots taken again")
 	dump = c.dump()

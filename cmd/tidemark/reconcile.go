@@ -60,6 +60,8 @@ What it finds, by type:
   missing    the export has it, the store has not
   stale      the export has a newer version
   extra      the store has it, the export has not, though it is no newer than that: its deletion was lost
+  reborn     the export has a lower version of a later time: it was deleted for good and made again, which was lost
+  behind     the export has what was before, and nothing has changed here since: the source has gone back, to a backup perhaps
   different  the same version says something else (--content)
   deleted    it was deleted here, and the export has it as it was before that
 No faults are
@@ -67,9 +69,9 @@ No faults are
   erased     erased here for ever
   unjudged   the export does not tell whether the source has it: it is not one of all resources of the type
 
---repair writes missing and stale as they are in the export, and deletions of extra as of the time of the export: what has changed at the source
-since then wins, in whatever order it comes. Different and deleted cannot be repaired from here, for the store takes no version for newer than
-itself: have the source write these anew.
+--repair writes missing, stale and reborn as they are in the export, and deletions of extra as of the time of the export: what has changed at the
+source since then wins, in whatever order it comes. Behind, different and deleted cannot be repaired from here, for the store takes no version for
+newer than itself: have the source write these anew, behind until their versions have passed those that are here.
 
 Ends with 0 if nothing is wrong or all of it was repaired, else with 1.
 
@@ -173,8 +175,8 @@ func (r *reconciliation) run(ctx context.Context) (err error) {
 	if err := r.repair(ctx); err != nil {
 		return err
 	}
-	if n := sum.By[reconcile.Different] + sum.By[reconcile.Deleted]; n > 0 {
-		return fmt.Errorf("%s resources are left that are different or deleted: have the source write them anew", humanize.Comma(n))
+	if n := sum.By[reconcile.Behind] + sum.By[reconcile.Different] + sum.By[reconcile.Deleted]; n > 0 {
+		return fmt.Errorf("%s resources are left that are behind, different or deleted: have the source write them anew", humanize.Comma(n))
 	}
 	return nil
 }
@@ -418,7 +420,7 @@ func writeFinding(w io.Writer, f *reconcile.Finding) error {
 
 // told are the columns of the report.
 var told = []reconcile.What{
-	reconcile.Missing, reconcile.Stale, reconcile.Extra, reconcile.Different, reconcile.Deleted, reconcile.Newer, reconcile.Erased, reconcile.Unjudged,
+	reconcile.Missing, reconcile.Stale, reconcile.Extra, reconcile.Reborn, reconcile.Behind, reconcile.Different, reconcile.Deleted, reconcile.Newer, reconcile.Erased, reconcile.Unjudged,
 }
 
 func (r *reconciliation) tell() error {
@@ -459,7 +461,8 @@ func (r *reconciliation) tell() error {
 // repair writes what is missing or stale, and deletions of what is extra.
 func (r *reconciliation) repair(ctx context.Context) error {
 	sum := r.report.Sum()
-	send, remove := sum.By[reconcile.Missing]+sum.By[reconcile.Stale], sum.By[reconcile.Extra]
+	reborn := sum.By[reconcile.Reborn]
+	send, remove := sum.By[reconcile.Missing]+sum.By[reconcile.Stale]+reborn, sum.By[reconcile.Extra]+reborn
 	if send+remove == 0 {
 		return nil
 	}
@@ -496,8 +499,8 @@ func (r *reconciliation) send(ctx context.Context, w *backfill.Writer, o backfil
 	}
 	o.Skip = func(f *extract.File) bool { return !wanted.Has(number[f]) }
 	o.Wants = func(f *extract.File, item *extract.Item) bool { return wanted.Wants(number[f], uint64(item.Line)) }
-	o.Then = func(put func(fhir.Key)) error {
-		return r.scratch.EachExtra(func(key fhir.Key) error { put(key); return nil })
+	o.First = func(del func(fhir.Key, fhir.Instant)) error {
+		return r.scratch.EachExtra(func(key fhir.Key, at fhir.Instant) error { del(key, at); return nil })
 	}
 	return backfill.Run(ctx, r.export.Files, w, nil, o)
 }

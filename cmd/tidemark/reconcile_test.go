@@ -97,6 +97,13 @@ func TestReconcile(t *testing.T) {
 		r.change(key, 1, now, "en")
 		lost["missing"] = append(lost["missing"], key)
 	}
+	// One was deleted for good and made again: its versions begin anew.
+	const reborn = "Patient/reborn"
+	r.change(reborn, 7, now.Add(-time.Minute), "en")
+	r.write(reborn)
+	r.change(reborn, 1, now, "de")
+	lost["reborn"] = []string{reborn}
+	r.taken()
 	dump := r.dump(time.Now(), nil)
 
 	// And what it does after the export, of which Kafka hears: it wins, whatever is repaired.
@@ -108,7 +115,7 @@ func TestReconcile(t *testing.T) {
 	r.write(again, late, gone, "Patient/new")
 	r.taken()
 	want := map[string][]string{
-		"missing": lost["missing"], "extra": lost["extra"][1:], "stale": lost["stale"][2:],
+		"missing": lost["missing"], "extra": lost["extra"][1:], "stale": lost["stale"][2:], "reborn": lost["reborn"],
 		"newer": {again, gone, late, "Patient/new"},
 	}
 	slices.Sort(want["newer"])
@@ -124,7 +131,7 @@ func TestReconcile(t *testing.T) {
 		t.Error("it was written without a yes")
 	}
 	changed, deleted, since := r.window(since) // what came after the export, and no more
-	if d := cmp.Diff([]string{gone}, deleted); d != "" || len(changed) != 3 {
+	if d := cmp.Diff([]string{gone}, deleted); d != "" || len(changed) != 4 {
 		t.Errorf("before the repair: %d changed, deleted: %s", len(changed), d)
 	}
 
@@ -135,7 +142,7 @@ func TestReconcile(t *testing.T) {
 		t.Errorf("deleted by the repair: %s", d)
 	}
 	repaired := map[string]string{}
-	for _, key := range slices.Concat(want["missing"], want["stale"]) {
+	for _, key := range slices.Concat(want["missing"], want["stale"], want["reborn"]) {
 		repaired[key] = r.has[key]
 	}
 	if d := cmp.Diff(repaired, changed); d != "" {
@@ -246,7 +253,7 @@ func TestReconcileContent(t *testing.T) {
 		t.Error(d)
 	}
 	contains(t, got, "different Patient/tag", "2 resources are not as the source has them")
-	contains(t, r.run(exitFailed, "reconcile", "--content", "--repair", "--yes", dump), "2 resources are left that are different or deleted")
+	contains(t, r.run(exitFailed, "reconcile", "--content", "--repair", "--yes", dump), "2 resources are left that are behind, different or deleted")
 }
 
 // A repair that comes late does not undo what the source has done since the export, though

@@ -40,8 +40,8 @@ type Options struct {
 	// Skip and Wants, if set, choose what is sent: whole files are passed over, and lines.
 	Skip  func(*extract.File) bool
 	Wants func(*extract.File, *extract.Item) bool
-	// Then, if set, is called behind all files, and has resources deleted as of At.
-	Then func(del func(fhir.Key)) error
+	// First, if set, is called before all files, and has resources deleted as of an instant.
+	First func(del func(fhir.Key, fhir.Instant)) error
 	// Patience is how long brokers may be silent; 0: two minutes.
 	Patience time.Duration
 	// Read is told of bytes that were read from the files' disk; nil: nobody is.
@@ -100,9 +100,12 @@ func Run(ctx context.Context, files []*extract.File, sink Sink, p *Progress, o O
 	l.silence = time.AfterFunc(o.Patience, func() { giveUp(errSilent) })
 	defer l.silence.Stop()
 	l.track = newTracker(p)
-	err := l.files(ctx, files)
-	if err == nil && o.Then != nil {
+	var err error
+	if o.First != nil {
 		err = l.deletions(ctx)
+	}
+	if err == nil {
+		err = l.files(ctx, files)
 	}
 	if sink != nil {
 		hurry := context.AfterFunc(ctx, func() { l.silence.Reset(lastWords) })
@@ -202,12 +205,12 @@ func (l *loader) line(f *extract.File, i *extract.Item) error {
 
 // deletions sends those that are no lines.
 func (l *loader) deletions(ctx context.Context) error {
-	return l.o.Then(func(key fhir.Key) {
+	return l.o.First(func(key fhir.Key, at fhir.Instant) {
 		if l.o.Drop[key.Type] || ctx.Err() != nil || l.track.failed() != nil {
 			return
 		}
 		l.tally.Deleted++
-		l.put([]*kgo.Record{Deletion(key, l.o.At)}, l.track.loose)
+		l.put([]*kgo.Record{Deletion(key, at)}, l.track.loose)
 	})
 }
 

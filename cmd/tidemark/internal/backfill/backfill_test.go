@@ -203,7 +203,7 @@ func TestDeletionsAreDated(t *testing.T) {
 	at := fhir.FromTime(time.Date(2026, 1, 2, 3, 4, 5, 6e6, time.UTC))
 	patient, _ := fhir.ParseType("Patient")
 	b := &broker{accepts: -1, rng: rand.New(rand.NewPCG(1, 1))}
-	tally, err := Run(t.Context(), nil, b, nil, Options{At: at, Then: func(del func(fhir.Key)) error { del(fhir.Key{Type: patient, ID: "p"}); return nil }})
+	tally, err := Run(t.Context(), nil, b, nil, Options{First: func(del func(fhir.Key, fhir.Instant)) error { del(fhir.Key{Type: patient, ID: "p"}, at); return nil }})
 	if err != nil || tally.Deleted != 1 || len(b.has) != 1 {
 		t.Fatalf("%+v, %d records, %v", tally, len(b.has), err)
 	}

@@ -150,14 +150,25 @@ func (c *comparison) tell(f *Finding) error {
 	case Same, Unjudged:
 		return nil
 	case Missing, Stale:
-		err = c.s.set(appendPlace([]byte{spaceRepair}, f.There), nil)
+		err = c.send(f)
 	case Extra:
-		err = c.s.set(index.RowKey([]byte{spaceExtra}, f.Key), nil)
+		err = c.remove(f, c.rules.At)
+	case Reborn: // what it says is of a new life only if the old one ended before
+		err = errors.Join(c.remove(f, f.There.Updated-1), c.send(f))
 	}
 	if err != nil {
 		return err
 	}
 	return c.found(f)
+}
+
+// send and remove note how a finding is to be repaired.
+func (c *comparison) send(f *Finding) error {
+	return c.s.set(appendPlace([]byte{spaceRepair}, f.There), nil)
+}
+
+func (c *comparison) remove(f *Finding, at fhir.Instant) error {
+	return c.s.set(index.RowKey([]byte{spaceExtra}, f.Key), binary.LittleEndian.AppendUint64(nil, uint64(at)))
 }
 
 // Unlike tells whether resources are left whose bytes differ under the same version: then

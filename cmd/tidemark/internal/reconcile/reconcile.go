@@ -24,6 +24,8 @@ const (
 	Missing        // the export has it, the store has not
 	Stale          // the export's version is newer
 	Extra          // the store has it, the export has not, and it is no newer than that: a deletion was lost
+	Reborn         // the export has a lower version that is later: it was deleted for good and made again, which was lost
+	Behind         // the export has what was before, though nothing has changed here since: the source has gone back
 	Different      // the same version with another content
 	Deleted        // deleted here, though the export has it as it was before
 	Erased         // erased here for ever, and the export has it still
@@ -32,11 +34,11 @@ const (
 )
 
 func (w What) String() string {
-	return [whats]string{"same", "newer", "missing", "stale", "extra", "different", "deleted", "erased", "unjudged"}[w]
+	return [whats]string{"same", "newer", "missing", "stale", "extra", "reborn", "behind", "different", "deleted", "erased", "unjudged"}[w]
 }
 
 // Faults are what should not be.
-var Faults = []What{Missing, Stale, Extra, Different, Deleted}
+var Faults = []What{Missing, Stale, Extra, Reborn, Behind, Different, Deleted}
 
 // An Entry is what the export says of a resource.
 type Entry struct {
@@ -84,8 +86,12 @@ func (r *Rules) judge(e *Entry, n *store.Newest) What {
 		return Missing
 	case o > 0:
 		return Stale
-	case o < 0:
+	case o < 0 && n.Said() > r.At:
 		return Newer
+	case o < 0 && e.Updated != fhir.None && e.Updated > n.Clock.LastUpdated:
+		return Reborn
+	case o < 0:
+		return Behind
 	case r.Content && e.Hash != n.Hash:
 		return Different
 	}

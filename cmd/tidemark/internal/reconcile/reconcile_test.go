@@ -57,6 +57,9 @@ func TestJudge(t *testing.T) {
 		{"an update was lost", there("x", 3, 600), here("x", store.Live, 2, 500), Stale},
 		{"an update was lost, without versions", there("x", store.NoVersion, 600), here("x", store.Live, store.NoVersion, 500), Stale},
 		{"changed since", there("x", 2, 500), here("x", store.Live, 3, 1500), Newer},
+		{"made again from version 1", there("x", 1, 600), here("x", store.Live, 3, 500), Reborn},
+		{"made again, and changed since", there("x", 1, 600), here("x", store.Live, 3, 1500), Newer},
+		{"the source went back", there("x", 2, 400), here("x", store.Live, 3, 500), Behind},
 		{"a deletion was lost", nil, here("x", store.Live, 2, at), Extra},
 		{"made since", nil, here("x", store.Live, 1, at+1), Newer},
 		{"of a type that was not asked for", nil, ofAnotherType(here("x", store.Live, 2, 500)), Unjudged},
@@ -178,15 +181,18 @@ func maps(rows map[string]*store.Newest) func(func(*store.Newest) bool) {
 // repaired looks whether exactly the right lines are to be sent, and the right resources deleted.
 func repaired(t *testing.T, s *Scratch, entries map[string][]Entry, found map[string]What) {
 	t.Helper()
-	var wanted, deleted []string
+	wanted, deleted := map[string]fhir.Instant{}, map[string]fhir.Instant{}
 	lines := map[[2]uint64]bool{}
 	for id, what := range found {
-		switch what {
-		case Missing, Stale:
+		if what == Missing || what == Stale || what == Reborn {
 			e := newest(entries[id])
 			lines[[2]uint64{uint64(e.File), e.Line}] = true
+		}
+		switch what {
 		case Extra:
-			wanted = append(wanted, id)
+			wanted[id] = 1000
+		case Reborn:
+			wanted[id] = newest(entries[id]).Updated - 1
 		}
 	}
 	r, err := s.Repairs()
@@ -203,11 +209,9 @@ func repaired(t *testing.T, s *Scratch, entries map[string][]Entry, found map[st
 			}
 		}
 	}
-	if err := s.EachExtra(func(k fhir.Key) error { deleted = append(deleted, k.ID); return nil }); err != nil {
+	if err := s.EachExtra(func(k fhir.Key, at fhir.Instant) error { deleted[k.ID] = at; return nil }); err != nil {
 		t.Fatal(err)
 	}
-	slices.Sort(wanted)
-	slices.Sort(deleted)
 	if d := cmp.Diff(wanted, deleted); d != "" {
 		t.Errorf("deleted: %s", d)
 	}

@@ -61,13 +61,13 @@ func (r *Repairs) place() (file uint32, line uint64) {
 // Close ends the walk.
 func (r *Repairs) Close() error { return errors.Join(r.it.Error(), r.it.Close()) }
 
-// EachExtra calls fn for each resource that is to be deleted.
-func (s *Scratch) EachExtra(fn func(fhir.Key) error) error {
-	return s.each(spaceExtra, func(k, _ []byte) error {
+// EachExtra calls fn for each resource that is to be deleted as of an instant.
+func (s *Scratch) EachExtra(fn func(fhir.Key, fhir.Instant) error) error {
+	return s.each(spaceExtra, func(k, at []byte) error {
 		key, err := index.ParseRowKey(k)
 		if err != nil {
 			return err
 		}
-		return fn(key)
+		return fn(key, fhir.Instant(binary.LittleEndian.Uint64(at)))
 	})
 }

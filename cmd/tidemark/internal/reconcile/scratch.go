@@ -26,7 +26,7 @@ const (
 	spaceExport  = 'e' // RowKey, file, line → the rest of an Entry
 	spaceContent = 'c' // RowKey → number of the row, hash of what the export says, Entry
 	spaceRepair  = 'r' // file, line → nothing: a line to be sent
-	spaceExtra   = 'x' // RowKey → nothing: a resource to be deleted
+	spaceExtra   = 'x' // RowKey → instant: a resource to be deleted, and as of when
 )
 
 // batchBytes is how much is handed to the database at once.
