@@ -29,7 +29,7 @@ func (c *chain) random() {
 	scripts := make([]string, 4)
 	faults := make([]error, len(scripts))
 	for i := range scripts {
-		scripts[i] = history(rand.New(rand.NewPCG(seed, uint64(i))), 40)
+		scripts[i] = history(rand.New(rand.NewPCG(seed, uint64(i))), 60)
 		writers.Go(func() { _, faults[i] = c.run(scripts[i]) })
 	}
 	writers.Wait()
