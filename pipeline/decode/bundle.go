@@ -21,7 +21,12 @@ const (
 	reasonDocument    = "Bundle is a document or a message, whose resources are copies of their time"
 	reasonBundleType  = "Bundle.type is missing or unknown"
 	reasonMethod      = "request.method is none of GET, HEAD, PUT, POST, DELETE: what it makes of the resource is not in the message"
+	reasonEntries     = "Bundle.entry is not a list"
 	reasonConditional = "request.url is a search: which resource it finds is known to the source only"
+	reasonOnlyIf      = "request is made only if there is no such resource yet (ifNoneExist, ifNoneMatch): whether there was is known to the source only"
+	reasonOfVersion   = "request.url names a version: what is done to an earlier version says nothing of the resource"
+	reasonPost        = "what is posted is not created: request.url is not the type of the resource, and what an operation makes of it is not in the message"
+	reasonTwoNames    = "a fullUrl stands for two resources: which of them the references mean is not told"
 	reasonNoRequest   = "request is missing"
 	reasonPostNoID    = "resource that is posted has no id: only the source knows which it got"
 	reasonRequestURL  = "request.url does not name a FHIR R4 resource as Type/id"
@@ -110,6 +115,9 @@ func (c *changes) bundle(rec Record) (*bundleValue, error) {
 	if !v.read(bundleMembers, at[:]) {
 		return nil, refuse(rec, reasonTwice)
 	}
+	if at[0].isText() && string(at[0].text()) == "Bundle" && at[2].value != nil && !at[2].isList() {
+		return nil, refuse(rec, reasonEntries)
+	}
 	return &bundleValue{string(at[0].text()), string(at[1].text()), at[2]}, nil
 }
 
@@ -127,19 +135,20 @@ type entry struct {
 	method, url, etag, modified []byte
 	mode                        []byte // of a search
 	typ, id                     []byte // of the resource
-	hasRequest                  bool
+	hasRequest, onlyIf          bool
 }
 
 var (
 	entryMembers    = []string{"fullUrl", "resource", "request", "response", "search"}
-	requestMembers  = []string{"method", "url"}
+	requestMembers  = []string{"method", "url", "ifNoneExist", "ifNoneMatch"}
 	responseMembers = []string{"etag", "lastModified"}
 	resourceMembers = []string{"resourceType", "id"}
 )
 
 func readEntry(v node) (e entry, reason string) {
 	var at [5]node
-	var request, response, resource [2]node
+	var request [4]node
+	var response, resource [2]node
 	once := v.read(entryMembers, at[:])
 	e.fullURL, e.resource = at[0], at[1]
 	once = once && at[2].read(requestMembers, request[:]) && at[3].read(responseMembers, response[:]) && e.resource.read(resourceMembers, resource[:])
@@ -147,10 +156,35 @@ func readEntry(v node) (e entry, reason string) {
 		return e, reasonTwice
 	}
 	e.hasRequest, e.method, e.url = at[2].value != nil, request[0].text(), request[1].text()
+	e.onlyIf = request[2].value != nil || request[3].value != nil
 	e.etag, e.modified = response[0].text(), response[1].text()
 	e.mode = at[4].member("mode").text()
 	e.typ, e.id = resource[0].text(), resource[1].text()
 	return e, ""
+}
+
+// target is the resource that a request changes.
+func (e *entry) target() (fhir.Key, string) {
+	key, versionID, reason := e.key()
+	if reason == "" && versionID != "" {
+		reason = reasonOfVersion
+	}
+	return key, reason
+}
+
+// creates tells whether what is posted is posted to its type, as what is to be created is: to
+// it alone, or, as some write, with the id that it has.
+func (e *entry) creates() (reason string) {
+	url := bytes.TrimRight(e.url, "/")
+	switch key, versionID, ok := named(url); {
+	case bytes.IndexByte(url, '?') >= 0:
+		return reasonConditional
+	case ok && versionID == "" && key.Type.String() == string(e.typ) && key.ID == string(e.id):
+		return ""
+	case string(url[bytes.LastIndexByte(url, '/')+1:]) != string(e.typ) && len(url) > 0:
+		return reasonPost
+	}
+	return ""
 }
 
 // key is the resource that the request's URL names.
@@ -176,17 +210,25 @@ func (e *entry) requested() (s said, changes bool, reason string) {
 		return s, false, ""
 	case http.MethodDelete:
 		s.delete = true
-		s.key, _, reason = e.key()
+		s.key, reason = e.target()
 		return s, reason == "", reason
 	case http.MethodPut:
-		if s.key, _, reason = e.key(); reason != "" {
-			return s, false, reason
+		if s.key, reason = e.target(); reason == "" && e.onlyIf {
+			reason = reasonOnlyIf
 		}
 		s.body, s.lacks = e.resource.value, len(e.id) == 0
-		return s, true, ""
+		return s, reason == "", reason
 	case http.MethodPost:
-		if len(e.id) == 0 && e.resource.value != nil {
+		switch {
+		case e.onlyIf:
+			return s, false, reasonOnlyIf
+		case e.resource.value == nil:
+			return s, true, "" // for want of a body it is refused
+		case len(e.id) == 0:
 			return s, false, reasonPostNoID
+		}
+		if reason = e.creates(); reason != "" {
+			return s, false, reason
 		}
 		s.body = e.resource.value
 		return s, true, ""
@@ -209,7 +251,10 @@ func (e *entry) happened() (s said, changes bool, reason string) {
 			}
 		}
 	case http.MethodPut, http.MethodPost, http.MethodPatch, "":
-		s.body = e.resource.value
+		if key, version, ok := named(e.url); ok { // it was not told by a search, or made by a POST
+			s.key, versionID = key, version
+		}
+		s.body, s.lacks = e.resource.value, len(e.id) == 0
 	default:
 		reason = reasonMethod
 	}
@@ -233,7 +278,10 @@ func etag(tag []byte) string {
 // entries makes changes of all entries.
 func (d *bundle) entries(rec Record, b *bundleValue, says func(*entry) (said, bool, string)) ([]store.Change, error) {
 	var all []store.Change
-	links := linksOf(b.entry)
+	links, reason := linksOf(b.entry)
+	if reason != "" {
+		return nil, refuse(rec, reason)
+	}
 	n := 0
 	err := b.entry.each(func(v node) (err error) {
 		part := fmt.Sprintf("entry %d: ", n)

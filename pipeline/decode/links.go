@@ -2,36 +2,63 @@ package decode
 
 import (
 	"bytes"
+	"net/http"
 
 	"tidemark/store/compact"
 )
 
-// links are the resources of a Bundle by the urn:uuid: that stands for them within it:
-// whoever takes the Bundle in puts their ids there (FHIR R4, http.html#transaction). The
-// ids are known here only where a resource has one.
+// links are the resources of a Bundle by the urn:uuid: or urn:oid: that stands for them within
+// it: whoever takes the Bundle in puts their ids there (FHIR R4, http.html#transaction). The
+// ids are known here only where a resource has one, or the URL that it is put to.
 type links map[string][]byte // to Type/id
 
-var urn = []byte("urn:uuid:")
+var urn = []byte("urn:")
 
 // linksOf is nil for a Bundle in which nothing is called by such a name.
-func linksOf(entries node) links {
+func linksOf(entries node) (l links, reason string) {
 	if !bytes.Contains(entries.value, urn) {
-		return nil
+		return nil, ""
 	}
-	l := links{}
 	_ = entries.each(func(v node) error {
-		var at [2]node
 		full := v.member("fullUrl").text()
-		v.member("resource").read(resourceMembers, at[:])
-		if typ, id := at[0].text(), at[1].text(); bytes.HasPrefix(full, urn) && len(typ) > 0 && len(id) > 0 {
-			l[string(full)] = bytes.Join([][]byte{typ, id}, []byte("/"))
+		if !stands(full) {
+			return nil
+		}
+		to := linked(v)
+		switch was, met := l[string(full)]; {
+		case to == nil:
+		case met && !bytes.Equal(was, to):
+			reason = reasonTwoNames
+		case l == nil:
+			l = links{}
+			fallthrough
+		default:
+			l[string(full)] = to
 		}
 		return nil
 	})
-	if len(l) == 0 {
+	return l, reason
+}
+
+// stands tells whether a URL stands for a resource within a Bundle.
+func stands(full []byte) bool {
+	return bytes.HasPrefix(full, []byte("urn:uuid:")) || bytes.HasPrefix(full, []byte("urn:oid:"))
+}
+
+// linked is the Type/id of an entry's resource, nil if that is not known.
+func linked(v node) []byte {
+	var at [2]node
+	v.member("resource").read(resourceMembers, at[:])
+	typ, id := at[0].text(), at[1].text()
+	if request := v.member("request"); len(typ) > 0 && len(id) == 0 && string(request.member("method").text()) == http.MethodPut {
+		if key, _, ok := named(request.member("url").text()); ok {
+			id = []byte(key.ID)
+		}
+	}
+	if len(typ) == 0 || len(id) == 0 {
 		return nil
 	}
-	return l
+	return bytes.Join([][]byte{typ, id}, []byte("/"))
 }
 
 // resolve is a resource whose references and attachments name resources by type and id

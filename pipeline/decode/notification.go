@@ -13,13 +13,15 @@ const (
 	reasonNoNotice  = "value is not the notification of a Subscription: a Bundle whose first entry is its status"
 	reasonEmptyNews = "notification tells of events, and has no resources (content is empty): have the Subscription send them whole, for the source is never asked"
 	reasonIDOnly    = "notification without its resource (content is id-only): have the Subscription send it whole, for the source is never asked"
+	reasonUntold    = "notification of a change whose resource it does not hold: have the Subscription send it whole, for the source is never asked"
 	reasonEventType = "notification of an unknown type"
 )
 
 // notification are those of topic-based Subscriptions: of the backport to R4 (the status is
 // a Parameters), of R4B and R5 (a SubscriptionStatus), and Aidbox's (an
 // AidboxSubscriptionStatus). Handshakes and heartbeats say nothing of resources. What was
-// only read to go along with an event (request GET) is no change.
+// only read to go along with an event (request GET) is no change; what an event is about is
+// one, however it came into the Bundle, and what is not there is missing.
 type notification struct{ changes }
 
 func newNotification(o Options) Decoder {
@@ -43,7 +45,7 @@ func (d *notification) Decode(rec Record) ([]store.Change, error) {
 func (d *notification) events(rec Record, b *bundleValue) ([]store.Change, error) {
 	var all []store.Change
 	var st status
-	n, told := 0, false
+	n := 0
 	err := b.entry.each(func(v node) (err error) {
 		part := fmt.Sprintf("entry %d: ", n)
 		if n++; n == 1 {
@@ -64,23 +66,28 @@ func (d *notification) events(rec Record, b *bundleValue) ([]store.Change, error
 		case !changes:
 			return nil
 		}
-		told = true
+		delete(st.untold, s.key)
 		all, err = d.add(all, rec, s, part)
 		return err
 	})
 	switch {
 	case err != nil:
 		return nil, err
-	case st.tells && !told && n <= 1:
+	case n == 0:
+		return nil, refuse(rec, reasonNoNotice)
+	case st.tells && n == 1:
 		return nil, refuse(rec, reasonEmptyNews)
+	case st.tells && len(st.untold) > 0:
+		return nil, refuse(rec, reasonUntold)
 	}
 	return inOrder(all, false), nil
 }
 
 // A status is what the first entry says.
 type status struct {
-	tells bool // of events
-	focus map[fhir.Key]fhir.Instant
+	tells  bool // of events
+	focus  map[fhir.Key]fhir.Instant
+	untold map[fhir.Key]bool // those of focus that no entry has told of yet
 }
 
 // isStatus tells whether a resource is the status of a Subscription.
@@ -106,10 +113,10 @@ func parameter(parameters node, name string) (found node) {
 }
 
 func readStatus(r node) (st status, reason string) {
-	st.focus = map[fhir.Key]fhir.Instant{}
+	st.focus, st.untold = map[fhir.Key]fhir.Instant{}, map[fhir.Key]bool{}
 	note := func(reference, timestamp node) {
 		if key, _, ok := named(reference.text()); ok {
-			st.focus[key] = instant(timestamp.text())
+			st.focus[key], st.untold[key] = instant(timestamp.text()), true
 		}
 	}
 	kind := r.member("type")
@@ -139,9 +146,9 @@ func readStatus(r node) (st status, reason string) {
 		})
 	}
 	switch string(kind.text()) {
-	case "event-notification":
+	case "event-notification", "query-event": // the second is what $events answers with
 		st.tells = true
-	case "handshake", "heartbeat", "query-status", "query-event":
+	case "handshake", "heartbeat", "query-status":
 	default:
 		return st, reasonEventType
 	}
@@ -163,7 +170,9 @@ func (st *status) says(e *entry) (s said, changes bool, reason string) {
 	at, focused := st.focus[key]
 	switch string(e.method) {
 	case http.MethodGet, http.MethodHead:
-		return s, false, ""
+		if !focused {
+			return s, false, ""
+		}
 	case http.MethodDelete:
 		s.delete = true
 		if !known {
@@ -180,7 +189,10 @@ func (st *status) says(e *entry) (s said, changes bool, reason string) {
 	default:
 		return s, false, reasonMethod
 	}
+	asked, _, names := named(e.url)
 	switch {
+	case names && known && asked != key:
+		return s, false, reasonOther
 	case !s.delete && e.resource.value == nil:
 		return s, false, reasonIDOnly
 	case known || s.delete:
