@@ -55,10 +55,19 @@ type codecs struct {
 }
 
 type codec struct {
-	kind string
-	avro *goavro.Codec
-	err  fault
+	kind  string
+	avro  *goavro.Codec
+	union bool // the schema is one
+	err   fault
 }
+
+// maxBlock is how many elements of a list, or pairs of a map, one block of a record may say that it has.
+// goavro makes room for them before it reads them: of a record of ten bytes that is not what
+// its schema says, for two thousand million.
+const maxBlock = 1 << 20
+
+// bounded is goavro with that bound, which is a variable of its package.
+var bounded = sync.OnceFunc(func() { goavro.MaxBlockCount = maxBlock })
 
 // of is the codec of a schema. An error is none of the record's.
 func (cs *codecs) of(id uint32) (*codec, error) {
@@ -75,9 +84,10 @@ func (cs *codecs) of(id uint32) (*codec, error) {
 	case err != nil:
 		return nil, fmt.Errorf("ask for the schema of a record: %w", err)
 	}
-	c := &codec{kind: kind}
+	c := &codec{kind: kind, union: strings.HasPrefix(strings.TrimSpace(text), "[")}
 	switch kind {
 	case "AVRO":
+		bounded()
 		if c.avro, err = goavro.NewCodec(text); err != nil {
 			c.err = reasonSchema
 		}
@@ -95,7 +105,7 @@ func (cs *codecs) of(id uint32) (*codec, error) {
 // what is not framed.
 func (cs *codecs) read(b []byte) (fields avroRow, json []byte, framing bool, err error) {
 	native, json, framing, err := cs.native(b)
-	fields, _ = recordOf(native)
+	fields, _ = native.(map[string]any)
 	return fields, json, framing, err
 }
 
@@ -119,7 +129,8 @@ func (cs *codecs) plain(b []byte) ([]byte, error) {
 	return c.text, nil
 }
 
-// native is a framed value as goavro reads it, or, of a JSON schema, the JSON.
+// native is a framed value as goavro reads it, without the union around it, or, of a JSON
+// schema, the JSON.
 func (cs *codecs) native(b []byte) (native any, json []byte, framing bool, err error) {
 	id, rest, ok := framed(b)
 	if !ok {
@@ -138,13 +149,27 @@ func (cs *codecs) native(b []byte) (native any, json []byte, framing bool, err e
 	if err != nil || len(rest) > 0 {
 		return nil, nil, true, fault(reasonAvro)
 	}
+	if c.union {
+		native = unioned(native)
+	}
 	return native, nil, true, nil
 }
 
 // An avroRow is a row as goavro reads a record.
 type avroRow map[string]any
 
-// recordOf is a record, or the one that a union holds.
+// unioned is what a union holds.
+func unioned(v any) any {
+	m, is := v.(map[string]any)
+	for _, inner := range m {
+		if is && len(m) == 1 {
+			return inner
+		}
+	}
+	return v
+}
+
+// recordOf is a record within another, or the one that a union there holds.
 func recordOf(v any) (avroRow, bool) {
 	m, ok := v.(map[string]any)
 	if ok && len(m) == 1 {
@@ -201,7 +226,7 @@ func avroCell(v any) cell {
 	case *big.Rat:
 		return cell{isNumber, []byte(v.RatString())}
 	case time.Time:
-		return cell{isText, v.UTC().AppendFormat(nil, time.RFC3339Nano)}
+		return cell{isTime, v.UTC().AppendFormat(nil, time.RFC3339Nano)}
 	case map[string]any:
 		if len(v) == 1 {
 			for _, inner := range v {
@@ -277,6 +302,7 @@ type avro struct{ debezium }
 
 func newAvro(o Options) Decoder {
 	d := &avro{debezium{tables: o.tables(), codecs: codecs{schemas: o.Schemas}}}
+	d.tables.instants = true
 	d.prepare(o, rowDepth)
 	return d
 }

@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/linkedin/goavro/v2"
 
@@ -66,6 +68,11 @@ var avroSchemas = schemas{
 	8:  `{"type":"record"`,
 	10: `"string"`,
 	11: `["null",{"type":"string","connect.name":"io.debezium.data.Json"}]`,
+	12: `{"type":"record","name":"Event","fields":[{"name":"payload","type":["null","string"]},{"name":"eventType","type":"string"},{"name":"version","type":["null","long"]}]}`,
+	13: `{"type":"record","name":"Res","fields":[{"name":"content","type":["null","string"]}]}`,
+	14: `{"type":"record","name":"Long","fields":[{"name":"content","type":{"type":"array","items":"string"}}]}`,
+	15: `["null",{"type":"record","name":"Res","fields":[{"name":"content","type":["null","string"]}]}]`,
+	16: `{"type":"record","name":"Key","fields":[{"name":"id","type":["null","string"]}]}`,
 	9:  `{"type":"record","name":"Heartbeat","fields":[{"name":"ts_ms","type":"long"}]}`,
 }
 
@@ -126,6 +133,9 @@ func TestAvro(t *testing.T) {
 		{"a plain tombstone", "avro", key, nil, "delete Patient/p-1\n"},
 		{"an outbox", "outbox", framed(10, "Patient/p-1"), framed(11, map[string]any{"string": body}), "upsert Patient/p-1 patients=p-1\n  " + body + "\n"},
 		{"an outbox's null", "outbox", framed(10, "Patient/p-1"), framed(11, nil), "nothing\n"},
+		{"an outbox's columns", "outbox", framed(10, "Patient/p-1"), framed(12, map[string]any{"payload": map[string]any{"string": body}, "eventType": "PatientDeleted", "version": map[string]any{"long": int64(4)}}), "delete Patient/p-1 version=4\n"},
+		{"an outbox's columns and resource", "outbox", framed(10, "Patient/p-1"), framed(12, map[string]any{"payload": map[string]any{"string": body}, "eventType": "created", "version": nil}), "upsert Patient/p-1 patients=p-1\n  " + body + "\n"},
+		{"a deletion by a key that may be null", "debezium", framed(16, map[string]any{"id": map[string]any{"string": "p-1"}}), framed(2, envelope("d", nil)), "delete Patient/p-1 position=77\n"},
 		{"an outbox of records", "outbox", framed(1, map[string]any{"id": "p-1"}), framed(2, envelope("d", nil)), "refused: " + string(reasonNoText) + "\n"},
 		{"an outbox without the registry", "outbox", nil, []byte{0, 0, 0, 0, 7, 1}, "error: ask for the schema of a record: the registry is away\n"},
 		{"JSON is not Avro", "avro", key, []byte(`{"id":"p-1"}`), "refused: " + reasonNotAvro + "\n"},
@@ -140,6 +150,70 @@ func TestAvro(t *testing.T) {
 				t.Errorf("got  %swant %s", got, c.want)
 			}
 		})
+	}
+}
+
+// TestAvroOneField: a record of one field that may be null is no union, and a union of a record
+// is one.
+func TestAvroOneField(t *testing.T) {
+	const body = `{"resourceType":"Patient","id":"p-1"}`
+	d, err := New("avro", Options{Tables: []Table{{Body: "content"}}, Schemas: avroSchemas})
+	if err != nil {
+		t.Fatal(err)
+	}
+	one := map[string]any{"content": map[string]any{"string": body}}
+	for name, value := range map[string][]byte{
+		"a record": frame(t, avroSchemas, 13, one), "a union": frame(t, avroSchemas, 15, map[string]any{"Res": one}),
+	} {
+		if got := decoded(t, d, Record{Offset: 41, Timestamp: fhir.None, Value: value}); got != "upsert Patient/p-1 patients=p-1\n  "+body+"\n" {
+			t.Errorf("%s: %s", name, got)
+		}
+	}
+}
+
+// TestAvroLengths: a record that is not what its schema says has no room made for what it says
+// that follows.
+func TestAvroLengths(t *testing.T) {
+	d, err := New("avro", Options{Tables: []Table{{Body: "content"}}, Schemas: avroSchemas})
+	if err != nil {
+		t.Fatal(err)
+	}
+	value := binary.AppendVarint([]byte{0, 0, 0, 0, 14}, 1<<26)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	got := decoded(t, d, Record{Offset: 41, Value: value})
+	runtime.ReadMemStats(&after)
+	allocated := after.TotalAlloc - before.TotalAlloc
+	if got != "refused: "+reasonAvro+"\n" || allocated > 64<<20 {
+		t.Errorf("%s, %d bytes", got, allocated)
+	}
+}
+
+// TestAvroTimes: what a connector calls a time is that of a column without a zone; what a
+// producer of Avro calls one is an instant.
+func TestAvroTimes(t *testing.T) {
+	noon := avroCell(time.Date(2026, 7, 2, 12, 0, 0, 0, time.UTC))
+	berlin, err := time.LoadLocation("Europe/Berlin")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		tables tables
+		want   string
+	}{
+		{tables{zone: time.UTC}, "2026-07-02T12:00:00.000Z"},
+		{tables{zone: berlin}, "2026-07-02T10:00:00.000Z"},
+		{tables{zone: berlin, instants: true}, "2026-07-02T12:00:00.000Z"},
+	} {
+		if got := c.tables.instant(noon, false).String(); got != c.want {
+			t.Errorf("%+v: %s", c.tables, got)
+		}
+	}
+	if d := newAvro(Options{TimeZone: berlin}).(*avro); !d.tables.instants {
+		t.Error("the format avro takes instants for columns")
+	}
+	if at := (tables{zone: berlin}).instant(avroCell(time.Date(99999, 1, 1, 0, 0, 0, 0, time.UTC)), false); at != fhir.None {
+		t.Error(at)
 	}
 }
 

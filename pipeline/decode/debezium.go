@@ -6,6 +6,7 @@ import (
 	"strconv"
 
 	"tidemark/store"
+	"tidemark/store/compact"
 	"tidemark/store/fhir"
 )
 
@@ -120,8 +121,8 @@ func (d *debezium) keyRow(rec Record) (row, error) {
 // payload is what a JSON converter with schemas.enable wraps.
 func payload(n node) node {
 	var at [2]node
-	if n.read([]string{"payload", "schema"}, at[:]); at[0].value != nil && at[1].value != nil {
-		return at[0]
+	if n.read([]string{"payload", "schema"}, at[:]); at[1].isObject() && members(n.value) == 2 {
+		return at[0] // the zero node, if that is null
 	}
 	return n
 }
@@ -155,8 +156,10 @@ func readRowChange(n node) (c rowChange, reason fault) {
 	switch {
 	case op == "" && n.member("iodebeziumop").value != nil:
 		return readCloud(n)
-	case op == "" && at[2].value == nil:
-		return readFlat(n)
+	case !at[2].isObject() && (op == "" || at[1].value == nil && !has(n, "before")):
+		return readFlat(n) // whose columns may be called op and source
+	case op == "" && schemaChange(n):
+		return c, ""
 	case op == "":
 		return c, reasonUnknownOp
 	}
@@ -234,12 +237,26 @@ func since(text []byte) fhir.Instant {
 }
 
 // control tells whether a message is one of Debezium's own: a heartbeat, or where a
-// transaction begins or ends.
+// transaction begins or ends. A row may have columns of these names, among others.
 func control(n node) bool {
 	var at [2]node
 	n.read([]string{"ts_ms", "status"}, at[:])
 	status := string(at[1].text())
-	return at[0].value != nil && (status == "BEGIN" || status == "END" || len(n.within) == 1)
+	all := members(n.value)
+	return at[0].value != nil && (all == 1 || all <= 5 && (status == "BEGIN" || status == "END"))
+}
+
+// schemaChange tells whether a message tells of a change of tables' columns, as connectors of MySQL
+// and SQL Server do in a topic of their own.
+func schemaChange(n node) bool { return has(n, "databaseName") && has(n, "ddl") }
+
+// has tells whether an object has a member of that name, be it null.
+func has(n node, name string) (found bool) {
+	_ = n.fields(func(member []byte, _ node) error { // fn does not fail
+		found = found || string(compact.Plain(nil, member)) == name
+		return nil
+	})
+	return found
 }
 
 // position is a source's log sequence number; 0: none.
@@ -272,6 +289,7 @@ const (
 	isTrue
 	isFalse
 	isBytes
+	isTime // as text; of the type of Avro's that says so
 )
 
 // cells implements row, for one as a JSON object.

@@ -21,6 +21,8 @@ const (
 	reasonXML     = "resource is XML: have the source send JSON"
 	reasonRelease = "resource is of another release of FHIR than R4"
 	reasonBase64  = "what should be base64 is not"
+	reasonTwoData = "event has its data twice (data and data_base64)"
+	reasonRequest = "resource is a Bundle of what is to be done, or was, and nothing says that it is kept as one: the format is probably bundle"
 )
 
 // A fault is the reason why a record is refused, on its way up.
@@ -41,6 +43,7 @@ var verbs = []struct {
 	verb string
 	does action
 }{
+	{"undelete", upserts},
 	{"create", upserts},
 	{"update", upserts},
 	{"upsert", upserts},
@@ -97,6 +100,9 @@ func (d *events) Decode(rec Record) ([]store.Change, error) {
 	}
 	var all []store.Change
 	err = d.read(&d.changes, rec, v, func(part string, s said) (err error) {
+		if reason := d.bodied(&s); reason != "" {
+			return refuse(rec, part+reason)
+		}
 		all, err = d.add(all, rec, s, part)
 		return err
 	})
@@ -104,6 +110,46 @@ func (d *events) Decode(rec Record) ([]store.Change, error) {
 		return nil, refuse(rec, string(f))
 	}
 	return inOrder(all, false), err
+}
+
+// bodied looks at the resource that comes with a deletion, for it may say what is deleted, and
+// must not say that it is another; and at a Bundle that nothing but itself calls a resource.
+func (c *changes) bodied(s *said) (reason string) {
+	if !s.delete {
+		return c.requests(s.key, s.body)
+	}
+	n, err := c.nodes(s.body)
+	if err != nil || !n.isObject() {
+		return "" // nothing, or what the source has left of it
+	}
+	var at [2]node
+	n.read(resourceMembers, at[:])
+	key, err := fhir.ParseKey(string(at[0].text()) + "/" + string(at[1].text()))
+	switch {
+	case err != nil:
+	case s.key == fhir.Key{}:
+		s.key = key
+	case s.key != key:
+		return reasonOther
+	}
+	return ""
+}
+
+// requests tells of a Bundle whose entries are to be done, or were, that it is no resource: nobody keeps
+// such a one, unless a key says so.
+func (c *changes) requests(key fhir.Key, body []byte) (reason string) {
+	if key != (fhir.Key{}) || !bytes.Contains(body, []byte(`Bundle`)) {
+		return ""
+	}
+	n, err := c.nodes(body)
+	if err != nil || string(n.member("resourceType").text()) != "Bundle" {
+		return ""
+	}
+	switch string(n.member("type").text()) {
+	case "transaction", "transaction-response", "batch", "batch-response", "history", "subscription-notification":
+		return reasonRequest
+	}
+	return ""
 }
 
 // newHAPI is what HAPI's Subscriptions with a channel of type message, and Smile CDR's
@@ -117,11 +163,12 @@ func readHAPI(_ *changes, _ Record, v node, each func(part string, s said) error
 		return nil
 	}
 	var at [6]node
-	p := v.member("payload")
+	var p [1]node
+	once := v.read([]string{"payload"}, p[:])
 	switch {
-	case !p.isObject():
+	case !p[0].isObject():
 		return fault(reasonNoEvent)
-	case !p.read(hapiMembers, at[:]):
+	case !p[0].read(hapiMembers, at[:]) || !once:
 		return fault(reasonTwice)
 	}
 	s := nothing
@@ -190,11 +237,15 @@ var (
 )
 
 func readFirely(_ *changes, _ Record, v node, each func(part string, s said) error) error {
-	list := v.at("message", "changes")
-	release := v.at("headers", "fhir-release").text()
+	var outer [2]node
+	var inner [1]node
+	once := v.read([]string{"message", "headers"}, outer[:]) && outer[0].read([]string{"changes"}, inner[:])
+	list, release := inner[0], outer[1].member("fhir-release").text()
 	switch {
 	case v.value == nil:
 		return nil
+	case !once:
+		return fault(reasonTwice)
 	case !list.isList():
 		return fault(reasonNoEvent)
 	case release != nil && string(release) != "R4":
@@ -226,10 +277,11 @@ func readFirely(_ *changes, _ Record, v node, each func(part string, s said) err
 
 // newOutbox is what Debezium's outbox event router writes of an outbox table: the key is
 // the aggregate's id, Type/id or the id alone in a topic whose name ends with the type; the
-// value a resource, as JSON or as a string of it; the header eventType says what was done.
-// Both may be framed, as strings in Avro.
+// value a resource, as JSON or as a string of it; the header eventType says what was done, or
+// a member beside the resource. Both may be framed: in Avro as strings, the value as a record
+// whose payload is one, too.
 func newOutbox(o Options) Decoder {
-	return &outbox{events: newEvents(o, 1, readOutbox), codecs: codecs{schemas: o.Schemas}}
+	return &outbox{events: newEvents(o, 2, readOutbox), codecs: codecs{schemas: o.Schemas}}
 }
 
 type outbox struct {
@@ -240,17 +292,42 @@ type outbox struct {
 // Decode implements Decoder.
 func (d *outbox) Decode(rec Record) ([]store.Change, error) {
 	said := rec
-	for _, part := range []*[]byte{&said.Key, &said.Value} {
-		text, err := d.codecs.plain(*part)
-		if f, is := errors.AsType[fault](err); is {
-			return nil, refuse(rec, string(f))
-		}
-		if err != nil {
-			return nil, err
-		}
-		*part = text
+	var err error
+	if said.Key, err = d.codecs.plain(rec.Key); err == nil {
+		err = d.value(&said)
+	}
+	if f, is := errors.AsType[fault](err); is {
+		return nil, refuse(rec, string(f))
+	}
+	if err != nil {
+		return nil, err
 	}
 	return d.events.Decode(said)
+}
+
+// value reads a value that is framed. What a record says beside the payload counts as headers do.
+func (d *outbox) value(rec *Record) (err error) {
+	fields, _, _, err := d.codecs.read(rec.Value)
+	if _, wraps := fields["payload"]; !wraps || err != nil {
+		if err == nil {
+			rec.Value, err = d.codecs.plain(rec.Value)
+		}
+		return err
+	}
+	cells, once := fields.cells(append([]string{"payload"}, outboxSays...))
+	if !once {
+		return fault(reasonTwice)
+	}
+	if rec.Value = nil; cells[0].kind != absent {
+		rec.Value = cells[0].text
+	}
+	rec.Headers = slices.Clip(rec.Headers)
+	for i, name := range outboxSays {
+		if c := cells[i+1]; c.kind != absent {
+			rec.Headers = append(rec.Headers, store.Header{Key: name, Value: c.text})
+		}
+	}
+	return nil
 }
 
 // outboxID is the aggregate's id, which a JSON converter quotes, and wraps with
@@ -265,7 +342,7 @@ func outboxID(c *changes, key []byte) string {
 }
 
 func readOutbox(c *changes, rec Record, v node, each func(part string, s said) error) error {
-	h := headersOf(rec, "eventType", "version", "lastUpdated")
+	h := headersOf(rec, outboxSays...)
 	s := nothing
 	if len(rec.Key) > 0 {
 		id := outboxID(c, rec.Key)
@@ -277,20 +354,51 @@ func readOutbox(c *changes, rec Record, v node, each func(part string, s said) e
 			}
 		}
 	}
-	s.version, s.lastUpdated = h["version"], instant(h["lastUpdated"])
-	if payload := v.member("payload"); payload.value != nil && v.member("resourceType").value == nil {
-		v = payload // schemas.enable
+	body, reason := unwrap(v, h)
+	if reason != "" {
+		return reason
 	}
-	s.body = v.embedded()
+	s.version, s.lastUpdated, s.body = h["version"], instant(h["lastUpdated"]), body.embedded()
 	switch does := actionOf(h["eventType"]); {
 	case does == deletes:
 		s.delete = true
 	case does == unknownAction && h["eventType"] != "":
 		return fault(reasonAction)
-	case v.value == nil && h["eventType"] == "":
+	case body.value == nil && h["eventType"] == "":
 		return nil // a tombstone: what is deleted is told by an event
 	}
 	return each("", s)
+}
+
+// outboxSays are what is told of an event beside its resource: in headers, or in the message
+// beside it, as table.fields.additional.placement wants it.
+var outboxSays = []string{"eventType", "version", "lastUpdated"}
+
+// unwrap is the resource of an event: what schemas.enable wraps, and what stands beside other
+// columns of the table; those are added to what headers say.
+func unwrap(v node, says map[string]string) (body node, reason fault) {
+	if v = payload(v); v.none() {
+		return node{}, ""
+	}
+	var at [2]node
+	once := v.read([]string{"resourceType", "payload"}, at[:])
+	if !v.isObject() || at[0].value != nil {
+		return v, ""
+	}
+	beside := make([]node, len(outboxSays))
+	if !once || !v.read(outboxSays, beside) {
+		return node{}, reasonTwice
+	}
+	told := false
+	for i, name := range outboxSays {
+		if text := beside[i].text(); text != nil {
+			says[name], told = string(text), true
+		}
+	}
+	if at[1].value == nil && !told {
+		return v, "" // whatever it is
+	}
+	return at[1], ""
 }
 
 // headersOf are some of a record's headers as text; of several of one name the last counts.
@@ -326,6 +434,8 @@ func readCloudEvent(c *changes, rec Record, v node, each func(part string, s sai
 			return fault(reasonTwice)
 		case m[0].value == nil:
 			return fault(reasonNoEvent)
+		case m[4].value != nil && m[5].value != nil:
+			return fault(reasonTwoData)
 		}
 		typ, subject, at, data = string(m[1].text()), string(m[2].text()), string(m[3].text()), m[4]
 		if m[5].value != nil {
@@ -358,9 +468,6 @@ func readCloudEvent(c *changes, rec Record, v node, each func(part string, s sai
 			return fault(reasonNoNamed)
 		}
 		s.key, s.version, s.body = key, string(m[2].text()), nil
-	}
-	if s.delete && s.key == (fhir.Key{}) {
-		s.key, _, _ = named(string(data.member("resourceType").text()) + "/" + string(data.member("id").text()))
 	}
 	return each("", s)
 }

@@ -55,6 +55,11 @@ func (d *resource) Decode(rec Record) ([]store.Change, error) {
 		return nil, refuse(rec, reasonEmpty)
 	}
 	s.body = rec.Value
+	if !s.delete {
+		if reason := d.requests(key, s.body); reason != "" {
+			return nil, refuse(rec, reason)
+		}
+	}
 	return d.add(nil, rec, s, "")
 }
 

@@ -222,7 +222,8 @@ func TestResourceRefuses(t *testing.T) {
 		{"headers count for the limit", record("Observation/o-1", bare, "x", strings.Repeat("x", 1024)), reasonLarge},
 		{"of a dropped type, if only the value says so", record(null, strings.Repeat(" ", 1025)), reasonLarge},
 		{"a Debezium envelope", record(null, `{"before":null,"after":{"resourceType":"Patient"},"op":"c"}`), "resource at byte 0: resourceType is missing"},
-		{"a Bundle without an id", record(null, `{"resourceType":"Bundle","type":"transaction"}`), "resource at byte 0: id is missing"},
+		{"a Bundle without an id", record(null, `{"resourceType":"Bundle","type":"document"}`), "resource at byte 0: id is missing"},
+		{"a Bundle of requests", record(null, `{"resourceType":"Bundle","id":"b","type":"transaction"}`), reasonRequest},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			d, err := New("resource", Options{MaxRecord: 1024, DropTypes: []string{"Binary"}})

@@ -1,6 +1,7 @@
 package decode
 
 import (
+	"bytes"
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
@@ -21,6 +22,7 @@ const (
 	reasonTable    = "no rule says what the columns of this table mean: leave the table out of the connector, or describe it"
 	reasonRowType  = "row names no resource type of FHIR R4"
 	reasonRowID    = "row has no FHIR id"
+	reasonGone     = "the column that says whether the resource is deleted has a word that is not known here: give its meaning by one that is"
 	reasonNoColumn = "row has no body: is it kept elsewhere (offloaded)?"
 )
 
@@ -39,8 +41,9 @@ type Table struct {
 	Version     string `yaml:"version,omitempty"`
 	LastUpdated string `yaml:"last_updated,omitempty"`
 	Body        string `yaml:"body"`
-	// Deleted is a column that is true, a number other than 0, or one of Y, yes, true or
-	// deleted where the resource is deleted.
+	// Deleted is a column that is true, a number other than 0, a time, or one of Y, yes, true
+	// or deleted where the resource is deleted; where it is not, it is false, 0, null, empty,
+	// or one of N, no, false, active, created or updated. Rows with other words are refused.
 	Deleted string `yaml:"deleted,omitempty"`
 	// Skip is a column that is true, as Deleted, of rows that say nothing: old versions.
 	Skip string `yaml:"skip,omitempty"`
@@ -90,8 +93,9 @@ const (
 )
 
 type tables struct {
-	all  []table
-	zone *time.Location // of times without one
+	all      []table
+	zone     *time.Location // of times without one
+	instants bool           // what Avro's types call a time is one of the world's, and not of a column without zone
 }
 
 func (o Options) tables() tables {
@@ -228,10 +232,13 @@ const unchanged fault = "unchanged"
 // body reads the body of a row, or that there is none any more.
 func (d *debezium) body(t *table, cells []cell, s *said) fault {
 	text := cells[bodyColumn]
-	s.delete = cells[deletedColumn].yes()
+	var known bool
+	s.delete, known = d.tables.gone(cells[deletedColumn])
 	switch {
-	case unavailable(text) && s.delete:
-		return ""
+	case !known:
+		return reasonGone
+	case s.delete && (unavailable(text) || s.key.Type != 0 && s.key.ID != ""):
+		return "" // whatever is left of it
 	case unavailable(text):
 		return unchanged
 	case t.emptyDeletes && text.kind == isText && len(text.text) == 0:
@@ -281,13 +288,31 @@ func (d *debezium) identify(t *table, s said) (said, bool, fault) {
 	return s, false, ""
 }
 
+// gone tells whether a column says that the resource is deleted. A word that is not known may
+// well mean that.
+func (ts tables) gone(c cell) (gone, known bool) {
+	if c.kind != isText || c.yes() {
+		return c.yes(), true
+	}
+	switch strings.ToLower(string(c.text)) {
+	case "", "n", "no", "f", "false", "0", "active":
+		return false, true
+	}
+	does := actionOf(c.text)
+	gone = does == deletes || does == unknownAction && ts.instant(c, false) != fhir.None // deleted_at
+	return gone, gone || does == upserts
+}
+
 // yes tells whether a column says so.
 func (c cell) yes() bool {
 	switch c.kind {
-	case isTrue:
+	case isTrue, isTime:
 		return true
+	case isBytes:
+		return len(bytes.Trim(c.text, "\x00")) > 0
 	case isNumber:
-		return string(c.text) != "0"
+		n, err := strconv.ParseFloat(string(c.text), 64)
+		return n != 0 || err != nil
 	case isText:
 		switch strings.ToLower(string(c.text)) {
 		case "y", "yes", "t", "true", "1", "deleted":
@@ -315,6 +340,15 @@ func unavailable(c cell) bool {
 // are of the source's zone.
 func (ts tables) instant(c cell, ticks bool) fhir.Instant {
 	switch c.kind {
+	case isTime:
+		t, err := time.Parse(time.RFC3339Nano, string(c.text))
+		switch {
+		case err != nil: // a year that FHIR cannot write
+			return fhir.None
+		case ts.instants:
+			return fhir.FromTime(t)
+		}
+		return fhir.FromTime(ts.onTheWall(t))
 	case isText:
 		if at := instant(c.text); at != fhir.None {
 			return at
@@ -355,11 +389,16 @@ func (ts tables) since1970(n int64) fhir.Instant {
 	case n >= year5138:
 		t = time.UnixMilli(n)
 	}
-	if ts.zone != time.UTC { // the clock on the wall was taken for UTC
-		t = t.UTC()
-		t = time.Date(t.Year(), t.Month(), t.Day(), t.Hour(), t.Minute(), t.Second(), t.Nanosecond(), ts.zone)
+	return fhir.FromTime(ts.onTheWall(t))
+}
+
+// onTheWall is the instant at which the source's clock showed what was taken for UTC.
+func (ts tables) onTheWall(t time.Time) time.Time {
+	if ts.zone == time.UTC {
+		return t
 	}
-	return fhir.FromTime(t)
+	t = t.UTC()
+	return time.Date(t.Year(), t.Month(), t.Day(), t.Hour(), t.Minute(), t.Second(), t.Nanosecond(), ts.zone)
 }
 
 // stripMeta is a resource without some members of its meta.

@@ -1,0 +1,65 @@
+package decode
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+
+	"tidemark/store/fhir"
+)
+
+// TestRows: what a row is taken for does not follow from how its columns are called, and
+// whether it is deleted only from words that are known.
+func TestRows(t *testing.T) {
+	d, err := New("debezium", Options{Tables: []Table{{Name: "fhir", TypeColumn: "type", ID: "id", Body: "body", Deleted: "gone"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const upsert, deletion = "upsert Patient/p-1 patients=p-1\n  {\"resourceType\":\"Patient\",\"id\":\"p-1\"}\n", "delete Patient/p-1\n"
+	row := func(more string) string {
+		return `{"type":"Patient","id":"p-1","body":"{\"resourceType\":\"Patient\",\"id\":\"p-1\"}"` + more + `}`
+	}
+	enveloped := func(op, after string) string {
+		return `{"before":null,"after":` + after + `,"source":{"table":"fhir"},"op":"` + op + `"}`
+	}
+	for _, c := range []struct{ name, value, want string }{
+		{"a column called op", row(`,"op":"d"`), upsert},
+		{"a column called source", row(`,"source":"lab","__op":"u"`), upsert},
+		{"columns called op and source", row(`,"op":"d","source":"lab"`), upsert},
+		{"columns called schema and payload", row(`,"schema":{},"payload":{}`), upsert},
+		{"columns called ts_ms and status", row(`,"ts_ms":5,"status":"END","other":1`), upsert},
+		{"an envelope without its source", `{"before":null,"after":` + row("") + `,"op":"u"}`, upsert},
+		{"a deletion without its source", `{"before":null,"after":null,"op":"d"}`, deletion},
+		{"a change of columns", `{"source":{"server":"ehr"},"databaseName":"ehr","ddl":"ALTER TABLE fhir …","tableChanges":[]}`, "nothing\n"},
+		{"no change", `{"source":{"server":"ehr"}}`, "refused: " + reasonUnknownOp + "\n"},
+		{"what is deleted has no body", enveloped("u", strings.Replace(row(`,"gone":true`), `{\"`, `x`, 1)), deletion},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			got := decoded(t, d, Record{Topic: "ehr.public.fhir", Offset: 41, Timestamp: fhir.None, Key: []byte(`{"type":"Patient","id":"p-1"}`), Value: []byte(c.value)})
+			if got != c.want {
+				t.Errorf("got  %swant %s", got, c.want)
+			}
+		})
+	}
+	refused := "refused: " + string(reasonGone) + "\n"
+	for gone, want := range map[any]string{
+		true: deletion, false: upsert, nil: upsert, 1: deletion, 0: upsert, json.Number("0.00"): upsert, json.Number("1e999"): deletion,
+		"Y": deletion, "deleted": deletion, "Removed": deletion, "2026-01-02T03:04:05Z": deletion, "2026-01-02 03:04:05.123456": deletion,
+		"N": upsert, "": upsert, "0": upsert, "active": upsert, "created": upsert, "recreated": upsert, "undeleted": upsert,
+		"gelöscht": refused, "AQ==": refused, placeholder: refused,
+	} {
+		said, err := json.Marshal(gone)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := decoded(t, d, Record{Topic: "ehr.public.fhir", Offset: 41, Timestamp: fhir.None, Value: []byte(enveloped("u", row(`,"gone":`+string(said))))})
+		if got != want {
+			t.Errorf("gone %s: got  %swant %s", said, got, want)
+		}
+	}
+	for text, want := range map[string]bool{"": false, "\x00\x00": false, "\x00\x01": true} {
+		if (cell{isBytes, []byte(text)}).yes() != want {
+			t.Errorf("%q: %v", text, !want)
+		}
+	}
+}
