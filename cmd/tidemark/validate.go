@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -29,7 +30,7 @@ type validateCmd struct {
 	configFlags `embed:""`
 
 	Topic    string        `placeholder:"NAME" xor:"from" required:"" help:"Read records of this topic, from the brokers of the configuration."`
-	File     string        `placeholder:"FILE" xor:"from" required:"" type:"existingfile" help:"Read records from a file: a JSON object a line, which is the value of a record, or has its key and value ({\"topic\", \"key\", \"value\", \"headers\"}, or what kcat -J writes)."`
+	File     string        `placeholder:"FILE" xor:"from" required:"" type:"existingfile" help:"Read records from a file: a JSON object a line, which is the value of a record, or has its key and value ({\"topic\", \"key\", \"value\", \"headers\"}; bytes as keyBase64 and valueBase64; or what kcat -J writes)."`
 	Format   string        `placeholder:"NAME" help:"The format to decode them in; else that of the topic in the configuration, else the one they look like."`
 	Preset   string        `placeholder:"NAME" help:"Of the format debezium: whose tables these are."`
 	TimeZone string        `placeholder:"ZONE" help:"Of tables: the zone of times without one."`
@@ -333,10 +334,14 @@ func readRecords(path string, limit int) ([]decode.Record, error) {
 	lines.Buffer(nil, int(decode.DefaultMaxRecord))
 	var records []decode.Record
 	for n := 1; lines.Scan() && len(records) < limit; n++ {
-		if len(bytes.TrimSpace(lines.Bytes())) == 0 {
+		line := lines.Bytes()
+		if n == 1 {
+			line = bytes.TrimPrefix(line, []byte("\xef\xbb\xbf")) // of editors
+		}
+		if len(bytes.TrimSpace(line)) == 0 {
 			continue
 		}
-		rec, err := parseRecord(bytes.Clone(lines.Bytes()))
+		rec, err := parseRecord(bytes.Clone(line))
 		if err != nil {
 			return nil, fmt.Errorf("%s:%d: %w", path, n, err)
 		}
@@ -351,8 +356,14 @@ func readRecords(path string, limit int) ([]decode.Record, error) {
 	return records, nil
 }
 
-// parseRecord reads a line: a record with its key, or the value alone.
+// parseRecord reads a line: a record with its key, or the value alone. A value may have members
+// that a record has, too: a Communication has a topic, and a payload; a message of HAPI's has
+// headers, and a payload.
 func parseRecord(line []byte) (decode.Record, error) {
+	var members map[string]json.RawMessage
+	if err := json.Unmarshal(line, &members); err != nil || members == nil {
+		return decode.Record{}, errors.New("is no JSON object")
+	}
 	var m struct {
 		Topic     string          `json:"topic"`
 		Partition int32           `json:"partition"`
@@ -365,11 +376,11 @@ func parseRecord(line []byte) (decode.Record, error) {
 		KeyB64    []byte          `json:"keyBase64"` // as deadletter export writes it
 		ValueB64  []byte          `json:"valueBase64"`
 	}
-	if err := json.Unmarshal(line, &m); err != nil {
-		return decode.Record{}, errors.New("is no JSON object")
-	}
-	if m.Topic == "" && m.Key == nil || m.Value == nil && m.Payload == nil {
+	if !isRecord(members) {
 		return decode.Record{Timestamp: fhir.None, Value: line}, nil
+	}
+	if err := json.Unmarshal(line, &m); err != nil {
+		return decode.Record{}, errors.New("is not a record: topic is text, ts, partition and offset are numbers, keyBase64 and valueBase64 base64")
 	}
 	if m.Value == nil {
 		m.Value = m.Payload
@@ -387,6 +398,21 @@ func parseRecord(line []byte) (decode.Record, error) {
 	var err error
 	rec.Headers, err = parseHeaders(m.Headers)
 	return rec, err
+}
+
+// isRecord tells a record from a value alone: it has a value, says something beside it, and
+// neither is a resource nor an event.
+func isRecord(members map[string]json.RawMessage) bool {
+	has := func(names ...string) bool {
+		return slices.ContainsFunc(names, func(name string) bool { return members[name] != nil })
+	}
+	switch {
+	case has("resourceType", "specversion"):
+		return false
+	case has("value", "valueBase64"):
+		return has("topic", "key", "keyBase64", "headers")
+	}
+	return has("payload") && has("topic", "key")
 }
 
 // fieldOf is what a JSON string says; other JSON stands for itself, null for Kafka's.
@@ -410,8 +436,8 @@ func parseHeaders(raw json.RawMessage) (headers []store.Header, err error) {
 	switch {
 	case raw == nil || string(raw) == "null":
 	case json.Unmarshal(raw, &named) == nil:
-		for name, v := range named {
-			headers = append(headers, store.Header{Key: name, Value: []byte(v)})
+		for _, name := range slices.Sorted(maps.Keys(named)) {
+			headers = append(headers, store.Header{Key: name, Value: []byte(named[name])})
 		}
 	case json.Unmarshal(raw, &pairs) == nil && len(pairs)%2 == 0:
 		for pair := range slices.Chunk(pairs, 2) {

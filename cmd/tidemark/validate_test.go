@@ -55,6 +55,38 @@ func TestValidateFile(t *testing.T) {
 			[]string{"format: debezium, preset: hapi: 1 resources, 0 deletions, 1 wait for rows of other tables, 0 say nothing", "0/1  part", "0/2  resource  Patient/p-1  version 1"},
 			false,
 		},
+		{
+			"resources that have what records have", `{"resourceType":"Communication","id":"c-1","topic":{"text":"x"},"payload":[{"contentString":"y"}]}` + "\n" +
+				`{"resourceType":"Library","id":"l-1","topic":[{"text":"x"}],"status":"active"}` + "\n", nil,
+			[]string{"2 records, read as format: resource: 2 resources", "Communication/c-1", "Library/l-1"},
+			false,
+		},
+		{
+			"bytes, as deadletter export writes them, behind a mark of UTF-8", "\xef\xbb\xbf" + `{"keyBase64":"UGF0aWVudC9wLTE=","valueBase64":"eyJyZXNvdXJjZVR5cGUiOiJQYXRpZW50IiwiaWQiOiJwLTEifQ=="}` + "\n", nil,
+			[]string{"format: resource: 1 resources", "Patient/p-1"},
+			false,
+		},
+		{
+			"what is no record", `{"topic":["t"],"key":"Patient/p-1","value":{}}` + "\n", nil,
+			[]string{"records.ndjson:1: is not a record: topic is text"},
+			true,
+		},
+		{
+			"an outbox whose keys and values are resources'", `{"topic":"outbox.event.Patient","key":"Patient/p-1","headers":{"eventType":"delete"},"value":{"resourceType":"Patient","id":"p-1"}}` + "\n", nil,
+			[]string{"format: outbox: 0 resources, 1 deletions"},
+			false,
+		},
+		{
+			"events whose attributes are headers", `{"key":"Patient/p-1","headers":{"ce_specversion":"1.0","ce_type":"x.deleted"},"value":{"resourceType":"Patient","id":"p-1"}}` + "\n" +
+				`{"headers":{"ce_specversion":"1.0","ce_type":"x.deleted","ce_subject":"Patient/p-2"},"value":null}` + "\n", nil,
+			[]string{"format: cloudevents: 0 resources, 2 deletions"},
+			false,
+		},
+		{
+			"Bundles that have ids", `{"resourceType":"Bundle","id":"b","type":"collection","entry":[{"resource":{"resourceType":"Patient","id":"p-1"}}]}` + "\n", nil,
+			[]string{"format: bundle: 1 resources", "Patient/p-1"},
+			false,
+		},
 		{"nothing of FHIR", `{"a":1}` + "\n", nil, []string{"none is understood in any format"}, true},
 		{"no JSON", "a\n", nil, []string{"records.ndjson:1: is no JSON object"}, true},
 		{"no format", `{"a":1}` + "\n", []string{"--format", "csv"}, []string{`--format: "csv" is none of avro, bundle`}, true},

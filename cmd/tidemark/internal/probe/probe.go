@@ -82,6 +82,7 @@ func Count(found []Finding) (c Counts) {
 type Guess struct {
 	Format, Preset string
 	Understood     int // of the records, as a change of some resource
+	Named          int // of the records, by headers that only this format's producers write
 	Silent         int // of the records
 }
 
@@ -94,8 +95,20 @@ func (g Guess) String() string {
 }
 
 // specific are the formats in the order in which they are believed when several understand
-// the same: a resource alone may be an outbox's, too.
-var specific = []string{"resource", "notification", "bundle", "hapi-message", "lfh-event", "firely", "cloudevents", "outbox", "debezium"}
+// the same, and headers do not decide: a resource alone may be an outbox's, too, and a Bundle a
+// resource.
+var specific = []string{"notification", "bundle", "resource", "hapi-message", "lfh-event", "firely", "cloudevents", "outbox", "debezium"}
+
+// naming are the headers by which records say their format.
+var naming = map[string][]string{
+	"cloudevents": {"ce_specversion"},
+	"outbox":      {"eventType"},
+	"resource":    {"fhir-op", "fhir-version", "fhir-last-updated"},
+}
+
+func named(format string, rec decode.Record) bool {
+	return slices.ContainsFunc(rec.Headers, func(h store.Header) bool { return slices.Contains(naming[format], h.Key) })
+}
 
 // Guesses are the formats that understand any of the records, the best first. What tables of
 // one's own mean nobody can guess, nor the fields of plain Avro.
@@ -113,6 +126,9 @@ func Guesses(records []decode.Record, o decode.Options) ([]Guess, error) {
 		}
 		g := Guess{Format: format, Preset: preset}
 		for _, f := range found {
+			if f.Refused == "" && named(format, f.Record) {
+				g.Named++
+			}
 			switch {
 			case len(f.Changes) > 0 || f.Part:
 				g.Understood++
@@ -137,7 +153,7 @@ func Guesses(records []decode.Record, o decode.Options) ([]Guess, error) {
 		}
 	}
 	slices.SortStableFunc(all, func(a, b Guess) int {
-		return cmp.Or(-cmp.Compare(a.Understood, b.Understood), -cmp.Compare(a.Silent, b.Silent))
+		return cmp.Or(-cmp.Compare(a.Understood, b.Understood), -cmp.Compare(a.Named, b.Named), -cmp.Compare(a.Silent, b.Silent))
 	})
 	return all, nil
 }
