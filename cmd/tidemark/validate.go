@@ -46,6 +46,7 @@ func (*validateCmd) Help() string {
   tidemark validate --topic hapi.public.hfj_res_ver
   tidemark validate --topic medplum.public.Patient_History --format debezium --preset medplum
   tidemark validate --file records.ndjson --format bundle
+  tidemark validate --config tidemark.yaml --file records.ndjson   # whose topics are configured there
 
 Keys are resources' ids: what is shown is patients' data.
 
@@ -69,7 +70,7 @@ func (c *validateCmd) Run(ctx context.Context, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	topic, err := c.topic(&loaded.Config)
+	topic, err := c.topic(&loaded.Config, records)
 	if err != nil {
 		return err
 	}
@@ -105,11 +106,16 @@ func (c *validateCmd) Run(ctx context.Context, out io.Writer) error {
 	return nil
 }
 
-// topic is what the configuration says of the topic, and the command line better.
-func (c *validateCmd) topic(conf *config.Config) (*config.Topic, error) {
+// topic is what the configuration says of the topic, and the command line better. A file's
+// records may name theirs.
+func (c *validateCmd) topic(conf *config.Config, records []decode.Record) (*config.Topic, error) {
 	t := &config.Topic{}
+	name := c.Topic
+	for i := 0; i < len(records) && name == ""; i++ {
+		name = records[i].Topic
+	}
 	for i := range conf.Topics {
-		if c.Topic != "" && conf.Topics[i].Reads(c.Topic) {
+		if name != "" && conf.Topics[i].Reads(name) {
 			t = &conf.Topics[i]
 			break
 		}

@@ -87,6 +87,12 @@ func TestValidateFile(t *testing.T) {
 			[]string{"format: bundle: 1 resources", "Patient/p-1"},
 			false,
 		},
+		{
+			"of a topic that is configured", `{"topic":"ehr.public.docs","key":{"nr":"p-1"},"value":{"nr":"p-1","doc":{"resourceType":"Patient","id":"p-1"}}}` + "\n",
+			[]string{"--set", "topics=[{name: ehr.public.docs, format: debezium, tables: [{id: nr, body: doc}]}]"},
+			[]string{"format: debezium: 1 resources", "Patient/p-1"},
+			false,
+		},
 		{"nothing of FHIR", `{"a":1}` + "\n", nil, []string{"none is understood in any format"}, true},
 		{"no JSON", "a\n", nil, []string{"records.ndjson:1: is no JSON object"}, true},
 		{"no format", `{"a":1}` + "\n", []string{"--format", "csv"}, []string{`--format: "csv" is none of avro, bundle`}, true},

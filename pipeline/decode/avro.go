@@ -312,8 +312,15 @@ func (d *avro) Decode(rec Record) ([]store.Change, error) {
 	if rec.size() > d.maxRecord {
 		return nil, refuse(rec, reasonLarge)
 	}
+	if rec.Value == nil {
+		if key, err := fhir.ParseKey(string(rec.Key)); err == nil { // as in the format resource
+			s := nothing
+			s.key, s.delete = key, true
+			return d.add(nil, rec, s, "")
+		}
+	}
 	key, err := d.keyRow(rec)
-	if err != nil {
+	if _, is := errors.AsType[*Error](err); err != nil && (!is || rec.Value == nil) {
 		return nil, err
 	}
 	c := rowChange{op: 'd', key: key, at: fhir.None}

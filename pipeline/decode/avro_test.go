@@ -138,6 +138,13 @@ func TestAvro(t *testing.T) {
 		{"a deletion by a key that may be null", "debezium", framed(16, map[string]any{"id": map[string]any{"string": "p-1"}}), framed(2, envelope("d", nil)), "delete Patient/p-1 position=77\n"},
 		{"an outbox of records", "outbox", framed(1, map[string]any{"id": "p-1"}), framed(2, envelope("d", nil)), "refused: " + string(reasonNoText) + "\n"},
 		{"an outbox without the registry", "outbox", nil, []byte{0, 0, 0, 0, 7, 1}, "error: ask for the schema of a record: the registry is away\n"},
+		{"a plain tombstone whose key is text", "avro", []byte("Patient/p-1"), nil, "delete Patient/p-1\n"},
+		{"a plain tombstone whose key is the id alone", "avro", []byte("p-1"), nil, "refused: key at byte 0: not a JSON value" + reasonKeyText + "\n"},
+		{"a plain record whose key is text", "avro", []byte("p-1"), framed(4, row(map[string]any{"__deleted": nil, "__op": "", "__lsn": nil})), strings.Replace(upsert, " position=77", "", 1)},
+		{"an envelope whose key is text", "debezium", []byte("Struct{id=p-1}"), framed(2, envelope("c", row(nil))), upsert},
+		{"an envelope whose key's schema is unknown", "debezium", []byte{0, 0, 0, 0, 99, 1}, framed(2, envelope("c", row(nil))), upsert},
+		{"an envelope whose key's schema cannot be asked for", "debezium", []byte{0, 0, 0, 0, 7, 1}, framed(2, envelope("c", row(nil))), "error: ask for the schema of a record: the registry is away\n"},
+		{"a deletion whose key is text", "debezium", []byte("Struct{id=p-1}"), framed(2, envelope("d", nil)), "refused: key at byte 0: not a JSON value" + reasonKeyText + "\n"},
 		{"JSON is not Avro", "avro", key, []byte(`{"id":"p-1"}`), "refused: " + reasonNotAvro + "\n"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -16,6 +16,7 @@ const (
 	reasonTruncated   = "the table was truncated: what was deleted by that is not told"
 	reasonUnknownOp   = "op is none of c, r, u, d, t, m"
 	reasonKeyless     = "deletion of a row without its key"
+	reasonKeyText     = ": it tells what is deleted, have it written as the value is (key.converter)"
 	reasonUnavailable = "body is left out, for it has not changed (Debezium's unavailable value), and the resource is not known here: take a snapshot of the table, or set its REPLICA IDENTITY to FULL"
 )
 
@@ -55,12 +56,16 @@ func (d *debezium) change(rec Record) (c rowChange, err error) {
 		return c, refuse(rec, reasonLarge)
 	}
 	key, err := d.keyRow(rec)
-	if err != nil {
+	wrong, is := errors.AsType[*Error](err)
+	if err != nil && !is {
 		return c, err
 	}
 	c, err = d.rowChange(rec, key)
 	if f, is := errors.AsType[fault](err); is {
 		return c, refuse(rec, string(f))
+	}
+	if err == nil && wrong != nil && c.op == 'd' { // a row that is there says itself what it is
+		return c, wrong
 	}
 	return c, err
 }
@@ -95,14 +100,15 @@ func orNil(f fault) error {
 	return f
 }
 
-// keyRow is the record's key as a row, which has the columns of the table's key.
+// keyRow is the record's key as a row, which has the columns of the table's key; a row without
+// columns beside an error.
 func (d *debezium) keyRow(rec Record) (row, error) {
 	fields, json, framing, err := d.codecs.read(rec.Key)
 	switch f, is := errors.AsType[fault](err); {
 	case is:
-		return nil, refuse(rec, "key: "+string(f))
+		return node{}, refuse(rec, "key: "+string(f))
 	case err != nil:
-		return nil, err
+		return node{}, err
 	case fields != nil:
 		return fields, nil
 	case !framing:
@@ -113,7 +119,7 @@ func (d *debezium) keyRow(rec Record) (row, error) {
 	}
 	n, err := d.nodes(json)
 	if err != nil {
-		return nil, refuse(rec, "key "+err.Error())
+		return node{}, refuse(rec, "key "+err.Error()+reasonKeyText)
 	}
 	return payload(n), nil
 }

@@ -240,7 +240,7 @@ type Table struct {
 	LastUpdated string `yaml:"last_updated,omitempty"`
 	// The column that holds the resource: JSON, or gzip of it, as bytes, base64 or hexadecimal digits.
 	Body string `yaml:"body,omitempty"`
-	// A column that is true where the resource is deleted: a boolean, a number other than 0, or Y, yes, true, deleted.
+	// A column that is true where the resource is deleted: a boolean, a number other than 0, a time, or Y, yes, true, deleted. Words that are not known are refused.
 	Deleted string `yaml:"deleted,omitempty"`
 	// A column that is true, in the same way, of rows that say nothing, such as old versions.
 	Skip string `yaml:"skip,omitempty"`
