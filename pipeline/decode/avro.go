@@ -2,9 +2,11 @@ package decode
 
 import (
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math/big"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -22,6 +24,7 @@ const (
 	reasonNoSchema   = "the registry does not know the schema that the record names"
 	reasonSchemaKind = "the record's schema is neither Avro nor a JSON schema"
 	reasonSchema     = "the record's schema cannot be read: does it refer to others?"
+	reasonRecursive  = "value is larger than 256 KiB, and its schema has a record that holds records of its own kind: it may be nested too deep"
 	reasonAvro       = "value is not what its schema says"
 	reasonNoText     = fault("key or value is a record in Avro where text is expected: leave table.expand.json.payload off")
 	reasonNotAvro    = "value does not begin as records do that name their schema (a 0, and its id)"
@@ -58,8 +61,14 @@ type codec struct {
 	kind  string
 	avro  *goavro.Codec
 	union bool // the schema is one
+	max   int  // the size of a record that may be read with it, 0: any
 	err   fault
 }
+
+// maxRecursive is the size of a record of a schema that is part of itself. goavro calls itself
+// for each level of it, which may be one byte: two million are more than a goroutine's stack
+// may have, which ends the process, and would at each start again. These take a quarter of it.
+const maxRecursive = 256 << 10
 
 // maxBlock is how many elements of a list, or pairs of a map, one block of a record may say that it has.
 // goavro makes room for them before it reads them: of a record of ten bytes that is not what
@@ -91,6 +100,9 @@ func (cs *codecs) of(id uint32) (*codec, error) {
 		if c.avro, err = goavro.NewCodec(text); err != nil {
 			c.err = reasonSchema
 		}
+		if recursive(text) {
+			c.max = maxRecursive
+		}
 	case "JSON":
 	case "REFERENCES":
 		c.err = reasonSchema
@@ -99,6 +111,37 @@ func (cs *codecs) of(id uint32) (*codec, error) {
 	}
 	known, _ := cs.known.LoadOrStore(id, c)
 	return known.(*codec), nil
+}
+
+// recursive tells whether a schema has a record that is part of itself. Namespaces do not
+// count: two records of one name in each other are taken for one.
+func recursive(schema string) bool {
+	var root any
+	if json.Unmarshal([]byte(schema), &root) != nil {
+		return false
+	}
+	open := map[string]bool{}
+	var within func(v any) bool
+	within = func(v any) bool {
+		switch v := v.(type) {
+		case string:
+			return open[v[strings.LastIndexByte(v, '.')+1:]]
+		case []any:
+			return slices.ContainsFunc(v, within)
+		case map[string]any:
+			name, _ := v["name"].(string)
+			name = name[strings.LastIndexByte(name, '.')+1:]
+			if fields, is := v["fields"].([]any); is {
+				outer := open[name]
+				open[name] = true
+				defer func() { open[name] = outer }()
+				return slices.ContainsFunc(fields, func(f any) bool { m, _ := f.(map[string]any); return within(m["type"]) })
+			}
+			return within(v["type"]) || within(v["items"]) || within(v["values"])
+		}
+		return false
+	}
+	return within(root)
 }
 
 // read is a framed value: a record's fields, or, of a JSON schema, the JSON. Neither, for
@@ -144,6 +187,9 @@ func (cs *codecs) native(b []byte) (native any, json []byte, framing bool, err e
 		return nil, nil, true, c.err
 	case c.kind == "JSON":
 		return nil, rest, true, nil
+	}
+	if c.max > 0 && len(rest) > c.max {
+		return nil, nil, true, fault(reasonRecursive)
 	}
 	native, rest, err = c.avro.NativeFromBinary(rest)
 	if err != nil || len(rest) > 0 {

@@ -1,6 +1,7 @@
 package decode
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -72,6 +73,7 @@ var avroSchemas = schemas{
 	13: `{"type":"record","name":"Res","fields":[{"name":"content","type":["null","string"]}]}`,
 	14: `{"type":"record","name":"Long","fields":[{"name":"content","type":{"type":"array","items":"string"}}]}`,
 	15: `["null",{"type":"record","name":"Res","fields":[{"name":"content","type":["null","string"]}]}]`,
+	17: `{"type":"record","name":"Chain","fields":[{"name":"next","type":["null","Chain"]}]}`,
 	16: `{"type":"record","name":"Key","fields":[{"name":"id","type":["null","string"]}]}`,
 	9:  `{"type":"record","name":"Heartbeat","fields":[{"name":"ts_ms","type":"long"}]}`,
 }
@@ -193,6 +195,31 @@ func TestAvroLengths(t *testing.T) {
 	allocated := after.TotalAlloc - before.TotalAlloc
 	if got != "refused: "+reasonAvro+"\n" || allocated > 64<<20 {
 		t.Errorf("%s, %d bytes", got, allocated)
+	}
+}
+
+// TestAvroRecursive: a record may not be nested deeper than a stack reaches, for that ends the
+// process.
+func TestAvroRecursive(t *testing.T) {
+	d, err := New("avro", Options{Tables: []Table{{Body: "content"}}, Schemas: avroSchemas})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for size, want := range map[int]string{maxRecursive: string(reasonNoColumn), maxRecursive + 1: reasonRecursive} {
+		value := append([]byte{0, 0, 0, 0, 17}, bytes.Repeat([]byte{2}, size)...)
+		value[len(value)-1] = 0
+		if got := decoded(t, d, Record{Offset: 41, Value: value}); got != "refused: "+want+"\n" {
+			t.Errorf("%d: %s", size, got)
+		}
+	}
+	for schema, want := range map[string]bool{
+		avroSchemas[17]: true, avroSchemas[2]: false, avroSchemas[10]: false, avroSchemas[15]: false, "{": false,
+		`{"type":"record","name":"a.A","fields":[{"name":"f","type":{"type":"map","values":{"type":"array","items":["null",{"type":"record","name":"B","fields":[{"name":"g","type":"a.A"}]}]}}}]}`: true,
+		`{"type":"record","name":"A","fields":[{"name":"f","type":{"type":"record","name":"B","fields":[]}},{"name":"g","type":"B"}]}`:                                                            false,
+	} {
+		if recursive(schema) != want {
+			t.Errorf("%s: %v", schema, !want)
+		}
 	}
 }
 
