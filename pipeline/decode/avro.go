@@ -97,7 +97,7 @@ func (cs *codecs) of(id uint32) (*codec, error) {
 	switch kind {
 	case "AVRO":
 		bounded()
-		if c.avro, err = goavro.NewCodec(text); err != nil {
+		if c.avro, err = compile(text); err != nil {
 			c.err = reasonSchema
 		}
 		if recursive(text) {
@@ -111,6 +111,27 @@ func (cs *codecs) of(id uint32) (*codec, error) {
 	}
 	known, _ := cs.known.LoadOrStore(id, c)
 	return known.(*codec), nil
+}
+
+// compile is goavro's NewCodec, which panics over some schemas that are none, as over a default
+// of a record within itself.
+func compile(schema string) (c *goavro.Codec, err error) {
+	defer func() {
+		if recover() != nil {
+			err = errors.New("not a schema")
+		}
+	}()
+	return goavro.NewCodec(schema)
+}
+
+// decoded is what a record says; no bytes of one may end the process.
+func (c *codec) decoded(b []byte) (native any, rest []byte, err error) {
+	defer func() {
+		if recover() != nil {
+			err = errors.New("not what the schema says")
+		}
+	}()
+	return c.avro.NativeFromBinary(b)
 }
 
 // recursive tells whether a schema has a record that is part of itself. Namespaces do not
@@ -191,7 +212,7 @@ func (cs *codecs) native(b []byte) (native any, json []byte, framing bool, err e
 	if c.max > 0 && len(rest) > c.max {
 		return nil, nil, true, fault(reasonRecursive)
 	}
-	native, rest, err = c.avro.NativeFromBinary(rest)
+	native, rest, err = c.decoded(rest)
 	if err != nil || len(rest) > 0 {
 		return nil, nil, true, fault(reasonAvro)
 	}

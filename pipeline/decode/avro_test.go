@@ -74,6 +74,7 @@ var avroSchemas = schemas{
 	14: `{"type":"record","name":"Long","fields":[{"name":"content","type":{"type":"array","items":"string"}}]}`,
 	15: `["null",{"type":"record","name":"Res","fields":[{"name":"content","type":["null","string"]}]}]`,
 	17: `{"type":"record","name":"Chain","fields":[{"name":"next","type":["null","Chain"]}]}`,
+	18: `{"type":"record","name":"Odd","fields":[{"name":"content","type":["Odd","string"],"default":null}]}`, // goavro panics
 	16: `{"type":"record","name":"Key","fields":[{"name":"id","type":["null","string"]}]}`,
 	9:  `{"type":"record","name":"Heartbeat","fields":[{"name":"ts_ms","type":"long"}]}`,
 }
@@ -128,6 +129,7 @@ func TestAvro(t *testing.T) {
 		{"Protobuf", "debezium", nil, []byte{0, 0, 0, 0, 6, 1}, "refused: " + reasonSchemaKind + "\n"},
 		{"an unknown schema", "debezium", nil, []byte{0, 0, 0, 0, 99, 1}, "refused: " + reasonNoSchema + "\n"},
 		{"a broken schema", "debezium", nil, []byte{0, 0, 0, 0, 8, 1}, "refused: " + reasonSchema + "\n"},
+		{"a schema that breaks its reader", "debezium", nil, []byte{0, 0, 0, 0, 18, 1}, "refused: " + reasonSchema + "\n"},
 		{"a registry that is away", "debezium", nil, []byte{0, 0, 0, 0, 7, 1}, "error: ask for the schema of a record: the registry is away\n"},
 		{"less than the schema says", "debezium", key, framed(2, envelope("c", row(nil)))[:40], "refused: " + reasonAvro + "\n"},
 		{"more than the schema says", "debezium", key, append(framed(2, envelope("c", row(nil))), 0), "refused: " + reasonAvro + "\n"},
@@ -215,7 +217,7 @@ func TestAvroRecursive(t *testing.T) {
 	for schema, want := range map[string]bool{
 		avroSchemas[17]: true, avroSchemas[2]: false, avroSchemas[10]: false, avroSchemas[15]: false, "{": false,
 		`{"type":"record","name":"a.A","fields":[{"name":"f","type":{"type":"map","values":{"type":"array","items":["null",{"type":"record","name":"B","fields":[{"name":"g","type":"a.A"}]}]}}}]}`: true,
-		`{"type":"record","name":"A","fields":[{"name":"f","type":{"type":"record","name":"B","fields":[]}},{"name":"g","type":"B"}]}`:                                                            false,
+		`{"type":"record","name":"A","fields":[{"name":"f","type":{"type":"record","name":"B","fields":[]}},{"name":"g","type":"B"}]}`:                                                              false,
 	} {
 		if recursive(schema) != want {
 			t.Errorf("%s: %v", schema, !want)
