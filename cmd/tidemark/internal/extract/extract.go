@@ -59,7 +59,11 @@ func Find(paths []string) (*Extract, error) {
 	if err := f.find(); err != nil {
 		return nil, err
 	}
-	if len(f.out.Files) == 0 {
+	switch {
+	case len(f.out.Files) > 0:
+	case f.listing:
+		return nil, errors.New("the manifest lists no file: it is of an export of nothing, with which nothing can be done")
+	default:
 		return nil, fmt.Errorf("no NDJSON file lies in %s: they are called .ndjson, with .gz or .zst behind it if they are compressed", strings.Join(paths, ", "))
 	}
 	return f.out, nil
@@ -68,6 +72,7 @@ func Find(paths []string) (*Extract, error) {
 type finder struct {
 	out       *Extract
 	manifests []*manifest.Manifest
+	listing   bool // there is a manifest
 	folders   []string
 	beside    []string // the folders of manifests
 }
@@ -81,6 +86,9 @@ func (f *finder) sort(path string) error {
 	if info.IsDir() {
 		f.folders = append(f.folders, path)
 		return nil
+	}
+	if !info.Mode().IsRegular() {
+		return fmt.Errorf("%s is neither a file nor a folder: write it to a file first, for it may have to be read twice", path)
 	}
 	if m, err := readManifest(path, info.Size()); m != nil || err != nil {
 		f.manifests, f.beside = append(f.manifests, m), append(f.beside, filepath.Dir(path))
@@ -103,10 +111,13 @@ func readManifest(path string, size int64) (*manifest.Manifest, error) {
 		return nil, err
 	}
 	m, err := manifest.Read(text)
-	if err != nil {
-		return nil, nil // a resource, or whatever it is
+	switch {
+	case err == nil:
+		return m, nil
+	case strings.EqualFold(filepath.Base(path), "manifest.json"):
+		return nil, fmt.Errorf("%s cannot be used: %w; download it again, or move it away", path, err)
 	}
-	return m, nil
+	return nil, nil // a resource, or whatever it is
 }
 
 func (f *finder) find() error {
@@ -237,6 +248,7 @@ const (
 	partSince   = "it has only what changed since another one (_since)"
 	partLevel   = "it is not one of the whole system"
 	partFilter  = "it was narrowed by a filter"
+	partErrors  = "its manifest lists errors"
 	partPages   = "not all pages of its manifest were given"
 )
 
@@ -273,6 +285,7 @@ func (f *finder) asked(request string) {
 
 // listed takes what the manifests list, from some folders.
 func (f *finder) listed(folders []string) error {
+	f.listing = true
 	var files []*File
 	for _, folder := range folders {
 		below, err := walk(folder)
@@ -289,6 +302,9 @@ func (f *finder) listed(folders []string) error {
 		output, deleted = append(output, m.Output...), append(deleted, m.Deleted...)
 		if m.Next != "" {
 			next++
+		}
+		if len(m.Error) > 0 && f.out.Part == "" {
+			f.out.Part = partErrors
 		}
 	}
 	if len(deleted) > 0 && f.out.Part == "" {

@@ -139,6 +139,30 @@ func TestManifest(t *testing.T) {
 			[]string{`output 2 of the manifest, "b" of type "Device", is not there: download it; look in `},
 		},
 		{
+			"names by types, and one of two files of a type",
+			manifestOf("http://x/fhir/$export", `"deleted":[],"output":[{"type":"Patient","url":"http://x/f/a","count":1},{"type":"Patient","url":"http://x/f/b","count":1}]`),
+			map[string]string{"Patient.000.ndjson": patient},
+			[]string{"Patient.000.ndjson:1 Patient/p1", "Patient.000.ndjson " + errShortTogether.Error()},
+		},
+		{
+			"names by types, with all lines, and with as many as are not told",
+			manifestOf("http://x/fhir/$export", `"deleted":[],"output":[{"type":"Patient","url":"http://x/f/a","count":1},{"type":"Device","url":"http://x/f/c"},{"type":"Patient","url":"http://x/f/b","count":1}]`),
+			map[string]string{"Patient.000.ndjson": patient, "Patient.001.ndjson": patient2, "Device.ndjson": device + device},
+			[]string{"Patient.000.ndjson:1 Patient/p1", "Patient.001.ndjson:1 Patient/p2", "Device.ndjson:1 Device/d1", "Device.ndjson:2 Device/d1"},
+		},
+		{
+			"an export of nothing",
+			manifestOf("http://x/fhir/$export", `"deleted":[],"output":[]`),
+			map[string]string{"Patient.ndjson": patient},
+			[]string{"the manifest lists no file: it is of an export of nothing, with which nothing can be done"},
+		},
+		{
+			"a manifest that was cut",
+			`{"transactionTime":"2026-01-03T08:15:03.412Z","outp`,
+			map[string]string{"Patient.ndjson": patient},
+			[]string{"/manifest.json cannot be used: read the manifest: it is not valid JSON at byte 51; download it again, or move it away"},
+		},
+		{
 			"a file that was cut between two lines",
 			manifestOf("http://x/fhir/$export", `"deleted":[],"output":[{"type":"Patient","url":"http://x/f/a","count":2}]`),
 			map[string]string{"a.ndjson": patient},
@@ -181,6 +205,7 @@ func TestPart(t *testing.T) {
 		{"http://x/fhir/Group/g1/$export", whole, partLevel},
 		{"http://x/fhir/$export?_typeFilter=Patient%3Factive%3Dtrue", whole, partFilter},
 		{"http://x/fhir/$export", strings.Replace(whole, "[]", `[{"type":"Bundle","url":"http://x/f/2.ndjson"}]`, 1), partDeleted},
+		{"http://x/fhir/$export", whole + `,"outcome":[{"type":"OperationOutcome","url":"http://x/f/3.ndjson"}]`, partErrors},
 		{"http://x/fhir/$export", whole + `,"link":[{"relation":"next","url":"http://x/2"}]`, partPages},
 	}
 	for _, test := range tests {
@@ -274,13 +299,31 @@ func TestMark(t *testing.T) {
 
 // Data that end too early are an error, not an end.
 func TestCutShort(t *testing.T) {
-	for _, whole := range []string{zip(strings.Repeat(patient, 1000)), zst(strings.Repeat(patient, 1000))} {
-		f := &File{Name: "a", Path: filepath.Join(folder(t, map[string]string{"a": whole[:len(whole)-5]}), "a")}
-		if err := f.Each(t.Context(), Mark{}, nil, func(*Item) error { return nil }); err == nil {
-			t.Error("a file that was cut short was read to its end")
+	var text strings.Builder
+	for i := range uint32(20_000) {
+		fmt.Fprintf(&text, `{"resourceType":"Patient","id":"%x"}`+"\n", i*2654435761)
+	}
+	for i, whole := range []string{zip(text.String()), zst(text.String()), zip(text.String()), zst(text.String())} {
+		cut := len(whole) - 5
+		if i > 1 { // in the midst of a line, too
+			cut = len(whole) / 2
+		}
+		f := &File{Name: "a", Path: filepath.Join(folder(t, map[string]string{"a": whole[:cut]}), "a")}
+		n := int64(0)
+		err := f.Each(t.Context(), Mark{}, nil, func(i *Item) error {
+			if n = i.Line; i.Fault != "" {
+				t.Errorf("line %d, which the file has not as a whole: %s", n, i.Fault)
+			}
+			return nil
+		})
+		if want := fmt.Sprintf("a, behind line %d: its compressed data end too early: it was cut short, copy it again", n); err == nil || err.Error() != want {
+			t.Errorf("got %v, want %s", err, want)
 		}
 	}
 	f := &File{Name: "a", Path: filepath.Join(folder(t, map[string]string{"a": patient}), "a")}
+	if _, err := Find([]string{os.DevNull}); err == nil || !strings.Contains(err.Error(), "neither a file nor a folder") {
+		t.Errorf("got %v of what is no file", err)
+	}
 	stop := errors.New("stop")
 	if err := f.Each(t.Context(), Mark{}, nil, func(*Item) error { return stop }); !errors.Is(err, stop) {
 		t.Errorf("got %v, want what the caller said", err)

@@ -31,6 +31,29 @@ type File struct {
 	below string         // its path in the folder that was given
 	lists *manifest.File // what the manifest says of it, nil if nothing
 	gone  bool           // the manifest says that it tells deletions
+	alike *alike         // those of its type that the manifest lists and does not name, nil if it is none
+	ended bool           // it was read to its end,
+	full  int64          // and has so many lines that are not blank
+}
+
+// alike are files that are known by their type alone: which of the manifest's they are nobody
+// can tell, how many lines they have together the manifest says.
+type alike struct {
+	files   []*File
+	count   int64
+	unknown bool // the manifest does not say how many
+}
+
+// short tells, once all were read, whether they have another number of lines.
+func (a *alike) short() bool {
+	sum := int64(0)
+	for _, f := range a.files {
+		if !f.ended {
+			return false
+		}
+		sum += f.full
+	}
+	return !a.unknown && sum != a.count
 }
 
 // Deletions tells whether a file is to hold Bundles of deletions: the manifest lists it as
@@ -67,6 +90,9 @@ var ErrChanged = errors.New("has changed before the place that was reached in it
 // ErrShort says that a file has not the lines that the manifest lists.
 var ErrShort = errors.New("has not as many lines as the manifest says: download it again")
 
+// errShortTogether says it of files that are known by their type alone.
+var errShortTogether = errors.New("and what else is called by this type has not as many lines as the manifest says: download all of it again, and see that nothing of another export lies there")
+
 // MaxLine bounds memory against files that are no NDJSON, bytes.
 const MaxLine = 256 << 20
 
@@ -96,7 +122,7 @@ func (f *File) Each(ctx context.Context, after Mark, read func(n int), fn func(*
 		return errors.Unwrap(err)
 	case err != nil && ctx.Err() != nil:
 		return ctx.Err()
-	case errors.Is(err, ErrChanged), errors.Is(err, ErrShort):
+	case errors.Is(err, ErrChanged), errors.Is(err, ErrShort), errors.Is(err, errShortTogether):
 		return fmt.Errorf("%s %w", f.Name, err)
 	case err != nil:
 		return fmt.Errorf("%s, behind line %d: %w", f.Name, r.at.Lines, unreadable(err))
@@ -125,6 +151,9 @@ type reader struct {
 func (r *reader) each(after Mark, fn func(*Item) error) error {
 	for {
 		line, err := r.next()
+		if err != nil && !errors.Is(err, io.EOF) { // what came of the line is none of its faults
+			return err
+		}
 		if len(line) > 0 {
 			switch {
 			case r.at.Lines > after.Lines:
@@ -139,9 +168,6 @@ func (r *reader) each(after Mark, fn func(*Item) error) error {
 		if errors.Is(err, io.EOF) {
 			return r.ends(after)
 		}
-		if err != nil {
-			return err
-		}
 	}
 }
 
@@ -153,6 +179,10 @@ func (r *reader) ends(after Mark) error {
 	if l := r.file.lists; l != nil && l.Count != nil && *l.Count != r.full {
 		return ErrShort
 	}
+	r.file.ended, r.file.full = true, r.full
+	if r.file.alike != nil && r.file.alike.short() {
+		return errShortTogether
+	}
 	return nil
 }
 
@@ -162,6 +192,9 @@ func (r *reader) next() ([]byte, error) {
 	line, err := r.lines.ReadSlice('\n')
 	if errors.Is(err, bufio.ErrBufferFull) {
 		line, err = r.nextLong(line)
+	}
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
 	}
 	r.digest.Write(line)
 	if len(line) > 0 {

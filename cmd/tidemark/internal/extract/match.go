@@ -49,6 +49,7 @@ func (m *matching) first(is func(*File) bool) *File {
 
 // all is the files of all entries: those of output before those of deleted.
 func (m *matching) all(output, deleted []manifest.File) (found []*File, err error) {
+	types := map[string]*alike{}
 	for i := range output {
 		e := &output[i]
 		if m.named[e.URL] == nil {
@@ -56,6 +57,7 @@ func (m *matching) all(output, deleted []manifest.File) (found []*File, err erro
 			if len(more) == 0 && !m.typed(found, e.Type) {
 				return nil, missing("output", i, e)
 			}
+			together(types, e, more)
 			found = append(found, more...)
 			continue
 		}
@@ -80,6 +82,23 @@ func (m *matching) all(output, deleted []manifest.File) (found []*File, err erro
 		f.gone = true
 	}
 	return append(found, gone...), nil
+}
+
+// together counts an entry that has no file of its name among those of its type, and its files.
+func together(types map[string]*alike, e *manifest.File, files []*File) {
+	a := types[e.Type]
+	if a == nil {
+		a = &alike{}
+		types[e.Type] = a
+	}
+	if a.files = append(a.files, files...); e.Count != nil {
+		a.count += *e.Count
+	} else {
+		a.unknown = true
+	}
+	for _, f := range files {
+		f.alike = a
+	}
 }
 
 // alike takes what is left and looks like it.
