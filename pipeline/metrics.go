@@ -63,6 +63,8 @@ func (s PartitionStatus) why() string {
 	switch {
 	case s.Gap != "":
 		return string(s.Reason)
+	case s.Absent:
+		return "absent"
 	case s.Paused:
 		return "paused"
 	case s.Held != "":

@@ -92,6 +92,9 @@ func (s served) reads(id store.Partition, next int64) {
 
 func (s served) letters() (reasons []string) {
 	s.t.Helper()
+	if err := s.db.Flush(); err != nil { // what is not committed is not listed
+		s.t.Fatal(err)
+	}
 	if err := s.db.DeadLetters("", func(r store.DeadLetterRow) error { reasons = append(reasons, r.Reason); return nil }); err != nil {
 		s.t.Fatal(err)
 	}
@@ -262,12 +265,17 @@ func TestForget(t *testing.T) {
 	}
 	s.until("it is missed", func() bool {
 		for _, p := range s.Pipeline.source.Status().Partitions {
-			if p.Partition == gone && p.Trouble != "" && !p.Busy {
+			if p.Partition == gone && p.Absent && !p.Busy {
 				return true
 			}
 		}
 		return false
 	})
+	for _, p := range s.Status().Partitions {
+		if is := p.Partition == gone; is != p.Absent || is && (p.why() != "absent" || !strings.Contains(p.Trouble, "tidemark topic forget gone/0")) {
+			t.Errorf("it is said of %v: %q, %s", p.Partition, p.why(), p.Trouble)
+		}
+	}
 	s.until("the other topic is ahead", func() bool {
 		st := s.db.Status()
 		return st.Partitions[0].Partition == gone && st.Watermark == st.Partitions[0].Watermark

@@ -233,6 +233,7 @@ type PartitionStatus struct {
 	Paused    bool          // its topic is
 	Waits     string        // what a record waits for before it can be decoded, "" for nothing
 	Trouble   string        // the error that is being retried, "" if none
+	Absent    bool          // the brokers do not have it any more
 }
 
 // TopicStatus is what became of a topic's records lately.
@@ -259,7 +260,8 @@ func (p *Pipeline) Status() Status {
 	for _, f := range from.Partitions {
 		s := PartitionStatus{
 			Partition: f.Partition, Leader: f.Leader, Next: f.Next, End: f.End, Lag: f.Lag(),
-			Open: max(0, f.High-f.End), Held: held[f.Partition.Topic].Held, Paused: held[f.Partition.Topic].Paused, Waits: p.waits[f.Partition], Trouble: f.Trouble,
+			Open: max(0, f.High-f.End), Held: held[f.Partition.Topic].Held, Paused: held[f.Partition.Topic].Paused, Waits: p.waits[f.Partition],
+			Trouble: f.Trouble, Absent: f.Absent,
 		}
 		if f.Gap != nil {
 			s.Gap, s.Reason, s.Since = f.Gap.Error(), f.Gap.Reason, f.Since

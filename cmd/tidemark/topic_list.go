@@ -109,6 +109,8 @@ func stateOf(r pipeline.PartitionStatus, s store.PartitionStatus) string {
 	switch {
 	case r.Gap != "":
 		return fmt.Sprintf("gap (%s)", r.Reason)
+	case r.Absent:
+		return "not there"
 	case r.Held != "":
 		return "held"
 	case r.Waits != "":
@@ -127,10 +129,11 @@ func stateOf(r pipeline.PartitionStatus, s store.PartitionStatus) string {
 // whole topic is said of that.
 func (l *topicList) hold(s store.PartitionStatus, r pipeline.PartitionStatus) {
 	switch {
-	case s.Held == "" || r.Held != "" && r.Gap == "":
 	case r.Gap != "":
 		fmt.Fprintf(l.out, "\n%s\n  found %s\n", r.Gap, r.Since.UTC().Format(time.RFC3339))
-	default:
+	case r.Absent || r.Held == "" && s.Held == "" && r.Trouble != "": // it holds, though it is not said yet
+		fmt.Fprintf(l.out, "\n%s/%d: %s\n", s.Partition.Topic, s.Partition.ID, r.Trouble)
+	case r.Held == "" && s.Held != "":
 		fmt.Fprintf(l.out, "\n%s/%d: %s\n", s.Partition.Topic, s.Partition.ID, s.Held)
 	}
 }

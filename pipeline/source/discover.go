@@ -161,11 +161,16 @@ func (s *Source) noteMissing(missing []string) {
 func (s *Source) renew(ctx context.Context, v view) {
 	for _, p := range s.known() {
 		m, ok := v.partitions[p.id]
-		switch code := v.codes[p.id.Topic]; {
-		case !ok && code != 0:
-			s.fault(ctx, p, code)
+		code := v.codes[p.id.Topic]
+		absent := !ok && (code == 0 || code == kafka.UnknownTopicOrPartition)
+		s.mu.Lock()
+		p.absent = absent
+		s.mu.Unlock()
+		switch {
+		case absent:
+			s.fault(ctx, p, absence(p.id))
 		case !ok:
-			s.fault(ctx, p, kafka.UnknownTopicOrPartition)
+			s.fault(ctx, p, code)
 		case p.another(m.topicID):
 			s.bar(ctx, p, recreated(p.id, p.next, -1, -1))
 		case m.leader == noLeader:
@@ -175,6 +180,16 @@ func (s *Source) renew(ctx context.Context, v view) {
 		}
 	}
 }
+
+// absence is the error that the brokers do not have a partition that was read before: they
+// may have it again, or somebody decides.
+type absence store.Partition
+
+func (a absence) Error() string {
+	return fmt.Sprintf("the brokers do not have it any more: wait for it, or decide: tidemark topic forget %s/%d", a.Topic, a.ID)
+}
+
+func (absence) Unwrap() error { return kafka.UnknownTopicOrPartition }
 
 func (p *partition) another(id topicID) bool {
 	return p.topicID != (topicID{}) && id != (topicID{}) && p.topicID != id

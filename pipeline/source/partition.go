@@ -29,6 +29,7 @@ type partition struct {
 	busy     bool // in a fetch that is under way
 	stale    bool // not fetched before the metadata were asked for again
 	lost     bool // the broker says that next lies outside its log
+	absent   bool // the brokers say that they do not have it
 	doubted  bool // not fetched before it is known whether we were away for too long
 	stopped  bool // by the handler
 	again    bool // to be taken up anew though stopped
@@ -74,7 +75,7 @@ func (p *partition) ready(now time.Time) bool {
 func (p *partition) status() PartitionStatus {
 	return PartitionStatus{
 		Partition: p.id, Leader: p.leader, Next: p.next, End: p.end, High: p.high,
-		Gap: p.gap, Since: p.gapSince, Busy: p.busy || p.pending > 0, Stopped: p.stopped, Trouble: p.trouble,
+		Gap: p.gap, Since: p.gapSince, Busy: p.busy || p.pending > 0, Stopped: p.stopped, Trouble: p.trouble, Absent: p.absent,
 	}
 }
 

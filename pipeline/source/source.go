@@ -44,10 +44,10 @@ func (t Topics) Match(name string) bool {
 	return t.Pattern == nil && t.Name == name || t.Pattern != nil && t.Pattern.MatchString(name)
 }
 
-// String is the name or the pattern.
+// String is the name or the pattern, without what has it match whole names.
 func (t Topics) String() string {
 	if t.Pattern != nil {
-		return t.Pattern.String()
+		return strings.TrimSuffix(strings.TrimPrefix(t.Pattern.String(), `\A(?:`), `)\z`)
 	}
 	return t.Name
 }
@@ -231,6 +231,7 @@ type PartitionStatus struct {
 	Busy      bool      // what was fetched is not handled yet
 	Stopped   bool      // the handler wanted no more
 	Trouble   string    // the error that is being retried, "" if none
+	Absent    bool      // the brokers do not have it any more
 }
 
 // Lag is how many offsets lie between what was fetched and the end.
