@@ -126,6 +126,9 @@ func (p *Pipeline) letters(of []join.Origin) ([]store.Bound, error) {
 	if len(of) == 0 {
 		return nil, nil
 	}
+	if err := p.store.Flush(); err != nil { // what is not committed is not listed
+		return nil, err
+	}
 	var found []store.Bound
 	err := p.store.DeadLetters("", func(r store.DeadLetterRow) error {
 		if slices.Contains(of, join.Origin{Partition: r.Partition, Offset: r.Offset}) {
