@@ -96,11 +96,17 @@ func (db *DB) move(name Partition, change func(*partition)) error {
 	return nil
 }
 
-// revive makes a new partition of one that was forgotten, with its number.
+// revive makes a new partition of one that was forgotten, with its number. Where its log is
+// the one that was read before, what is read of that again is known by its offsets, and
+// changes nothing.
 func (db *DB) revive(p *partition, f Discovered) {
+	anew := db.meta.NextSeq
+	if f.TopicID != ([16]byte{}) && f.TopicID == p.durable.TopicID && f.End >= p.durable.Next { // shorter, it has lost something
+		anew = p.durable.Anew
+	}
 	*p = partition{
 		durable: index.PartitionState{
-			Number: p.durable.Number, Next: f.Start, LeaderEpoch: -1, TopicID: f.TopicID, Seen: fhir.None, Anew: db.meta.NextSeq,
+			Number: p.durable.Number, Next: f.Start, LeaderEpoch: -1, TopicID: f.TopicID, Seen: fhir.None, Anew: anew,
 		},
 		seen: db.Now(),
 	}

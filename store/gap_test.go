@@ -170,6 +170,50 @@ func TestForgetAPartition(t *testing.T) {
 	checks(t, db)
 }
 
+// A partition that comes back with the log that it had is read again from its beginning, and
+// what is known changes nothing: only its offsets tell which of two records is newer. Another
+// log, and one that has lost records, says nothing by its offsets.
+func TestForgetTheSameLog(t *testing.T) {
+	mine := [16]byte{1}
+	for name, f := range map[string]Discovered{
+		"the same": {TopicID: mine, End: 2}, "another": {TopicID: [16]byte{2}, End: 2}, "shorter": {TopicID: mine, End: 1}, "unknown": {End: 2},
+	} {
+		fs := vfs.NewCrashableMem()
+		o := Options{FS: fs, Allowance: time.Millisecond}
+		db := mustOpen(t, "store", o)
+		f.Partition = Partition{Topic: "gone", ID: 3}
+		discovers(t, db, Discovered{Partition: part0}, Discovered{Partition: f.Partition, TopicID: mine, End: 2})
+		appliesAt(t, db, f.Partition, 0, patientChange("a", 1000, "older"))
+		appliesAt(t, db, f.Partition, 1, patientChange("a", 1000, "newer"))
+		if err := db.Forget(f.Partition); err != nil {
+			t.Fatal(err)
+		}
+		lost := db
+		o.FS = fs.CrashClone(vfs.CrashCloneCfg{})
+		db = mustOpen(t, "store", o)
+		discovers(t, db, Discovered{Partition: part0}, f)
+		rows := db.Status().Rows
+		appliesAt(t, db, f.Partition, 0, patientChange("a", 1000, "older"))
+		want, more := "older", int64(1)
+		if name == "the same" {
+			want, more = "newer", 0
+		}
+		if got := newestBody(t, db, "a"); !strings.Contains(got, want) || int64(db.Status().Rows) != int64(rows)+more {
+			t.Errorf("%s: the newest is %s after the first record, and %d rows were %d", name, got, db.Status().Rows, rows)
+		}
+		appliesAt(t, db, f.Partition, 1, patientChange("a", 1000, "newer"))
+		if got := newestBody(t, db, "a"); !strings.Contains(got, "newer") {
+			t.Errorf("%s: the newest is %s", name, got)
+		}
+		checks(t, db)
+		for _, open := range []*DB{db, lost} {
+			if err := open.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+}
+
 // What resolves dead letters moves no partition, whatever it says: a decision about a gap may
 // have moved it meanwhile.
 func TestWhatIsDecodedAgainMovesNothing(t *testing.T) {
