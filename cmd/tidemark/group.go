@@ -248,7 +248,7 @@ func (f *groupFlags) open(ctx context.Context, id string) (*groupWriter, error) 
 // written then even if it should be the same.
 func (w *groupWriter) known(ctx context.Context, out io.Writer) (*groupState, error) {
 	if w.limits.forgets {
-		fmt.Fprintf(out, "warning: the topic %s is not compacted and forgets what is older than its retention.ms, this Group too: a store that begins anew would not have it\n", w.topic)
+		fmt.Fprintf(out, "warning: the topic %s deletes what is older than its retention.ms, this Group too: a store that begins anew would not have it\n", w.topic)
 	}
 	end, err := w.end(ctx)
 	if err != nil {

@@ -42,14 +42,17 @@ type extractFlags struct {
 // find finds the files, and as of when they are.
 func (f *extractFlags) find() (*extract.Extract, error) {
 	e, err := extract.Find(f.Paths)
-	if err != nil || f.At == "" {
-		return e, err
-	}
-	at, _, err := fhir.ParseInstant(f.At)
 	if err != nil {
-		return nil, fmt.Errorf("--at: %q is no instant such as 2026-01-02T03:04:05Z", f.At)
+		return nil, err
 	}
-	e.At = at
+	if f.At != "" {
+		if e.At, _, err = fhir.ParseInstant(f.At); err != nil {
+			return nil, fmt.Errorf("--at: %q is no instant such as 2026-01-02T03:04:05Z", f.At)
+		}
+	}
+	if now := fhir.FromTime(time.Now()); e.At > now {
+		return nil, fmt.Errorf("the export is as of %s, which is yet to come: what is newer could not be told", e.At)
+	}
 	return e, nil
 }
 
@@ -165,9 +168,7 @@ func (c *loadCmd) send(ctx context.Context, cfg *config.Loaded, e *extract.Extra
 		return err
 	}
 	defer w.Close()
-	if limits.forgets {
-		fmt.Fprintf(out, "warning: the topic %s is not compacted and forgets what is older than its retention.ms: a store that begins anew later would not have what is loaded now\n", cfg.Load.Topic)
-	}
+	warnOfRetention(limits, cfg.Load.Topic, out)
 	if err := warnOfStore(ctx, cfg, out); err != nil {
 		return err
 	}
@@ -184,7 +185,7 @@ func (c *loadCmd) send(ctx context.Context, cfg *config.Loaded, e *extract.Extra
 		return err
 	}
 	o := c.options(cfg, e)
-	o.Ages, o.Fault = !limits.forgets, faults.add
+	o.Ages, o.Fault = limits.keeps, faults.add
 	bar := newFileMeter("loading", e.Size(), out)
 	o.Read = bar.add
 	begun := time.Now()
@@ -196,7 +197,7 @@ func (c *loadCmd) send(ctx context.Context, cfg *config.Loaded, e *extract.Extra
 	if err := tellTally(tally, e, out); err != nil {
 		return err
 	}
-	return c.tellNext(cfg, tally, took, out)
+	return c.tellNext(cfg, e, tally, took, out)
 }
 
 // stopped says what to do about what ended a load.
@@ -208,6 +209,13 @@ func stopped(err error) error {
 		return errors.New("stopped: run it again, and it goes on")
 	}
 	return err
+}
+
+// warnOfRetention says so if a topic does not keep what is written to it.
+func warnOfRetention(limits topicLimits, topic string, out io.Writer) {
+	if limits.forgets {
+		fmt.Fprintf(out, "warning: the topic %s deletes what is older than its retention.ms: a store that begins anew later would not have what is written now\n", topic)
+	}
 }
 
 // progress is how far an earlier run came.
@@ -308,7 +316,7 @@ func tellTally(t *backfill.Tally, e *extract.Extract, out io.Writer) error {
 	return table.Flush()
 }
 
-func (c *loadCmd) tellNext(cfg *config.Loaded, t *backfill.Tally, took time.Duration, out io.Writer) error {
+func (c *loadCmd) tellNext(cfg *config.Loaded, e *extract.Extract, t *backfill.Tally, took time.Duration, out io.Writer) error {
 	n := t.Resources() + t.Deleted
 	if n == 0 && t.Before > 0 {
 		_, err := fmt.Fprintf(out, "all of it was sent to %s before: --again sends it once more\n", cfg.Load.Topic)
@@ -317,7 +325,11 @@ func (c *loadCmd) tellNext(cfg *config.Loaded, t *backfill.Tally, took time.Dura
 	seconds := max(took.Seconds(), 0.001)
 	fmt.Fprintf(out, "%s records, %s, sent to %s in %s: %s a second, %s/s\n", humanize.Comma(n), bytesOf(t.Bytes), cfg.Load.Topic,
 		took.Round(time.Millisecond), humanize.Comma(int64(float64(n)/seconds)), bytesOf(int64(float64(t.Bytes)/seconds)))
-	_, err := fmt.Fprintf(out, "next: tidemark serve, if it does not run; once it has read them, tidemark reconcile %s finds nothing missing\n", strings.Join(c.Paths, " "))
+	at := ""
+	if e.At == fhir.None {
+		at = "--at INSTANT "
+	}
+	_, err := fmt.Fprintf(out, "next: tidemark serve, if it does not run; once it has read them, tidemark reconcile %s%s finds nothing missing\n", at, strings.Join(c.Paths, " "))
 	return err
 }
 

@@ -16,7 +16,6 @@ import (
 	"strconv"
 	"strings"
 	"text/tabwriter"
-	"time"
 
 	"github.com/cespare/xxhash/v2"
 	"github.com/dustin/go-humanize"
@@ -109,9 +108,6 @@ func (c *reconcileCmd) Run(ctx context.Context, out io.Writer) error {
 	}
 	if e.At == fhir.None {
 		return errors.New("nothing says as of when the export is: give its manifest, or --at with the instant at which it began")
-	}
-	if now := fhir.FromTime(time.Now()); e.At > now {
-		return fmt.Errorf("the export is as of %s, which is yet to come: what is newer could not be told", e.At)
 	}
 	args := url.Values{"files": {strconv.Itoa(len(e.Files))}, "at": {e.At.String()}}
 	if c.Repair {
@@ -477,7 +473,8 @@ func (r *reconciliation) repair(ctx context.Context) error {
 		return err
 	}
 	defer w.Close()
-	fix := backfill.Options{At: r.export.At, Ages: !limits.forgets, MaxRecord: int64(r.cfg.Kafka.MaxRecord), Drop: droppedIn(&r.cfg.Config, r.cfg.Load.Topic)}
+	warnOfRetention(limits, r.cfg.Load.Topic, r.out)
+	fix := backfill.Options{At: r.export.At, Ages: limits.keeps, MaxRecord: int64(r.cfg.Kafka.MaxRecord), Drop: droppedIn(&r.cfg.Config, r.cfg.Load.Topic)}
 	tally, err := r.send(ctx, w, fix)
 	if err != nil {
 		return fmt.Errorf("%w\nrun it again: what was written by now is found no more once the server has read it", err)

@@ -217,6 +217,31 @@ func TestReconcileIsCareful(t *testing.T) {
 	contains(t, r.run(exitFailed, "reconcile", "--at", "2999-01-01T00:00:00Z", whole), "which is yet to come")
 }
 
+// Where brokers delete what is old a repair is warned of that, and what it writes is not old.
+func TestReconcileWhereRecordsAreDeleted(t *testing.T) {
+	for policy, deletes := range map[string]bool{"compact": false, "compact,delete": true} {
+		r := newSourceRig(t, 1, map[string]string{"cleanup.policy": policy, "retention.ms": "604800000"})
+		r.start()
+		r.send("gone", `{"resourceType":"Patient","id":"gone","meta":{"versionId":"1","lastUpdated":"2024-01-01T00:00:00Z"}}`)
+		r.send("here", `{"resourceType":"Patient","id":"here","meta":{"versionId":"1","lastUpdated":"2024-01-01T00:00:00Z"}}`)
+		r.taken()
+		dir := t.TempDir()
+		r.put(filepath.Join(dir, "Patient.ndjson"), []byte(`{"resourceType":"Patient","id":"here","meta":{"versionId":"1","lastUpdated":"2024-01-01T00:00:00Z"}}`+"\n"))
+		got := r.run(0, "reconcile", "--repair", "--yes", "--at", "2025-01-01T00:00:00Z", dir)
+		contains(t, got, "0 resources and 1 deletions were written")
+		if warned := strings.Contains(got, "warning: the topic fhir-load deletes what is older than its retention.ms"); warned != deletes {
+			t.Errorf("%s: warned %v: %s", policy, warned, got)
+		}
+		newest := int64(0)
+		for p := range int32(4) {
+			newest = max(newest, r.cluster.PartitionInfo("fhir-load", p).MaxTimestamp)
+		}
+		if old := time.Since(time.UnixMilli(newest)) > 24*time.Hour; old == deletes {
+			t.Errorf("%s: the deletion's record is of %v", policy, time.UnixMilli(newest))
+		}
+	}
+}
+
 func textOf(t *testing.T, path string) string {
 	t.Helper()
 	text, err := os.ReadFile(path)

@@ -97,7 +97,8 @@ func (w *writer) locate(ctx context.Context) error {
 type topicLimits struct {
 	bytes   int64 // largest batch, as it is stored; 0: not known
 	codec   kafka.Compression
-	forgets bool // it is neither compacted nor kept for ever
+	forgets bool // it deletes what is old
+	keeps   bool // it does not; neither: that is not told
 }
 
 // describe asks for the topic's configuration. Whoever may not read it learns
@@ -122,7 +123,8 @@ func (w *writer) describe(ctx context.Context) (topicLimits, error) {
 		limits.codec = 0
 	}
 	policy, told := value["cleanup.policy"]
-	limits.forgets = told && !strings.Contains(policy, "compact") && value["retention.ms"] != "-1"
+	limits.forgets = strings.Contains(policy, "delete") && value["retention.ms"] != "-1" // "compact,delete" deletes, too
+	limits.keeps = told && !limits.forgets
 	return limits, nil
 }
 

@@ -210,7 +210,7 @@ func (l *loader) deletions(ctx context.Context) error {
 			return
 		}
 		l.tally.Deleted++
-		l.put([]*kgo.Record{Deletion(key, at)}, l.track.loose)
+		l.put([]*kgo.Record{l.deletion(key, at)}, l.track.loose)
 	})
 }
 
@@ -245,7 +245,7 @@ func (l *loader) records(i *extract.Item) (recs []*kgo.Record, reason string) {
 				continue
 			}
 			l.tally.Deleted++
-			recs = append(recs, Deletion(key, l.o.At))
+			recs = append(recs, l.deletion(key, l.o.At))
 		}
 		return recs, ""
 	case l.o.Drop[key.Type]:
@@ -275,12 +275,16 @@ func (l *loader) resource(r *fhir.Resource) *kgo.Record {
 	return &kgo.Record{Key: []byte(r.Key.String()), Value: append([]byte(nil), r.Body...), Timestamp: at}
 }
 
-// Deletion is the record that a resource was gone at an instant. It says that instant as
-// its own (fhir-last-updated), so that whatever the source wrote later wins, however late
-// this comes.
-func Deletion(key fhir.Key, at fhir.Instant) *kgo.Record {
+// deletion is the record that a resource was gone at an instant. It says that as its own
+// (fhir-last-updated), so that whatever the source wrote later wins, however late this comes;
+// so the record's time may be another, where old ones are not safe.
+func (l *loader) deletion(key fhir.Key, at fhir.Instant) *kgo.Record {
+	sent := at.Time()
+	if !l.o.Ages {
+		sent = l.now
+	}
 	return &kgo.Record{
-		Key: []byte(key.String()), Timestamp: at.Time(),
+		Key: []byte(key.String()), Timestamp: sent,
 		Headers: []kgo.RecordHeader{{Key: "fhir-op", Value: []byte("delete")}, {Key: "fhir-last-updated", Value: []byte(at.String())}},
 	}
 }

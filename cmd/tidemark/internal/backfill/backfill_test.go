@@ -202,8 +202,15 @@ func TestTimestamps(t *testing.T) {
 func TestDeletionsAreDated(t *testing.T) {
 	at := fhir.FromTime(time.Date(2026, 1, 2, 3, 4, 5, 6e6, time.UTC))
 	patient, _ := fhir.ParseType("Patient")
+	gone := func(key fhir.Key, ages bool) time.Time {
+		l := loader{o: Options{Ages: ages}, now: at.Time().AddDate(1, 0, 0)}
+		return l.deletion(key, at).Timestamp
+	}
+	if old, safe := gone(fhir.Key{}, true), gone(fhir.Key{}, false); !old.Equal(at.Time()) || !safe.After(old) {
+		t.Errorf("of %v, and %v in a topic that forgets what is old", old, safe)
+	}
 	b := &broker{accepts: -1, rng: rand.New(rand.NewPCG(1, 1))}
-	tally, err := Run(t.Context(), nil, b, nil, Options{First: func(del func(fhir.Key, fhir.Instant)) error { del(fhir.Key{Type: patient, ID: "p"}, at); return nil }})
+	tally, err := Run(t.Context(), nil, b, nil, Options{Ages: true, First: func(del func(fhir.Key, fhir.Instant)) error { del(fhir.Key{Type: patient, ID: "p"}, at); return nil }})
 	if err != nil || tally.Deleted != 1 || len(b.has) != 1 {
 		t.Fatalf("%+v, %d records, %v", tally, len(b.has), err)
 	}
