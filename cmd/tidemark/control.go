@@ -114,7 +114,7 @@ func onStore(ctx context.Context, at place, name string, args url.Values, out io
 		return fmt.Errorf("ask the server that has %s open: %w", at.dir, err)
 	}
 	if _, err := os.Stat(store.IndexDir(store.Disk, at.dir)); err != nil {
-		return fmt.Errorf("%s is no store: %w", at.dir, err) // opening it would begin one
+		return fmt.Errorf("%s is no store: %w; tidemark serve makes one, --config or the command's argument says where it is", at.dir, err) // opening it would begin one
 	}
 	db, err := store.Open(at.dir, store.Options{Logger: coldLog(), MergeOff: true})
 	if errors.Is(err, store.ErrLocked) {

@@ -79,7 +79,7 @@ func (f *selectFlags) args() (url.Values, error) {
 	for name, text := range map[string]string{"since": f.Since, "until": f.Until} {
 		at, err := parseWhen(text, time.Now())
 		if err != nil {
-			return nil, fmt.Errorf("--%s: %w", name, err)
+			return nil, misuse{fmt.Errorf("--%s: %w", name, err)}
 		}
 		if at != fhir.None {
 			args.Set(name, at.String())

@@ -104,10 +104,11 @@ func (c *dropDeadlettersCmd) Run(ctx context.Context, out io.Writer) error {
 	switch {
 	case err != nil:
 		return err
-	case strings.TrimSpace(c.Because) == "":
-		return errors.New("--because: say why")
 	case len(args) == 0 && !c.All:
-		return errors.New("nothing was dropped: say which (--number, --reason, --topic, --partition, --since, --until), or --all")
+		return misuse{errors.New("nothing was dropped: say which (--number, --reason, --topic, --partition, --since, --until), or --all")}
+	}
+	if err := saysWhy(c.Because); err != nil {
+		return err
 	}
 	if !c.Yes {
 		err := onDeadLetters(ctx, "list", &c.storeFlags, &c.selectFlags, out, func(args url.Values) { args.Set("summary", "1") })

@@ -43,15 +43,15 @@ type extractFlags struct {
 func (f *extractFlags) find() (*extract.Extract, error) {
 	e, err := extract.Find(f.Paths)
 	if err != nil {
-		return nil, err
+		return nil, misuse{err}
 	}
 	if f.At != "" {
 		if e.At, _, err = fhir.ParseInstant(f.At); err != nil {
-			return nil, fmt.Errorf("--at: %q is no instant such as 2026-01-02T03:04:05Z", f.At)
+			return nil, misuse{fmt.Errorf("--at: %q is no instant such as 2026-01-02T03:04:05Z", f.At)}
 		}
 	}
 	if now := fhir.FromTime(time.Now()); e.At > now {
-		return nil, fmt.Errorf("the export is as of %s, which is yet to come: what is newer could not be told", e.At)
+		return nil, misuse{fmt.Errorf("the export is as of %s, which is yet to come: what is newer could not be told", e.At)}
 	}
 	return e, nil
 }
@@ -104,7 +104,7 @@ func (c *loadCmd) Run(ctx context.Context, out io.Writer) error {
 		return err
 	}
 	if cfg.Load.Topic == "" && !c.DryRun {
-		return errors.New("no topic to write to: set load.topic in the configuration, or give --topic")
+		return misuse{errors.New("no topic to write to: set load.topic in the configuration, or give --topic")}
 	}
 	e, err := c.find()
 	if err != nil {

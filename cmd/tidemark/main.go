@@ -100,7 +100,15 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	return parsed.Run()
 }
 
+// A misuse is what is wrong with a command line, or with what it names: nothing was tried.
+type misuse struct{ error }
+
+func (m misuse) Unwrap() error { return m.error }
+
 func exitCode(err error) int {
+	if _, ok := errors.AsType[misuse](err); ok {
+		return exitUsage
+	}
 	if _, ok := errors.AsType[*kong.ParseError](err); ok {
 		return exitUsage
 	}

@@ -100,14 +100,14 @@ func (c *reconcileCmd) Run(ctx context.Context, out io.Writer) error {
 		cfg.Store.Path = c.Store
 	}
 	if c.Repair && cfg.Load.Topic == "" {
-		return errors.New("no topic to write to: set load.topic in the configuration, or give --topic")
+		return misuse{errors.New("no topic to write to: set load.topic in the configuration, or give --topic")}
 	}
 	e, err := c.find()
 	if err != nil {
 		return err
 	}
 	if e.At == fhir.None {
-		return errors.New("nothing says as of when the export is: give its manifest, or --at with the instant at which it began")
+		return misuse{errors.New("nothing says as of when the export is: give its manifest, or --at with the instant at which it began")}
 	}
 	args := url.Values{"files": {strconv.Itoa(len(e.Files))}, "at": {e.At.String()}}
 	if c.Repair {

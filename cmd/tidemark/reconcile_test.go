@@ -213,8 +213,8 @@ func TestReconcileIsCareful(t *testing.T) {
 	if err := os.Remove(filepath.Join(whole, "manifest.json")); err != nil {
 		t.Fatal(err)
 	}
-	contains(t, r.run(exitFailed, "reconcile", whole), "nothing says as of when the export is")
-	contains(t, r.run(exitFailed, "reconcile", "--at", "2999-01-01T00:00:00Z", whole), "which is yet to come")
+	contains(t, r.run(exitUsage, "reconcile", whole), "nothing says as of when the export is")
+	contains(t, r.run(exitUsage, "reconcile", "--at", "2999-01-01T00:00:00Z", whole), "which is yet to come")
 }
 
 // Where brokers delete what is old a repair is warned of that, and what it writes is not old.

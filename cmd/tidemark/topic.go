@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"unicode"
 
 	"tidemark/cmd/tidemark/internal/config"
 	"tidemark/pipeline"
@@ -53,7 +54,7 @@ func (f *topicFlags) ask(ctx context.Context, what, because string, out io.Write
 	}
 	if one {
 		if _, err := strconv.ParseInt(number, 10, 32); err != nil {
-			return fmt.Errorf("%q is neither a topic nor a partition such as %s/0", f.Topic, topic)
+			return misuse{fmt.Errorf("%q is neither a topic nor a partition such as %s/0", f.Topic, topic)}
 		}
 		args.Set("partition", number)
 	}
@@ -70,7 +71,18 @@ func (f *topicFlags) ask(ctx context.Context, what, because string, out io.Write
 // whole refuses a partition where only topics can be meant.
 func (f *topicFlags) whole() error {
 	if strings.Contains(f.Topic, "/") {
-		return fmt.Errorf("%q is one partition: only whole topics are paused", f.Topic)
+		return misuse{fmt.Errorf("%q is one partition: only whole topics are paused", f.Topic)}
+	}
+	return nil
+}
+
+// saysWhy refuses a reason that is none, or that would not stand in a line.
+func saysWhy(because string) error {
+	switch {
+	case strings.TrimSpace(because) == "":
+		return misuse{errors.New("--because: say why")}
+	case strings.ContainsFunc(because, unicode.IsControl):
+		return misuse{errors.New("--because: say why in one line, without control characters")}
 	}
 	return nil
 }
@@ -94,6 +106,11 @@ func (c *pauseTopicCmd) Run(ctx context.Context, out io.Writer) error {
 	if err := c.whole(); err != nil {
 		return err
 	}
+	if c.Because != "" {
+		if err := saysWhy(c.Because); err != nil {
+			return err
+		}
+	}
 	return c.ask(ctx, "pause", c.Because, out)
 }
 
@@ -102,10 +119,26 @@ func pauseTopic(ctx context.Context, at *opened, args url.Values, out io.Writer)
 	var err error
 	if at.intake != nil {
 		err = at.intake.Pause(ctx, topic, because)
-	} else {
+	} else if err = mayBeRead(at, topic); err == nil {
 		err = pipeline.Pause(at.db, topic, because)
 	}
 	return said(out, err, "topic %s is paused: the watermark waits for it, until tidemark topic resume %s", topic, topic)
+}
+
+// mayBeRead refuses a topic that nobody will read, most likely a slip of the pen. Without a
+// configuration only what was read is known.
+func mayBeRead(at *opened, topic string) error {
+	if at.config != nil && !reads(at.config, topic) {
+		return fmt.Errorf("topic %s is not configured, so it is not read", topic)
+	}
+	known := false
+	for id := range at.db.Committed() {
+		known = known || id.Topic == topic
+	}
+	if at.config == nil && !known {
+		return fmt.Errorf("topic %s was never read; whether it is to be stands in the configuration: give --config FILE", topic)
+	}
+	return nil
 }
 
 // said tells what was done.
@@ -137,6 +170,13 @@ func resumeTopic(ctx context.Context, at *opened, args url.Values, out io.Writer
 	} else {
 		err = pipeline.Resume(at.db, topic)
 	}
+	if at.intake != nil && err == nil {
+		for _, t := range at.intake.Status().Topics {
+			if t.Name == topic && t.Held != "" {
+				return said(out, nil, "topic %s is not paused any more, but held: %s", topic, t.Held)
+			}
+		}
+	}
 	return said(out, err, "topic %s is read again", topic)
 }
 
@@ -161,8 +201,8 @@ stays known as a dead letter, and exports whose window holds it say so in their 
 
 // Run accepts gaps.
 func (c *acceptTopicCmd) Run(ctx context.Context, out io.Writer) error {
-	if strings.TrimSpace(c.Because) == "" {
-		return errors.New("--because: say why")
+	if err := saysWhy(c.Because); err != nil {
+		return err
 	}
 	if !c.Yes {
 		if err := c.ask(ctx, "list", "", out); err != nil {
@@ -208,8 +248,8 @@ read from its beginning.`
 
 // Run forgets partitions.
 func (c *forgetTopicCmd) Run(ctx context.Context, out io.Writer) error {
-	if strings.TrimSpace(c.Because) == "" {
-		return errors.New("--because: say why")
+	if err := saysWhy(c.Because); err != nil {
+		return err
 	}
 	if !c.Yes {
 		if err := c.ask(ctx, "list", "", out); err != nil {

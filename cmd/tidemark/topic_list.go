@@ -37,14 +37,26 @@ func listTopics(ctx context.Context, at *opened, args url.Values, out io.Writer)
 		return err
 	}
 	l := topicList{only: args.Get("topic"), partition: partitionOf(args), letters: letters, out: bufio.NewWriter(out)}
+	l.found = l.only == "" || l.partition == nil && letters[l.only] > 0
 	st := at.db.Status()
 	if at.intake != nil {
 		l.live(ctx, at, st)
 	} else {
 		l.cold(at, st)
 	}
+	if !l.found {
+		return fmt.Errorf("nothing is known of %s: tidemark topic list shows all topics that are read, and those that the brokers do not have yet", name(args))
+	}
 	fmt.Fprintf(l.out, "\nexports reach to %s\n", instantOf(st.Watermark))
 	return l.out.Flush()
+}
+
+// name is what args name, as it was written.
+func name(args url.Values) string {
+	if args.Has("partition") {
+		return args.Get("topic") + "/" + args.Get("partition")
+	}
+	return args.Get("topic")
 }
 
 // A topicList is written to out.
@@ -53,6 +65,7 @@ type topicList struct {
 	partition *int32
 	letters   map[string]int
 	out       *bufio.Writer
+	found     bool // something of what is wanted
 }
 
 func (l *topicList) wants(id store.Partition) bool {
@@ -77,6 +90,7 @@ func (l *topicList) live(ctx context.Context, at *opened, st store.Status) {
 		if l.only != "" && l.only != t.Name {
 			continue
 		}
+		l.found = l.found || l.partition == nil
 		fmt.Fprintf(l.out, "\ntopic %s: format %s, %s", t.Name, t.Format, deadLetterCount(l.letters[t.Name]))
 		if t.DeadLetters > 0 {
 			fmt.Fprintf(l.out, ", %s since the last good record", humanize.Comma(int64(t.DeadLetters)))
@@ -185,6 +199,7 @@ func (l *topicList) partitions(st store.Status, of func(store.PartitionStatus) (
 		if !l.wants(s.Partition) {
 			continue
 		}
+		l.found = true
 		end, lag, state := of(s)
 		fmt.Fprintf(table, "%s\t%d\t%s\t%s\t%s\t%s\t%s\n", s.Partition.Topic, s.Partition.ID, humanize.Comma(s.Next), end, lag, instantOf(s.Watermark), state)
 	}

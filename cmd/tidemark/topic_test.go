@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -141,7 +142,13 @@ func TestTopicCommands(t *testing.T) {
 	r.write("fhir-changes", "d")
 	contains(t, r.topic("list"), "fhir-changes", "(a restore)", "tidemark topic resume fhir-changes", "held", "0 dead letters")
 	r.refused("whole topics", "pause", "fhir-changes/0")
+	r.refused("nothing is known of fhir-chagnes", "list", "fhir-chagnes")
+	r.refused("nothing is known of gone/7", "list", "gone/7")
+	r.refused("not configured", "pause", "fhir-chagnes")
 	r.stop()
+	r.refused("was never read", "pause", "fhir-chagnes")
+	r.refused("not configured", "pause", "fhir-chagnes", "--set", "topics=[{name: fhir-changes, format: resource}]")
+	r.refused("nothing is known of fhir-chagnes", "list", "fhir-chagnes")
 	r.refused("start the server", "accept", "fhir-changes", "--because", "x", "--yes")
 	contains(t, r.topic("list"), "paused since", "no server has the store open")
 	contains(t, r.topic("resume", "fhir-changes"), "read again")
@@ -171,6 +178,29 @@ func TestTopicCommands(t *testing.T) {
 		t.Errorf("it is still listed:\n%s", got)
 	}
 	contains(t, says(t, "check", r.dir), "every invariant holds")
+}
+
+// What is wrong with a command line alone was not tried.
+func TestTopicMisuse(t *testing.T) {
+	dir := t.TempDir()
+	for want, args := range map[string][]string{
+		"whole topics":               {"topic", "pause", "fhir-changes/0"},
+		"neither a topic nor":        {"topic", "list", "fhir-changes/x"},
+		"in one line":                {"topic", "pause", "fhir-changes", "--because", "a\nb"},
+		"--because: say why":         {"topic", "forget", "fhir-changes", "--because", " ", "--yes"},
+		"say which (--number":        {"deadletter", "drop", "--because", "x"},
+		"is neither a date":          {"deadletter", "list", "--since", "yesterday"},
+		"no topic to write to":       {"load", dir},
+		"no NDJSON file lies in":     {"load", "--dry-run", dir},
+		"no such file or directory":  {"load", "--dry-run", filepath.Join(dir, "nosuch")},
+		"nothing says as of when":    {"reconcile", os.Args[0]},
+		"which is yet to come":       {"load", "--dry-run", "--at", "2999-01-01T00:00:00Z", os.Args[0]},
+		"is no instant such as 2026": {"reconcile", "--at", "now", os.Args[0]},
+	} {
+		if got, code := command(t, args...); code != exitUsage || !strings.Contains(got, want) {
+			t.Errorf("%q: exit %d, want %d and %q: %s", args, code, exitUsage, want, got)
+		}
+	}
 }
 
 // hangs leaves a transaction open and finds its producer in the list.
