@@ -239,14 +239,16 @@ func (c *validateCmd) read(ctx context.Context, conf *config.Config) ([]decode.R
 	if tail.begun && len(tail.left) == 0 {
 		return tail.records, nil
 	}
-	s := src.Status()
-	switch {
+	brokers := strings.Join(conf.Kafka.Brokers, ", ")
+	switch s := src.Status(); {
 	case len(s.Missing) > 0:
 		return nil, fmt.Errorf("the brokers have no topic %s", c.Topic)
 	case s.Trouble != "":
-		return nil, fmt.Errorf("the brokers %s cannot be asked: %s", strings.Join(conf.Kafka.Brokers, ", "), s.Trouble)
-	case !tail.begun:
-		return nil, fmt.Errorf("the brokers have no topic %s", c.Topic)
+		return nil, fmt.Errorf("the brokers %s cannot be asked: %s; are they up, and kafka.tls and kafka.sasl as they want them?", brokers, s.Trouble)
+	case tail.held != "":
+		return nil, fmt.Errorf("the topic %s cannot be read: %s", c.Topic, tail.held)
+	case !tail.begun || len(tail.records) == 0:
+		return nil, fmt.Errorf("the brokers %s have not answered within %v: give them longer (--wait)", brokers, c.Wait)
 	}
 	return tail.records, nil
 }
@@ -262,6 +264,7 @@ type tail struct {
 	until   map[store.Partition]int64
 	left    map[store.Partition]bool
 	records []decode.Record
+	held    string // why a partition is not read
 }
 
 // Now implements source.Log.
@@ -272,7 +275,7 @@ func (t *tail) Partition(id store.Partition) (store.PartitionState, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	from, known := t.from[id]
-	return store.PartitionState{Next: from, LeaderEpoch: -1}, known
+	return store.PartitionState{Next: from, LeaderEpoch: -1, Seen: fhir.None}, known // it was never away
 }
 
 // Discover implements source.Handler.
@@ -317,8 +320,12 @@ func (t *tail) Handle(_ context.Context, a *source.Answer) error {
 	return source.ErrStop
 }
 
-// Hold and Release implement source.Handler.
-func (*tail) Hold(store.Partition, string) {}
+// Hold implements source.Handler.
+func (t *tail) Hold(_ store.Partition, reason string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.held = reason
+}
 
 // Release implements source.Handler.
 func (*tail) Release(store.Partition) {}

@@ -4,13 +4,16 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
 // TestValidateFile: a file of records is shown as what it is, whichever way it was written.
@@ -124,17 +127,29 @@ func TestValidateFile(t *testing.T) {
 // TestValidateTopic: of a topic the newest records of each partition are read, and nothing
 // is stored.
 func TestValidateTopic(t *testing.T) {
-	cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(2, "changes"), kfake.SeedTopics(1, "empty"))
+	cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(1, "empty"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer cluster.Close()
 	brokers := strings.Join(cluster.ListenAddrs(), ",")
+	makeTopic(t, brokers, "changes", 2, map[string]string{"cleanup.policy": "compact"}) // whoever reads it was never away
 	client, err := kgo.NewClient(kgo.SeedBrokers(cluster.ListenAddrs()...), kgo.RecordPartitioner(kgo.ManualPartitioner()))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer client.Close()
+	var least atomic.Int64 // offset that is asked for
+	least.Store(math.MaxInt64)
+	cluster.ControlKey(int16(kmsg.Fetch), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		cluster.KeepControl()
+		for _, topic := range req.(*kmsg.FetchRequest).Topics {
+			for _, p := range topic.Partitions {
+				least.Store(min(least.Load(), p.FetchOffset))
+			}
+		}
+		return nil, nil, false
+	})
 	for i := range 30 {
 		value := fmt.Sprintf(`{"resourceType":"Patient","id":"p-%d"}`, i)
 		rec := &kgo.Record{Topic: "changes", Partition: int32(i % 2), Key: fmt.Appendf(nil, "Patient/p-%d", i), Value: []byte(value)}
@@ -153,6 +168,9 @@ func TestValidateTopic(t *testing.T) {
 	if !strings.Contains(said, "6 records, read as format: resource: 6 resources") || !strings.Contains(said, "Patient/p-29") || strings.Contains(said, "Patient/p-23") {
 		t.Errorf("the newest three of two partitions:\n%s", said)
 	}
+	if got := least.Load(); got != 12 {
+		t.Errorf("it was read from offset %d on", got)
+	}
 	if said := validate("changes", "--format", "notification"); !strings.Contains(said, "6 of 6 records are refused") {
 		t.Errorf("another format:\n%s", said)
 	}
@@ -161,6 +179,10 @@ func TestValidateTopic(t *testing.T) {
 	}
 	if said := validate("empty"); !strings.Contains(said, "there are no records") {
 		t.Errorf("an empty topic:\n%s", said)
+	}
+	away := freePort(t)
+	if said := validate("changes", "--set", "kafka.brokers="+away, "--wait", "1s"); !strings.Contains(said, "cannot be asked: ") || !strings.Contains(said, "refused") || !strings.Contains(said, "are they up") {
+		t.Errorf("brokers that are away:\n%s", said)
 	}
 	if files, err := os.ReadDir("."); err != nil || len(files) > 0 {
 		t.Errorf("something was stored: %v, %v", files, err)

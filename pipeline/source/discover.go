@@ -79,6 +79,9 @@ func (s *Source) names() []string {
 
 // note remembers whether the cluster can be asked, and logs when that changes.
 func (s *Source) note(ctx context.Context, err error) {
+	if ctx.Err() != nil {
+		return // that it ends says nothing of the cluster
+	}
 	s.mu.Lock()
 	before := s.trouble
 	s.trouble = ""
@@ -87,7 +90,7 @@ func (s *Source) note(ctx context.Context, err error) {
 	}
 	s.mu.Unlock()
 	switch {
-	case err != nil && before == "" && ctx.Err() == nil:
+	case err != nil && before == "":
 		s.cfg.Logger.WarnContext(ctx, "the kafka cluster cannot be asked, retrying", "brokers", s.cfg.Brokers, "error", err)
 	case err == nil && before != "":
 		s.cfg.Logger.InfoContext(ctx, "the kafka cluster answers again", "brokers", s.cfg.Brokers)
@@ -441,7 +444,7 @@ func (s *Source) announce(ctx context.Context, complete bool, taken []*partition
 			s.bar(ctx, p, g)
 			continue
 		}
-		if state, ok := s.log.Partition(p.id); ok && state.Next < p.next { // the handler wants it read again
+		if state, ok := s.log.Partition(p.id); ok && state.Next != p.next { // the handler wants it read from elsewhere
 			p.next, p.epoch, p.gapAt = state.Next, -1, state
 		}
 	}
