@@ -166,7 +166,16 @@ func self() string {
 }
 
 func dialControl(ctx context.Context, dir string) (net.Conn, error) {
-	return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(dir, controlSocket))
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", filepath.Join(dir, controlSocket))
+	return conn, denied(err)
+}
+
+// denied says what to do where the socket, or its directory, is not ours.
+func denied(err error) error {
+	if errors.Is(err, os.ErrPermission) {
+		return fmt.Errorf("%w: only the user that the server runs as may ask it, so run this as that user", err)
+	}
+	return err
 }
 
 // failed is the trailer that tells an operation's error: its output is already

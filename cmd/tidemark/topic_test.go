@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -200,6 +201,17 @@ func TestTopicMisuse(t *testing.T) {
 		if got, code := command(t, args...); code != exitUsage || !strings.Contains(got, want) {
 			t.Errorf("%q: exit %d, want %d and %q: %s", args, code, exitUsage, want, got)
 		}
+	}
+}
+
+// Who may not ask a server is told who may.
+func TestControlDenied(t *testing.T) {
+	err := denied(&os.PathError{Op: "connect", Path: "control.sock", Err: syscall.EACCES})
+	if !strings.Contains(err.Error(), "run this as that user") || nobodyServes(err) {
+		t.Errorf("got %v", err)
+	}
+	if err := denied(syscall.ECONNREFUSED); !nobodyServes(err) || denied(nil) != nil {
+		t.Errorf("got %v", err)
 	}
 }
 
