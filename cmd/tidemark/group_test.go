@@ -277,7 +277,7 @@ func TestGroupCommandFaults(t *testing.T) {
 	contains(t, r.set(exitFailed, "c", "p1\n", "--set", "groups.topic=other.none"), "there is no topic other.none: create it")
 	contains(t, r.set(exitFailed, "c", "p1\n", "--set", "groups.topic="), "set groups.topic")
 	contains(t, r.set(0, "c", "p1\n", "--dry-run"), `"reference": "Patient/p1"`, "not compared: no server")
-	contains(t, r.set(0, "c", "p1\n", "--topic", "other"), "warning: the topic other is not compacted", "written to the topic other")
+	contains(t, r.set(0, "c", "p1\n", "--topic", "other"), "warning: the topic other deletes what is older", "written to the topic other")
 
 	// So many members take more than the topic, however well they compress.
 	var large strings.Builder
