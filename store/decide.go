@@ -144,18 +144,19 @@ func (c *commit) change(ch *Change, t *taken) error {
 	switch judge(r.cur, ch, hash, c.from(t.Partition, r.cur)) {
 	case stale:
 		c.counts.stale++
-		return nil
+		return c.lived(ch, t, r)
 	case same:
 		c.counts.same++
 		return nil
 	case gone:
-		life, news := tells(ch, t, r)
-		if news && c.doubtful(ch, t) {
+		clock, life, news := retell(r.cur, ch, t.Partition)
+		if news && (c.doubtful(ch, t) || c.livedBetween(ch, r.cur)) {
 			break
 		}
 		c.counts.gone++
 		if news {
-			c.repeat(ch, t, r, life)
+			r.cur.Clock, r.cur.Life, r.changed = clock, life, true
+			c.repeat(ch, t, r)
 		}
 		return nil
 	}
@@ -190,23 +191,41 @@ func (c *commit) doubtful(ch *Change, t *taken) bool {
 	return c.meta.Restored != fhir.None && evidence(ch, t.at) <= c.meta.Restored
 }
 
-// tells finds out what the deletion of something deleted tells of older lives,
-// and whether that was not known.
-func tells(ch *Change, t *taken, r *resource) (life segment.Life, news bool) {
-	_, life = succeed(r.cur, ch, t.Partition)
-	known := &r.cur.Life
-	return life, life.FloorVersion != known.FloorVersion || life.FloorUpdated != known.FloorUpdated || !slices.Equal(life.Tombstones, known.Tombstones)
+// lived tells clients of a deletion that was of nothing we had, when a state before it comes
+// after all which a lost store may have told them of.
+func (c *commit) lived(ch *Change, t *taken, r *resource) error {
+	if ch.Delete || r.cur.Kind != segment.Internal || !c.doubtful(ch, t) {
+		return nil
+	}
+	k := r.cur.Clock
+	gone := Change{ // with the state's time, by which they may have been told
+		Key: ch.Key, Delete: true, Version: k.Version, LastUpdated: ch.LastUpdated, Time: ch.Time, Position: k.Position,
+		Timestamp: k.Timestamp, Offset: ch.Offset,
+	}
+	if err := c.apply(&gone, t, r, 0); err != nil {
+		return err
+	}
+	now := &c.rows[r.at].Clock
+	now.LastUpdated = max(now.LastUpdated, k.LastUpdated)
+	r.cur.Clock = *now
+	return nil
+}
+
+// livedBetween tells whether what was deleted must have lived again before it was deleted once
+// more, by ch, so that a lost store may have told clients of it.
+func (c *commit) livedBetween(ch *Change, cur *index.State) bool {
+	at, _ := place(ch, &cur.Clock)
+	return at > 0 && c.meta.Restored != fhir.None && cur.Kind == segment.Deleted && cur.Instant <= c.meta.Restored
 }
 
 // repeat notes what the deletion of something deleted tells of older lives. No
 // export shows it, but without it what was deleted could rise again.
-func (c *commit) repeat(ch *Change, t *taken, r *resource, life segment.Life) {
-	r.cur.Life, r.changed = life, true
+func (c *commit) repeat(ch *Change, t *taken, r *resource) {
 	at := c.instant(ch, t, r.cur)
 	n := row{
 		Row: segment.Row{
 			Section: segment.Section{Kind: segment.Internal, Type: segment.Repeats}, Key: ch.Key, Seq: c.seq(), Instant: at, Placed: at,
-			Clock: r.cur.Clock, Life: life,
+			Clock: r.cur.Clock, Life: r.cur.Life,
 		},
 		body: Deletion(ch.Key, at), death: fhir.None,
 	}

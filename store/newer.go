@@ -24,10 +24,10 @@ const (
 // timestamp after a re-creation, would count as new.
 const maxTombstones = 32
 
-// anotherLog is by how much (milliseconds) the time of a deletion must lie after the row's
-// own before it counts against the place in the source's log: then the log is another one,
+// anotherLog is by how much (milliseconds) the time of a change must lie after the row's
+// record before it counts against the place in the source's log: then the log is another one,
 // which began anew (a database that was moved), and its places are small again. The clocks of
-// a database and of what writes to it differ by less.
+// a database and of what tells its changes differ by less.
 const anotherLog = 60_000
 
 // judge tells what ch, read from partition from, does to a resource whose
@@ -39,9 +39,12 @@ func judge(cur *index.State, ch *Change, hash uint64, from Partition) verdict {
 	case ch.Delete:
 		return judgeDeletion(cur, ch, from)
 	case cur.Kind == segment.Internal:
-		return applies // any live change beats the deletion of what we never had
+		if beforeDeletion(cur, ch) {
+			return stale
+		}
+		return applies // any other live change beats the deletion of what we never had
 	case cur.Kind == segment.Deleted:
-		if belowFloor(&cur.Life, &cur.Clock, ch) {
+		if belowFloor(&cur.Life, &cur.Clock, ch) || beforeDeletion(cur, ch) {
 			return stale
 		}
 		return applies
@@ -59,8 +62,8 @@ func judgeDeletion(cur *index.State, ch *Change, from Partition) verdict {
 	k := &cur.Clock
 	// The source's log tells which came first, whatever the records' timestamps are: many are
 	// written within a millisecond.
-	placed := ch.Position != 0 && k.Position != 0 && ch.Position != k.Position
-	if !placed && ch.Version == NoVersion && ch.Timestamp != fhir.None && slices.Contains(cur.Life.Tombstones, ch.Timestamp) {
+	at, placed := place(ch, k)
+	if at == 0 && ch.Version == NoVersion && ch.Timestamp != fhir.None && slices.Contains(cur.Life.Tombstones, ch.Timestamp) {
 		return stale
 	}
 	if cur.Kind != segment.Live {
@@ -84,11 +87,9 @@ func judgeDeletion(cur *index.State, ch *Change, from Partition) verdict {
 		return applies
 	}
 	switch {
-	case placed && ch.Position < k.Position && ch.Time != fhir.None && k.LastUpdated != fhir.None && ch.Time > k.LastUpdated+anotherLog:
-		return applies
-	case placed && ch.Position < k.Position:
-		return stale
-	case placed:
+	case at < 0, placed && at == 0 && !cur.Life.Empty():
+		return stale // at the same place it is the deletion after which the row came by another way
+	case at > 0:
 		return applies
 	case from != k.Origin && compareInstants(ch.Timestamp, k.Timestamp) < 0:
 		return stale
@@ -117,8 +118,41 @@ func belowFloor(l *segment.Life, newest *segment.Clock, ch *Change) bool {
 		}
 		said, tied = true, tied && ch.LastUpdated == l.FloorUpdated
 	}
-	behind := newest.Position != 0 && ch.Position > newest.Position
-	return said && (!tied || !behind)
+	at, _ := place(ch, newest)
+	return said && (!tied || at <= 0)
+}
+
+// beforeDeletion reports whether ch stands before the deletion that is the newest row, or is
+// just what that deleted, in the source's log: of two topics one may be read late. What a
+// deletion said itself of version and time comes first.
+func beforeDeletion(cur *index.State, ch *Change) bool {
+	k, l := &cur.Clock, &cur.Life
+	if own := k.Version != NoVersion && !k.Inherited; own &&
+		(ch.Version > max(k.Version, l.FloorVersion) || ch.LastUpdated > max(k.LastUpdated, l.FloorUpdated)) {
+		return false
+	}
+	o, placed := place(ch, k)
+	return placed && o <= 0
+}
+
+// place orders a change and the newest row by where they stand in their source's log, if both
+// say that. What was done long after the row's record was written is of a log that has begun
+// anew.
+func place(ch *Change, k *segment.Clock) (order int, placed bool) {
+	if ch.Position == 0 || k.Position == 0 {
+		return 0, false
+	}
+	done, written := ch.Time, k.Timestamp
+	if done == fhir.None {
+		done = ch.LastUpdated
+	}
+	if written == fhir.None {
+		written = k.LastUpdated
+	}
+	if ch.Position <= k.Position && done != fhir.None && written != fhir.None && done > written+anotherLog {
+		return 1, true
+	}
+	return cmp.Compare(ch.Position, k.Position), true
 }
 
 // sayNothingNew reports whether ch claims no version or time other than the
@@ -136,8 +170,8 @@ func compare(ch *Change, from Partition, k *segment.Clock) int {
 	if o := compareSaid(ch, k); o != 0 {
 		return o
 	}
-	if ch.Position != 0 && k.Position != 0 && ch.Position != k.Position {
-		return cmp.Compare(ch.Position, k.Position)
+	if o, _ := place(ch, k); o != 0 {
+		return o
 	}
 	if from == k.Origin {
 		return cmp.Compare(ch.Offset, k.Offset)
@@ -197,6 +231,25 @@ func succeed(cur *index.State, ch *Change, from Partition) (segment.Clock, segme
 		k.Timestamp = old.Timestamp
 	}
 	return k, lifeAfter(cur.Life, cur, ch)
+}
+
+// retell returns the clock and the life of a deletion after which another one, ch, is told, and
+// whether they differ from what was known. Of two the one counts that stands further in the
+// source's log; the same again, or an earlier one, tells nothing.
+func retell(cur *index.State, ch *Change, from Partition) (k segment.Clock, l segment.Life, news bool) {
+	k = cur.Clock
+	known := &cur.Life
+	at, placed := place(ch, &k)
+	if placed && at <= 0 &&
+		ch.Version <= max(k.Version, known.FloorVersion) && ch.LastUpdated <= max(k.LastUpdated, known.FloorUpdated) {
+		return k, *known, false
+	}
+	next, l := succeed(cur, ch, from)
+	if at > 0 || k.Position == 0 && ch.Position != 0 {
+		k = next
+	}
+	return k, l, k != cur.Clock || l.FloorVersion != known.FloorVersion || l.FloorUpdated != known.FloorUpdated ||
+		!slices.Equal(l.Tombstones, known.Tombstones)
 }
 
 // lifeAfter is what the deletions up to and with ch leave behind.

@@ -95,4 +95,12 @@ func TestFloorsInTheLog(t *testing.T) {
 			t.Errorf("%s: verdict %d, want %d", c.what, got, c.want)
 		}
 	}
+	for _, place := range []uint64{199, 200} { // which may be that of something else in another log
+		for at, want := range map[fhir.Instant]verdict{1000 + anotherLog: stale, 1001 + anotherLog: applies} {
+			ch := Change{Version: NoVersion, LastUpdated: 900, Time: at, Position: place, Timestamp: at, Offset: 9}
+			if got := judge(cur, &ch, 1, from); got != want {
+				t.Errorf("done at %d, at the place %d: verdict %d, want %d", at, place, got, want)
+			}
+		}
+	}
 }

@@ -172,7 +172,7 @@ func (p *replaying) row(k, v []byte) error {
 	}
 	if repeat {
 		if p.cur != nil { // else what it repeated was dropped: the later row carries what it told
-			p.cur.Life = st.Life
+			p.cur.Clock, p.cur.Life = st.Clock, st.Life
 		}
 		return nil
 	}

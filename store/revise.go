@@ -23,8 +23,7 @@ func (c *commit) outlived(ch *Change) bool {
 	if ch.Revise == nil || r.cur == nil || r.cur.Kind != segment.Deleted {
 		return false
 	}
-	k := &r.cur.Clock
-	return belowFloor(&r.cur.Life, k, ch) || ch.Position != 0 && ch.Position <= k.Position
+	return belowFloor(&r.cur.Life, &r.cur.Clock, ch) || beforeDeletion(r.cur, ch)
 }
 
 // revise is the change that ch makes of the newest version, nil if that is none.

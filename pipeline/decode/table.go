@@ -176,7 +176,7 @@ func (d *debezium) keep(rec Record, s said) []store.Change {
 		return nil
 	}
 	c := DeadLetter(rec, reasonUnavailable)
-	c.Key, c.Position, c.Version, c.LastUpdated = s.key, s.position, version(s.version), s.lastUpdated
+	c.Key, c.Position, c.Version, c.LastUpdated, c.Time = s.key, s.position, version(s.version), s.lastUpdated, s.time
 	c.Revise = func([]byte) (store.Change, bool) { return store.Change{}, false }
 	return []store.Change{c}
 }
@@ -192,7 +192,7 @@ func (d *debezium) read(t *table, typ string, c rowChange) (s said, skip bool, r
 		return s, false, reasonTwice
 	}
 	s = nothing
-	if s.position, s.lacks = c.position, true; t.History && c.op == 'r' {
+	if s.position, s.time, s.lacks = c.position, c.at, true; t.History && c.op == 'r' {
 		s.position = 0 // a snapshot reads versions of long ago, all at its own place in the log
 	}
 	if cells[typeColumn].kind == isText {
@@ -208,7 +208,7 @@ func (d *debezium) read(t *table, typ string, c rowChange) (s said, skip bool, r
 	}
 	s.key.ID = string(cells[idColumn].text)
 	if c.op == 'd' {
-		if s.delete, s.time = true, c.at; s.key.Type == 0 || !fhir.ValidID(s.key.ID) {
+		if s.delete = true; s.key.Type == 0 || !fhir.ValidID(s.key.ID) {
 			return s, false, reasonKeyless
 		}
 		return s, false, ""

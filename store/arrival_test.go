@@ -1,0 +1,233 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"tidemark/store/fhir"
+	"tidemark/store/index"
+	"tidemark/store/segment"
+)
+
+// TestOrderOfArrival: what is told of one log by two topics, each in the log's order, ends as
+// the log does, in whatever order the topics are read, and however much of it is told again.
+func TestOrderOfArrival(t *testing.T) {
+	for seed := range uint64(4000) {
+		r := rand.New(rand.NewPCG(seed, 11))
+		all, ends := logOf(r)
+		for mask := range 1 << len(all) {
+			var topics [2][]arrival
+			for i, a := range all {
+				p := mask >> i & 1
+				a.from = Partition{Topic: "log", ID: int32(p)}
+				topics[p] = append(topics[p], a)
+			}
+			for p, list := range topics { // a connector that was killed
+				if len(list) > 0 {
+					topics[p] = append(list, list[r.IntN(len(list)):]...)
+				}
+			}
+			if got := arrive(r, topics); got != ends {
+				t.Fatalf("seed %d, mask %b: %s, but the log ends with %s", seed, mask, got, ends)
+			}
+		}
+	}
+}
+
+// arrival is a change, and what makes its body.
+type arrival struct {
+	ch   Change
+	hash uint64
+	from Partition
+}
+
+// logOf makes changes of one resource as a database's log has them, and says how that ends.
+// Their clock may stand still.
+func logOf(r *rand.Rand) (list []arrival, ends string) {
+	versions, instants, explicit := r.IntN(2) == 0, r.IntN(2) == 0, r.IntN(2) == 0
+	at, updated, lives := fhir.Instant(1_000_000), fhir.Instant(1_000_000), false
+	for i := range uint64(2 + r.IntN(4)) {
+		at += fhir.Instant(r.IntN(100_000))
+		if r.IntN(2) == 0 {
+			updated = at
+		}
+		ch := Change{
+			Delete: lives && r.IntN(2) == 0, Version: NoVersion, LastUpdated: fhir.None, Time: at, Position: 100 + 10*i,
+			Timestamp: at - at%20_000,
+		}
+		if versions && (explicit || !ch.Delete) {
+			ch.Version = int64(i) + 1
+		}
+		if instants && (explicit || !ch.Delete) {
+			ch.LastUpdated = updated
+		}
+		lives = !ch.Delete
+		list = append(list, arrival{ch: ch, hash: i + 1})
+		if ends = "nothing"; lives {
+			ends = fmt.Sprint(i + 1)
+		}
+	}
+	return list, ends
+}
+
+// arrive takes the topics in, in some order, and returns what lives then.
+func arrive(r *rand.Rand, topics [2][]arrival) string {
+	var cur *index.State
+	var offsets [2]int64
+	for len(topics[0])+len(topics[1]) > 0 {
+		p := r.IntN(2)
+		if len(topics[p]) == 0 {
+			continue
+		}
+		a := topics[p][0]
+		topics[p] = topics[p][1:]
+		a.ch.Offset = offsets[p]
+		offsets[p]++
+		switch judge(cur, &a.ch, a.hash, a.from) {
+		case stale, same:
+		case gone:
+			cur.Clock, cur.Life, _ = retell(cur, &a.ch, a.from)
+		case applies:
+			next := index.State{Kind: segment.Live, Hash: a.hash}
+			if next.Clock, next.Life = succeed(cur, &a.ch, a.from); a.ch.Delete {
+				next.Kind, next.Hash = segment.Deleted, 0
+				if cur == nil || cur.Kind == segment.Internal {
+					next.Kind = segment.Internal
+				}
+			}
+			cur = &next
+		}
+	}
+	if cur == nil || cur.Kind != segment.Live {
+		return "nothing"
+	}
+	return fmt.Sprint(cur.Hash)
+}
+
+// TestPlaceOutlivesReindex: where the last deletion stands in its source's log is known after
+// the index was made anew, also if that was the deletion of something deleted. What a lost
+// store may have told clients of meanwhile is told to be deleted.
+func TestPlaceOutlivesReindex(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTables(t)
+		s.tell(1, "a", 100, "1")
+		s.tell(0, "a", 200, "")
+		s.tell(0, "a", 400, "")
+		s.reindex()
+		s.tell(1, "a", 300, "2") // stands before the last deletion
+		want := []string{"live/Patient", "deleted/Patient", "internal/repeated-deletions"}
+		s.had("a", want...)
+		s.tell(0, "a", 600, "")
+		s.had("a", append(want, "deleted/Patient")...)
+		s.close()
+	})
+}
+
+// TestLostStoreTold: what was told before a restore and is deleted may be with clients, though
+// it never lived here since: they are told of its deletion, once.
+func TestLostStoreTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTables(t)
+		s.tell(0, "b", 0, "1")
+		s.tell(0, "b", 0, "")
+		told := s.db.Now() // to clients, by the store that is lost
+		time.Sleep(time.Minute)
+		s.reindex()
+		time.Sleep(time.Minute)
+		s.tell(0, "a", 200, "")
+		s.had("a", "internal/unseen-deletions")
+		for range 2 {
+			s.tellAt(told, 1, "a", 100, "1")
+			s.had("a", "internal/unseen-deletions", "deleted/Patient")
+		}
+		s.tellAt(told, 0, "b", 0, "")
+		s.had("b", "live/Patient", "deleted/Patient", "deleted/Patient")
+		s.close()
+	})
+}
+
+// tables is a store that reads two topics of one log.
+type tables struct {
+	t       *testing.T
+	fs      vfs.FS
+	o       Options
+	db      *DB
+	offsets [2]int64
+}
+
+var topicsOfTables = []Partition{{Topic: "Patient"}, {Topic: "Patient_History"}}
+
+func newTables(t *testing.T) *tables {
+	s := &tables{t: t, fs: vfs.NewMem()}
+	s.o = Options{FS: s.fs, Allowance: time.Millisecond, Cache: 1 << 20}
+	s.open()
+	return s
+}
+
+func (s *tables) open() {
+	s.db = mustOpen(s.t, "store", s.o)
+	var list []Discovered
+	for i, p := range topicsOfTables {
+		list = append(list, Discovered{Partition: p, End: s.offsets[i]})
+	}
+	discovers(s.t, s.db, list...)
+}
+
+func (s *tables) close() {
+	if err := s.db.Close(); err != nil {
+		s.t.Error(err)
+	}
+}
+
+func (s *tables) reindex() {
+	s.t.Helper()
+	s.close()
+	if err := errors.Join(s.fs.RemoveAll("store/index"), Reindex(context.Background(), "store", s.o, io.Discard)); err != nil {
+		s.t.Fatal(err)
+	}
+	s.open()
+}
+
+// tell brings what a patient's row says now, "" that it is gone.
+func (s *tables) tell(p int, id string, place uint64, body string) {
+	s.t.Helper()
+	time.Sleep(time.Second)
+	s.tellAt(s.db.Now()-fhir.Instant(1000-place), p, id, place, body)
+}
+
+func (s *tables) tellAt(at fhir.Instant, p int, id string, place uint64, body string) {
+	s.t.Helper()
+	ch := patientChange(id, fhir.None, body)
+	ch.Position, ch.Time, ch.Timestamp, ch.Offset = place, at, at+1, s.offsets[p]
+	if body == "" {
+		ch.Delete, ch.Body, ch.Patients = true, nil, nil
+	}
+	appliesAt(s.t, s.db, topicsOfTables[p], s.offsets[p], ch)
+	s.offsets[p]++
+}
+
+// had asks which rows a patient has, and for the store's own check.
+func (s *tables) had(id string, want ...string) {
+	s.t.Helper()
+	list, err := s.db.History(fhir.Key{Type: patientType, ID: id})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	var got []string
+	for _, r := range list {
+		got = append(got, r.Section.String())
+	}
+	if !slices.Equal(got, want) {
+		s.t.Errorf("%s has %q, want %q", id, got, want)
+	}
+	checks(s.t, s.db)
+}
