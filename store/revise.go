@@ -20,7 +20,7 @@ func (c *commit) revisable(ch *Change) bool {
 // ended: told again, most likely. Nobody misses its body.
 func (c *commit) outlived(ch *Change) bool {
 	r := c.touched[ch.Key]
-	if ch.Revise == nil || r.cur == nil || r.cur.Kind != segment.Deleted {
+	if ch.Revise == nil || r.cur == nil || r.cur.Kind == segment.Live {
 		return false
 	}
 	return belowFloor(&r.cur.Life, &r.cur.Clock, ch) || beforeDeletion(r.cur, ch)

@@ -80,6 +80,9 @@ func TestRevisesNoEndedLife(t *testing.T) {
 	gone.Delete, gone.Body = true, nil
 	live.Version, live.Position, gone.Version, gone.Position = 1, 10, 2, 20
 	f.commit(live, gone)
+	never := patientChange("nobody", fhir.None, "")
+	never.Delete, never.Body, never.Position = true, nil, 20
+	f.commit(never)
 	for _, c := range []struct {
 		what     string
 		version  int64
@@ -87,12 +90,16 @@ func TestRevisesNoEndedLife(t *testing.T) {
 		position uint64
 		letters  int
 	}{
+		{"an earlier place in the log than the deletion of what was never here", NoVersion, fhir.None, 15, 0},
 		{"an earlier version", 1, 1000, 30, 0},
 		{"an earlier place in the log", NoVersion, fhir.None, 15, 0},
 		{"a later version", 3, 3000, 40, 1},
 		{"nothing", NoVersion, fhir.None, 0, 2},
 	} {
 		again := patientChange("anna", c.updated, "")
+		if strings.Contains(c.what, "never") {
+			again.Key.ID = "nobody"
+		}
 		again.Body, again.Patients, again.Version, again.Position = nil, nil, c.version, c.position
 		again.Dead = &DeadLetter{Reason: "no body", Value: []byte("a record")}
 		again.Revise = func([]byte) (Change, bool) { return Change{}, false }
