@@ -102,8 +102,9 @@ func judgeDeletion(cur *index.State, ch *Change, from Partition) verdict {
 
 // belowFloor reports whether ch belongs to a life that a deletion ended: all
 // that it says of version and time lies at or below what was deleted, and it
-// says something. What says just the same is of a new life if it stands behind
-// the newest row in its source's log: much can happen within a millisecond.
+// says something. What says the same instant is of a new life if it stands behind the newest
+// row in its source's log, whatever its version: much can happen within a millisecond, and
+// behind a life that was purged versions begin anew.
 func belowFloor(l *segment.Life, newest *segment.Clock, ch *Change) bool {
 	said, tied := false, true
 	if ch.Version != NoVersion && l.FloorVersion != NoVersion {
@@ -116,7 +117,7 @@ func belowFloor(l *segment.Life, newest *segment.Clock, ch *Change) bool {
 		if ch.LastUpdated > l.FloorUpdated {
 			return false
 		}
-		said, tied = true, tied && ch.LastUpdated == l.FloorUpdated
+		said, tied = true, ch.LastUpdated == l.FloorUpdated
 	}
 	at, _ := place(ch, newest)
 	return said && (!tied || at <= 0)

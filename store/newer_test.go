@@ -87,7 +87,9 @@ func TestFloorsInTheLog(t *testing.T) {
 		{"told again", NoVersion, 900, 100, stale},
 		{"told without a place", NoVersion, 900, 0, stale},
 		{"an old time behind it", NoVersion, 899, 300, stale},
-		{"an old version behind it", 3, 900, 300, stale},
+		{"an old version behind it", 3, fhir.None, 300, stale},
+		{"created behind it, by a life of which versions begin anew", 3, 900, 300, applies},
+		{"an old version told again", 3, 900, 100, stale},
 		{"a time that is later", NoVersion, 901, 100, applies},
 	} {
 		ch := Change{Version: c.version, LastUpdated: c.updated, Position: c.position, Timestamp: 1001, Offset: 9}

@@ -245,13 +245,16 @@ func (c *chain) kills() {
 	writer.Go(func() {
 		for n := 0; writing.Err() == nil && failed == nil; n++ {
 			_, failed = c.run(strings.ReplaceAll(`
+				begin;
+				select hapi_put('Patient', 'many-' || i, '{"resourceType": "Patient", "multipleBirthInteger": $n}', '{0|urn:many|$n|}') from generate_series(1, 15) i;
 				select hapi_put('Patient', 'stream-' || $n % 40, '{"resourceType": "Patient", "multipleBirthInteger": $n}', '{0|urn:stream|$n|}');
 				select medplum_put('Patient', md5('stream' || $n % 40)::uuid, '{"multipleBirthInteger": $n}');
 				select document_put('Condition', 'stream-' || $n % 40, '{"language": "s$n"}');
 				select outbox_put('Device', 'stream-' || $n % 40, '{"lotNumber": "$n"}');
 				select hapi_delete('Patient', 'stream-' || $n % 40) where $n % 7 = 3;
 				select document_delete('Condition', 'stream-' || $n % 40) where $n % 7 = 4;
-				select medplum_delete('Patient', md5('stream' || $n % 40)::uuid) where $n % 7 = 5;`, "$n", fmt.Sprint(n)))
+				select medplum_delete('Patient', md5('stream' || $n % 40)::uuid) where $n % 7 = 5;
+				commit;`, "$n", fmt.Sprint(n)))
 			select {
 			case written <- n:
 			default:
@@ -269,7 +272,10 @@ func (c *chain) kills() {
 	}
 	more()
 	c.do("kill", "connect")
+	c.do("start", "connect")
+	c.putAll()
 	more()
+	c.do("kill", "connect")
 	for _, l := range c.lines {
 		l.kill()
 		l.launch()

@@ -53,6 +53,9 @@ type Part struct {
 	At       fhir.Instant // when it was written, by the database's clock; None: not told
 	// Transaction is what its transaction is called, "" if the message does not say.
 	Transaction string
+	// Order is the row's place in what its connector told of the transaction, from 1 on; 0: not
+	// told. A connector that begins again in the midst of one begins to count again.
+	Order int64
 
 	Key fhir.Key // Of PartResource: what the number stands for
 
@@ -140,7 +143,9 @@ func (d *hapi) Part(rec Record) (*Part, error) {
 	}
 	p, reason := d.part(strings.ToLower(name), c)
 	if reason != "" && strings.EqualFold(name, versionTable) { // it is one of its transaction's rows, all the same
-		return &Part{Of: PartVersion, Transaction: transactionOf(c.message)}, refuse(rec, string(reason))
+		p := &Part{Of: PartVersion, Position: c.position}
+		p.Transaction, p.Order = transactionOf(c.message)
+		return p, refuse(rec, string(reason))
 	}
 	if reason != "" {
 		return nil, refuse(rec, string(reason))
@@ -148,7 +153,8 @@ func (d *hapi) Part(rec Record) (*Part, error) {
 	if p == nil {
 		return nil, nil
 	}
-	p.Gone, p.Position, p.At, p.Transaction = c.op == 'd', c.position, c.at, transactionOf(c.message)
+	p.Gone, p.Position, p.At = c.op == 'd', c.position, c.at
+	p.Transaction, p.Order = transactionOf(c.message)
 	return p, nil
 }
 
@@ -458,22 +464,23 @@ func (c cell) truth() string {
 	return "false"
 }
 
-// transactionOf is what the transaction of a change is called. What follows the colon differs
-// from change to change.
-func transactionOf(message row) string {
-	var id string
+// transactionOf is what the transaction of a change is called, and which of its changes this
+// is. What follows the colon is where the change stands in the log.
+func transactionOf(message row) (id string, order int64) {
 	switch m := message.(type) {
 	case node:
 		if id = string(m.at("transaction", "id").text()); id == "" {
 			id = string(m.member("iodebeziumtransactionid").text())
 		}
+		order = jsonCell(m.at("transaction", "total_order").value).number()
 	case avroRow:
 		if of, ok := recordOf(m["transaction"]); ok {
 			id, _ = of["id"].(string)
+			order = avroCell(of["total_order"]).number()
 		}
 	}
 	id, _, _ = strings.Cut(id, ":")
-	return id
+	return id, order
 }
 
 // transactionPart is what a message says of where a transaction begins or ends; nil if it is
@@ -482,7 +489,7 @@ func transactionPart(message row) *Part {
 	if message == nil {
 		return nil
 	}
-	cells, _ := message.cells([]string{"status", "id"})
+	cells, _ := message.cells([]string{"status", "id", "ts_ms"})
 	p := &Part{Of: PartBegin}
 	switch string(cells[0].text) {
 	case "BEGIN":
@@ -491,7 +498,9 @@ func transactionPart(message row) *Part {
 	default:
 		return nil
 	}
-	p.Transaction, _, _ = strings.Cut(string(cells[1].text), ":")
+	id, place, _ := strings.Cut(string(cells[1].text), ":")
+	p.Transaction, p.At = id, fhir.Instant(cells[2].number())
+	p.Position, _ = strconv.ParseUint(place, 10, 64) // 0 if the database names no place
 	return p
 }
 

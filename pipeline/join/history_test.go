@@ -12,6 +12,7 @@ import (
 	gocmp "github.com/google/go-cmp/cmp"
 
 	"tidemark/pipeline/decode"
+	"tidemark/store"
 	"tidemark/store/fhir"
 	"tidemark/store/storetest"
 )
@@ -21,6 +22,7 @@ import (
 type server struct {
 	r         *rand.Rand
 	topics    map[string][]decode.Record
+	log       []logged // the same in the order of the log
 	lsn, tx   int
 	pid       int64
 	counts    map[string]int // of the transaction
@@ -28,6 +30,12 @@ type server struct {
 	defined   map[int64]bool
 	ends      bool // messages tell where transactions end
 	toast     bool // a column that has not changed is left out
+}
+
+// logged is what a connector told.
+type logged struct {
+	topic string
+	rec   decode.Record
 }
 
 // stored is a resource as the server has it.
@@ -48,7 +56,7 @@ func (s *server) emit(table, op string, key, row map[string]any) {
 	value := map[string]any{
 		"op": op, "before": nil, "after": row,
 		"source":      map[string]any{"table": table, "lsn": s.lsn},
-		"transaction": map[string]any{"id": fmt.Sprintf("%d:%d", s.tx, s.lsn)},
+		"transaction": map[string]any{"id": fmt.Sprintf("%d:%d", s.tx, s.lsn), "total_order": s.order()},
 	}
 	if op == "d" {
 		value["before"], value["after"] = key, nil
@@ -56,12 +64,25 @@ func (s *server) emit(table, op string, key, row map[string]any) {
 	s.counts["public."+table]++
 	s.send("hapi.public."+table, key, value)
 	if op == "d" {
-		s.topics["hapi.public."+table] = append(s.topics["hapi.public."+table], record("hapi.public."+table, mustJSON(key), nil))
+		s.add("hapi.public."+table, record("hapi.public."+table, mustJSON(key), nil))
 	}
 }
 
+// order is the place of the next row in its transaction.
+func (s *server) order() (n int) {
+	for _, of := range s.counts {
+		n += of
+	}
+	return n + 1
+}
+
 func (s *server) send(topic string, key, value map[string]any) {
-	s.topics[topic] = append(s.topics[topic], record(topic, mustJSON(key), mustJSON(value)))
+	s.add(topic, record(topic, mustJSON(key), mustJSON(value)))
+}
+
+func (s *server) add(topic string, rec decode.Record) {
+	s.topics[topic] = append(s.topics[topic], rec)
+	s.log = append(s.log, logged{topic, rec})
 }
 
 func mustJSON(v any) []byte {
@@ -75,9 +96,13 @@ func mustJSON(v any) []byte {
 func (s *server) transaction(do func()) {
 	s.tx++
 	s.counts = map[string]int{}
-	id := map[string]any{"id": fmt.Sprintf("%d:%d", s.tx, s.lsn)}
+	boundary := func(value map[string]any) {
+		s.lsn += 10
+		value["id"], value["ts_ms"] = fmt.Sprintf("%d:%d", s.tx, s.lsn), s.lsn
+		s.send("hapi.transaction", map[string]any{"id": value["id"]}, value)
+	}
 	if s.ends {
-		s.send("hapi.transaction", id, map[string]any{"status": "BEGIN", "id": id["id"], "ts_ms": 1})
+		boundary(map[string]any{"status": "BEGIN"})
 	}
 	do()
 	if s.ends {
@@ -85,7 +110,7 @@ func (s *server) transaction(do func()) {
 		for _, name := range slices.Sorted(maps.Keys(s.counts)) {
 			list = append(list, map[string]any{"data_collection": name, "event_count": s.counts[name]})
 		}
-		s.send("hapi.transaction", id, map[string]any{"status": "END", "id": id["id"], "ts_ms": 1, "event_count": len(list), "data_collections": list})
+		boundary(map[string]any{"status": "END", "event_count": len(list), "data_collections": list})
 	}
 }
 
@@ -208,7 +233,7 @@ func TestRepeatedRows(t *testing.T) {
 		}
 		k := newKept(t)
 		if s.ends {
-			k.notes[toldEnds] = []byte("1")
+			k.notes[toldEnds] = []byte("{}")
 		}
 		run(t, k, s.topics, r)
 		want, told := k.shown(), len(k.history)
@@ -223,6 +248,151 @@ func TestRepeatedRows(t *testing.T) {
 		if diff := gocmp.Diff(want, k.shown()); diff != "" {
 			t.Fatalf("seed %d: %s", seed, diff)
 		}
+	}
+}
+
+// killed is what topics hold of a connector that is killed once in a while: of each topic what
+// it had sent, or some less, and then all since the offset that it had kept, which may lie in
+// the midst of a transaction; of that it tells only what is left, and counts only that. partial
+// tells whether it began again with one whose end it had not told.
+func (s *server) killed(r *rand.Rand) (topics map[string][]decode.Record, partial bool) {
+	topics = map[string][]decode.Record{}
+	from, ended := 0, -1
+	for kills := 1 + r.IntN(3); from < len(s.log); kills-- {
+		upto := len(s.log)
+		if kills > 0 {
+			upto = from + r.IntN(len(s.log)-from+1)
+		}
+		lost := map[string]int{} // from which place on, by topic
+		kept := upto
+		if upto < len(s.log) {
+			for _, topic := range slices.Sorted(maps.Keys(s.topics)) {
+				if r.IntN(3) == 0 {
+					lost[topic] = from + r.IntN(upto-from+1)
+					kept = min(kept, lost[topic])
+				}
+			}
+			kept = from + r.IntN(kept-from+1)
+		}
+		for i, l := range s.pass(from) {
+			at := from + i
+			if l.topic == "" { // its transaction begins again
+				topics["hapi.transaction"] = append(topics["hapi.transaction"], l.rec)
+				continue
+			}
+			at-- // pass begins with one more
+			if before, is := lost[l.topic]; at >= upto || is && at >= before {
+				continue
+			}
+			topics[l.topic] = append(topics[l.topic], l.rec)
+			if l.topic == "hapi.transaction" && strings.Contains(string(l.rec.Value), `"END"`) {
+				ended = max(ended, at)
+			}
+		}
+		from = kept
+		if from < len(s.log) && upto < len(s.log) && s.endOf(from) > ended {
+			partial = true
+		}
+		if upto == len(s.log) {
+			break
+		}
+	}
+	return topics, partial
+}
+
+// inside tells whether a place of the log lies behind the beginning of a transaction.
+func (s *server) inside(at int) bool {
+	return s.log[at].topic != "hapi.transaction" || strings.Contains(string(s.log[at].rec.Value), `"END"`)
+}
+
+func (s *server) endOf(at int) int {
+	for !strings.Contains(string(s.log[at].rec.Value), `"END"`) {
+		at++
+	}
+	return at
+}
+
+// pass is what a connector tells from a place of the log on: a first message that the
+// transaction begins there, without a topic where it need not be said, and the rest.
+func (s *server) pass(from int) []logged {
+	all := slices.Clone(s.log[from:])
+	if from == 0 || !s.inside(from) {
+		return append([]logged{{topic: "none"}}, all...)
+	}
+	end := s.endOf(from) - from
+	counts := map[string]int{}
+	for i := range all[:end] {
+		var value map[string]any
+		if json.Unmarshal(all[i].rec.Value, &value) != nil || value == nil { // a tombstone
+			continue
+		}
+		counts[strings.TrimPrefix(all[i].topic, "hapi.")]++
+		n := 0
+		for _, c := range counts {
+			n += c
+		}
+		value["transaction"].(map[string]any)["total_order"] = n
+		all[i].rec.Value = mustJSON(value)
+	}
+	var value map[string]any
+	if err := json.Unmarshal(all[end].rec.Value, &value); err != nil {
+		panic(err)
+	}
+	var list []any
+	for _, name := range slices.Sorted(maps.Keys(counts)) {
+		list = append(list, map[string]any{"data_collection": name, "event_count": counts[name]})
+	}
+	value["data_collections"] = list
+	all[end].rec.Value = mustJSON(value)
+	began := map[string]any{"status": "BEGIN", "ts_ms": value["ts_ms"]}
+	for i := from; ; i-- { // as it was told, or where it goes on: no place behind it counts
+		if !s.inside(i) {
+			var first map[string]any
+			if err := json.Unmarshal(s.log[i].rec.Value, &first); err != nil {
+				panic(err)
+			}
+			began["id"] = first["id"]
+			break
+		}
+	}
+	return append([]logged{{rec: record("hapi.transaction", nil, mustJSON(began))}}, all...)
+}
+
+// TestKilledConnectors: a connector that is killed in the midst of transactions has nothing
+// wait for rows that do not come, and nothing shown without its labels.
+func TestKilledConnectors(t *testing.T) {
+	whole := 0
+	for seed := range uint64(storetest.Rounds(400)) {
+		r := rand.New(rand.NewPCG(seed, 11))
+		s := random(r, true)
+		topics, partial := s.killed(r)
+		k := newKept(t)
+		k.notes[toldEnds] = []byte("{}")
+		run(t, k, topics, r)
+		if partial { // nobody knows how many rows it had: a look at what waits
+			k.now += late + 1
+			j := New(decoder(t, decode.Options{}), k, func() fhir.Instant { return k.now })
+			all, err := j.Overdue(store.Partition{Topic: "hapi.transaction"}, k.now, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, taken := range all {
+				k.apply(taken)
+			}
+		} else {
+			whole++
+		}
+		if diff := gocmp.Diff(s.want(), k.shown()); diff != "" {
+			t.Fatalf("seed %d, partial %v, toast %v: %s\n%v", seed, partial, s.toast, diff, slices.Sorted(maps.Keys(k.notes)))
+		}
+		for _, ch := range k.history {
+			if !ch.Delete && !s.labelled(ch.Key.String(), ch.Version, string(ch.Body)) {
+				t.Fatalf("seed %d: %s version %d without labels that it had all along: %s", seed, ch.Key, ch.Version, ch.Body)
+			}
+		}
+	}
+	if whole == 0 {
+		t.Error("every connector was killed in the midst of its first transaction")
 	}
 }
 
@@ -292,41 +462,55 @@ func (s *server) shown(o *stored) string {
 	return fmt.Sprintf(`{"resourceType":"Patient","id":"%s","meta":{%s},%s`, strings.TrimPrefix(o.key, "Patient/"), meta, strings.TrimPrefix(o.body, `{"resourceType":"Patient",`))
 }
 
+// random is a server that has written some transactions.
+func random(r *rand.Rand, ends bool) *server {
+	s := &server{r: r, topics: map[string][]decode.Record{}, defined: map[int64]bool{}, ends: ends, toast: r.IntN(2) == 0}
+	for range 5 + r.IntN(20) {
+		s.transaction(func() {
+			before := len(s.resources)
+			var changed *stored // a request does no more than one thing to a resource
+			for range 1 + r.IntN(2) {
+				if before == 0 || r.IntN(4) == 0 {
+					s.create()
+					continue
+				}
+				if o := s.resources[r.IntN(before)]; !o.purged && o != changed {
+					s.change(o)
+					changed = o
+				}
+			}
+		})
+		for _, o := range s.resources {
+			o.each = append(o.each, s.shown(o))
+		}
+	}
+	return s
+}
+
+// want is what exports have in the end.
+func (s *server) want() map[string]string {
+	want := map[string]string{}
+	for _, o := range s.resources {
+		if want[o.key] = s.shown(o); o.body == "" {
+			want[o.key] = fmt.Sprintf("deleted %d", o.version)
+		}
+	}
+	return want
+}
+
 // TestHistories: what is made of random histories, whatever order the topics are read in, is
 // what the server has. Where it is told where transactions end, nothing is ever shown with
 // fewer tags than it had at the end of one.
 func TestHistories(t *testing.T) {
-	for seed := range uint64(storetest.Rounds(150)) {
+	for seed := range uint64(storetest.Rounds(400)) {
 		r := rand.New(rand.NewPCG(seed, 3))
-		s := &server{r: r, topics: map[string][]decode.Record{}, defined: map[int64]bool{}, ends: r.IntN(2) == 0, toast: r.IntN(2) == 0}
-		for range 5 + r.IntN(20) {
-			s.transaction(func() {
-				for range 1 + r.IntN(2) {
-					if len(s.resources) == 0 || r.IntN(4) == 0 {
-						s.create()
-						continue
-					}
-					if o := s.resources[r.IntN(len(s.resources))]; !o.purged {
-						s.change(o)
-					}
-				}
-			})
-			for _, o := range s.resources {
-				o.each = append(o.each, s.shown(o))
-			}
-		}
+		s := random(r, r.IntN(2) == 0)
 		k := newKept(t)
 		if s.ends {
-			k.notes[toldEnds] = []byte("1")
+			k.notes[toldEnds] = []byte("{}")
 		}
 		run(t, k, s.topics, r)
-		want, got := map[string]string{}, k.shown()
-		for _, o := range s.resources {
-			if want[o.key] = s.shown(o); o.body == "" {
-				want[o.key] = fmt.Sprintf("deleted %d", o.version)
-			}
-		}
-		if diff := gocmp.Diff(want, got); diff != "" {
+		if diff := gocmp.Diff(s.want(), k.shown()); diff != "" {
 			t.Fatalf("seed %d, ends %v, toast %v: %s\n%v", seed, s.ends, s.toast, diff, slices.Sorted(maps.Keys(k.notes)))
 		}
 		for _, ch := range k.history {

@@ -60,7 +60,7 @@ func New(d decode.Joined, notes Notes, now func() fhir.Instant) *Join {
 // The names of notes. A number of a resource stands in decimal digits.
 const (
 	space      = "join/"
-	toldEnds   = space + "ends" // messages tell where transactions end
+	toldEnds   = space + "ends" // messages tell where transactions end: a boundary
 	ofResource = space + "r/"   // number: a state
 	ofTag      = space + "p/"   // pid: the number of the resource that has the tag
 	wasTag     = "-"            // in its place: the row is gone, for good
@@ -71,7 +71,7 @@ const (
 	tagTable   = "hfj_res_tag"  // as messages of transactions count it
 	verTable   = "hfj_res_ver"  //
 	patience   = 60_000         // milliseconds after which a version that waits is told as a dead letter
-	sweep      = 30_000         // milliseconds between two looks for such
+	sweep      = 10_000         // milliseconds between two looks for such
 	late       = 10_000         // milliseconds after which a version that has not come is late
 )
 
@@ -114,6 +114,7 @@ type taking struct {
 	*Join
 	rec   decode.Record
 	part  *decode.Part
+	place place             // of the row: what is told of it may get another
 	noted map[string][]byte // in this Take; nil: taken away
 	moved []moved           // what waits now, and what no longer does
 	out   Taken
@@ -128,13 +129,17 @@ func (j *Join) Take(rec decode.Record) (Taken, error) {
 	if part == nil || err != nil && !refused(err) {
 		return Taken{}, err
 	}
-	t := &taking{Join: j, rec: rec, part: part, noted: map[string][]byte{}}
+	begin := func() *taking {
+		return &taking{Join: j, rec: rec, part: part, place: place{part.Position, part.Order}, noted: map[string][]byte{}}
+	}
+	t := begin()
 	if err == nil {
 		err = t.take()
 	}
 	if refused(err) { // a row that nobody understands is one of its transaction's, all the same
-		t = &taking{Join: j, rec: rec, part: part, noted: map[string][]byte{}}
-		if err := t.count(func(c *tally) { c.Versions++ }); err != nil {
+		part.Position = t.place.Position
+		t = begin()
+		if err := t.countRow(); err != nil {
 			return Taken{}, err
 		}
 	} else if err != nil {
@@ -211,7 +216,7 @@ func (t *taking) tag() error {
 		return err
 	}
 	if string(v) == wasTag { // its rows are repeated
-		return t.count(func(c *tally) { c.Tags++ })
+		return t.countRow()
 	}
 	if t.part.Gone {
 		n, _ = strconv.ParseInt(string(v), 10, 64)
@@ -221,7 +226,7 @@ func (t *taking) tag() error {
 		return err
 	}
 	if had, known := s.Tags[row]; s.Purged || known == !t.part.Gone && had == t.part.Tag {
-		return t.count(func(c *tally) { c.Tags++ }) // seen before
+		return t.countRow() // seen before
 	}
 	if t.part.Gone {
 		delete(s.Tags, row)
@@ -242,7 +247,7 @@ func (t *taking) tag() error {
 	if err := t.settle(n, s); err != nil {
 		return err
 	}
-	return t.count(func(c *tally) { c.Tags++ })
+	return t.countRow()
 }
 
 // settle has the newest version told with the tags as they are now: the one that waits, or
@@ -301,7 +306,7 @@ func (t *taking) definition() error {
 // version takes a version, which is told at once if all that belongs to it is there.
 func (t *taking) version() error {
 	if t.part.Gone { // it was not the newest, or its resource is purged, too
-		return t.count(func(c *tally) { c.Versions++ })
+		return t.countRow()
 	}
 	n := t.part.Resource
 	s, err := t.stateOf(n)
@@ -309,15 +314,15 @@ func (t *taking) version() error {
 		return err
 	}
 	if s.Purged || s.repeats(t.part) {
-		return t.count(func(c *tally) { c.Versions++ })
+		return t.countRow()
 	}
 	before, err := t.parkedAt(n)
 	if err != nil {
 		return err
 	}
 	here := parked{Record: t.rec, Number: t.part.Number, At: t.part.Position, Since: t.now(), Claims: t.part.Updated}
-	if before != nil && before.newer(here) {
-		return t.count(func(c *tally) { c.Versions++ })
+	if before != nil && (before.newer(here) || before.is(here)) {
+		return t.countRow()
 	}
 	if before != nil && before.Number == here.Number && t.part.Bodiless() {
 		if here.Body = before.Body; here.Body == nil {
@@ -333,7 +338,7 @@ func (t *taking) version() error {
 	if err := t.tellNow(n, here); err != nil {
 		return err
 	}
-	return t.count(func(c *tally) { c.Versions++ })
+	return t.countRow()
 }
 
 // tellNow is tell for the version that has come.

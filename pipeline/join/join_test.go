@@ -223,7 +223,7 @@ func TestHAPI(t *testing.T) {
 		snapshot(t, topics, "hfj_tag_def", "hfj_tag_def.json", 1)
 		k := newKept(t)
 		// A connector's first message is that a transaction begins.
-		k.notes[toldEnds] = []byte("1")
+		k.notes[toldEnds] = []byte("{}")
 		run(t, k, topics, rand.New(rand.NewPCG(seed, 7)))
 		got := k.shown()
 		big := got["Basic/kdec3-big"]
@@ -335,7 +335,7 @@ func TestWrongVersions(t *testing.T) {
 func TestRefusedRowsCount(t *testing.T) {
 	for _, bad := range []string{`"res_encoding":"JSONC","res_text":7`, `"res_encoding":"JSON","res_text_vc":"{\"name\":[}"`, `"res_encoding":"JSON","res_text_vc":"{\"id\":1}"`} {
 		k := newKept(t)
-		k.notes[toldEnds] = []byte("1")
+		k.notes[toldEnds] = []byte("{}")
 		j := New(decoder(t, decode.Options{}), k, func() fhir.Instant { return k.now })
 		refusals := 0
 		take := func(table, row string) {

@@ -2,7 +2,9 @@ package join
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -17,17 +19,63 @@ import (
 
 // A tally counts a transaction's rows.
 type tally struct {
-	Tags     int          `json:"t"`
-	Versions int          `json:"v"`
-	Order    int64        `json:"o,omitempty"` // of its end among those of others, from 1 on; 0: not ended
-	OfTags   int          `json:"ot,omitempty"`
-	OfVers   int          `json:"ov,omitempty"`
-	Since    fhir.Instant `json:"s"`
-	Waits    []int64      `json:"w,omitempty"` // the resources with it among their Ends
+	Tags     int   `json:"t"`
+	Versions int   `json:"v"`
+	Order    int64 `json:"o,omitempty"` // of its end among those of others, from 1 on; 0: not ended
+	OfTags   int   `json:"ot,omitempty"`
+	OfVers   int   `json:"ov,omitempty"`
+	// Again: its connector began again in the midst of it, so that its end counts what was told
+	// since then, and nobody knows how many rows it has.
+	Again bool             `json:"a,omitempty"`
+	Last  map[string]place `json:"l,omitempty"` // of its rows that were counted, by topic and partition
+	Since fhir.Instant     `json:"s"`
+	Waits []int64          `json:"w,omitempty"` // the resources with it among their Ends
 }
 
 // complete tells whether all rows are there.
-func (t tally) complete() bool { return t.Order > 0 && t.Tags >= t.OfTags && t.Versions >= t.OfVers }
+func (t tally) complete() bool {
+	return t.Order > 0 && !t.Again && t.Tags >= t.OfTags && t.Versions >= t.OfVers
+}
+
+// A place is where a row stands in the log, and in what was told of its transaction.
+type place struct {
+	Position uint64 `json:"p"`
+	Order    int64  `json:"o"`
+}
+
+// repeats tells of a row whether it was counted: a connector that begins again tells a
+// transaction's rows again, in their order.
+func (t *tally) repeats(rec decode.Record, here place) bool {
+	if here.Position == 0 {
+		return false
+	}
+	of := fmt.Sprintf("%s/%d", rec.Topic, rec.Partition)
+	last, some := t.Last[of]
+	if some && (here.Position < last.Position || here.Position == last.Position && here.Order <= last.Order) {
+		return true
+	}
+	t.Last = maps.Clone(t.Last)
+	if t.Last == nil {
+		t.Last = map[string]place{}
+	}
+	t.Last[of] = here
+	return false
+}
+
+// A boundary is how far the messages of where transactions begin and end have come.
+type boundary struct {
+	Open  string       `json:"o,omitempty"` // the transaction that has begun
+	First bool         `json:"f,omitempty"` // a connector began again with it
+	Last  uint64       `json:"l,omitempty"` // place in the log of the message before
+	End   uint64       `json:"e,omitempty"` // of the newest end
+	Time  fhir.Instant `json:"t,omitempty"` // and when that was, by the database's clock
+}
+
+// told tells of an end whether it came before. In a log that has begun anew places are small
+// again, and times are not.
+func (b *boundary) told(part *decode.Part) bool {
+	return part.Position > 0 && part.Position <= b.End && part.At <= b.Time
+}
 
 // ends are the transactions whose ends have come. They come in order, for their topic has one
 // partition.
@@ -119,9 +167,9 @@ func (j *Join) abandon(upto fhir.Instant) (told Taken, left bool, err error) {
 			return fmt.Errorf("note of a transaction: %w", err)
 		}
 		switch tx := strings.TrimPrefix(name, ofEnd); {
-		case c.Since+patience > upto:
+		case c.Since+patience > upto && !c.Again, c.Since+late > upto:
 		case c.Order > 0 && !c.complete():
-			c.OfTags, c.OfVers = c.Tags, c.Versions
+			c.OfTags, c.OfVers, c.Again = c.Tags, c.Versions, false
 			j.ends.came(c.Order, true)
 			j.ends.block(c.Order, tx)
 			return t.keepTally(tx, c)
@@ -142,22 +190,80 @@ func (j *Join) abandon(upto fhir.Instant) (told Taken, left bool, err error) {
 	return t.out, left, nil
 }
 
-// begin notes that messages tell of transactions.
+// begin notes that messages tell of transactions, and whether a connector begins again with
+// this one.
 func (t *taking) begin() error {
-	v, err := t.get(toldEnds)
-	if err == nil && v == nil {
-		t.put(toldEnds, []byte("1"))
+	b, known, err := t.boundary()
+	if err != nil {
+		return err
+	}
+	b.First = known && (b.Open != "" || t.part.Position < b.Last)
+	b.Open, b.Last = t.part.Transaction, t.part.Position
+	return t.keepBoundary(b)
+}
+
+// end learns how many rows of each table a transaction has. If it was told before, the rows are
+// those of then: what was lost of them comes again, and what was not is not counted twice.
+func (t *taking) end() error {
+	b, _, err := t.boundary()
+	if err != nil {
+		return err
+	}
+	again := b.First && b.Open == t.part.Transaction
+	b.Open, b.First, b.Last = "", false, t.part.Position
+	if b.told(t.part) {
+		return errors.Join(t.keepBoundary(b), t.forgetRepeated())
+	}
+	b.End, b.Time = t.part.Position, t.part.At
+	if err := t.keepBoundary(b); err != nil {
+		return err
+	}
+	return t.count(func(c *tally) {
+		c.Order, c.OfTags, c.OfVers, c.Again = t.rec.Offset+1, t.part.Counts[tagTable], t.part.Counts[verTable], again
+		if again {
+			c.Since = t.now()
+		}
+	})
+}
+
+// forgetRepeated forgets the tally of rows that were all counted before.
+func (t *taking) forgetRepeated() error {
+	c, err := t.tallyOf(t.part.Transaction)
+	if err == nil && c.Order == 0 && len(c.Waits) == 0 {
+		t.put(ofEnd+t.part.Transaction, nil)
 	}
 	return err
 }
 
-// end learns how many rows of each table a transaction has.
-func (t *taking) end() error {
-	if err := t.begin(); err != nil {
-		return err
+func (t *taking) boundary() (b boundary, known bool, err error) {
+	text, err := t.get(toldEnds)
+	if err != nil || text == nil {
+		return b, false, err
 	}
+	if err := json.Unmarshal(text, &b); err != nil {
+		return b, false, fmt.Errorf("note of where transactions end: %w", err)
+	}
+	return b, true, nil
+}
+
+func (t *taking) keepBoundary(b boundary) error {
+	text, err := json.Marshal(b)
+	if err == nil {
+		t.put(toldEnds, text)
+	}
+	return err
+}
+
+// countRow counts a row of tags or versions as one of its transaction's.
+func (t *taking) countRow() error {
 	return t.count(func(c *tally) {
-		c.Order, c.OfTags, c.OfVers = t.rec.Offset+1, t.part.Counts[tagTable], t.part.Counts[verTable]
+		switch {
+		case c.repeats(t.rec, t.place):
+		case t.part.Of == decode.PartTag:
+			c.Tags++
+		default:
+			c.Versions++
+		}
 	})
 }
 

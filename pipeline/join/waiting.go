@@ -37,6 +37,9 @@ func (p *parked) newer(q parked) bool {
 	return p.At > q.At
 }
 
+// is tells whether they are the same row: a connector that begins again repeats it.
+func (p *parked) is(q parked) bool { return p.Number == q.Number && p.At == q.At && p.At > 0 }
+
 // park has a version wait.
 func (t *taking) park(n int64, p parked) error {
 	text, err := json.Marshal(p)
