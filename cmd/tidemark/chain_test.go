@@ -272,10 +272,7 @@ func (c *chain) kills() {
 	}
 	more()
 	c.do("kill", "connect")
-	c.do("start", "connect")
-	c.putAll()
 	more()
-	c.do("kill", "connect")
 	for _, l := range c.lines {
 		l.kill()
 		l.launch()
