@@ -16,7 +16,8 @@ import (
 	"tidemark/cmd/tidemark/internal/config"
 )
 
-// The way to a broker that wants TLS and a password, from the configuration on.
+// The way to a broker that wants TLS, a client's certificate and a password, from the
+// configuration on.
 func TestSecuredBroker(t *testing.T) {
 	dir := t.TempDir()
 	certFile, keyFile, password := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem"), filepath.Join(dir, "password")
@@ -28,14 +29,18 @@ func TestSecuredBroker(t *testing.T) {
 	if err := os.WriteFile(password, []byte(canary+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	known, err := authorities(certFile)
+	if err != nil {
+		t.Fatal(err)
+	}
 	cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(4, "fhir-changes"),
-		kfake.TLS(&tls.Config{Certificates: []tls.Certificate{pair}}),
+		kfake.TLS(&tls.Config{Certificates: []tls.Certificate{pair}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: known}),
 		kfake.EnableSASL(), kfake.Superuser("SCRAM-SHA-512", "reader", canary))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer cluster.Close()
-	trust, err := kafkaTLS(config.ClientTLS{Enabled: true, CAFile: certFile})
+	trust, err := kafkaTLS(config.ClientTLS{Enabled: true, CAFile: certFile, CertFile: certFile, KeyFile: keyFile})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -45,6 +50,7 @@ func TestSecuredBroker(t *testing.T) {
 	}
 	secrets := []string{
 		"--set", "kafka.tls.enabled=true", "--set", "kafka.tls.ca_file=" + certFile,
+		"--set", "kafka.tls.cert_file=" + certFile, "--set", "kafka.tls.key_file=" + keyFile,
 		"--set", "kafka.sasl.mechanism=SCRAM-SHA-512", "--set", "kafka.sasl.username=reader", "--set", "kafka.sasl.password_file=" + password,
 	}
 	r := newRig(t, "localhost:"+port, "fhir-changes", []kgo.Opt{

@@ -20,7 +20,7 @@ import (
 // Why a row is refused.
 const (
 	reasonTable    = "no rule says what the columns of this table mean: leave the table out of the connector, or describe it"
-	reasonRowType  = "row names no resource type of FHIR R4"
+	reasonRowType  = "row names no resource type of FHIR R4: if its table holds no resources, do not have it captured, or not read (topics)"
 	reasonRowID    = "row has no FHIR id"
 	reasonGone     = "the column that says whether the resource is deleted has a word that is not known here: give its meaning by one that is"
 	reasonNoColumn = "row has no body: is it kept elsewhere (offloaded)?"
