@@ -96,17 +96,19 @@ func (db *DB) move(name Partition, change func(*partition)) error {
 	return nil
 }
 
-// revive makes a new partition of one that was forgotten, with its number. Where its log is
-// the one that was read before, what is read of that again is known by its offsets, and
-// changes nothing.
+// revive has a partition read again that was forgotten. Where its log is the one that was read
+// before it goes on where that ended; else it is a new one, with its number.
 func (db *DB) revive(p *partition, f Discovered) {
-	anew := db.meta.NextSeq
-	if f.TopicID != ([16]byte{}) && f.TopicID == p.durable.TopicID && f.End >= p.durable.Next { // shorter, it has lost something
-		anew = p.durable.Anew
+	known := p.durable
+	same := f.TopicID != ([16]byte{}) && f.TopicID == known.TopicID
+	if same && f.Start <= known.Next && known.Next <= f.End { // shorter, it has lost something
+		known.Forgotten = false
+		*p = partition{durable: known, seen: db.Now()}
+		return
 	}
 	*p = partition{
 		durable: index.PartitionState{
-			Number: p.durable.Number, Next: f.Start, LeaderEpoch: -1, TopicID: f.TopicID, Seen: fhir.None, Anew: anew,
+			Number: known.Number, Next: f.Start, LeaderEpoch: -1, TopicID: f.TopicID, Seen: fhir.None, Anew: db.meta.NextSeq,
 		},
 		seen: db.Now(),
 	}
