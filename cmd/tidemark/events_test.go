@@ -18,7 +18,7 @@ func TestEventsExamples(t *testing.T) {
 	tried := map[string]int{}
 	var format string
 	var topics []string
-	for _, block := range strings.Split(string(text), "\n\n") {
+	for block := range strings.SplitSeq(string(text), "\n\n") {
 		if !strings.HasPrefix(block, "    ") {
 			continue
 		}
