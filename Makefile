@@ -55,15 +55,12 @@ build: go ## bin/tidemark, one static binary
 test: go ## all tests that need nothing but Go
 	$(GO) test -timeout 20m $(NODEBUG) $(PKG)
 
-# One package more at a time than there are cores: tests that wait for programs leave theirs idle.
-MORE := -p $$(( $$(getconf _NPROCESSORS_ONLN) + 1 ))
-
 # make lint vets what has these tags. Random tests go through a quarter of their
 # histories here (store/storetest, Rounds).
 .PHONY: race
 race: go ## the same with race detector and self-checks (needs gcc or clang)
 	@command -v $${CC:-cc} >/dev/null || { echo "the race detector needs a C compiler: apt-get install gcc" >&2; exit 1; }
-	CGO_ENABLED=1 $(GO) test $(MORE) -race -timeout 30m -tags invariants -vet=off $(NODEBUG) $(PKG)
+	CGO_ENABLED=1 $(GO) test -race -timeout 30m -tags invariants -vet=off $(NODEBUG) $(PKG)
 
 .PHONY: crash
 crash: go ## long random model and crash runs of the store (ROUNDS=1000 histories); a hundred kills right after a token

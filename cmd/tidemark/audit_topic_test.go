@@ -2,12 +2,12 @@ package main
 
 import (
 	"context"
+	"errors"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/segmentio/kafka-go"
@@ -42,14 +42,15 @@ func published(t *testing.T, brokers, topic string) (texts, ids []string) {
 		t.Fatal(err)
 	}
 	defer client.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
 	partition := int32(-1)
-	for {
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second) // what is there comes at once
+	for left := recordsIn(t, brokers, topic); left > 0; {
 		fetches := client.PollFetches(ctx)
-		cancel()
-		if fetches.NumRecords() == 0 {
-			return texts, ids
+		if err := fetches.Err(); err != nil {
+			t.Fatal(err)
 		}
+		left -= int64(fetches.NumRecords())
 		for r := range fetches.RecordsAll() {
 			if partition >= 0 && r.Partition != partition {
 				t.Fatal("the lines are in several partitions, which have no order")
@@ -59,6 +60,33 @@ func published(t *testing.T, brokers, topic string) (texts, ids []string) {
 			}
 		}
 	}
+	return texts, ids
+}
+
+// recordsIn is how many records a topic holds.
+func recordsIn(t *testing.T, brokers, topic string) (n int64) {
+	t.Helper()
+	conn, err := kafka.DialContext(t.Context(), "tcp", brokers)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	partitions, err := conn.ReadPartitions(topic)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range partitions {
+		leader, err := kafka.DialPartition(t.Context(), "tcp", brokers, p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		first, last, err := leader.ReadOffsets()
+		if err := errors.Join(err, leader.Close()); err != nil {
+			t.Fatal(err)
+		}
+		n += last - first
+	}
+	return n
 }
 
 // TestAuditTopicSmall: lines go one by one where a topic takes no more, in their order.
