@@ -86,6 +86,9 @@ func judgeDeletion(cur *index.State, ch *Change, from Partition) verdict {
 		}
 		return applies
 	}
+	if ch.LastUpdated != fhir.None && ch.Position == 0 && k.Position != 0 && ch.LastUpdated == k.LastUpdated {
+		return stale // a version table's row, told again by a snapshot: the log has told what came after it
+	}
 	switch {
 	case at < 0, placed && at == 0 && !cur.Life.Empty():
 		return stale // at the same place it is the deletion after which the row came by another way

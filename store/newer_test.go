@@ -67,6 +67,18 @@ func TestDeletionsInAnotherLog(t *testing.T) {
 	}
 }
 
+// TestSnapshotOfADeletion: a snapshot repeats the deletions of a version table without places: one of the instant of the
+// life that followed it deletes nothing.
+func TestSnapshotOfADeletion(t *testing.T) {
+	cur := &index.State{Kind: segment.Live, Clock: segment.Clock{Version: NoVersion, LastUpdated: 900, Position: 200, Timestamp: 1000, Origin: Partition{Topic: "Patient"}, Offset: 5}}
+	for updated, want := range map[fhir.Instant]verdict{899: stale, 900: stale, 901: applies} {
+		ch := Change{Delete: true, Version: NoVersion, LastUpdated: updated, Timestamp: 2000, Offset: 9}
+		if got := judge(cur, &ch, 0, Partition{Topic: "Patient_History"}); got != want {
+			t.Errorf("of %d: verdict %d, want %d", updated, got, want)
+		}
+	}
+}
+
 // TestFloorsInTheLog: what was created within the millisecond of what was deleted lives, if
 // the log says that it came after; an old version that is read again does not.
 func TestFloorsInTheLog(t *testing.T) {
