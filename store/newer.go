@@ -86,11 +86,8 @@ func judgeDeletion(cur *index.State, ch *Change, from Partition) verdict {
 		}
 		return applies
 	}
-	if ch.LastUpdated != fhir.None && ch.Position == 0 && k.Position != 0 && ch.LastUpdated == k.LastUpdated {
-		return stale // a version table's row, told again by a snapshot: the log has told what came after it
-	}
 	switch {
-	case at < 0, placed && at == 0 && !cur.Life.Empty():
+	case retold(ch, k), at < 0, placed && at == 0 && !cur.Life.Empty():
 		return stale // at the same place it is the deletion after which the row came by another way
 	case at > 0:
 		return applies
@@ -159,6 +156,14 @@ func place(ch *Change, k *segment.Clock) (order int, placed bool) {
 	return cmp.Compare(ch.Position, k.Position), true
 }
 
+// retold reports whether ch is a row of a version table that a snapshot tells again, without a
+// place: of the same instant, and by no number the later one. What came after it in the source's log
+// is known.
+func retold(ch *Change, k *segment.Clock) bool {
+	return ch.Position == 0 && k.Position != 0 && (ch.Version == NoVersion || k.Version == NoVersion) &&
+		ch.LastUpdated != fhir.None && ch.LastUpdated == k.LastUpdated
+}
+
 // sayNothingNew reports whether ch claims no version or time other than the
 // row's own.
 func sayNothingNew(k *segment.Clock, ch *Change) bool {
@@ -173,6 +178,9 @@ func sayNothingNew(k *segment.Clock, ch *Change) bool {
 func compare(ch *Change, from Partition, k *segment.Clock) int {
 	if o := compareSaid(ch, k); o != 0 {
 		return o
+	}
+	if retold(ch, k) {
+		return -1
 	}
 	if o, _ := place(ch, k); o != 0 {
 		return o

@@ -67,15 +67,24 @@ func TestDeletionsInAnotherLog(t *testing.T) {
 	}
 }
 
-// TestSnapshotOfADeletion: a snapshot repeats the deletions of a version table without places: one of the instant of the
-// life that followed it deletes nothing.
-func TestSnapshotOfADeletion(t *testing.T) {
-	cur := &index.State{Kind: segment.Live, Clock: segment.Clock{Version: NoVersion, LastUpdated: 900, Position: 200, Timestamp: 1000, Origin: Partition{Topic: "Patient"}, Offset: 5}}
-	for updated, want := range map[fhir.Instant]verdict{899: stale, 900: stale, 901: applies} {
-		ch := Change{Delete: true, Version: NoVersion, LastUpdated: updated, Timestamp: 2000, Offset: 9}
-		if got := judge(cur, &ch, 0, Partition{Topic: "Patient_History"}); got != want {
-			t.Errorf("of %d: verdict %d, want %d", updated, got, want)
+// TestSnapshotOfVersions: a snapshot tells the rows of a version table again without their places. One of the instant of the
+// newest, which came after it in the log, is not newer, be it of a life or of its end.
+func TestSnapshotOfVersions(t *testing.T) {
+	log := Partition{Topic: "Patient_History"}
+	cur := &index.State{Kind: segment.Live, Clock: segment.Clock{Version: NoVersion, LastUpdated: 900, Position: 200, Timestamp: 1000, Origin: log, Offset: 5}}
+	for _, deletes := range []bool{true, false} {
+		for _, from := range []Partition{log, {Topic: "Patient_History", ID: 1}} {
+			for updated, want := range map[fhir.Instant]verdict{899: stale, 900: stale, 901: applies} {
+				ch := Change{Delete: deletes, Version: NoVersion, LastUpdated: updated, Timestamp: 2000, Offset: 9}
+				if got := judge(cur, &ch, 1, from); got != want {
+					t.Errorf("of %d, a deletion %t, from %v: verdict %d, want %d", updated, deletes, from, got, want)
+				}
+			}
 		}
+	}
+	ch := Change{Version: NoVersion, LastUpdated: 900, Timestamp: 2000, Offset: 9}
+	if got := judge(&index.State{Kind: segment.Live, Clock: segment.Clock{Version: NoVersion, LastUpdated: 900, Timestamp: 1000, Origin: log, Offset: 5}}, &ch, 1, log); got != applies {
+		t.Errorf("where no log has told anything: verdict %d, want %d", got, applies)
 	}
 }
 

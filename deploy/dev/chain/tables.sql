@@ -142,10 +142,9 @@ create table "Observation" (like "Patient" including all);
 alter table "Patient" alter content set storage external;
 create table "Patient_History" ("versionId" uuid primary key, id uuid not null, content text not null, "lastUpdated" timestamptz not null);
 
-create function medplum_put(typ text, id uuid, body jsonb) returns void language plpgsql as $$
+create function medplum_put(typ text, id uuid, body jsonb, at timestamptz default date_trunc('milliseconds', clock_timestamp())) returns void language plpgsql as $$
 declare
   version uuid := gen_random_uuid();
-  at timestamptz := date_trunc('milliseconds', clock_timestamp());
   content text := body || jsonb_build_object('resourceType', typ, 'id', id, 'meta', jsonb_build_object(
     'versionId', version, 'lastUpdated', to_char(at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'),
     'project', '5b1e2f3a-0000-4000-8000-000000000001', 'author', jsonb_build_object('reference', 'Practitioner/9'),
@@ -158,9 +157,7 @@ begin
   end if;
 end $$;
 
-create function medplum_delete(typ text, id uuid) returns void language plpgsql as $$
-declare
-  at timestamptz := date_trunc('milliseconds', clock_timestamp());
+create function medplum_delete(typ text, id uuid, at timestamptz default date_trunc('milliseconds', clock_timestamp())) returns void language plpgsql as $$
 begin
   execute format('update %I set content = '''', "lastUpdated" = $2, deleted = true where id = $1', typ) using id, at;
   if typ = 'Patient' then
