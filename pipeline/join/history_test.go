@@ -96,13 +96,14 @@ func mustJSON(v any) []byte {
 func (s *server) transaction(do func()) {
 	s.tx++
 	s.counts = map[string]int{}
-	boundary := func(value map[string]any) {
+	boundary := func(value map[string]any, before int) {
 		s.lsn += 10
-		value["id"], value["ts_ms"] = fmt.Sprintf("%d:%d", s.tx, s.lsn), s.lsn
+		value["id"], value["ts_ms"] = fmt.Sprintf("%d:%d", s.tx, s.lsn-before), s.lsn
 		s.send("hapi.transaction", map[string]any{"id": value["id"]}, value)
 	}
 	if s.ends {
-		boundary(map[string]any{"status": "BEGIN"})
+		// The one before may have ended meanwhile: transactions are told in the order of their ends.
+		boundary(map[string]any{"status": "BEGIN"}, 15*s.r.IntN(2))
 	}
 	do()
 	if s.ends {
@@ -110,7 +111,7 @@ func (s *server) transaction(do func()) {
 		for _, name := range slices.Sorted(maps.Keys(s.counts)) {
 			list = append(list, map[string]any{"data_collection": name, "event_count": s.counts[name]})
 		}
-		boundary(map[string]any{"status": "END", "event_count": len(list), "data_collections": list})
+		boundary(map[string]any{"status": "END", "event_count": len(list), "data_collections": list}, 0)
 	}
 }
 

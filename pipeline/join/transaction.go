@@ -66,7 +66,6 @@ func (t *tally) repeats(rec decode.Record, here place) bool {
 type boundary struct {
 	Open  string       `json:"o,omitempty"` // the transaction that has begun
 	First bool         `json:"f,omitempty"` // a connector began again with it
-	Last  uint64       `json:"l,omitempty"` // place in the log of the message before
 	End   uint64       `json:"e,omitempty"` // of the newest end
 	Time  fhir.Instant `json:"t,omitempty"` // and when that was, by the database's clock
 }
@@ -191,26 +190,26 @@ func (j *Join) abandon(upto fhir.Instant) (told Taken, left bool, err error) {
 }
 
 // begin notes that messages tell of transactions, and whether a connector begins again with
-// this one.
+// this one: it has not told how the one before ended. Where this began tells nothing, for
+// transactions are told in the order of their ends.
 func (t *taking) begin() error {
-	b, known, err := t.boundary()
+	b, err := t.boundary()
 	if err != nil {
 		return err
 	}
-	b.First = known && (b.Open != "" || t.part.Position < b.Last)
-	b.Open, b.Last = t.part.Transaction, t.part.Position
+	b.First, b.Open = b.Open != "", t.part.Transaction
 	return t.keepBoundary(b)
 }
 
 // end learns how many rows of each table a transaction has. If it was told before, the rows are
 // those of then: what was lost of them comes again, and what was not is not counted twice.
 func (t *taking) end() error {
-	b, _, err := t.boundary()
+	b, err := t.boundary()
 	if err != nil {
 		return err
 	}
 	again := b.First && b.Open == t.part.Transaction
-	b.Open, b.First, b.Last = "", false, t.part.Position
+	b.Open, b.First = "", false
 	if b.told(t.part) {
 		return errors.Join(t.keepBoundary(b), t.forgetRepeated())
 	}
@@ -235,15 +234,15 @@ func (t *taking) forgetRepeated() error {
 	return err
 }
 
-func (t *taking) boundary() (b boundary, known bool, err error) {
+func (t *taking) boundary() (b boundary, err error) {
 	text, err := t.get(toldEnds)
 	if err != nil || text == nil {
-		return b, false, err
+		return b, err
 	}
 	if err := json.Unmarshal(text, &b); err != nil {
-		return b, false, fmt.Errorf("note of where transactions end: %w", err)
+		return b, fmt.Errorf("note of where transactions end: %w", err)
 	}
-	return b, true, nil
+	return b, nil
 }
 
 func (t *taking) keepBoundary(b boundary) error {
