@@ -27,6 +27,7 @@ func TestDeletionsInTheLog(t *testing.T) {
 	}{
 		{"before it, of the same millisecond", 100, 1001, other, stale},
 		{"before it, in its partition", 100, 1001, here, stale},
+		{"at its place, for it was told again by another way", 200, 1001, other, stale},
 		{"behind it, in the millisecond of another deletion", 300, 1000, other, applies},
 		{"behind it, with an earlier time", 300, 999, other, applies},
 		{"nowhere, in the millisecond of another deletion", 0, 1000, other, stale},
