@@ -159,7 +159,7 @@ func (c *chain) dump() (args []string) {
 // reconcile repairs what a line lacks, beside its server.
 func (l *line) reconcile(dump []string, want string) {
 	l.t.Helper()
-	args := slices.Concat([]string{"reconcile", "--repair", "--yes"}, l.args[1:], dump)
+	args := slices.Concat([]string{"reconcile", "--list", "--repair", "--yes"}, l.args[1:], dump)
 	got, code := ends(l.t, args...)
 	if code != 0 || !strings.Contains(got, want) {
 		l.t.Fatalf("%s: reconcile: exit %d, and not %q: %s", l.connector, code, want, got)

@@ -465,7 +465,7 @@ func (c cell) truth() string {
 }
 
 // transactionOf is what the transaction of a change is called, and which of its changes this
-// is. What follows the colon is where the change stands in the log.
+// is.
 func transactionOf(message row) (id string, order int64) {
 	switch m := message.(type) {
 	case node:
@@ -479,8 +479,22 @@ func transactionOf(message row) (id string, order int64) {
 			order = avroCell(of["total_order"]).number()
 		}
 	}
-	id, _, _ = strings.Cut(id, ":")
+	id, _ = transactionName(id)
 	return id, order
+}
+
+// transactionName takes the place in the log away which Debezium adds for PostgreSQL: it is
+// another for each change. Names of other databases may have colons of their own.
+func transactionName(id string) (name string, place uint64) {
+	number, of, _ := strings.Cut(id, ":")
+	if _, err := strconv.ParseUint(number, 10, 64); err != nil {
+		return id, 0
+	}
+	place, err := strconv.ParseUint(of, 10, 64)
+	if err != nil {
+		return id, 0
+	}
+	return number, place
 }
 
 // transactionPart is what a message says of where a transaction begins or ends; nil if it is
@@ -498,9 +512,8 @@ func transactionPart(message row) *Part {
 	default:
 		return nil
 	}
-	id, place, _ := strings.Cut(string(cells[1].text), ":")
-	p.Transaction, p.At = id, fhir.Instant(cells[2].number())
-	p.Position, _ = strconv.ParseUint(place, 10, 64) // 0 if the database names no place
+	p.Transaction, p.Position = transactionName(string(cells[1].text))
+	p.At = fhir.Instant(cells[2].number())
 	return p
 }
 

@@ -98,7 +98,7 @@ func (s *server) transaction(do func()) {
 	s.counts = map[string]int{}
 	boundary := func(value map[string]any, before int) {
 		s.lsn += 10
-		value["id"], value["ts_ms"] = fmt.Sprintf("%d:%d", s.tx, s.lsn-before), s.lsn
+		value["id"], value["ts_ms"] = fmt.Sprintf("%d:%d", s.tx, max(1, s.lsn-before)), s.lsn
 		s.send("hapi.transaction", map[string]any{"id": value["id"]}, value)
 	}
 	if s.ends {
