@@ -40,12 +40,16 @@ func (n *Newest) Compare(version int64, lastUpdated fhir.Instant) int {
 	switch {
 	case n.Kind == segment.Internal:
 		return 1 // any live change beats the deletion of what we never had
-	case (n.Kind == segment.Deleted || n.Life.Reborn) && belowFloor(&n.Life, &n.Clock, &ch):
-		return -1
-	case n.Kind == segment.Deleted:
+	case n.Kind == segment.Deleted && !belowFloor(&n.Life, &n.Clock, &ch):
 		return 1
+	case n.Kind == segment.Deleted:
+		return -1
 	}
-	return compareSaid(&ch, &n.Clock)
+	o := compareSaid(&ch, &n.Clock)
+	if o != 0 && n.Life.Reborn && belowFloor(&n.Life, &n.Clock, &ch) { // 0: the row itself may be of the instant of the floor
+		return -1
+	}
+	return o
 }
 
 // Said is when the source said the row, as far as is known: its lastUpdated, else the

@@ -34,6 +34,9 @@ func TestCompareIsTheJudge(t *testing.T) {
 					for _, inherited := range []bool{false, true} {
 						k := Clock{Version: v, LastUpdated: u, Timestamp: 1500, Origin: here, Inherited: inherited && v != NoVersion}
 						st, n := index.State{Kind: kind, Clock: k, Life: life, Hash: 1}, Newest{Kind: kind, Clock: k, Life: life}
+						if kind == Live && !inherited && n.Compare(v, u) != 0 { // be it of the instant of what a life that ended left behind
+							t.Fatalf("%+v is not what it says itself", st)
+						}
 						for _, version := range versions {
 							for _, updated := range instants {
 								ch := Change{Version: version, LastUpdated: updated, Timestamp: 1500, Offset: 1}
