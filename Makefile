@@ -56,11 +56,12 @@ test: go ## all tests that need nothing but Go
 	$(GO) test -timeout 20m $(NODEBUG) $(PKG)
 
 # make lint vets what has these tags. Random tests go through a quarter of their
-# histories here (store/storetest, Rounds).
+# histories here (store/storetest, Rounds). A program with the race detector sleeps for
+# a second before it ends, if nobody says otherwise, and tests start hundreds.
 .PHONY: race
 race: go ## the same with race detector and self-checks (needs gcc or clang)
 	@command -v $${CC:-cc} >/dev/null || { echo "the race detector needs a C compiler: apt-get install gcc" >&2; exit 1; }
-	CGO_ENABLED=1 $(GO) test -race -timeout 30m -tags invariants -vet=off $(NODEBUG) $(PKG)
+	GORACE=atexit_sleep_ms=10 CGO_ENABLED=1 $(GO) test -race -timeout 30m -tags invariants -vet=off $(NODEBUG) $(PKG)
 
 .PHONY: crash
 crash: go ## long random model and crash runs of the store (ROUNDS=1000 histories); a hundred kills right after a token
