@@ -148,6 +148,7 @@ func contains(t *testing.T, got string, want ...string) {
 
 // A roster becomes a Group, the Group an export of exactly its patients.
 func TestGroupCommand(t *testing.T) {
+	t.Parallel() // it mostly waits
 	r := newGroupRig(t)
 	r.start()
 	var since time.Time

@@ -104,6 +104,7 @@ func (r *rig) take(t *testing.T, output, deleted []bulkclient.File, has map[stri
 // under it, through kills; verify finds it whole; and a start under a policy that withholds
 // more ends it.
 func TestPublishUnderPolicy(t *testing.T) {
+	t.Parallel() // it mostly waits
 	cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(4, "fhir-changes"))
 	if err != nil {
 		t.Fatal(err)

@@ -37,6 +37,7 @@ var (
 // dead rows. It asserts counts and correctness; what it measures it logs, as
 // the tables of store/BENCHMARKS.md (`make scale N=10000000`).
 func TestScale(t *testing.T) {
+	t.Parallel() // it mostly waits
 	if with := checking(); with != "" {
 		t.Skipf("built with %s: the process tests have that", with)
 	}
