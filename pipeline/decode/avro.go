@@ -271,6 +271,16 @@ func (r avroRow) cells(names []string) ([]cell, bool) {
 	return cells, once
 }
 
+// holds implements row.
+func (r avroRow) holds(name string) bool {
+	for field := range r {
+		if strings.EqualFold(field, name) {
+			return true
+		}
+	}
+	return false
+}
+
 func avroCell(v any) cell {
 	switch v := v.(type) {
 	case string:

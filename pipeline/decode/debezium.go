@@ -1,6 +1,7 @@
 package decode
 
 import (
+	"bytes"
 	"errors"
 	"math"
 	"strconv"
@@ -278,6 +279,8 @@ func position(v value) uint64 {
 type row interface {
 	// cells are the columns of these names, in their order; false if one comes twice.
 	cells(names []string) ([]cell, bool)
+	// holds tells whether there is a column of that name, be it null.
+	holds(name string) bool
 }
 
 // A cell is the value of a column.
@@ -307,6 +310,15 @@ func (n node) cells(names []string) ([]cell, bool) {
 		cells[i] = jsonCell(c.value)
 	}
 	return cells, once
+}
+
+// holds implements row.
+func (n node) holds(name string) (found bool) {
+	_ = n.fields(func(column []byte, _ node) error { // fn does not fail
+		found = found || bytes.EqualFold(compact.Plain(nil, column), []byte(name))
+		return nil
+	})
+	return found
 }
 
 func jsonCell(v value) cell {

@@ -19,6 +19,7 @@ const (
 	reasonEncoding    = "RES_ENCODING is none of JSON, JSONC, DEL, ESR"
 	reasonNoNumber    = "row lacks the number that identifies it"
 	reasonForced      = "id is a forced one of HAPI before 7.0, which another table has"
+	reasonLeftOut     = "row lacks a column without which a resource or its labels would be taken for others (fhir_id, has_tags, tag_type): have the connector leave none out"
 	reasonJoined      = "row of one of several tables, which say together what a resource is"
 )
 
@@ -167,6 +168,9 @@ func (d *hapi) part(table string, c rowChange) (*Part, fault) {
 	read := func(names ...string) []cell { cells, _ := from.cells(names); return cells }
 	switch table {
 	case "hfj_resource":
+		if c.op != 'd' && !from.holds("fhir_id") && !from.holds("forced_id_pid") {
+			return nil, reasonLeftOut
+		}
 		return d.resourcePart(read("res_id", "res_type", "fhir_id", "forced_id_pid"), c.op == 'd')
 	case versionTable:
 		return d.versionPart(read("pid", "res_id", "res_ver", "res_type", "res_encoding", "res_text_vc", "res_text", "res_updated", "has_tags", "source_uri", "request_id"), c.op == 'd')
@@ -183,8 +187,11 @@ func (d *hapi) part(table string, c rowChange) (*Part, fault) {
 			Kind: TagKind(cells[1].number()), System: string(cells[2].text), Code: string(cells[3].text),
 			Display: string(cells[4].text), Version: string(cells[5].text), UserSelected: cells[6].truth(),
 		}}
-		if p.Row == 0 {
+		switch {
+		case p.Row == 0:
 			return nil, reasonNoNumber
+		case c.op != 'd' && cells[1].kind == absent:
+			return nil, reasonLeftOut
 		}
 		return p, ""
 	}
@@ -239,12 +246,12 @@ func (d *hapi) versionPart(cells []cell, gone bool) (*Part, fault) {
 		p.Deletion = true
 		return p, ""
 	case "JSON":
-		return p, d.bodyPart(p, cells[5])
+		return p, d.bodyPart(p, cells[5], cells[8])
 	case "JSONC":
 		if cells[6].kind == isNumber || cells[6].kind == absent { // the number of a large object
 			return nil, reasonLargeObject
 		}
-		return p, d.bodyPart(p, cells[6])
+		return p, d.bodyPart(p, cells[6], cells[8])
 	case "ESR":
 		return nil, reasonElsewhere
 	}
@@ -252,8 +259,10 @@ func (d *hapi) versionPart(cells []cell, gone bool) (*Part, fault) {
 }
 
 // bodyPart reads a body. That it is left out, for it has not changed, is a body, too.
-func (d *hapi) bodyPart(p *Part, c cell) fault {
+func (d *hapi) bodyPart(p *Part, c, tagged cell) fault {
 	switch {
+	case tagged.kind == absent: // it would be told before its labels
+		return reasonLeftOut
 	case unavailable(c):
 		return ""
 	case len(c.text) == 0:

@@ -17,6 +17,9 @@ func TestRows(t *testing.T) {
 	}
 	const upsert, deletion = "upsert Patient/p-1 patients=p-1\n  {\"resourceType\":\"Patient\",\"id\":\"p-1\"}\n", "delete Patient/p-1\n"
 	row := func(more string) string {
+		if !strings.Contains(more, `"gone"`) {
+			more += `,"GONE":null`
+		}
 		return `{"type":"Patient","id":"p-1","body":"{\"resourceType\":\"Patient\",\"id\":\"p-1\"}"` + more + `}`
 	}
 	enveloped := func(op, after string) string {
@@ -32,6 +35,7 @@ func TestRows(t *testing.T) {
 		{"a deletion without its source", `{"before":null,"after":null,"op":"d"}`, deletion},
 		{"a change of columns", `{"source":{"server":"ehr"},"databaseName":"ehr","ddl":"ALTER TABLE fhir …","tableChanges":[]}`, "nothing\n"},
 		{"no change", `{"source":{"server":"ehr"}}`, "refused: " + reasonUnknownOp + "\n"},
+		{"no column that says whether it is deleted", enveloped("u", strings.Replace(row(""), `"GONE"`, `"went"`, 1)), "refused: " + string(reasonNoGone) + "\n"},
 		{"what is deleted has no body", enveloped("u", strings.Replace(row(`,"gone":true`), `{\"`, `x`, 1)), deletion},
 	} {
 		t.Run(c.name, func(t *testing.T) {

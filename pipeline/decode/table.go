@@ -24,6 +24,7 @@ const (
 	reasonRowID    = "row has no FHIR id"
 	reasonGone     = "the column that says whether the resource is deleted has a word that is not known here: give its meaning by one that is"
 	reasonNoColumn = "row has no body: is it kept elsewhere (offloaded)?"
+	reasonNoGone   = "row lacks the column that says whether the resource is deleted: have the connector write it under the name that tables have for it (deleted); if it is newer than the record, take a snapshot of the table"
 )
 
 // A Table says what the columns of a table of resources mean, one row a resource or one of
@@ -43,7 +44,7 @@ type Table struct {
 	Body        string `yaml:"body"`
 	// Deleted is a column that is true, a number other than 0, a time, or one of Y, yes, true
 	// or deleted where the resource is deleted; where it is not, it is false, 0, null, empty,
-	// or one of N, no, false, active, created or updated. Rows with other words are refused.
+	// or one of N, no, false, active, created or updated. Rows with other words are refused, and those without the column.
 	Deleted string `yaml:"deleted,omitempty"`
 	// Skip is a column that is true, as Deleted, of rows that say nothing: old versions.
 	Skip string `yaml:"skip,omitempty"`
@@ -215,7 +216,7 @@ func (d *debezium) read(t *table, typ string, c rowChange) (s said, skip bool, r
 	}
 	s.version = string(cells[versionColumn].text)
 	s.lastUpdated = d.tables.instant(cells[updatedColumn], t.ticks)
-	switch reason := d.body(t, cells, &s); {
+	switch reason := d.body(t, from, cells, &s); {
 	case reason == unchanged && t.History:
 		return s, true, ""
 	case reason == unchanged:
@@ -230,13 +231,15 @@ func (d *debezium) read(t *table, typ string, c rowChange) (s said, skip bool, r
 const unchanged fault = "unchanged"
 
 // body reads the body of a row, or that there is none any more.
-func (d *debezium) body(t *table, cells []cell, s *said) fault {
+func (d *debezium) body(t *table, row row, cells []cell, s *said) fault {
 	text := cells[bodyColumn]
 	var known bool
 	s.delete, known = d.tables.gone(cells[deletedColumn])
 	switch {
 	case !known:
 		return reasonGone
+	case d.tables.blind(t, row, cells[deletedColumn]):
+		return reasonNoGone
 	case s.delete && (unavailable(text) || s.key.Type != 0 && s.key.ID != ""):
 		return "" // whatever is left of it
 	case unavailable(text):
@@ -301,6 +304,13 @@ func (ts tables) gone(c cell) (gone, known bool) {
 	does := actionOf(c.text)
 	gone = does == deletes || does == unknownAction && ts.instant(c, false) != fhir.None // deleted_at
 	return gone, gone || does == upserts
+}
+
+// blind tells of a row that it lacks the column which says whether the resource is deleted: it
+// is called otherwise, or was left out, and then no deletion would be seen. A plain record in
+// Avro may be older than the field.
+func (ts tables) blind(t *table, r row, c cell) bool {
+	return t.Deleted != "" && c.kind == absent && !t.emptyDeletes && !ts.instants && !r.holds(t.Deleted)
 }
 
 // yes tells whether a column says so.

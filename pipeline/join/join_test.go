@@ -264,7 +264,7 @@ func TestNewestWaits(t *testing.T) {
 		j.Applied()
 	}
 	for _, n := range []int{2, 1} {
-		take("hfj_res_ver", fmt.Sprintf(`{"pid":%d,"res_id":1,"res_ver":%d,"res_type":"Patient","res_encoding":"JSON","res_text_vc":"{\"resourceType\":\"Patient\"}"}`, n, n))
+		take("hfj_res_ver", fmt.Sprintf(`{"pid":%d,"res_id":1,"res_ver":%d,"res_type":"Patient","has_tags":false,"res_encoding":"JSON","res_text_vc":"{\"resourceType\":\"Patient\"}"}`, n, n))
 	}
 	take("hfj_resource", `{"res_id":1,"res_type":"Patient","fhir_id":"anna"}`)
 	if len(k.history) != 1 || k.history[0].Version != 2 {
@@ -296,7 +296,7 @@ func TestVersionsBeforeADeletion(t *testing.T) {
 	}
 	versions := func() {
 		t.Helper()
-		take("hfj_res_ver", `{"pid":1,"res_id":1,"res_ver":1,"res_type":"Patient","res_encoding":"JSON","res_text_vc":"{\"resourceType\":\"Patient\"}"}`)
+		take("hfj_res_ver", `{"pid":1,"res_id":1,"res_ver":1,"res_type":"Patient","has_tags":false,"res_encoding":"JSON","res_text_vc":"{\"resourceType\":\"Patient\"}"}`)
 		take("hfj_res_ver", `{"pid":2,"res_id":1,"res_ver":2,"res_type":"Patient","res_encoding":"DEL"}`)
 	}
 	versions()
@@ -314,7 +314,7 @@ func TestWrongVersions(t *testing.T) {
 	j := New(decoder(t, decode.Options{DropTypes: []string{"Binary"}}), k, func() fhir.Instant { return k.now })
 	version := func(typ, body string) (Taken, error) {
 		return j.Take(record("hapi.public.hfj_res_ver", nil, fmt.Appendf(nil,
-			`{"op":"c","after":{"pid":1,"res_id":1,"res_ver":1,"res_type":%q,"res_encoding":"JSON","res_text_vc":%q},"source":{"table":"hfj_res_ver"}}`, typ, body)))
+			`{"op":"c","after":{"pid":1,"res_id":1,"res_ver":1,"res_type":%q,"has_tags":false,"res_encoding":"JSON","res_text_vc":%q},"source":{"table":"hfj_res_ver"}}`, typ, body)))
 	}
 	for _, body := range []string{
 		`{"meta":{"tag":[{"system":"http://terminology.hl7.org/CodeSystem/v3-ObservationValue","code":"SUBSETTED"}]}}`,
@@ -333,7 +333,7 @@ func TestWrongVersions(t *testing.T) {
 // TestRefusedRowsCount: a version that nobody understands is one of its transaction's rows, so
 // what has tags and comes with it need not wait.
 func TestRefusedRowsCount(t *testing.T) {
-	for _, bad := range []string{`"res_encoding":"JSONC","res_text":7`, `"res_encoding":"JSON","res_text_vc":"{\"name\":[}"`, `"res_encoding":"JSON","res_text_vc":"{\"id\":1}"`} {
+	for _, bad := range []string{`"has_tags":false,"res_encoding":"JSONC","res_text":7`, `"has_tags":false,"res_encoding":"JSON","res_text_vc":"{\"name\":[}"`, `"has_tags":false,"res_encoding":"JSON","res_text_vc":"{\"id\":1}"`} {
 		k := newKept(t)
 		k.notes[toldEnds] = []byte("{}")
 		j := New(decoder(t, decode.Options{}), k, func() fhir.Instant { return k.now })
