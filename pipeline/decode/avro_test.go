@@ -284,3 +284,13 @@ func TestAvroCells(t *testing.T) {
 		t.Error("a column that is null is not there, or one that is not is")
 	}
 }
+
+// TestFlatTransaction: a flattened row says which transaction it is of where its connector adds that.
+func TestFlatTransaction(t *testing.T) {
+	id, order := transactionOf(avroRow{
+		"pid": int64(5), "__transaction_id": map[string]any{"string": "5791:528905248"}, "__transaction_total_order": map[string]any{"long": int64(2)},
+	})
+	if id != "5791" || order != 2 {
+		t.Errorf("%q, %d", id, order)
+	}
+}

@@ -482,10 +482,15 @@ func transactionOf(message row) (id string, order int64) {
 			id = string(m.member("iodebeziumtransactionid").text())
 		}
 		order = jsonCell(m.at("transaction", "total_order").value).number()
+		if id == "" { // flattened
+			id, order = string(m.member("__transaction_id").text()), jsonCell(m.member("__transaction_total_order").value).number()
+		}
 	case avroRow:
 		if of, ok := recordOf(m["transaction"]); ok {
 			id, _ = of["id"].(string)
 			order = avroCell(of["total_order"]).number()
+		} else {
+			id, order = string(avroCell(m["__transaction_id"]).text), avroCell(m["__transaction_total_order"]).number()
 		}
 	}
 	id, _ = transactionName(id)
