@@ -310,9 +310,32 @@ func avroCell(v any) cell {
 				return avroCell(inner) // of a union
 			}
 		}
+		return scaledDecimal(v)
 	}
 	return cell{}
 }
+
+// scaledDecimal is a number of any scale as connectors write it (io.debezium.data.VariableScaleDecimal): a whole
+// number, and how many of its digits stand behind the point.
+func scaledDecimal(v avroRow) cell {
+	scale, is := v["scale"].(int32)
+	digits, has := v["value"].([]byte)
+	if !is || !has || len(v) != 2 || scale < -maxScale || scale > maxScale {
+		return cell{}
+	}
+	n := new(big.Int).SetBytes(digits)
+	if len(digits) > 0 && digits[0] >= 0x80 { // two's complement
+		n.Sub(n, new(big.Int).Lsh(big.NewInt(1), uint(8*len(digits))))
+	}
+	ten := new(big.Int).Exp(big.NewInt(10), big.NewInt(int64(max(scale, -scale))), nil)
+	if scale < 0 {
+		return cell{isNumber, n.Mul(n, ten).Append(nil, 10)}
+	}
+	return avroCell(new(big.Rat).SetFrac(n, ten))
+}
+
+// maxScale bounds the power of ten that a record asks for: numbers of PostgreSQL have up to 16383 digits behind the point.
+const maxScale = 16383
 
 // readAvroChange is readRowChange for what was read with a schema.
 func readAvroChange(v avroRow) (c rowChange, reason fault) {

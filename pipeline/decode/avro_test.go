@@ -285,6 +285,28 @@ func TestAvroCells(t *testing.T) {
 	}
 }
 
+// TestScaledDecimals: a number whose column bounds no digits is a record that says them (decimal.handling.mode: precise).
+func TestScaledDecimals(t *testing.T) {
+	for _, c := range []struct {
+		scale int32
+		value []byte
+		want  string
+		yes   bool
+	}{
+		{0, []byte{1}, "1", true},
+		{0, []byte{0}, "0", false},
+		{2, []byte{1, 44}, "3", true},
+		{1, []byte{0xfb}, "-1/2", true},
+		{-2, []byte{3}, "300", true},
+		{maxScale + 1, []byte{1}, "", false},
+	} {
+		got := avroCell(map[string]any{"Decimal": map[string]any{"scale": c.scale, "value": c.value}})
+		if string(got.text) != c.want || got.yes() != c.yes {
+			t.Errorf("%d, %x: %s, %v", c.scale, c.value, got.text, got.yes())
+		}
+	}
+}
+
 // TestFlatTransaction: a flattened row says which transaction it is of where its connector adds that.
 func TestFlatTransaction(t *testing.T) {
 	id, order := transactionOf(avroRow{
