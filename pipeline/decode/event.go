@@ -314,7 +314,8 @@ func (d *outbox) value(rec *Record) (err error) {
 		}
 		return err
 	}
-	cells, once := fields.cells(append([]string{"payload"}, outboxSays...))
+	says := append(slices.Clone(outboxSays), outboxType)
+	cells, once := fields.cells(append([]string{"payload"}, says...))
 	if !once {
 		return fault(reasonTwice)
 	}
@@ -322,7 +323,7 @@ func (d *outbox) value(rec *Record) (err error) {
 		rec.Value = cells[0].text
 	}
 	rec.Headers = slices.Clip(rec.Headers)
-	for i, name := range outboxSays {
+	for i, name := range says {
 		if c := cells[i+1]; c.kind != absent {
 			rec.Headers = append(rec.Headers, store.Header{Key: name, Value: c.text})
 		}
@@ -342,7 +343,7 @@ func outboxID(c *changes, key []byte) string {
 }
 
 func readOutbox(c *changes, rec Record, v node, each func(part string, s said) error) error {
-	h := headersOf(rec, outboxSays...)
+	h := headersOf(rec, append(slices.Clone(outboxSays), outboxType)...)
 	s := nothing
 	if len(rec.Key) > 0 {
 		id := outboxID(c, rec.Key)
@@ -359,6 +360,9 @@ func readOutbox(c *changes, rec Record, v node, each func(part string, s said) e
 		return reason
 	}
 	s.version, s.lastUpdated, s.body = h["version"], instant(h["lastUpdated"]), body.embedded()
+	if h["eventType"] == "" && actionOf(h[outboxType]) != unknownAction {
+		h["eventType"] = h[outboxType]
+	}
 	switch does := actionOf(h["eventType"]); {
 	case does == deletes:
 		s.delete = true
@@ -373,6 +377,11 @@ func readOutbox(c *changes, rec Record, v node, each func(part string, s said) e
 // outboxSays are what is told of an event beside its resource: in headers, or in the message
 // beside it, as table.fields.additional.placement wants it.
 var outboxSays = []string{"eventType", "version", "lastUpdated"}
+
+// outboxType is the column that says what was done, under its own name: what the router writes of type:header or
+// type:envelope, without a name behind it. It counts where eventType is missing, if it is a word that is known:
+// somebody else's type may say anything.
+const outboxType = "type"
 
 // unwrap is the resource of an event: what schemas.enable wraps, and what stands beside other
 // columns of the table; those are added to what headers say.
@@ -397,6 +406,9 @@ func unwrap(v node, says map[string]string) (body node, reason fault) {
 	}
 	if at[1].value == nil && !told {
 		return v, "" // whatever it is
+	}
+	if text := v.member(outboxType).text(); text != nil {
+		says[outboxType] = string(text)
 	}
 	return at[1], ""
 }
