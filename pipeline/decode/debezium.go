@@ -15,6 +15,7 @@ import (
 const (
 	reasonNoChange    = "value is not the change of a table's row, neither in Debezium's envelope nor flattened"
 	reasonTruncated   = "the table was truncated: what was deleted by that is not told"
+	reasonNull        = "value is a null that is written out, as of a flattened row that is deleted: have deletions told as rows (delete.tombstone.handling.mode: rewrite)"
 	reasonUnknownOp   = "op is none of c, r, u, d, t, m"
 	reasonKeyless     = "deletion of a row without its key"
 	reasonKeyText     = ": it tells what is deleted, have it written as the value is (key.converter)"
@@ -84,9 +85,14 @@ func (d *debezium) rowChange(rec Record, key row) (c rowChange, err error) {
 	case framing:
 		rec.Value = json
 	}
-	n, err := d.envelope(rec)
-	if err != nil {
+	n, err := d.document(rec)
+	switch {
+	case err != nil:
 		return c, err
+	case payload(n).none():
+		return c, fault(reasonNull)
+	case !n.isObject():
+		return c, fault(reasonNoObject)
 	}
 	c, reason := readRowChange(n)
 	c.key = key
