@@ -66,6 +66,7 @@ func (d *debezium) change(rec Record) (c rowChange, err error) {
 	if f, is := errors.AsType[fault](err); is {
 		return c, refuse(rec, string(f))
 	}
+	c.hear(rec)
 	if err == nil && wrong != nil && c.op == 'd' { // a row that is there says itself what it is
 		return c, wrong
 	}
@@ -154,6 +155,7 @@ var (
 	envelopeMembers = []string{"op", "after", "source"}
 	flatMembers     = []string{"__op", "__deleted", "__lsn", "__table", "__source_lsn", "__source_ts_ms"}
 	sourceMembers   = []string{"table", "lsn", "ts_ms"}
+	flatHeaders     = []string{"__op", "__table", "__lsn", "__source_lsn", "__source_ts_ms"}
 
 	cloudMembersOfRows = []string{"iodebeziumop", "iodebeziumtable", "iodebeziumlsn", "data", "iodebeziumtsms"}
 )
@@ -238,6 +240,26 @@ func readFlat(n node) (c rowChange, reason fault) {
 		return c, reasonTruncated
 	}
 	return c, reasonUnknownOp
+}
+
+// hear takes out of headers what a flattened row does not say itself (add.headers in the place of add.fields).
+func (c *rowChange) hear(rec Record) {
+	if c.op == 0 || len(rec.Headers) == 0 {
+		return
+	}
+	h := headersOf(rec, flatHeaders...)
+	if c.table == "" {
+		c.table = h["__table"]
+	}
+	if c.position == 0 {
+		c.position = max(position(value(h["__lsn"])), position(value(h["__source_lsn"])))
+	}
+	if c.at == fhir.None {
+		c.at = since([]byte(h["__source_ts_ms"]))
+	}
+	if op := h["__op"]; c.op == 'u' && (op == "c" || op == "r" || op == "d") {
+		c.op = op[0]
+	}
 }
 
 // since reads the milliseconds since 1970 that a connector writes; None if there are none.
