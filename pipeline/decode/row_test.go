@@ -11,7 +11,7 @@ import (
 // TestRows: what a row is taken for does not follow from how its columns are called, and
 // whether it is deleted only from words that are known.
 func TestRows(t *testing.T) {
-	d, err := New("debezium", Options{Tables: []Table{{Name: "fhir", TypeColumn: "type", ID: "id", Body: "body", Deleted: "gone"}}})
+	d, err := New("debezium", Options{Tables: []Table{{Name: "fhir", TypeColumn: "type", ID: "id", Version: "number", Body: "body", Deleted: "gone"}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -44,6 +44,9 @@ func TestRows(t *testing.T) {
 				t.Errorf("got  %swant %s", got, c.want)
 			}
 		})
+	}
+	if got := decoded(t, d, Record{Topic: "ehr.public.fhir", Offset: 41, Timestamp: fhir.None, Value: []byte(row(`,"number":3.0`))}); got != strings.Replace(upsert, " patients", " version=3 patients", 1) {
+		t.Errorf("a version that is a double: %s", got)
 	}
 	refused := "refused: " + string(reasonGone) + "\n"
 	for gone, want := range map[any]string{

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"math"
 	"regexp"
 	"slices"
 	"strconv"
@@ -214,7 +215,7 @@ func (d *debezium) read(t *table, typ string, c rowChange) (s said, skip bool, r
 		}
 		return s, false, ""
 	}
-	s.version = string(cells[versionColumn].text)
+	s.version = whole(cells[versionColumn])
 	s.lastUpdated = d.tables.instant(cells[updatedColumn], t.ticks)
 	switch reason := d.body(t, from, cells, &s); {
 	case reason == unchanged && t.History:
@@ -225,6 +226,16 @@ func (d *debezium) read(t *table, typ string, c rowChange) (s said, skip bool, r
 		return s, false, reason
 	}
 	return d.identify(t, s)
+}
+
+// whole is a version as a column has it. Connectors may write a whole number as 3.0 or 1.0E7 (decimal.handling.mode: double).
+func whole(c cell) string {
+	if c.kind == isNumber && bytes.ContainsAny(c.text, ".eE") {
+		if n, err := strconv.ParseFloat(string(c.text), 64); err == nil && n == math.Trunc(n) && math.Abs(n) < 1<<53 { // beyond, digits are lost
+			return strconv.FormatFloat(n, 'f', 0, 64)
+		}
+	}
+	return string(c.text)
 }
 
 // unchanged says that a row leaves its body out, for it is what it was.

@@ -97,3 +97,17 @@ func TestColumnInstants(t *testing.T) {
 		}
 	}
 }
+
+// TestWhole: a whole number is a version however it is written, as long as no digit is lost.
+func TestWhole(t *testing.T) {
+	for text, want := range map[string]string{
+		"3": "3", "3.0": "3", "1.0E7": "10000000", "1.5": "1.5", "9007199254740993": "9007199254740993", "9.007199254740992E15": "9.007199254740992E15", "1e999": "1e999",
+	} {
+		if got := whole(cell{isNumber, []byte(text)}); got != want {
+			t.Errorf("%s: %s, want %s", text, got, want)
+		}
+	}
+	if got := whole(cell{isText, []byte("3.0")}); got != "3.0" {
+		t.Errorf("text: %s", got)
+	}
+}
