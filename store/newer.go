@@ -39,7 +39,7 @@ func judge(cur *index.State, ch *Change, hash uint64, from Partition) verdict {
 	case ch.Delete:
 		return judgeDeletion(cur, ch, from)
 	case cur.Kind == segment.Internal:
-		if beforeDeletion(cur, ch) {
+		if beforeDeletion(cur, ch) || saidBefore(ch, &cur.Clock) {
 			return stale
 		}
 		return applies // any other live change beats the deletion of what we never had
@@ -134,6 +134,17 @@ func beforeDeletion(cur *index.State, ch *Change) bool {
 	}
 	o, placed := place(ch, k)
 	return placed && o <= 0
+}
+
+// saidBefore reports whether all that ch says of version and time lies below what the deletion
+// of something that we never had said itself: it is of what was deleted, read late, for it
+// stood in another partition or topic.
+func saidBefore(ch *Change, k *segment.Clock) bool {
+	version, updated := 0, compareInstants(ch.LastUpdated, k.LastUpdated)
+	if ch.Version != NoVersion && k.Version != NoVersion {
+		version = cmp.Compare(ch.Version, k.Version)
+	}
+	return version <= 0 && updated <= 0 && version+updated < 0
 }
 
 // place orders a change and the newest row by where they stand in their source's log, if both

@@ -89,6 +89,34 @@ func TestSnapshotOfVersions(t *testing.T) {
 	}
 }
 
+// TestLateRowsOfTheUnseen: a deletion that is read first, from another partition or topic, is
+// not undone by what it deleted, if it says itself that this is older.
+func TestLateRowsOfTheUnseen(t *testing.T) {
+	for _, c := range []struct {
+		what    string
+		said    Change // of the deletion
+		version int64
+		updated fhir.Instant
+		want    verdict
+	}{
+		{"of an earlier instant", Change{Version: NoVersion, LastUpdated: 900}, NoVersion, 899, stale},
+		{"of the same", Change{Version: NoVersion, LastUpdated: 900}, NoVersion, 900, applies},
+		{"of a later one", Change{Version: NoVersion, LastUpdated: 900}, NoVersion, 901, applies},
+		{"of an earlier version", Change{Version: 4, LastUpdated: fhir.None}, 3, 900, stale},
+		{"of a life whose versions begin anew", Change{Version: 4, LastUpdated: 900}, 1, 901, applies},
+		{"that says nothing", Change{Version: 4, LastUpdated: 900}, NoVersion, fhir.None, applies},
+		{"of a deletion that says nothing", Change{Version: NoVersion, LastUpdated: fhir.None}, 1, 900, applies},
+	} {
+		c.said.Delete, c.said.Position = true, 500
+		cur := &index.State{Kind: segment.Internal}
+		cur.Clock, cur.Life = succeed(nil, &c.said, Partition{Topic: "Patient"})
+		ch := Change{Version: c.version, LastUpdated: c.updated, Timestamp: 1001}
+		if got := judge(cur, &ch, 1, Partition{Topic: "Patient_History", ID: 1}); got != c.want {
+			t.Errorf("a row %s: verdict %d, want %d", c.what, got, c.want)
+		}
+	}
+}
+
 // TestFloorsInTheLog: what was created within the millisecond of what was deleted lives, if
 // the log says that it came after; an old version that is read again does not.
 func TestFloorsInTheLog(t *testing.T) {

@@ -38,8 +38,10 @@ type Newest struct {
 func (n *Newest) Compare(version int64, lastUpdated fhir.Instant) int {
 	ch := Change{Version: version, LastUpdated: lastUpdated}
 	switch {
+	case n.Kind == segment.Internal && saidBefore(&ch, &n.Clock):
+		return -1
 	case n.Kind == segment.Internal:
-		return 1 // any live change beats the deletion of what we never had
+		return 1 // any other live change beats the deletion of what we never had
 	case n.Kind == segment.Deleted && !belowFloor(&n.Life, &n.Clock, &ch):
 		return 1
 	case n.Kind == segment.Deleted:
