@@ -3,6 +3,7 @@ package join
 import (
 	"encoding/json"
 	"fmt"
+	"hash/fnv"
 	"maps"
 	"math/rand/v2"
 	"slices"
@@ -497,6 +498,102 @@ func (s *server) want() map[string]string {
 		}
 	}
 	return want
+}
+
+// spread is what topics hold that were given a second partition in the midst of it: from there
+// on a key decides where a record goes.
+func spread(topics map[string][]decode.Record, r *rand.Rand) map[string][]decode.Record {
+	out := map[string][]decode.Record{}
+	for _, topic := range slices.Sorted(maps.Keys(topics)) {
+		all := topics[topic]
+		upto := r.IntN(len(all) + 1)
+		if topic == "hapi.transaction" {
+			upto = len(all)
+		}
+		out[topic] = slices.Clone(all[:upto])
+		for _, rec := range all[upto:] {
+			to := topic
+			if hash := fnv.New32a(); rec.Key != nil {
+				_, _ = hash.Write(rec.Key)
+				if hash.Sum32()%2 == 1 {
+					to, rec.Partition = topic+"/1", 1
+				}
+			}
+			out[to] = append(out[to], rec)
+		}
+	}
+	return out
+}
+
+// TestPartitionsAdded: what was deleted stays so for who reads the deletion first, in the
+// partition that the topic was given later.
+func TestPartitionsAdded(t *testing.T) {
+	for seed := range uint64(storetest.Rounds(200)) {
+		r := rand.New(rand.NewPCG(seed, 13))
+		s := random(r, r.IntN(2) == 0)
+		if s.toast { // a body that is left out is in the row before
+			continue
+		}
+		for _, o := range s.resources[:len(s.resources)/3] {
+			s.transaction(func() { s.purge(o) })
+		}
+		k := newKept(t)
+		if s.ends {
+			k.notes[toldEnds] = []byte("{}")
+		}
+		run(t, k, spread(s.topics, r), r)
+		got := k.shown()
+		for _, o := range s.resources {
+			if text := got[o.key]; o.purged && !strings.HasPrefix(text, "deleted") && text != "" {
+				t.Errorf("seed %d: %s was purged, and is %s", seed, o.key, text)
+			} else if !o.purged && o.body != "" && text != s.shown(o) {
+				t.Errorf("seed %d: %s is\n%s and not\n%s", seed, o.key, text, s.shown(o))
+			}
+		}
+		if t.Failed() {
+			t.FailNow()
+		}
+	}
+}
+
+// TestNumbersAgain: a database that went back to an earlier state gives out numbers again that
+// it gave out before; a row with the number of one that is gone is a new one.
+func TestNumbersAgain(t *testing.T) {
+	for name, c := range map[string]struct {
+		lsn, ts int
+		tagged  bool
+	}{
+		"the row is repeated":             {lsn: 20, ts: 1000, tagged: false},
+		"it stands behind its deletion":   {lsn: 40, ts: 2000, tagged: true},
+		"the log has begun anew":          {lsn: 5, ts: 1_000_000, tagged: true},
+		"in another log, and when it was": {lsn: 5, ts: 1000, tagged: false},
+	} {
+		k := newKept(t)
+		j := New(decoder(t, decode.Options{}), k, func() fhir.Instant { return k.now })
+		take := func(table, op, row string, lsn, ts int) {
+			t.Helper()
+			after := "{" + row + "}"
+			if op == "d" {
+				after = "null"
+			}
+			taken, err := j.Take(record("hapi.public."+table, []byte("{"+row+"}"), fmt.Appendf(nil,
+				`{"op":%q,"before":null,"after":%s,"source":{"table":%q,"lsn":%d,"ts_ms":%d}}`, op, after, table, lsn, ts)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			k.apply(taken)
+			j.Applied()
+		}
+		take("hfj_tag_def", "c", `"tag_id":2,"tag_type":2,"tag_system":"urn:s","tag_code":"R"`, 10, 1000)
+		take("hfj_resource", "c", `"res_id":1,"res_type":"Patient","fhir_id":"anna"`, 10, 1000)
+		take("hfj_res_tag", "c", `"pid":7,"res_id":1,"tag_id":2`, 20, 1000)
+		take("hfj_res_tag", "d", `"pid":7`, 30, 1000)
+		take("hfj_res_tag", "c", `"pid":7,"res_id":1,"tag_id":2`, c.lsn, c.ts)
+		take("hfj_res_ver", "c", `"pid":9,"res_id":1,"res_ver":2,"res_type":"Patient","has_tags":true,"res_encoding":"JSON","res_text_vc":"{}"`, 50, 1000)
+		if got := k.shown()["Patient/anna"]; strings.Contains(got, `"R"`) != c.tagged {
+			t.Errorf("%s: %s", name, got)
+		}
+	}
 }
 
 // TestHistories: what is made of random histories, whatever order the topics are read in, is

@@ -63,7 +63,7 @@ const (
 	toldEnds   = space + "ends" // messages tell where transactions end: a boundary
 	ofResource = space + "r/"   // number: a state
 	ofTag      = space + "p/"   // pid: the number of the resource that has the tag
-	wasTag     = "-"            // in its place: the row is gone, for good
+	wasTag     = "-"            // in its place, before a grave: the row is gone, for good
 	ofTagName  = space + "d/"   // tag_id: a decode.Tag
 	waiting    = space + "w/"   // number: a parked version
 	forTag     = space + "g/"   // tag_id/number: a version waits for the definition
@@ -92,8 +92,45 @@ type state struct {
 	Number int64  `json:"n,omitempty"`
 	At     uint64 `json:"a,omitempty"`
 	// Purged: its row is gone. Rows of other tables that come yet say nothing any more.
-	Purged bool `json:"x,omitempty"`
+	Purged bool  `json:"x,omitempty"`
+	Grave  grave `json:"g,omitzero"` // where that was
 }
+
+// A grave is where a row was deleted. What stands before that in the log comes late, from
+// another partition (a topic that was given more of them), or is repeated.
+type grave struct {
+	Position uint64       `json:"p,omitempty"`
+	At       fhir.Instant `json:"t,omitempty"`
+}
+
+// anotherLog is by how much (milliseconds) a row must be later than a deletion with a greater
+// place for the log to have begun anew, as in store/newer.go.
+const anotherLog = 60_000
+
+// covers tells whether a row stands before the deletion; unknown is what counts if nothing
+// tells.
+func (g grave) covers(part *decode.Part, unknown bool) bool {
+	switch {
+	case part.Position == 0 || g.Position == 0:
+		return unknown
+	case part.Position > g.Position:
+		return false
+	}
+	return part.At == fhir.None || g.At == fhir.None || part.At <= g.At+anotherLog
+}
+
+func graveOf(part *decode.Part) grave { return grave{part.Position, part.At} }
+
+// graveOfTag reads the note of a tag's row that is gone.
+func graveOfTag(note []byte) (g grave, gone bool) {
+	text, gone := strings.CutPrefix(string(note), wasTag)
+	if _, err := fmt.Sscanf(text, "%d %d", &g.Position, &g.At); err != nil {
+		return grave{}, gone // of an earlier release
+	}
+	return g, gone
+}
+
+func (g grave) ofTag() []byte { return fmt.Appendf(nil, wasTag+"%d %d", g.Position, g.At) }
 
 // Taken is what came of a record.
 type Taken struct {
@@ -166,6 +203,9 @@ func refused(err error) bool {
 func (j *Join) Applied() { clear(j.fresh) }
 
 func (t *taking) take() error {
+	if of := t.part.Of; t.rec.Partition != 0 && (of == decode.PartBegin || of == decode.PartEnd) {
+		return errPartitions
+	}
 	switch t.part.Of {
 	case decode.PartResource:
 		return t.resource()
@@ -197,10 +237,10 @@ func (t *taking) resource() error {
 		for row := range s.Tags {
 			t.put(name(ofTag, row), nil)
 		}
-		t.keep(n, state{Purged: true})
+		t.keep(n, state{Purged: true, Grave: graveOf(t.part)})
 		return t.unpark(n)
 	}
-	if s.Key == t.part.Key.String() {
+	if s.Key == t.part.Key.String() || s.Purged && s.Grave.covers(t.part, false) {
 		return nil
 	}
 	s.Key, s.Purged = t.part.Key.String(), false
@@ -215,23 +255,26 @@ func (t *taking) tag() error {
 	if err != nil {
 		return err
 	}
-	if string(v) == wasTag { // its rows are repeated
+	g, gone := graveOfTag(v)
+	late := gone && g.covers(t.part, true) // repeated, or its deletion was read first
+	switch {
+	case late && t.part.Gone:
 		return t.countRow()
-	}
-	if t.part.Gone {
+	case t.part.Gone:
 		n, _ = strconv.ParseInt(string(v), 10, 64)
+		t.put(name(ofTag, row), graveOf(t.part).ofTag())
 	}
 	s, err := t.stateOf(n)
 	if err != nil {
 		return err
 	}
-	if had, known := s.Tags[row]; s.Purged || known == !t.part.Gone && had == t.part.Tag {
+	switch had, known := s.Tags[row]; {
+	case s.Purged, late && s.Told, !late && known == !t.part.Gone && had == t.part.Tag:
 		return t.countRow() // seen before
-	}
-	if t.part.Gone {
+	case late: // that there was a tag, which its version may wait for, is news
+	case t.part.Gone:
 		delete(s.Tags, row)
-		t.put(name(ofTag, row), []byte(wasTag))
-	} else {
+	default:
 		s.Tags = maps.Clone(s.Tags)
 		if s.Tags == nil {
 			s.Tags = map[int64]int64{}

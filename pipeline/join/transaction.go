@@ -189,6 +189,11 @@ func (j *Join) abandon(upto fhir.Instant) (told Taken, left bool, err error) {
 	return t.out, left, nil
 }
 
+// errPartitions is no fault of a record's, and nothing is understood until it is mended: it is
+// the places of ends in their one partition that tell which of two came first.
+var errPartitions = errors.New("it tells where transactions begin and end, and comes from one of several partitions, which tell nobody the order of these: " +
+	"have the topic of transactions made anew with one partition, or take it out of topics and transaction metadata out of the connector")
+
 // begin notes that messages tell of transactions, and whether a connector begins again with
 // this one: it has not told how the one before ended. Where this began tells nothing, for
 // transactions are told in the order of their ends.
