@@ -55,7 +55,7 @@ func (p *Pipeline) loadJoined() error {
 		return err
 	}
 	p.joined.loaded = true
-	p.store.Wait(p.joined.join.Waits())
+	p.joinedWaits()
 	return nil
 }
 
@@ -63,7 +63,16 @@ func (p *Pipeline) loadJoined() error {
 // watermark waits for.
 func (p *Pipeline) joinedApplied() {
 	p.joined.join.Applied()
+	p.joinedWaits()
+}
+
+// joinedWaits passes on what the watermark waits for, and why. Called with joined.mu held.
+func (p *Pipeline) joinedWaits() {
 	p.store.Wait(p.joined.join.Waits())
+	waiting := p.joined.join.Waiting()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.waiting = waiting
 }
 
 // begun is the note that says of a partition that its rows are noted from the first on.

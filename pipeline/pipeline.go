@@ -165,6 +165,7 @@ type Pipeline struct {
 	partitions map[store.Partition]bool   // discovered
 	absent     map[store.Partition]bool   // in the store, but not discovered
 	waits      map[store.Partition]string // why a record cannot be decoded yet
+	waiting    []join.Wait                // what has come waits for, of topics that are joined
 	mirror     string                     // why offsets are not mirrored, "" if they are
 }
 
@@ -217,6 +218,7 @@ type Status struct {
 	Mirror     string   // why offsets are not mirrored, "" if they are
 	Partitions []PartitionStatus
 	Topics     []TopicStatus
+	Waiting    []join.Wait // why the watermark stays below what has come of several tables
 }
 
 // PartitionStatus is how the reading of one partition stands.
@@ -268,7 +270,7 @@ func (p *Pipeline) Status() Status {
 		}
 		out.Partitions = append(out.Partitions, s)
 	}
-	out.Mirror = p.mirror
+	out.Mirror, out.Waiting = p.mirror, p.waiting
 	return out
 }
 

@@ -13,6 +13,7 @@ import (
 	"github.com/dustin/go-humanize"
 
 	"tidemark/pipeline"
+	"tidemark/pipeline/join"
 	"tidemark/store"
 )
 
@@ -110,6 +111,9 @@ func (l *topicList) live(ctx context.Context, at *opened, st store.Status) {
 			l.transactions(ctx, at, s)
 		}
 	}
+	if l.only == "" {
+		l.waiting(p.Waiting)
+	}
 	if len(p.Missing) > 0 && l.only == "" {
 		fmt.Fprintf(l.out, "\nthe brokers do not have yet: %s\n", strings.Join(p.Missing, ", "))
 	}
@@ -150,6 +154,22 @@ func (l *topicList) hold(s store.PartitionStatus, r pipeline.PartitionStatus) {
 	case r.Held == "" && s.Held != "":
 		fmt.Fprintf(l.out, "\n%s/%d: %s\n", s.Partition.Topic, s.Partition.ID, s.Held)
 	}
+}
+
+// waiting says what versions wait for that came without the rows of other tables.
+func (l *topicList) waiting(of []join.Wait) {
+	for _, w := range of {
+		fmt.Fprintf(l.out, "\nthe watermark stays below what waits for rows of other tables, %s since %s:\n  %s\n"+
+			"  that lasts until they come, and else until all has been read that was written a minute later: then each is a dead letter\n",
+			versions(w.Versions), w.Since.Time().UTC().Format(time.RFC3339), w.For)
+	}
+}
+
+func versions(n int) string {
+	if n == 1 {
+		return "1 version"
+	}
+	return humanize.Comma(int64(n)) + " versions"
 }
 
 // transactions says whose transaction hides the end of a log.

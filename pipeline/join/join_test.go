@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -380,10 +381,35 @@ func TestWaits(t *testing.T) {
 			t.Errorf("with one of %v the watermark waits for %v, want %v; %v", c.updated, got, c.want, err)
 		}
 	}
+	if got := j.Waiting(); len(got) != 1 || got[0] != (Wait{For: waitsForKey, Versions: 4, Since: now}) {
+		t.Errorf("what waits: %+v", got)
+	}
+	_, err := j.Take(record("hapi.hfj_resource", nil, []byte(`{"op":"c","after":{"res_id":2,"res_type":"Patient","fhir_id":"anna"},"source":{"table":"hfj_resource"}}`)))
+	if got := j.Waiting(); err != nil || len(got) != 1 || got[0].Versions != 3 {
+		t.Errorf("once one was told: %+v, %v", got, err)
+	}
 	k.now += 5000 // of another second
 	again := New(decoder(t, decode.Options{}), k, func() fhir.Instant { return k.now })
 	if err := again.Load(); err != nil || again.Waits() != fhir.None {
 		t.Errorf("nothing was applied, and it waits for %v, %v", again.Waits(), err)
+	}
+}
+
+// TestTransactionsOfPartitions: ends that come from several partitions are in no order, so none
+// of them is understood, and whoever reads says why.
+func TestTransactionsOfPartitions(t *testing.T) {
+	k := newKept(t)
+	j := New(decoder(t, decode.Options{}), k, func() fhir.Instant { return k.now })
+	for _, status := range []string{"BEGIN", "END"} {
+		rec := record("hapi.transaction", nil, fmt.Appendf(nil, `{"status":%q,"id":"5:10","ts_ms":5,"event_count":0,"data_collections":[]}`, status))
+		rec.Partition = 3
+		if taken, err := j.Take(rec); !errors.Is(err, errPartitions) || refused(err) || taken.Notes != nil {
+			t.Errorf("%s: %v, %v", status, taken, err)
+		}
+		rec.Partition = 0
+		if _, err := j.Take(rec); err != nil {
+			t.Errorf("%s in the first partition: %v", status, err)
+		}
 	}
 }
 

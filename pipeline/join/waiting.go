@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
 
 	"tidemark/pipeline/decode"
 	"tidemark/store"
@@ -151,6 +153,7 @@ type waits map[fhir.Instant]*waitsOf
 type waitsOf struct {
 	n     int
 	least fhir.Instant
+	whys  map[string]int // how many for what
 }
 
 func (w waits) add(p *parked, n int) {
@@ -160,9 +163,10 @@ func (w waits) add(p *parked, n int) {
 	second := p.Since / 1000
 	of := w[second]
 	if of == nil {
-		of = &waitsOf{least: p.Since}
+		of = &waitsOf{least: p.Since, whys: map[string]int{}}
 		w[second] = of
 	}
+	of.whys[p.For] += n
 	if of.n += n; of.n <= 0 {
 		delete(w, second)
 	}
@@ -182,6 +186,31 @@ func (j *Join) Waits() fhir.Instant {
 		}
 	}
 	return least
+}
+
+// A Wait is what versions wait for.
+type Wait struct {
+	For      string
+	Versions int
+	Since    fhir.Instant // of the one that waits longest, to the second
+}
+
+// Waiting tells what holds the watermark, and why, whoever waits longest first.
+func (j *Join) Waiting() (all []Wait) {
+	for _, second := range slices.Sorted(maps.Keys(j.waits)) {
+		whys := j.waits[second].whys
+		for _, why := range slices.Sorted(maps.Keys(whys)) {
+			i := slices.IndexFunc(all, func(w Wait) bool { return w.For == why })
+			switch n := whys[why]; {
+			case n <= 0:
+			case i < 0:
+				all = append(all, Wait{why, n, second * 1000})
+			default:
+				all[i].Versions += n
+			}
+		}
+	}
+	return all
 }
 
 // Load reads what waited when the process before this one ended.
