@@ -62,6 +62,7 @@ const (
 	space      = "join/"
 	toldEnds   = space + "ends" // messages tell where transactions end: a boundary
 	ofResource = space + "r/"   // number: a state
+	ofKey      = space + "k/"   // Type/id: a life
 	ofTag      = space + "p/"   // pid: the number of the resource that has the tag
 	wasTag     = "-"            // in its place, before a grave: the row is gone, for good
 	ofTagName  = space + "d/"   // tag_id: a decode.Tag
@@ -94,6 +95,19 @@ type state struct {
 	// Purged: its row is gone. Rows of other tables that come yet say nothing any more.
 	Purged bool  `json:"x,omitempty"`
 	Grave  grave `json:"g,omitzero"` // where that was
+	// Next is the number of the resource of the same key that was made after this was purged,
+	// which is yet to be read; After is, of that, this one's: till then it is not told, for it
+	// would seem older.
+	Next  int64 `json:"y,omitempty"`
+	After int64 `json:"b,omitempty"`
+}
+
+// A life is the number that a key stands for, and the row that said so first: what is made
+// again after it was purged has another number. Of two the later is told by the log, for
+// their rows may be in two partitions.
+type life struct {
+	Number int64 `json:"n"`
+	Since  grave `json:"s"`
 }
 
 // A grave is where a row was deleted. What stands before that in the log comes late, from
@@ -238,14 +252,70 @@ func (t *taking) resource() error {
 			t.put(name(ofTag, row), nil)
 		}
 		t.keep(n, state{Purged: true, Grave: graveOf(t.part)})
-		return t.unpark(n)
+		return errors.Join(t.unpark(n), t.letLive(s.Next))
 	}
 	if s.Key == t.part.Key.String() || s.Purged && s.Grave.covers(t.part, false) {
 		return nil
 	}
 	s.Key, s.Purged = t.part.Key.String(), false
+	if over, err := t.succeed(n, &s); over || err != nil {
+		return err
+	}
 	t.keep(n, s)
 	return t.again(n)
+}
+
+// succeed notes that a key stands for another number now. over: it did before, and what is
+// of this number is of a life that has ended.
+func (t *taking) succeed(n int64, s *state) (over bool, err error) {
+	if t.part.Position == 0 {
+		return false, nil // nothing tells which of two lives was first
+	}
+	before, err := t.lifeOf(s.Key)
+	switch {
+	case err != nil || before.Number == n:
+		return false, err
+	case before.Number != 0 && before.Since.covers(t.part, false):
+		t.keep(n, state{Purged: true, Grave: before.Since})
+		return true, t.unpark(n)
+	}
+	text, err := json.Marshal(life{n, graveOf(t.part)})
+	if err != nil {
+		return false, err
+	}
+	t.put(ofKey+s.Key, text)
+	was, err := t.stateOf(before.Number)
+	if err != nil || was.Key != s.Key || t.part.Snapshot { // of what went before a snapshot nobody tells
+		return false, err
+	}
+	was.Next, s.After = n, before.Number
+	t.keep(before.Number, was)
+	return false, nil
+}
+
+// letLive has a resource be told that was made after one was purged which had its key.
+func (t *taking) letLive(n int64) error {
+	if n == 0 {
+		return nil
+	}
+	s, err := t.stateOf(n)
+	if err != nil || s.After == 0 {
+		return err
+	}
+	s.After = 0
+	t.keep(n, s)
+	return t.again(n)
+}
+
+func (t *taking) lifeOf(key string) (l life, err error) {
+	text, err := t.get(ofKey + key)
+	if err != nil || text == nil {
+		return l, err
+	}
+	if err := json.Unmarshal(text, &l); err != nil {
+		return l, fmt.Errorf("note of a resource's lives: %w", err)
+	}
+	return l, nil
 }
 
 // tag notes that a resource has a tag, or has it no more.
@@ -298,7 +368,7 @@ func (t *taking) tag() error {
 func (t *taking) settle(n int64, s state) error {
 	p, err := t.parkedAt(n)
 	switch {
-	case err != nil || s.Key == "" || len(s.Ends) > 0:
+	case err != nil || s.Key == "" || len(s.Ends) > 0 || s.After != 0:
 		return err
 	case p != nil:
 		return t.release(n, *p)
@@ -464,11 +534,12 @@ func (t *taking) tell(n int64, p parked, part *decode.Part) error {
 
 // What a version waits for.
 const (
-	waitsForKey  = "the row of hfj_resource that says which resource this is a version of has not come: is the table among those that are captured?"
-	waitsForType = "the row of hfj_resource says another type of resource: are these the tables of two servers?"
-	waitsForTags = "the resource has tags, which may be security labels, and no row of hfj_res_tag says which: is the table among those that are captured?"
-	waitsForTag  = "the row of hfj_tag_def that says what a tag of the resource is has not come: is the table among those that are captured?"
-	waitsForEnd  = "the end of the transaction has not come, or not all of its rows: is the topic of transactions still read?"
+	waitsForKey   = "the row of hfj_resource that says which resource this is a version of has not come: is the table among those that are captured?"
+	waitsForPurge = "the resource was expunged and made again, and the deletion of its row of hfj_resource has not come: is the table among those that are captured?"
+	waitsForType  = "the row of hfj_resource says another type of resource: are these the tables of two servers?"
+	waitsForTags  = "the resource has tags, which may be security labels, and no row of hfj_res_tag says which: is the table among those that are captured?"
+	waitsForTag   = "the row of hfj_tag_def that says what a tag of the resource is has not come: is the table among those that are captured?"
+	waitsForEnd   = "the end of the transaction has not come, or not all of its rows: is the topic of transactions still read?"
 )
 
 // ready tells the tags of a version, or what it waits for.
@@ -478,6 +549,8 @@ func (t *taking) ready(n int64, s state, part *decode.Part) (tags []decode.Tag, 
 		return nil, waitsForKey, nil
 	case s.key().Type != part.Type:
 		return nil, waitsForType, nil
+	case s.After != 0:
+		return nil, waitsForPurge, nil
 	case part.Deletion:
 		return nil, "", nil
 	case len(s.Ends) > 0:

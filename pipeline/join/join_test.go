@@ -241,7 +241,7 @@ func TestHAPI(t *testing.T) {
 			}
 		}
 		for name := range k.notes {
-			if !strings.HasPrefix(name, ofResource) && !strings.HasPrefix(name, ofTag) && !strings.HasPrefix(name, ofTagName) && name != toldEnds {
+			if !strings.HasPrefix(name, ofResource) && !strings.HasPrefix(name, ofKey) && !strings.HasPrefix(name, ofTag) && !strings.HasPrefix(name, ofTagName) && name != toldEnds {
 				t.Fatalf("seed %d: %s is noted still: %s", seed, name, k.notes[name])
 			}
 		}
