@@ -115,6 +115,13 @@ func TestLateRowsOfTheUnseen(t *testing.T) {
 			t.Errorf("a row %s: verdict %d, want %d", c.what, got, c.want)
 		}
 	}
+	cur := &index.State{Kind: segment.Internal, Clock: segment.Clock{Version: NoVersion, LastUpdated: fhir.None, Position: 500}, Life: segment.NoLife}
+	for place, want := range map[uint64]verdict{499: stale, 501: applies} {
+		ch := Change{Version: NoVersion, LastUpdated: fhir.None, Position: place, Timestamp: 1001}
+		if got := judge(cur, &ch, 1, Partition{Topic: "Patient"}); got != want {
+			t.Errorf("at the place %d, of a deletion at 500: verdict %d, want %d", place, got, want)
+		}
+	}
 }
 
 // TestFloorsInTheLog: what was created within the millisecond of what was deleted lives, if
