@@ -24,7 +24,7 @@ const (
 	reasonRowType  = "row names no resource type of FHIR R4: if its table holds no resources, do not have it captured, or not read (topics)"
 	reasonRowID    = "row has no FHIR id"
 	reasonGone     = "the column that says whether the resource is deleted has a word that is not known here: give its meaning by one that is"
-	reasonNoColumn = "row has no body: is it kept elsewhere (offloaded)?"
+	reasonNoColumn = "row has no body: is it kept elsewhere (offloaded), or left out because it has not changed (binary.handling.mode is to be bytes or hex)?"
 	reasonNoGone   = "row lacks the column that says whether the resource is deleted: have the connector write it under the name that tables have for it (deleted); if it is newer than the record, take a snapshot of the table"
 )
 
