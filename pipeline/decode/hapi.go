@@ -59,7 +59,9 @@ type Part struct {
 	// told. A connector that begins again in the midst of one begins to count again.
 	Order int64
 
-	Key fhir.Key // Of PartResource: what the number stands for
+	// Of PartResource: what the number stands for, and since when; 0: it does not say.
+	Key       fhir.Key
+	Published fhir.Instant
 
 	// Of PartVersion:
 	Type     fhir.Type
@@ -172,7 +174,7 @@ func (d *hapi) part(table string, c rowChange) (*Part, fault) {
 		if c.op != 'd' && !from.holds("fhir_id") && !from.holds("forced_id_pid") {
 			return nil, reasonLeftOut
 		}
-		return d.resourcePart(read("res_id", "res_type", "fhir_id", "forced_id_pid"), c.op == 'd')
+		return d.resourcePart(read("res_id", "res_type", "fhir_id", "forced_id_pid", "res_published"), c.op == 'd')
 	case versionTable:
 		return d.versionPart(read("pid", "res_id", "res_ver", "res_type", "res_encoding", "res_text_vc", "res_text", "res_updated", "has_tags", "source_uri", "request_id"), c.op == 'd')
 	case "hfj_res_tag":
@@ -211,6 +213,9 @@ func (d *hapi) resourcePart(cells []cell, gone bool) (*Part, fault) {
 		return p, ""
 	}
 	p.Row = p.Resource
+	if at := d.tables.instant(cells[4], false); at != fhir.None {
+		p.Published = at
+	}
 	if p.Key.Type = typesFolded[strings.ToLower(string(cells[1].text))]; p.Key.Type == 0 {
 		return nil, reasonRowType
 	}

@@ -563,6 +563,58 @@ func TestPartitionsAdded(t *testing.T) {
 	}
 }
 
+// TestSnapshotOfTheReborn: a snapshot tells what was made again, and what it was before has
+// ended, though that is told behind it, or never.
+func TestSnapshotOfTheReborn(t *testing.T) {
+	for _, streamed := range []bool{true, false} {
+		k := newKept(t)
+		j := New(decoder(t, decode.Options{}), k, func() fhir.Instant { return k.now })
+		take := func(op, table, row string, lsn int) {
+			t.Helper()
+			after := "{" + row + "}"
+			if op == "d" {
+				after = "null"
+			}
+			taken, err := j.Take(record("hapi.public."+table, []byte("{"+row+"}"), fmt.Appendf(nil,
+				`{"op":%q,"before":null,"after":%s,"source":{"table":%q,"lsn":%d,"ts_ms":%d}}`, op, after, table, lsn, lsn)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			k.apply(taken)
+			j.Applied()
+		}
+		version := func(op string, n, number, lsn int) {
+			take(op, "hfj_res_ver", fmt.Sprintf(`"pid":%d,"res_id":%d,"res_ver":%d,"res_type":"Patient","has_tags":false,"res_encoding":"JSON","res_text_vc":"{\"n\":%d}"`, 10*n+number, n, number, n), lsn)
+		}
+		resource := func(op string, n, lsn int) {
+			take(op, "hfj_resource", fmt.Sprintf(`"res_id":%d,"res_type":"Patient","fhir_id":"anna","res_published":%d`, n, 1_700_000_000_000_000+n*1_000_000), lsn)
+		}
+		resource("c", 1, 10)
+		version("c", 1, 3, 11)
+		version("r", 2, 1, 100)
+		resource("r", 2, 100)
+		if streamed {
+			version("c", 1, 4, 40)
+			take("d", "hfj_resource", `"res_id":1`, 50)
+			resource("c", 2, 60)
+			version("c", 2, 1, 61)
+		}
+		got := k.shown()["Patient/anna"]
+		if !strings.Contains(got, `"n":2`) {
+			t.Errorf("streamed %t: %s", streamed, got)
+		}
+		var ended fhir.Instant
+		for _, ch := range k.history {
+			if ch.Delete {
+				ended = ch.LastUpdated
+			}
+		}
+		if ended != 1_700_000_002_000-1 {
+			t.Errorf("streamed %t: the first life ended at %v", streamed, ended)
+		}
+	}
+}
+
 // TestNumbersAgain: a database that went back to an earlier state gives out numbers again that
 // it gave out before; a row with the number of one that is gone is a new one.
 func TestNumbersAgain(t *testing.T) {

@@ -285,12 +285,32 @@ func (t *taking) succeed(n int64, s *state) (over bool, err error) {
 	}
 	t.put(ofKey+s.Key, text)
 	was, err := t.stateOf(before.Number)
-	if err != nil || was.Key != s.Key || t.part.Snapshot { // of what went before a snapshot nobody tells
+	switch {
+	case err != nil || was.Key != s.Key:
 		return false, err
+	case t.part.Snapshot && t.part.Published > 0:
+		return false, t.endBefore(before.Number, was)
+	case t.part.Snapshot:
+		return false, nil
 	}
 	was.Next, s.After = n, before.Number
 	t.keep(before.Number, was)
 	return false, nil
+}
+
+// endBefore ends the life of a resource that was made again before a snapshot: that its row went
+// may be told late, or never. It was before the other was made.
+func (t *taking) endBefore(n int64, was state) error {
+	changes := t.decoder.Purged(t.rec, t.part, was.key())
+	for i := range changes { // it has no place, for that of the snapshot is behind much of what it tells
+		changes[i].LastUpdated, changes[i].Position = t.part.Published-1, 0
+	}
+	t.out.Changes = append(t.out.Changes, changes...)
+	for row := range was.Tags {
+		t.put(name(ofTag, row), nil)
+	}
+	t.keep(n, state{Purged: true, Grave: graveOf(t.part)})
+	return t.unpark(n)
 }
 
 // letLive has a resource be told that was made after one was purged which had its key.
