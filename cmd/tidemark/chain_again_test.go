@@ -127,7 +127,7 @@ func (c *chain) again() {
 	c.come("snapshots taken again")
 	dump := c.dump()
 	for _, l := range c.lines {
-		l.reconcile(dump, "2 resources and 11 deletions")
+		l.reconcile(dump, "0 resources and 9 deletions")
 	}
 	c.compare("snapshots taken again")
 	dump = c.dump()

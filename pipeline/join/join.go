@@ -309,7 +309,8 @@ func (t *taking) endBefore(n int64, was state) error {
 	for row := range was.Tags {
 		t.put(name(ofTag, row), nil)
 	}
-	t.keep(n, state{Purged: true, Grave: graveOf(t.part)})
+	was = state{Purged: true, Grave: graveOf(t.part)}
+	t.keep(n, was)
 	return t.unpark(n)
 }
 
