@@ -320,14 +320,22 @@ func avroCell(v any) cell {
 func scaledDecimal(v avroRow) cell {
 	scale, is := v["scale"].(int32)
 	digits, has := v["value"].([]byte)
-	if !is || !has || len(v) != 2 || scale < -maxScale || scale > maxScale {
+	if !is || !has || len(v) != 2 {
+		return cell{}
+	}
+	return scaled(int64(scale), digits)
+}
+
+// scaled is a whole number, in two's complement, of whose digits some stand behind the point.
+func scaled(scale int64, digits []byte) cell {
+	if len(digits) == 0 || scale < -maxScale || scale > maxScale {
 		return cell{}
 	}
 	n := new(big.Int).SetBytes(digits)
-	if len(digits) > 0 && digits[0] >= 0x80 { // two's complement
+	if digits[0] >= 0x80 {
 		n.Sub(n, new(big.Int).Lsh(big.NewInt(1), uint(8*len(digits))))
 	}
-	ten := new(big.Int).Exp(big.NewInt(10), big.NewInt(int64(max(scale, -scale))), nil)
+	ten := new(big.Int).Exp(big.NewInt(10), big.NewInt(max(scale, -scale)), nil)
 	if scale < 0 {
 		return cell{isNumber, n.Mul(n, ten).Append(nil, 10)}
 	}

@@ -2,6 +2,7 @@ package decode
 
 import (
 	"bytes"
+	"encoding/base64"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -303,6 +304,15 @@ func TestScaledDecimals(t *testing.T) {
 		got := avroCell(map[string]any{"Decimal": map[string]any{"scale": c.scale, "value": c.value}})
 		if string(got.text) != c.want || got.yes() != c.yes {
 			t.Errorf("%d, %x: %s, %v", c.scale, c.value, got.text, got.yes())
+		}
+		text := value(fmt.Sprintf(`{"scale":%d,"value":"%s"}`, c.scale, base64.StdEncoding.EncodeToString(c.value)))
+		if got := jsonCell(text); got.kind == isNumber != (c.want != "") || got.kind == isNumber && string(got.text) != c.want {
+			t.Errorf("%s: %+v", text, got)
+		}
+	}
+	for _, other := range []string{`{"scale":1}`, `{"scale":1,"value":null}`, `{"scale":"x","value":"AQ=="}`, `{"scale":1,"value":"?"}`, `{"scale":1,"value":"AQ==","more":1}`} {
+		if got := jsonCell(value(other)); got.kind != isText || string(got.text) != other {
+			t.Errorf("%s: %+v", other, got)
 		}
 	}
 }

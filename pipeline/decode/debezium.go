@@ -360,7 +360,23 @@ func jsonCell(v value) cell {
 	case v[0] == 'f':
 		return cell{kind: isFalse}
 	case v.isObject(), v.isList():
+		if c := scaledJSON(v); c.kind == isNumber {
+			return c
+		}
 		return cell{isText, v} // JSON in a column that the converter has expanded
 	}
 	return cell{isNumber, v}
+}
+
+// scaledJSON is scaledDecimal in JSON; absent for what is something else.
+func scaledJSON(v value) cell {
+	if !bytes.HasPrefix(v, []byte(`{"scale":`)) || members(v) != 2 {
+		return cell{}
+	}
+	scale, err := strconv.ParseInt(string(v.member("scale").text()), 10, 32)
+	digits, is := base64Text(v.member("value").text())
+	if err != nil || !is {
+		return cell{}
+	}
+	return scaled(scale, digits)
 }
