@@ -48,6 +48,15 @@ func TestRows(t *testing.T) {
 	if got := decoded(t, d, Record{Topic: "ehr.public.fhir", Offset: 41, Timestamp: fhir.None, Value: []byte(row(`,"number":3.0`))}); got != strings.Replace(upsert, " patients", " version=3 patients", 1) {
 		t.Errorf("a version that is a double: %s", got)
 	}
+	skips, err := New("debezium", Options{Tables: []Table{{Name: "fhir", TypeColumn: "type", ID: "id", Body: "body", Skip: "old"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for more, want := range map[string]string{`,"old":false`: upsert, `,"old":true`: "nothing\n", "": "refused: " + string(reasonNoGone) + "\n"} {
+		if got := decoded(t, skips, Record{Topic: "ehr.public.fhir", Offset: 41, Timestamp: fhir.None, Value: []byte(enveloped("u", row(more)))}); got != want {
+			t.Errorf("a table with versions of old, %q: got  %swant %s", more, got, want)
+		}
+	}
 	refused := "refused: " + string(reasonGone) + "\n"
 	for gone, want := range map[any]string{
 		true: deletion, false: upsert, nil: upsert, 1: deletion, 0: upsert, json.Number("0.00"): upsert, json.Number("1e999"): deletion,

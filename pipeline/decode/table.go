@@ -25,7 +25,7 @@ const (
 	reasonRowID    = "row has no FHIR id"
 	reasonGone     = "the column that says whether the resource is deleted has a word that is not known here: give its meaning by one that is"
 	reasonNoColumn = "row has no body: is it kept elsewhere (offloaded), or left out because it has not changed (binary.handling.mode is to be bytes or hex)?"
-	reasonNoGone   = "row lacks the column that says whether the resource is deleted: have the connector write it under the name that tables have for it (deleted); if it is newer than the record, take a snapshot of the table"
+	reasonNoGone   = "row lacks the column that says whether the resource is deleted, or the row an old version: have the connector write it under the name that tables have for it (deleted, skip); if it is newer than the record, take a snapshot of the table"
 )
 
 // A Table says what the columns of a table of resources mean, one row a resource or one of
@@ -249,7 +249,7 @@ func (d *debezium) body(t *table, row row, cells []cell, s *said) fault {
 	switch {
 	case !known:
 		return reasonGone
-	case d.tables.blind(t, row, cells[deletedColumn]):
+	case d.tables.blind(t, row, cells):
 		return reasonNoGone
 	case s.delete && (unavailable(text) || s.key.Type != 0 && s.key.ID != ""):
 		return "" // whatever is left of it
@@ -317,11 +317,13 @@ func (ts tables) gone(c cell) (gone, known bool) {
 	return gone, gone || does == upserts
 }
 
-// blind tells of a row that it lacks the column which says whether the resource is deleted: it
-// is called otherwise, or was left out, and then no deletion would be seen. A plain record in
-// Avro may be older than the field.
-func (ts tables) blind(t *table, r row, c cell) bool {
-	return t.Deleted != "" && c.kind == absent && !t.emptyDeletes && !ts.instants && !r.holds(t.Deleted)
+// blind tells of a row that it lacks the column which says whether the resource is deleted, or
+// whether the row is one of old: it is called otherwise, or was left out, and then no deletion
+// would be seen, or old versions be taken for new. A plain record in Avro may be older than the
+// field.
+func (ts tables) blind(t *table, r row, cells []cell) bool {
+	lacks := func(name string, c cell) bool { return name != "" && c.kind == absent && !r.holds(name) }
+	return !ts.instants && (!t.emptyDeletes && lacks(t.Deleted, cells[deletedColumn]) || lacks(t.Skip, cells[skipColumn]))
 }
 
 // yes tells whether a column says so.
