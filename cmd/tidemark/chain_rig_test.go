@@ -451,7 +451,7 @@ func (m *merger) follow(ctx context.Context) {
 func (m *merger) merge(w *window) error {
 	for key, text := range w.changed {
 		if m.has[key] == text && !strings.HasPrefix(key, "Patient/random-") {
-			return fmt.Errorf("%s comes again in the window that ends at %v, as it was", key, w.time)
+			return fmt.Errorf("%s comes again in the window that ends at %v and began at %v, as it was: %s", key, w.time, m.since, text)
 		}
 		m.has[key] = text
 	}
