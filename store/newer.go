@@ -24,11 +24,11 @@ const (
 // timestamp after a re-creation, would count as new.
 const maxTombstones = 32
 
-// anotherLog is by how much (milliseconds) the time of a change must lie after the row's
+// AnotherLog is by how much (milliseconds) the time of a change must lie after the row's
 // record before it counts against the place in the source's log: then the log is another one,
 // which began anew (a database that was moved), and its places are small again. The clocks of
 // a database and of what tells its changes differ by less.
-const anotherLog = 60_000
+const AnotherLog = 60_000
 
 // judge tells what ch, read from partition from, does to a resource whose
 // newest row is cur, nil if there never was one.
@@ -161,7 +161,7 @@ func place(ch *Change, k *segment.Clock) (order int, placed bool) {
 	if written == fhir.None {
 		written = k.LastUpdated
 	}
-	if ch.Position <= k.Position && done != fhir.None && written != fhir.None && done > written+anotherLog {
+	if ch.Position <= k.Position && done != fhir.None && written != fhir.None && done > written+AnotherLog {
 		return 1, true
 	}
 	return cmp.Compare(ch.Position, k.Position), true

@@ -155,7 +155,7 @@ func TestFloorsInTheLog(t *testing.T) {
 		}
 	}
 	for _, place := range []uint64{199, 200} { // which may be that of something else in another log
-		for at, want := range map[fhir.Instant]verdict{1000 + anotherLog: stale, 1001 + anotherLog: applies} {
+		for at, want := range map[fhir.Instant]verdict{1000 + AnotherLog: stale, 1001 + AnotherLog: applies} {
 			ch := Change{Version: NoVersion, LastUpdated: 900, Time: at, Position: place, Timestamp: at, Offset: 9}
 			if got := judge(cur, &ch, 1, from); got != want {
 				t.Errorf("done at %d, at the place %d: verdict %d, want %d", at, place, got, want)

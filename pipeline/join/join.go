@@ -117,10 +117,6 @@ type grave struct {
 	At       fhir.Instant `json:"t,omitempty"`
 }
 
-// anotherLog is by how much (milliseconds) a row must be later than a deletion with a greater
-// place for the log to have begun anew, as in store/newer.go.
-const anotherLog = 60_000
-
 // covers tells whether a row stands before the deletion; unknown is what counts if nothing
 // tells.
 func (g grave) covers(part *decode.Part, unknown bool) bool {
@@ -130,7 +126,7 @@ func (g grave) covers(part *decode.Part, unknown bool) bool {
 	case part.Position > g.Position:
 		return false
 	}
-	return part.At == fhir.None || g.At == fhir.None || part.At <= g.At+anotherLog
+	return part.At == fhir.None || g.At == fhir.None || part.At <= g.At+store.AnotherLog
 }
 
 func graveOf(part *decode.Part) grave { return grave{part.Position, part.At} }
