@@ -51,14 +51,17 @@ type arrival struct {
 }
 
 // logOf makes changes of one resource as a database's log has them, and says how that ends.
-// Their clock may stand still.
+// Their clock may stand still, and fall if there are no versions.
 func logOf(r *rand.Rand) (list []arrival, ends string) {
 	versions, instants, explicit := r.IntN(2) == 0, r.IntN(2) == 0, r.IntN(2) == 0
 	at, updated, lives := fhir.Instant(1_000_000), fhir.Instant(1_000_000), false
 	for i := range uint64(2 + r.IntN(4)) {
 		at += fhir.Instant(r.IntN(100_000))
-		if r.IntN(2) == 0 {
+		switch r.IntN(4) {
+		case 0, 1:
 			updated = at
+		case 2:
+			updated = at - fhir.Instant(r.IntN(200_000))
 		}
 		ch := Change{
 			Delete: lives && r.IntN(2) == 0, Version: NoVersion, LastUpdated: fhir.None, Time: at, Position: 100 + 10*i,

@@ -91,9 +91,11 @@ func (m *model) says(s *source, ch *Change, now fhir.Instant) {
 			ch.LastUpdated = last // one millisecond
 		}
 		if last := m.lastUpdated(s); last != fhir.None {
-			ch.LastUpdated = max(ch.LastUpdated, last)
-			if t.mixed {
+			switch { // it falls, as when it is taken before one waits for another
+			case t.mixed: // what comes by another way has no place: nothing else tells what is newer
 				ch.LastUpdated = max(ch.LastUpdated, last+1)
+			case t.versions: // that begin anew are told from old ones by nothing else
+				ch.LastUpdated = max(ch.LastUpdated, last)
 			}
 		}
 	}

@@ -60,9 +60,7 @@ func judge(cur *index.State, ch *Change, hash uint64, from Partition) verdict {
 
 func judgeDeletion(cur *index.State, ch *Change, from Partition) verdict {
 	k := &cur.Clock
-	// The source's log tells which came first, whatever the records' timestamps are: many are
-	// written within a millisecond.
-	at, placed := place(ch, k)
+	at, placed := order(ch, k)
 	if at == 0 && ch.Version == NoVersion && ch.Timestamp != fhir.None && slices.Contains(cur.Life.Tombstones, ch.Timestamp) {
 		return stale
 	}
@@ -78,14 +76,8 @@ func judgeDeletion(cur *index.State, ch *Change, from Partition) verdict {
 		}
 		return applies
 	}
-	// Without a version it ranks just after the newest row, unless the source's own time, its
-	// log or, from another partition, the record's time says that it is older.
-	if o := compareInstants(ch.LastUpdated, k.LastUpdated); o != 0 {
-		if o < 0 {
-			return stale
-		}
-		return applies
-	}
+	// Without a version it ranks just after the newest row, unless the source's log, its own
+	// time or, from another partition, the record's time says that it is older.
 	switch {
 	case retold(ch, k), at < 0, placed && at == 0 && !cur.Life.Empty():
 		return stale // at the same place it is the deletion after which the row came by another way
@@ -104,47 +96,47 @@ func judgeDeletion(cur *index.State, ch *Change, from Partition) verdict {
 // that it says of version and time lies at or below what was deleted, and it
 // says something. What says the same instant is of a new life if it stands behind the newest
 // row in its source's log, whatever its version: much can happen within a millisecond, and
-// behind a life that was purged versions begin anew.
+// behind a life that was purged versions begin anew. Without a version it does, whatever the
+// instant.
 func belowFloor(l *segment.Life, newest *segment.Clock, ch *Change) bool {
-	said, tied := false, true
+	said, numbered, tied := false, false, true
 	if ch.Version != NoVersion && l.FloorVersion != NoVersion {
 		if ch.Version > l.FloorVersion {
 			return false
 		}
-		said, tied = true, ch.Version == l.FloorVersion
+		said, numbered, tied = true, true, ch.Version == l.FloorVersion
 	}
 	if ch.LastUpdated != fhir.None && l.FloorUpdated != fhir.None {
 		if ch.LastUpdated > l.FloorUpdated {
 			return false
 		}
-		said, tied = true, ch.LastUpdated == l.FloorUpdated
+		if said = true; numbered || ch.Rewritten {
+			tied = ch.LastUpdated == l.FloorUpdated
+		}
 	}
 	at, _ := place(ch, newest)
 	return said && (!tied || at <= 0)
 }
 
 // beforeDeletion reports whether ch stands before the deletion that is the newest row, or is
-// just what that deleted, in the source's log: of two topics one may be read late. What a
-// deletion said itself of version and time comes first.
+// just what that deleted, in the source's log: of two topics one may be read late. A version
+// that the deletion said itself comes first.
 func beforeDeletion(cur *index.State, ch *Change) bool {
-	k, l := &cur.Clock, &cur.Life
-	if own := k.Version != NoVersion && !k.Inherited; own &&
-		(ch.Version > max(k.Version, l.FloorVersion) || ch.LastUpdated > max(k.LastUpdated, l.FloorUpdated)) {
+	k := &cur.Clock
+	if own := k.Version != NoVersion && !k.Inherited; own && ch.Version > max(k.Version, cur.Life.FloorVersion) {
 		return false
 	}
-	o, placed := place(ch, k)
-	return placed && o <= 0
+	at, placed := place(ch, k)
+	return placed && at <= 0
 }
 
 // saidBefore reports whether all that ch says of version and time lies below what the deletion
 // of something that we never had said itself: it is of what was deleted, read late, for it
 // stood in another partition or topic.
 func saidBefore(ch *Change, k *segment.Clock) bool {
-	version, updated := 0, compareInstants(ch.LastUpdated, k.LastUpdated)
-	if ch.Version != NoVersion && k.Version != NoVersion {
-		version = cmp.Compare(ch.Version, k.Version)
-	}
-	return version <= 0 && updated <= 0 && version+updated < 0
+	version, updated := compareVersions(ch, k), compareInstants(ch.LastUpdated, k.LastUpdated)
+	at, _ := place(ch, k)
+	return version <= 0 && updated <= 0 && (version < 0 || updated < 0 && (at <= 0 || ch.Rewritten))
 }
 
 // place orders a change and the newest row by where they stand in their source's log, if both
@@ -167,6 +159,18 @@ func place(ch *Change, k *segment.Clock) (order int, placed bool) {
 	return cmp.Compare(ch.Position, k.Position), true
 }
 
+// order is that of the source: of its log, and by lastUpdated where that tells nothing. Many take
+// that from a clock before they wait for a row's lock, or from when their transaction began: it falls along the log.
+func order(ch *Change, k *segment.Clock) (o int, placed bool) {
+	o, placed = place(ch, k)
+	if o == 0 || ch.Rewritten {
+		if updated := compareInstants(ch.LastUpdated, k.LastUpdated); updated != 0 {
+			return updated, placed
+		}
+	}
+	return o, placed
+}
+
 // retold reports whether ch is a row of a version table that a snapshot tells again, without a
 // place: of the same instant, and by no number the later one. What came after it in the source's log
 // is known.
@@ -182,19 +186,19 @@ func sayNothingNew(k *segment.Clock, ch *Change) bool {
 		(ch.LastUpdated == fhir.None || ch.LastUpdated == k.LastUpdated)
 }
 
-// compare orders a change against the newest row: version, lastUpdated, source
-// position, then the offset in the same partition; across partitions the record
+// compare orders a change against the newest row: version, source position,
+// lastUpdated, then the offset in the same partition; across partitions the record
 // timestamp where lastUpdated is missing, then the partition. What the change
 // lacks compares equal.
 func compare(ch *Change, from Partition, k *segment.Clock) int {
-	if o := compareSaid(ch, k); o != 0 {
+	if o := compareVersions(ch, k); o != 0 {
+		return o
+	}
+	if o, _ := order(ch, k); o != 0 {
 		return o
 	}
 	if retold(ch, k) {
 		return -1
-	}
-	if o, _ := place(ch, k); o != 0 {
-		return o
 	}
 	if from == k.Origin {
 		return cmp.Compare(ch.Offset, k.Offset)
@@ -207,17 +211,15 @@ func compare(ch *Change, from Partition, k *segment.Clock) int {
 	return from.Compare(k.Origin)
 }
 
-// compareSaid orders them by version and lastUpdated alone.
-func compareSaid(ch *Change, k *segment.Clock) int {
-	if ch.Version != NoVersion && k.Version != NoVersion {
-		if o := cmp.Compare(ch.Version, k.Version); o != 0 {
-			return o
-		}
-		if k.Inherited && compareInstants(ch.LastUpdated, k.LastUpdated) <= 0 {
-			return -1 // a versionless change has already followed this version
-		}
+// compareVersions orders them by version alone.
+func compareVersions(ch *Change, k *segment.Clock) int {
+	switch {
+	case ch.Version == NoVersion || k.Version == NoVersion:
+		return 0
+	case ch.Version == k.Version && k.Inherited && compareInstants(ch.LastUpdated, k.LastUpdated) <= 0:
+		return -1 // a versionless change has already followed this version
 	}
-	return compareInstants(ch.LastUpdated, k.LastUpdated)
+	return cmp.Compare(ch.Version, k.Version)
 }
 
 // compareInstants compares two instants; one that is missing compares equal.
@@ -263,12 +265,11 @@ func retell(cur *index.State, ch *Change, from Partition) (k segment.Clock, l se
 	k = cur.Clock
 	known := &cur.Life
 	at, placed := place(ch, &k)
-	if placed && at <= 0 &&
-		ch.Version <= max(k.Version, known.FloorVersion) && ch.LastUpdated <= max(k.LastUpdated, known.FloorUpdated) {
+	if placed && at <= 0 && ch.Version <= max(k.Version, known.FloorVersion) {
 		return k, *known, false
 	}
 	next, l := succeed(cur, ch, from)
-	if at > 0 || k.Position == 0 && ch.Position != 0 {
+	if at > 0 && !ch.Rewritten || k.Position == 0 && ch.Position != 0 {
 		k = next
 	}
 	return k, l, k != cur.Clock || l.FloorVersion != known.FloorVersion || l.FloorUpdated != known.FloorUpdated ||

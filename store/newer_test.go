@@ -143,11 +143,14 @@ func TestFloorsInTheLog(t *testing.T) {
 		{"created behind it", NoVersion, 900, 300, applies},
 		{"told again", NoVersion, 900, 100, stale},
 		{"told without a place", NoVersion, 900, 0, stale},
-		{"an old time behind it", NoVersion, 899, 300, stale},
+		{"an old time behind it, by a clock that fell", NoVersion, 899, 300, applies},
+		{"an old time before it", NoVersion, 899, 100, stale},
 		{"an old version behind it", 3, fhir.None, 300, stale},
 		{"created behind it, by a life of which versions begin anew", 3, 900, 300, applies},
 		{"an old version told again", 3, 900, 100, stale},
-		{"a time that is later", NoVersion, 901, 100, applies},
+		{"a time that is later, before it", NoVersion, 901, 100, stale},
+		{"a time that is later, nowhere", NoVersion, 901, 0, applies},
+		{"a later version before it", 5, 899, 100, applies},
 	} {
 		ch := Change{Version: c.version, LastUpdated: c.updated, Position: c.position, Timestamp: 1001, Offset: 9}
 		if got := judge(cur, &ch, 1, from); got != c.want {
@@ -161,5 +164,48 @@ func TestFloorsInTheLog(t *testing.T) {
 				t.Errorf("done at %d, at the place %d: verdict %d, want %d", at, place, got, want)
 			}
 		}
+	}
+}
+
+// TestClockThatFalls: what the source's log says came last is what the source has, whatever
+// lastUpdated says: a transaction took its time before it waited for another.
+func TestClockThatFalls(t *testing.T) {
+	from := Partition{Topic: "Observation"}
+	live := &index.State{
+		Kind:  segment.Live,
+		Clock: segment.Clock{Version: NoVersion, LastUpdated: 900, Position: 200, Timestamp: 1000, Origin: from, Offset: 5}, Life: segment.NoLife,
+	}
+	unseen := &index.State{Kind: segment.Internal, Clock: live.Clock, Life: segment.NoLife}
+	for _, c := range []struct {
+		what string
+		cur  *index.State
+		ch   Change
+		want verdict
+	}{
+		{"a body behind it", live, Change{LastUpdated: 800, Position: 300}, applies},
+		{"a body before it", live, Change{LastUpdated: 1000, Position: 100}, stale},
+		{"a body nowhere", live, Change{LastUpdated: 800}, stale},
+		{"a deletion behind it", live, Change{Delete: true, LastUpdated: 800, Position: 300}, applies},
+		{"a deletion before it", live, Change{Delete: true, LastUpdated: 1000, Position: 100}, stale},
+		{"a body behind the deletion of what was never had", unseen, Change{LastUpdated: 800, Position: 300}, applies},
+		// A version's row that is written again is as old as it was.
+		{"an old version", live, Change{LastUpdated: 800, Position: 300, Rewritten: true}, stale},
+		{"the newest version", live, Change{LastUpdated: 900, Position: 300, Rewritten: true}, applies},
+		{"an old deletion", live, Change{Delete: true, LastUpdated: 800, Position: 300, Rewritten: true}, stale},
+		{"an old version of what was never had", unseen, Change{LastUpdated: 800, Position: 300, Rewritten: true}, stale},
+	} {
+		c.ch.Version, c.ch.Timestamp, c.ch.Offset = NoVersion, 1001, 9
+		if got := judge(c.cur, &c.ch, 1, from); got != c.want {
+			t.Errorf("%s: verdict %d, want %d", c.what, got, c.want)
+		}
+	}
+	gone := &index.State{Kind: segment.Deleted, Clock: live.Clock, Life: segment.Life{FloorVersion: NoVersion, FloorUpdated: 900}}
+	old := Change{Version: NoVersion, LastUpdated: 800, Position: 300, Rewritten: true}
+	if got := judge(gone, &old, 1, from); got != stale {
+		t.Errorf("an old version of what is deleted: verdict %d, want %d", got, stale)
+	}
+	again := Change{Delete: true, Version: NoVersion, LastUpdated: 900, Position: 300, Timestamp: 1001, Rewritten: true}
+	if k, _, _ := retell(gone, &again, from); k.Position != 200 {
+		t.Errorf("a deletion's row that is written again stands at %d, want 200: what was made between lives", k.Position)
 	}
 }

@@ -47,7 +47,10 @@ func (n *Newest) Compare(version int64, lastUpdated fhir.Instant) int {
 	case n.Kind == segment.Deleted:
 		return -1
 	}
-	o := compareSaid(&ch, &n.Clock)
+	o := compareVersions(&ch, &n.Clock)
+	if o == 0 {
+		o = compareInstants(lastUpdated, n.Clock.LastUpdated)
+	}
 	if o != 0 && n.Life.Reborn && belowFloor(&n.Life, &n.Clock, &ch) { // 0: the row itself may be of the instant of the floor
 		return -1
 	}

@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -43,14 +44,14 @@ func history(rng *rand.Rand, transactions int) string {
 	var script strings.Builder
 	fmt.Fprintln(&script, "\\set ON_ERROR_STOP off")
 	for n := range transactions {
-		var changes []string
+		var changes []randomCall
 		for range 1 + rng.IntN(5) {
 			changes = append(changes, randomChange(rng, n))
 		}
-		slices.Sort(changes) // by table and id
+		slices.SortStableFunc(changes, func(a, b randomCall) int { return cmp.Compare(a.of, b.of) })
 		fmt.Fprintln(&script, "begin;")
 		for i, change := range changes {
-			fmt.Fprintf(&script, "select %s;\n", change)
+			fmt.Fprintf(&script, "select %s;\n", change.call)
 			switch rng.IntN(10) {
 			case 0:
 				fmt.Fprintf(&script, "savepoint s%d;\n", i)
@@ -63,28 +64,39 @@ func history(rng *rand.Rand, transactions int) string {
 	return script.String()
 }
 
-// randomChange is one that sorts by what it changes.
-func randomChange(rng *rand.Rand, n int) string {
+// randomCall is one that changes a resource.
+type randomCall struct{ of, call string }
+
+func randomChange(rng *rand.Rand, n int) randomCall {
 	id, mark := rng.IntN(8), fmt.Sprintf("r%d-%d", n, rng.IntN(1000))
+	hapi := func(what string) randomCall {
+		return randomCall{fmt.Sprint("hapi", id), fmt.Sprintf(`hapi('Patient', 'random-%d', %s)`, id, what)}
+	}
+	medplum := func(what, more string) randomCall {
+		return randomCall{fmt.Sprint("medplum", id), fmt.Sprintf(`medplum_%s('Patient', md5('random%d')::uuid%s)`, what, id, more)}
+	}
+	document := func(what, more string) randomCall {
+		return randomCall{fmt.Sprint("document", id), fmt.Sprintf(`document_%s('Condition', 'random-%d'%s)`, what, id, more)}
+	}
 	switch rng.IntN(10) {
 	case 0, 1:
-		return fmt.Sprintf(`hapi('Patient', 'random-%d', 'put', '{"resourceType": "Patient", "language": "%s"}', '{0|urn:random|%d|,2|urn:labels|V|}')`, id, mark, rng.IntN(3))
+		return hapi(fmt.Sprintf(`'put', '{"resourceType": "Patient", "language": "%s"}', '{0|urn:random|%d|,2|urn:labels|V|}'`, mark, rng.IntN(3)))
 	case 2:
-		return fmt.Sprintf(`hapi('Patient', 'random-%d', 'put', '{"resourceType": "Patient", "language": "%s"}', '{}')`, id, mark)
+		return hapi(fmt.Sprintf(`'put', '{"resourceType": "Patient", "language": "%s"}', '{}'`, mark))
 	case 3:
-		return fmt.Sprintf(`hapi('Patient', 'random-%d', 'delete')`, id)
+		return hapi(`'delete'`)
 	case 4:
-		return fmt.Sprintf(`hapi('Patient', 'random-%d', 'expunge')`, id)
+		return hapi(`'expunge'`)
 	case 5:
-		return fmt.Sprintf(`hapi('Patient', 'random-%d', '%s')`, id, []string{"label", "unlabel"}[rng.IntN(2)])
+		return hapi([]string{`'label'`, `'unlabel'`}[rng.IntN(2)])
 	case 6:
-		return fmt.Sprintf(`medplum_put('Patient', md5('random%d')::uuid, '{"language": "%s"}')`, id, mark)
+		return medplum("put", fmt.Sprintf(`, '{"language": "%s"}'`, mark))
 	case 7:
-		return fmt.Sprintf(`medplum_delete('Patient', md5('random%d')::uuid)`, id)
+		return medplum("delete", "")
 	case 8:
-		return fmt.Sprintf(`document_put('Condition', 'random-%d', '{"language": "%s"}')`, id, mark)
+		return document("put", fmt.Sprintf(`, '{"language": "%s"}'`, mark))
 	}
-	return fmt.Sprintf(`document_delete('Condition', 'random-%d')`, id)
+	return document("delete", "")
 }
 
 // again has the connectors take their snapshots anew, after a time of which no log is

@@ -188,6 +188,12 @@ func (c *chain) changes() {
 			medplum_put('Patient', md5('p71')::uuid, '{"language": "one"}', at), medplum_put('Patient', md5('p71')::uuid, '{"language": "two"}', at),
 			medplum_put('Patient', md5('p72')::uuid, '{"language": "one"}', at), medplum_delete('Patient', md5('p72')::uuid, at)
 		from date_trunc('milliseconds', clock_timestamp()) at;
+		select medplum_put('Observation', md5('o40')::uuid, '{"status": "final", "language": "one"}', at), medplum_put('Observation', md5('o40')::uuid, '{"status": "final", "language": "two"}', before),
+			medplum_put('Observation', md5('o41')::uuid, '{"status": "final", "language": "one"}', at), medplum_delete('Observation', md5('o41')::uuid, before),
+			medplum_put('Observation', md5('o42')::uuid, '{"status": "final", "language": "one"}', at), medplum_delete('Observation', md5('o42')::uuid, at),
+			medplum_put('Observation', md5('o42')::uuid, '{"status": "final", "language": "two"}', before)
+		from date_trunc('milliseconds', clock_timestamp()) at, lateral (select at - interval '10 s' before) b; -- whose transaction began before another
+		update "Patient_History" set content = content where id in (md5('p8')::uuid, md5('p10')::uuid, md5('p70')::uuid); -- which says nothing
 		select medplum_expunge('Patient', md5('p20')::uuid);
 		select medplum_expunge('Observation', md5('o20')::uuid);
 		select document_put('Condition', 'doc-' || n, jsonb_build_object('note', jsonb_build_array(jsonb_build_object('text', 'é "quoted" \ ' || n)))) from generate_series(10, 20) n;

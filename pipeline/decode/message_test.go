@@ -162,6 +162,9 @@ func decoded(t *testing.T, d Decoder, rec Record) string {
 		}
 		if c.Position != 0 {
 			fmt.Fprintf(&b, " position=%d", c.Position)
+			if c.Rewritten {
+				b.WriteString(" rewritten")
+			}
 		}
 		if len(c.Patients) > 0 {
 			fmt.Fprintf(&b, " patients=%s", strings.Join(c.Patients, ","))

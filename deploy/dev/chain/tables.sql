@@ -142,8 +142,15 @@ create table "Observation" (like "Patient" including all);
 alter table "Patient" alter content set storage external;
 create table "Patient_History" ("versionId" uuid primary key, id uuid not null, content text not null, "lastUpdated" timestamptz not null);
 
-create function medplum_put(typ text, id uuid, body jsonb, at timestamptz default date_trunc('milliseconds', clock_timestamp())) returns void language plpgsql as $$
+-- The instant is that of when it is its turn, so that it does not fall along the log; one that is given may.
+create function medplum_turn(typ text, id uuid, at timestamptz) returns timestamptz language sql as $$
+  select pg_advisory_xact_lock(hashtext(typ || id));
+  select coalesce(at, date_trunc('milliseconds', clock_timestamp()));
+$$;
+
+create function medplum_put(typ text, id uuid, body jsonb, given timestamptz default null) returns void language plpgsql as $$
 declare
+  at timestamptz := medplum_turn(typ, id, given);
   version uuid := gen_random_uuid();
   content text := body || jsonb_build_object('resourceType', typ, 'id', id, 'meta', jsonb_build_object(
     'versionId', version, 'lastUpdated', to_char(at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'),
@@ -157,7 +164,9 @@ begin
   end if;
 end $$;
 
-create function medplum_delete(typ text, id uuid, at timestamptz default date_trunc('milliseconds', clock_timestamp())) returns void language plpgsql as $$
+create function medplum_delete(typ text, id uuid, given timestamptz default null) returns void language plpgsql as $$
+declare
+  at timestamptz := medplum_turn(typ, id, given);
 begin
   execute format('update %I set content = '''', "lastUpdated" = $2, deleted = true where id = $1', typ) using id, at;
   if typ = 'Patient' then
