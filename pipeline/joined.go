@@ -30,7 +30,7 @@ func (p *Pipeline) joinTopics() error {
 		switch {
 		case !ok:
 		case first < 0:
-			first, p.joined.join = i, join.New(d, p.store, p.store.Now)
+			first, p.joined.join = i, join.New(d, p.store, p.store.Now, p.store.ReachedBeside)
 		case !reflect.DeepEqual(p.o.Topics[i].Decode, p.o.Topics[first].Decode):
 			return fmt.Errorf("topics %s and %s: both are of preset %s and so of one source: give them the same options",
 				p.o.Topics[first].selector(), p.o.Topics[i].selector(), p.o.Topics[i].Decode.Preset)

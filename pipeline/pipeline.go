@@ -60,6 +60,7 @@ type Store interface {
 	Decide(context.Context, store.Decision) error
 	Forget(store.Partition) error
 	Reached() fhir.Instant
+	ReachedBeside(topic string) fhir.Instant
 	Wait(least fhir.Instant)
 }
 

@@ -199,6 +199,8 @@ func (m *memory) Rewind(p store.Partition, offset int64) error {
 	return nil
 }
 
+func (m *memory) ReachedBeside(string) fhir.Instant { return m.Reached() }
+
 func (m *memory) Reached() fhir.Instant {
 	m.mu.Lock()
 	defer m.mu.Unlock()

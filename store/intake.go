@@ -131,12 +131,25 @@ func (db *DB) Reached() fhir.Instant {
 	return db.reached()
 }
 
+// ReachedBeside is Reached for the partitions of all topics but one; before the bootstrap is over, when
+// nobody is told of anything, a time to come.
+func (db *DB) ReachedBeside(topic string) fhir.Instant {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	if !db.started {
+		return always
+	}
+	return db.reachedBeside(topic)
+}
+
 // reached is the least watermark of the joined partitions, None if one was not heard of since
 // the start. Called with mu held.
-func (db *DB) reached() fhir.Instant {
+func (db *DB) reached() fhir.Instant { return db.reachedBeside("") }
+
+func (db *DB) reachedBeside(topic string) fhir.Instant {
 	w := fhir.Instant(math.MaxInt64)
-	for _, p := range db.parts {
-		if !p.joined {
+	for id, p := range db.parts {
+		if !p.joined || id.Topic == topic {
 			continue
 		}
 		if p.progress == nil {

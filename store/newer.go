@@ -24,11 +24,24 @@ const (
 // timestamp after a re-creation, would count as new.
 const maxTombstones = 32
 
-// AnotherLog is by how much (milliseconds) the time of a change must lie after the row's
+// anotherLog is by how much (milliseconds) the time of a change must lie after the row's
 // record before it counts against the place in the source's log: then the log is another one,
 // which began anew (a database that was moved), and its places are small again. The clocks of
 // a database and of what tells its changes differ by less.
-const AnotherLog = 60_000
+const anotherLog = 60_000
+
+// InLog orders what was done at a position of a source's log against what stands at another
+// and was written down then, if both have a position (0: none). What was done long after that is
+// of a log that has begun anew. fhir.None: a time that is not known.
+func InLog(position uint64, done fhir.Instant, than uint64, written fhir.Instant) (order int, placed bool) {
+	switch {
+	case position == 0 || than == 0:
+		return 0, false
+	case position <= than && done != fhir.None && written != fhir.None && done > written+anotherLog:
+		return 1, true
+	}
+	return cmp.Compare(position, than), true
+}
 
 // judge tells what ch, read from partition from, does to a resource whose
 // newest row is cur, nil if there never was one.
@@ -140,12 +153,8 @@ func saidBefore(ch *Change, k *segment.Clock) bool {
 }
 
 // place orders a change and the newest row by where they stand in their source's log, if both
-// say that. What was done long after the row's record was written is of a log that has begun
-// anew.
+// say that.
 func place(ch *Change, k *segment.Clock) (order int, placed bool) {
-	if ch.Position == 0 || k.Position == 0 {
-		return 0, false
-	}
 	done, written := ch.Time, k.Timestamp
 	if done == fhir.None {
 		done = ch.LastUpdated
@@ -153,10 +162,7 @@ func place(ch *Change, k *segment.Clock) (order int, placed bool) {
 	if written == fhir.None {
 		written = k.LastUpdated
 	}
-	if ch.Position <= k.Position && done != fhir.None && written != fhir.None && done > written+AnotherLog {
-		return 1, true
-	}
-	return cmp.Compare(ch.Position, k.Position), true
+	return InLog(ch.Position, done, k.Position, written)
 }
 
 // order is that of the source: of its log, and by lastUpdated where that tells nothing. Many take

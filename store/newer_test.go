@@ -41,10 +41,10 @@ func TestDeletionsInTheLog(t *testing.T) {
 	}
 }
 
-// TestDeletionsInAnotherLog: a database that was moved begins its log anew. What is deleted
+// TestDeletionsInanotherLog: a database that was moved begins its log anew. What is deleted
 // long after it was written is deleted, however small its place; what a connector repeats of
 // an earlier life is not.
-func TestDeletionsInAnotherLog(t *testing.T) {
+func TestDeletionsInanotherLog(t *testing.T) {
 	from := Partition{Topic: "Patient"}
 	cur := &index.State{
 		Kind:  segment.Live,
@@ -158,7 +158,7 @@ func TestFloorsInTheLog(t *testing.T) {
 		}
 	}
 	for _, place := range []uint64{199, 200} { // which may be that of something else in another log
-		for at, want := range map[fhir.Instant]verdict{1000 + AnotherLog: stale, 1001 + AnotherLog: applies} {
+		for at, want := range map[fhir.Instant]verdict{1000 + anotherLog: stale, 1001 + anotherLog: applies} {
 			ch := Change{Version: NoVersion, LastUpdated: 900, Time: at, Position: place, Timestamp: at, Offset: 9}
 			if got := judge(cur, &ch, 1, from); got != want {
 				t.Errorf("done at %d, at the place %d: verdict %d, want %d", at, place, got, want)

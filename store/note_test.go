@@ -166,9 +166,18 @@ func TestWait(t *testing.T) {
 	if r := db.Reached(); r < 2000 {
 		t.Errorf("reached is %v, as if nothing had been read", r)
 	}
+	if r := db.ReachedBeside("another"); r <= db.Now() {
+		t.Errorf("before the bootstrap is over all but one topic is read up to %v, and nobody may be told", r)
+	}
 	db.Wait(fhir.None)
 	if w := db.Status().Watermark; w < 2000 {
 		t.Errorf("the watermark is %v though nothing waits", w)
+	}
+	if r := db.ReachedBeside("another"); r != db.Reached() {
+		t.Errorf("beside a topic that is not read all are read up to %v, of %v", r, db.Reached())
+	}
+	if r := db.ReachedBeside(part0.Topic); r <= db.Now() {
+		t.Errorf("beside the only topic something is read up to %v", r)
 	}
 	pinned := pinNow(t, db, "a").Watermark() // which is promised
 	f.commit()

@@ -375,7 +375,7 @@ func TestKilledConnectors(t *testing.T) {
 		run(t, k, topics, r)
 		if partial { // nobody knows how many rows it had: a look at what waits
 			k.now += late + 1
-			j := New(decoder(t, decode.Options{}), k, func() fhir.Instant { return k.now })
+			j := New(decoder(t, decode.Options{}), k, func() fhir.Instant { return k.now }, nil)
 			all, err := j.Overdue(store.Partition{Topic: "hapi.transaction"}, k.now, nil)
 			if err != nil {
 				t.Fatal(err)
@@ -568,7 +568,7 @@ func TestPartitionsAdded(t *testing.T) {
 func TestSnapshotOfTheReborn(t *testing.T) {
 	for _, streamed := range []bool{true, false} {
 		k := newKept(t)
-		j := New(decoder(t, decode.Options{}), k, func() fhir.Instant { return k.now })
+		j := New(decoder(t, decode.Options{}), k, func() fhir.Instant { return k.now }, nil)
 		take := func(op, table, row string, lsn int) {
 			t.Helper()
 			after := "{" + row + "}"
@@ -628,7 +628,7 @@ func TestNumbersAgain(t *testing.T) {
 		"in another log, and when it was": {lsn: 5, ts: 1000, tagged: false},
 	} {
 		k := newKept(t)
-		j := New(decoder(t, decode.Options{}), k, func() fhir.Instant { return k.now })
+		j := New(decoder(t, decode.Options{}), k, func() fhir.Instant { return k.now }, nil)
 		take := func(table, op, row string, lsn, ts int) {
 			t.Helper()
 			after := "{" + row + "}"

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -41,19 +42,26 @@ type Join struct {
 	decoder decode.Joined
 	notes   Notes
 	now     func() fhir.Instant
+	beside  func(topic string) fhir.Instant
 
-	fresh map[string][]byte                // noted, and not yet applied; nil: taken away
-	ends  ends                             // of transactions
-	waits waits                            // the versions that wait, and are not told as dead letters
-	dirty bool                             // there may be something that waits for too long
-	swept map[store.Partition]fhir.Instant // when Overdue last looked
+	fresh  map[string][]byte                // noted, and not yet applied; nil: taken away
+	ends   ends                             // of transactions
+	waits  waits                            // the versions that wait, and are not told as dead letters
+	dirty  bool                             // there may be something that waits for too long
+	swept  map[store.Partition]fhir.Instant // when Overdue last looked
+	behind map[store.Partition][]behind     // the versions that wait for what is beside them, by their offsets
 }
 
-// New returns a join of the rows that d reads. now is the store's clock.
-func New(d decode.Joined, notes Notes, now func() fhir.Instant) *Join {
+// New returns a join of the rows that d reads. now is the store's clock. beside says up to when
+// all that was written has been read of all topics but one, or a time to come where nobody can
+// see yet what is told; nil: nobody ever can.
+func New(d decode.Joined, notes Notes, now func() fhir.Instant, beside func(topic string) fhir.Instant) *Join {
+	if beside == nil {
+		beside = func(string) fhir.Instant { return math.MaxInt64 }
+	}
 	return &Join{
-		decoder: d, notes: notes, now: now, fresh: map[string][]byte{}, dirty: true, swept: map[store.Partition]fhir.Instant{},
-		ends: ends{open: map[int64]bool{}}, waits: waits{},
+		decoder: d, notes: notes, now: now, beside: beside, fresh: map[string][]byte{}, dirty: true, swept: map[store.Partition]fhir.Instant{},
+		ends: ends{open: map[int64]bool{}}, waits: waits{}, behind: map[store.Partition][]behind{},
 	}
 }
 
@@ -101,46 +109,6 @@ type state struct {
 	Next  int64 `json:"y,omitempty"`
 	After int64 `json:"b,omitempty"`
 }
-
-// A life is the number that a key stands for, and the row that said so first: what is made
-// again after it was purged has another number. Of two the later is told by the log, for
-// their rows may be in two partitions.
-type life struct {
-	Number int64 `json:"n"`
-	Since  grave `json:"s"`
-}
-
-// A grave is where a row was deleted. What stands before that in the log comes late, from
-// another partition (a topic that was given more of them), or is repeated.
-type grave struct {
-	Position uint64       `json:"p,omitempty"`
-	At       fhir.Instant `json:"t,omitempty"`
-}
-
-// covers tells whether a row stands before the deletion; unknown is what counts if nothing
-// tells.
-func (g grave) covers(part *decode.Part, unknown bool) bool {
-	switch {
-	case part.Position == 0 || g.Position == 0:
-		return unknown
-	case part.Position > g.Position:
-		return false
-	}
-	return part.At == fhir.None || g.At == fhir.None || part.At <= g.At+store.AnotherLog
-}
-
-func graveOf(part *decode.Part) grave { return grave{part.Position, part.At} }
-
-// graveOfTag reads the note of a tag's row that is gone.
-func graveOfTag(note []byte) (g grave, gone bool) {
-	text, gone := strings.CutPrefix(string(note), wasTag)
-	if _, err := fmt.Sscanf(text, "%d %d", &g.Position, &g.At); err != nil {
-		return grave{}, gone // of an earlier release
-	}
-	return g, gone
-}
-
-func (g grave) ofTag() []byte { return fmt.Appendf(nil, wasTag+"%d %d", g.Position, g.At) }
 
 // Taken is what came of a record.
 type Taken struct {
@@ -201,6 +169,9 @@ func (t *taking) done() {
 	maps.Copy(t.fresh, t.noted)
 	for _, m := range t.moved {
 		t.waits.add(m.p, m.n)
+		if m.n > 0 {
+			t.noteBehind(m.p, m.of)
+		}
 	}
 }
 
@@ -259,80 +230,6 @@ func (t *taking) resource() error {
 	}
 	t.keep(n, s)
 	return t.again(n)
-}
-
-// succeed notes that a key stands for another number now. over: it did before, and what is
-// of this number is of a life that has ended.
-func (t *taking) succeed(n int64, s *state) (over bool, err error) {
-	if t.part.Position == 0 {
-		return false, nil // nothing tells which of two lives was first
-	}
-	before, err := t.lifeOf(s.Key)
-	switch {
-	case err != nil || before.Number == n:
-		return false, err
-	case before.Number != 0 && before.Since.covers(t.part, false):
-		t.keep(n, state{Purged: true, Grave: before.Since})
-		return true, t.unpark(n)
-	}
-	text, err := json.Marshal(life{n, graveOf(t.part)})
-	if err != nil {
-		return false, err
-	}
-	t.put(ofKey+s.Key, text)
-	was, err := t.stateOf(before.Number)
-	switch {
-	case err != nil || was.Key != s.Key:
-		return false, err
-	case t.part.Snapshot && t.part.Published > 0:
-		return false, t.endBefore(before.Number, was)
-	case t.part.Snapshot:
-		return false, nil
-	}
-	was.Next, s.After = n, before.Number
-	t.keep(before.Number, was)
-	return false, nil
-}
-
-// endBefore ends the life of a resource that was made again before a snapshot: that its row went
-// may be told late, or never. It was before the other was made.
-func (t *taking) endBefore(n int64, was state) error {
-	changes := t.decoder.Purged(t.rec, t.part, was.key())
-	for i := range changes { // it has no place, for that of the snapshot is behind much of what it tells
-		changes[i].LastUpdated, changes[i].Position = t.part.Published-1, 0
-	}
-	t.out.Changes = append(t.out.Changes, changes...)
-	for row := range was.Tags {
-		t.put(name(ofTag, row), nil)
-	}
-	was = state{Purged: true, Grave: graveOf(t.part)}
-	t.keep(n, was)
-	return t.unpark(n)
-}
-
-// letLive has a resource be told that was made after one was purged which had its key.
-func (t *taking) letLive(n int64) error {
-	if n == 0 {
-		return nil
-	}
-	s, err := t.stateOf(n)
-	if err != nil || s.After == 0 {
-		return err
-	}
-	s.After = 0
-	t.keep(n, s)
-	return t.again(n)
-}
-
-func (t *taking) lifeOf(key string) (l life, err error) {
-	text, err := t.get(ofKey + key)
-	if err != nil || text == nil {
-		return l, err
-	}
-	if err := json.Unmarshal(text, &l); err != nil {
-		return l, fmt.Errorf("note of a resource's lives: %w", err)
-	}
-	return l, nil
 }
 
 // tag notes that a resource has a tag, or has it no more.
@@ -522,7 +419,7 @@ func (t *taking) tell(n int64, p parked, part *decode.Part) error {
 	if err != nil {
 		return err
 	}
-	tags, reason, err := t.ready(n, s, part)
+	tags, reason, err := t.ready(n, s, p, part)
 	switch {
 	case err != nil:
 		return err
@@ -551,16 +448,17 @@ func (t *taking) tell(n int64, p parked, part *decode.Part) error {
 
 // What a version waits for.
 const (
-	waitsForKey   = "the row of hfj_resource that says which resource this is a version of has not come: is the table among those that are captured?"
-	waitsForPurge = "the resource was expunged and made again, and the deletion of its row of hfj_resource has not come: is the table among those that are captured?"
-	waitsForType  = "the row of hfj_resource says another type of resource: are these the tables of two servers?"
-	waitsForTags  = "the resource has tags, which may be security labels, and no row of hfj_res_tag says which: is the table among those that are captured?"
-	waitsForTag   = "the row of hfj_tag_def that says what a tag of the resource is has not come: is the table among those that are captured?"
-	waitsForEnd   = "the end of the transaction has not come, or not all of its rows: is the topic of transactions still read?"
+	waitsForKey    = "the row of hfj_resource that says which resource this is a version of has not come: is the table among those that are captured?"
+	waitsForPurge  = "the resource was expunged and made again, and the deletion of its row of hfj_resource has not come: is the table among those that are captured?"
+	waitsForType   = "the row of hfj_resource says another type of resource: are these the tables of two servers?"
+	waitsForTags   = "the resource has tags, which may be security labels, and no row of hfj_res_tag says which: is the table among those that are captured?"
+	waitsForTag    = "the row of hfj_tag_def that says what a tag of the resource is has not come: is the table among those that are captured?"
+	waitsForTopics = "a snapshot has the version, and what was written before it in other topics has not all been read: there may be tags of it"
+	waitsForEnd    = "the end of the transaction has not come, or not all of its rows: is the topic of transactions still read?"
 )
 
 // ready tells the tags of a version, or what it waits for.
-func (t *taking) ready(n int64, s state, part *decode.Part) (tags []decode.Tag, reason string, err error) {
+func (t *taking) ready(n int64, s state, p parked, part *decode.Part) (tags []decode.Tag, reason string, err error) {
 	switch {
 	case s.Key == "":
 		return nil, waitsForKey, nil
@@ -574,6 +472,8 @@ func (t *taking) ready(n int64, s state, part *decode.Part) (tags []decode.Tag, 
 		return nil, waitsForEnd, nil
 	case part.Tagged && !s.Told:
 		return nil, waitsForTags, nil
+	case part.Tagged && part.Snapshot && part.Number > s.Number && t.beside(p.Record.Topic) < p.written():
+		return nil, waitsForTopics, nil
 	}
 	tags, missing, err := t.tagsOf(s)
 	if missing != 0 {

@@ -174,7 +174,7 @@ func run(t *testing.T, k *kept, topics map[string][]decode.Record, r *rand.Rand)
 // runFrom is run behind the records that were taken.
 func runFrom(t *testing.T, k *kept, topics, taken map[string][]decode.Record, r *rand.Rand) {
 	t.Helper()
-	j := New(decoder(t, decode.Options{}), k, func() fhir.Instant { return k.now })
+	j := New(decoder(t, decode.Options{}), k, func() fhir.Instant { return k.now }, nil)
 	left := map[string]int{}
 	for topic := range topics {
 		left[topic] = len(taken[topic])
@@ -202,7 +202,7 @@ func runFrom(t *testing.T, k *kept, topics, taken map[string][]decode.Record, r 
 		}
 		j.Applied()
 		if r.IntN(10) == 0 { // a crash: only what is noted is left
-			j = New(decoder(t, decode.Options{}), k, func() fhir.Instant { return k.now })
+			j = New(decoder(t, decode.Options{}), k, func() fhir.Instant { return k.now }, nil)
 		}
 	}
 }
@@ -252,7 +252,7 @@ func TestHAPI(t *testing.T) {
 // connector that begins anew repeats what it wrote.
 func TestNewestWaits(t *testing.T) {
 	k := newKept(t)
-	j := New(decoder(t, decode.Options{}), k, func() fhir.Instant { return k.now })
+	j := New(decoder(t, decode.Options{}), k, func() fhir.Instant { return k.now }, nil)
 	take := func(table, row string) {
 		t.Helper()
 		rec := record("hapi.public."+table, nil, fmt.Appendf(nil, `{"op":"c","after":%s,"source":{"table":%q,"lsn":%d}}`, row, table, k.now))
@@ -280,7 +280,7 @@ func TestNewestWaits(t *testing.T) {
 // told. Its earlier versions, which a snapshot that is taken again brings, do not live.
 func TestVersionsBeforeADeletion(t *testing.T) {
 	k := newKept(t)
-	j := New(decoder(t, decode.Options{}), k, func() fhir.Instant { return k.now })
+	j := New(decoder(t, decode.Options{}), k, func() fhir.Instant { return k.now }, nil)
 	take := func(table, row string) {
 		t.Helper()
 		taken, err := j.Take(record("hapi.public."+table, nil, fmt.Appendf(nil, `{"op":"r","after":%s,"source":{"table":%q,"lsn":null}}`, row, table)))
@@ -312,7 +312,7 @@ func TestVersionsBeforeADeletion(t *testing.T) {
 // though it would have to wait, and leaves nothing behind.
 func TestWrongVersions(t *testing.T) {
 	k := newKept(t)
-	j := New(decoder(t, decode.Options{DropTypes: []string{"Binary"}}), k, func() fhir.Instant { return k.now })
+	j := New(decoder(t, decode.Options{DropTypes: []string{"Binary"}}), k, func() fhir.Instant { return k.now }, nil)
 	version := func(typ, body string) (Taken, error) {
 		return j.Take(record("hapi.public.hfj_res_ver", nil, fmt.Appendf(nil,
 			`{"op":"c","after":{"pid":1,"res_id":1,"res_ver":1,"res_type":%q,"has_tags":false,"res_encoding":"JSON","res_text_vc":%q},"source":{"table":"hfj_res_ver"}}`, typ, body)))
@@ -337,7 +337,7 @@ func TestRefusedRowsCount(t *testing.T) {
 	for _, bad := range []string{`"has_tags":false,"res_encoding":"JSONC","res_text":7`, `"has_tags":false,"res_encoding":"JSON","res_text_vc":"{\"name\":[}"`, `"has_tags":false,"res_encoding":"JSON","res_text_vc":"{\"id\":1}"`} {
 		k := newKept(t)
 		k.notes[toldEnds] = []byte("{}")
-		j := New(decoder(t, decode.Options{}), k, func() fhir.Instant { return k.now })
+		j := New(decoder(t, decode.Options{}), k, func() fhir.Instant { return k.now }, nil)
 		refusals := 0
 		take := func(table, row string) {
 			t.Helper()
@@ -373,7 +373,7 @@ func TestWaits(t *testing.T) {
 	const now = 1_767_323_045_000
 	k := newKept(t)
 	k.now = now
-	j := New(decoder(t, decode.Options{}), k, func() fhir.Instant { return k.now })
+	j := New(decoder(t, decode.Options{}), k, func() fhir.Instant { return k.now }, nil)
 	for n, c := range []struct{ updated, want fhir.Instant }{{now, now}, {now - 500, now - 500}, {now - 100_000_000, now - 500}, {now + 1000, now - 500}} {
 		_, err := j.Take(record("hapi.hfj_res_ver", nil, fmt.Appendf(nil,
 			`{"op":"c","after":{"pid":%d,"res_id":%d,"res_ver":1,"res_type":"Patient","res_encoding":"DEL","res_updated":%d},"source":{"table":"hfj_res_ver"}}`, n+1, n+1, c.updated*1000)))
@@ -389,7 +389,7 @@ func TestWaits(t *testing.T) {
 		t.Errorf("once one was told: %+v, %v", got, err)
 	}
 	k.now += 5000 // of another second
-	again := New(decoder(t, decode.Options{}), k, func() fhir.Instant { return k.now })
+	again := New(decoder(t, decode.Options{}), k, func() fhir.Instant { return k.now }, nil)
 	if err := again.Load(); err != nil || again.Waits() != fhir.None {
 		t.Errorf("nothing was applied, and it waits for %v, %v", again.Waits(), err)
 	}
@@ -399,7 +399,7 @@ func TestWaits(t *testing.T) {
 // of them is understood, and whoever reads says why.
 func TestTransactionsOfPartitions(t *testing.T) {
 	k := newKept(t)
-	j := New(decoder(t, decode.Options{}), k, func() fhir.Instant { return k.now })
+	j := New(decoder(t, decode.Options{}), k, func() fhir.Instant { return k.now }, nil)
 	for _, status := range []string{"BEGIN", "END"} {
 		rec := record("hapi.transaction", nil, fmt.Appendf(nil, `{"status":%q,"id":"5:10","ts_ms":5,"event_count":0,"data_collections":[]}`, status))
 		rec.Partition = 3
@@ -418,7 +418,7 @@ func TestTransactionsOfPartitions(t *testing.T) {
 func TestOverdueLetters(t *testing.T) {
 	for _, later := range []bool{false, true} {
 		k := newKept(t)
-		j := New(decoder(t, decode.Options{}), k, func() fhir.Instant { return k.now })
+		j := New(decoder(t, decode.Options{}), k, func() fhir.Instant { return k.now }, nil)
 		var answered []Origin
 		take := func(table, row string) {
 			t.Helper()
@@ -489,7 +489,7 @@ func BenchmarkJoin(b *testing.B) {
 		b.Run(fmt.Sprintf("tagged=%v", tagged), func(b *testing.B) {
 			k := newKept(b)
 			k.notes[name(ofTagName, 1)] = []byte(`{"kind":1,"code":"urn:p"}`)
-			j := New(decoder(b, decode.Options{}), k, func() fhir.Instant { return k.now })
+			j := New(decoder(b, decode.Options{}), k, func() fhir.Instant { return k.now }, nil)
 			b.SetBytes(int64(len(version(1, tagged))))
 			b.ReportAllocs()
 			n := 0

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
+	"strings"
 
 	"tidemark/pipeline/decode"
 	"tidemark/store"
@@ -25,10 +27,58 @@ type parked struct {
 	Body *decode.Record
 }
 
-// A moved is a version that waits now (1), or no longer (-1).
+// A moved is a version of a resource that waits now (1), or no longer (-1).
 type moved struct {
-	p *parked
-	n int
+	p  *parked
+	of int64
+	n  int
+}
+
+// A behind is a version of a resource that waits until all that was written until then has been
+// read of the topics beside its own: rows of a snapshot are of no transaction, and its tags stand
+// before it there.
+type behind struct {
+	of     int64
+	offset int64
+	until  fhir.Instant
+}
+
+// written is when it was, by whichever clock is behind.
+func (p *parked) written() fhir.Instant { return min(p.Record.Timestamp, p.Since) }
+
+func (j *Join) noteBehind(p *parked, of int64) {
+	if p.For != waitsForTopics {
+		return
+	}
+	at := p.origin().Partition
+	list, here := j.behind[at], behind{of, p.Record.Offset, p.written()}
+	i, known := slices.BinarySearchFunc(list, here, func(a, b behind) int { return cmp.Compare(a.offset, b.offset) })
+	if !known {
+		j.behind[at] = slices.Insert(list, i, here)
+	}
+}
+
+// catchUp tells the versions of a partition for which what is beside them has been read.
+func (j *Join) catchUp(of store.Partition) (Taken, error) {
+	t := &taking{Join: j, rec: decode.Record{Topic: of.Topic, Partition: of.ID, Timestamp: fhir.None}, noted: map[string][]byte{}}
+	list := j.behind[of]
+	for upto := j.beside(of.Topic); len(list) > 0 && list[0].until <= upto && len(t.moved) < lateAtOnce; list = list[1:] {
+		p, err := t.parkedAt(list[0].of)
+		switch {
+		case err != nil:
+			return Taken{}, err
+		case p == nil || p.For != waitsForTopics || p.Record.Offset != list[0].offset:
+			continue // a later one came
+		}
+		if err := t.release(list[0].of, *p); err != nil {
+			return Taken{}, err
+		}
+	}
+	if j.behind[of] = list; len(list) == 0 {
+		delete(j.behind, of)
+	}
+	t.done()
+	return t.out, nil
 }
 
 // newer tells whether p is a later version than q, or the same, later written.
@@ -52,7 +102,7 @@ func (t *taking) park(n int64, p parked) error {
 	switch {
 	case err != nil:
 	case before != nil && before.origin() == p.origin(): // it only waits for something else now
-		t.moved = append(t.moved, moved{before, -1})
+		t.moved = append(t.moved, moved{before, n, -1})
 	default:
 		err = t.unpark(n)
 	}
@@ -60,7 +110,7 @@ func (t *taking) park(n int64, p parked) error {
 		return err
 	}
 	t.put(name(waiting, n), text)
-	t.moved = append(t.moved, moved{&p, 1})
+	t.moved = append(t.moved, moved{&p, n, 1})
 	t.dirty = true
 	return nil
 }
@@ -73,7 +123,7 @@ func (t *taking) unpark(n int64) error {
 		return err
 	}
 	t.put(name(waiting, n), nil)
-	t.moved = append(t.moved, moved{p, -1})
+	t.moved = append(t.moved, moved{p, n, -1})
 	if p.Told {
 		t.out.Answered = append(t.out.Answered, p.origin())
 	}
@@ -89,16 +139,24 @@ func (p *parked) origin() Origin {
 // a dead letter, of the records of a partition, for it is a hole in what exports say. What it
 // waits for may come yet.
 func (j *Join) Overdue(of store.Partition, upto fhir.Instant, deadLetter func(rec decode.Record, reason string) store.Change) ([]Taken, error) {
+	var late []Taken
+	if len(j.behind[of]) > 0 {
+		told, err := j.catchUp(of)
+		if err != nil {
+			return nil, err
+		}
+		late = append(late, told)
+	}
 	now := j.now()
 	if !j.dirty || upto == fhir.None || now < j.swept[of]+sweep {
-		return nil, nil
+		return late, nil
 	}
 	j.swept[of] = now
 	given, waits, err := j.abandon(upto)
 	if err != nil {
 		return nil, err
 	}
-	late := []Taken{given}
+	late = append(late, given)
 	err = j.notes.EachRemembered(waiting, func(name string, what []byte) error {
 		waits = true
 		if _, known := j.fresh[name]; known {
@@ -215,12 +273,15 @@ func (j *Join) Waiting() (all []Wait) {
 
 // Load reads what waited when the process before this one ended.
 func (j *Join) Load() error {
-	return j.notes.EachRemembered(waiting, func(_ string, what []byte) error {
+	return j.notes.EachRemembered(waiting, func(name string, what []byte) error {
 		var p parked
 		if err := json.Unmarshal(what, &p); err != nil {
 			return fmt.Errorf("note of a version that waits: %w", err)
 		}
 		j.waits.add(&p, 1)
+		if of, err := strconv.ParseInt(strings.TrimPrefix(name, waiting), 10, 64); err == nil {
+			j.noteBehind(&p, of)
+		}
 		return nil
 	})
 }

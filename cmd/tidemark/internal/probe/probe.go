@@ -27,7 +27,7 @@ func Look(d decode.Decoder, records []decode.Record) ([]Finding, error) {
 	joined, joins := d.(decode.Joined)
 	var together *join.Join
 	if joins {
-		together = join.New(joined, join.Memory{}, func() fhir.Instant { return 0 })
+		together = join.New(joined, join.Memory{}, func() fhir.Instant { return 0 }, nil)
 	}
 	for i, rec := range records {
 		found[i].Record = rec

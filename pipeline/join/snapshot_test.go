@@ -1,0 +1,153 @@
+package join
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"tidemark/pipeline/decode"
+	"tidemark/store"
+	"tidemark/store/fhir"
+)
+
+// TestLabelsOfSnapshots: what is new in a snapshot that is taken of a running server is told
+// with all its labels, though it is of no transaction: once what was written before it has
+// been read of the other topics, and also by a process that was started since. What is not new
+// waits for nothing.
+func TestLabelsOfSnapshots(t *testing.T) {
+	versions := store.Partition{Topic: "hapi.hfj_res_ver"}
+	for _, c := range []struct {
+		what          string
+		crash, caught bool
+	}{{what: "while others are read"}, {what: "over a crash", crash: true}, {what: "when others have been read", caught: true}} {
+		k, upto := newKept(t), fhir.None
+		begin := func() *Join {
+			j := New(decoder(t, decode.Options{}), k, func() fhir.Instant { return k.now }, func(topic string) fhir.Instant {
+				if topic != versions.Topic {
+					t.Errorf("%s: it asks what is read beside %s", c.what, topic)
+				}
+				return upto
+			})
+			if err := j.Load(); err != nil {
+				t.Fatal(err)
+			}
+			return j
+		}
+		j := begin()
+		take := func(op, table, row string) {
+			t.Helper()
+			rec := record("hapi."+table, nil, fmt.Appendf(nil, `{"op":%q,"after":{%s},"source":{"table":%q,"lsn":%d}}`, op, row, table, k.now))
+			k.now++
+			rec.Offset, rec.Timestamp = int64(k.now), k.now
+			taken, err := j.Take(rec)
+			if err != nil {
+				t.Fatal(err)
+			}
+			k.apply(taken)
+			j.Applied()
+		}
+		version := func(op string, n int) {
+			take(op, "hfj_res_ver", fmt.Sprintf(`"pid":%d,"res_id":1,"res_ver":%d,"res_type":"Patient","has_tags":true,"res_encoding":"JSON","res_text_vc":"{\"resourceType\":\"Patient\"}"`, n, n))
+		}
+		overdue := func() {
+			t.Helper()
+			late, err := j.Overdue(versions, fhir.None, decode.DeadLetter)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, l := range late {
+				k.apply(l)
+			}
+			j.Applied()
+		}
+		has := func(version, labels int) {
+			t.Helper()
+			ch := k.rows[fhir.Key{Type: patient(t), ID: "anna"}]
+			if n := strings.Count(string(ch.Body), `"code"`); ch.Version != int64(version) || n != labels {
+				t.Errorf("%s: version %d with %d labels, want %d with %d", c.what, ch.Version, n, version, labels)
+			}
+		}
+		for n := 1; n <= 3; n++ {
+			take("c", "hfj_tag_def", fmt.Sprintf(`"tag_id":%d,"tag_type":2,"tag_system":"s","tag_code":"%d"`, n, n))
+		}
+		take("c", "hfj_resource", `"res_id":1,"res_type":"Patient","fhir_id":"anna"`)
+		take("c", "hfj_res_tag", `"pid":1,"res_id":1,"tag_id":1`)
+		version("c", 1)
+		has(1, 1)
+		version("r", 1)
+		if waits := j.Waits(); waits != fhir.None {
+			t.Errorf("%s: what is known already has the watermark wait for %v", c.what, waits)
+		}
+		if c.caught {
+			take("r", "hfj_res_tag", `"pid":2,"res_id":1,"tag_id":2`)
+			upto = k.now + 1
+			version("r", 2)
+			has(2, 2)
+			continue
+		}
+		version("r", 2)
+		if version("r", 2); j.Waits() == fhir.None {
+			t.Errorf("%s: the watermark waits for nothing", c.what)
+		}
+		for n := 2; n <= 3; n++ {
+			take("r", "hfj_res_tag", fmt.Sprintf(`"pid":%d,"res_id":1,"tag_id":%d`, n, n))
+			overdue()
+		}
+		has(1, 1)
+		if c.crash {
+			j = begin()
+		}
+		upto = k.now
+		overdue()
+		has(2, 3)
+		if waits := j.Waits(); waits != fhir.None || len(j.behind) != 0 {
+			t.Errorf("%s: the watermark waits for %v, %d partitions are waited for", c.what, waits, len(j.behind))
+		}
+	}
+}
+
+// TestManyBehindSnapshots: what waits for other topics is told some at a time, and all of it.
+func TestManyBehindSnapshots(t *testing.T) {
+	k, upto := newKept(t), fhir.None
+	j := New(decoder(t, decode.Options{}), k, func() fhir.Instant { return k.now }, func(string) fhir.Instant { return upto })
+	take := func(table, row string, offset int) {
+		t.Helper()
+		rec := record("hapi."+table, nil, fmt.Appendf(nil, `{"op":"r","after":{%s},"source":{"table":%q,"lsn":7}}`, row, table))
+		rec.Offset, rec.Timestamp = int64(offset), k.now
+		taken, err := j.Take(rec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		k.apply(taken)
+		j.Applied()
+	}
+	take("hfj_tag_def", `"tag_id":1,"tag_type":2,"tag_system":"s","tag_code":"R"`, 0)
+	const all = 3*lateAtOnce - 1
+	for n := 1; n <= all; n++ {
+		take("hfj_resource", fmt.Sprintf(`"res_id":%d,"res_type":"Patient","fhir_id":"p%d"`, n, n), n)
+		take("hfj_res_tag", fmt.Sprintf(`"pid":%d,"res_id":%d,"tag_id":1`, n, n), n)
+		take("hfj_res_ver", fmt.Sprintf(`"pid":%d,"res_id":%d,"res_ver":1,"res_type":"Patient","has_tags":true,"res_encoding":"JSON","res_text_vc":"{\"resourceType\":\"Patient\"}"`, n, n), n)
+	}
+	upto = k.now
+	for n := 1; len(k.rows) < all; n++ {
+		late, err := j.Overdue(store.Partition{Topic: "hapi.hfj_res_ver"}, fhir.None, decode.DeadLetter)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, l := range late {
+			k.apply(l)
+		}
+		if j.Applied(); len(k.rows) != min(n*lateAtOnce, all) {
+			t.Fatalf("%d are told after %d times", len(k.rows), n)
+		}
+	}
+}
+
+func patient(t *testing.T) fhir.Type {
+	t.Helper()
+	key, err := fhir.ParseKey("Patient/anna")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key.Type
+}
