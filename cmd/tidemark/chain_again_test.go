@@ -117,7 +117,7 @@ func (c *chain) again() {
 		select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name <> 'chain_outbox';
 		select hapi_put('Patient', 'hapi-' || n, '{"resourceType": "Patient", "language": "away"}', '{0|urn:away|a|}') from generate_series(4, 6) n;
 		select hapi_put('Patient', 'away-' || n, '{"resourceType": "Patient"}') from generate_series(1, 2) n;
-		select hapi_put('Patient', 'labelled-' || n, '{"resourceType": "Patient"}', '{2|urn:labelled|a|,2|urn:labelled|b|,2|urn:labelled|c|}') from generate_series(1, 300) n;
+		select hapi_put('Patient', 'labelled-' || n, '{"resourceType": "Patient"}', '{2|urn:labelled|a|,2|urn:labelled|b|,2|urn:labelled|c|}') from generate_series(1, 3000) n;
 		select hapi_delete('Patient', 'hapi-' || n) from generate_series(7, 8) n;
 		select hapi_expunge('Patient', 'hapi-' || n) from generate_series(12, 14) n;
 		select hapi_expunge('Observation', 'hapi-12');
