@@ -41,10 +41,10 @@ func TestDeletionsInTheLog(t *testing.T) {
 	}
 }
 
-// TestDeletionsInanotherLog: a database that was moved begins its log anew. What is deleted
+// TestDeletionsInAnotherLog: a database that was moved begins its log anew. What is deleted
 // long after it was written is deleted, however small its place; what a connector repeats of
 // an earlier life is not.
-func TestDeletionsInanotherLog(t *testing.T) {
+func TestDeletionsInAnotherLog(t *testing.T) {
 	from := Partition{Topic: "Patient"}
 	cur := &index.State{
 		Kind:  segment.Live,
