@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -16,7 +17,9 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"tidemark/cmd/tidemark/internal/config"
+	"tidemark/pipeline/join"
 	"tidemark/store"
+	"tidemark/store/fhir"
 )
 
 // A reader is a store that reads topics of a broker in this process and answers commands.
@@ -242,4 +245,17 @@ func hangs(t *testing.T, r *reader) {
 	if err := cl.EndTransaction(context.Background(), kgo.TryAbort); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// TestWhatVersionsWaitFor: topic list says why the watermark stays below versions that have
+// come without the rows of other tables, since when, and what will become of them.
+func TestWhatVersionsWaitFor(t *testing.T) {
+	var said strings.Builder
+	l := topicList{out: bufio.NewWriter(&said)}
+	since := fhir.FromTime(time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC))
+	l.waiting([]join.Wait{{For: "one table", Versions: 1, Since: since}, {For: "another", Versions: 1234, Since: since + 1000}})
+	if err := l.out.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	contains(t, said.String(), "1 version since 2026-01-02T03:04:05Z:\n  one table\n", "1,234 versions since 2026-01-02T03:04:06Z:\n  another\n", "a dead letter")
 }

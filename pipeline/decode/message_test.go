@@ -122,8 +122,8 @@ func decoded(t *testing.T, d Decoder, rec Record) string {
 		if err == nil && p != nil {
 			return part(t, d, rec, p)
 		}
-		if _, told := errors.AsType[*Error](err); told != (p == nil && err != nil) {
-			return fmt.Sprint(p, err)
+		if refused, is := errors.AsType[*Error](err); is && p != nil { // it is one of its transaction's rows, all the same
+			return saysOf(p) + "\nrefused: " + refused.Reason + "\n"
 		}
 	}
 	if refused, ok := errors.AsType[*Error](err); ok {
@@ -177,15 +177,21 @@ func decoded(t *testing.T, d Decoder, rec Record) string {
 	return b.String()
 }
 
-// part is what a row says, and of a version the change that it is with the id a1 and two tags.
-func part(t *testing.T, d Joined, rec Record, p *Part) string {
-	t.Helper()
+// saysOf is what a row says.
+func saysOf(p *Part) string {
 	text := [...]string{PartResource: "number", PartVersion: "version", PartTag: "tag", PartDefinition: "definition", PartBegin: "begin", PartEnd: "end"}[p.Of]
 	for _, f := range reflect.VisibleFields(reflect.TypeFor[Part]()) {
 		if v := reflect.ValueOf(*p).FieldByIndex(f.Index); f.IsExported() && f.Name != "Of" && !v.IsZero() {
 			text += fmt.Sprintf(" %s=%+v", strings.ToLower(f.Name), v)
 		}
 	}
+	return text
+}
+
+// part is what a row says, and of a version the change that it is with the id a1 and two tags.
+func part(t *testing.T, d Joined, rec Record, p *Part) string {
+	t.Helper()
+	text := saysOf(p)
 	if p.Of != PartVersion || p.Gone || p.Bodiless() {
 		return text + "\n"
 	}
