@@ -199,7 +199,7 @@ func (c *commit) lived(ch *Change, t *taken, r *resource) error {
 	}
 	k := r.cur.Clock
 	gone := Change{ // with the state's time, by which they may have been told
-		Key: ch.Key, Delete: true, Version: k.Version, LastUpdated: ch.LastUpdated, Time: ch.Time, Position: k.Position,
+		Key: ch.Key, Delete: true, Version: k.Version, LastUpdated: ch.LastUpdated, Time: ch.Time, Position: k.Position, Snapshot: k.Snapshot,
 		Timestamp: k.Timestamp, Offset: ch.Offset,
 	}
 	if err := c.apply(&gone, t, r, 0); err != nil {

@@ -13,8 +13,9 @@ import (
 // versions, one of what is now), which are read as it comes. What is true is how the log ends:
 // that alone the model goes by, place by place.
 type database struct {
-	place uint64    // in the log of now
-	told  []telling // since that began
+	place  uint64    // in the log of now
+	behind uint64    // that of the last snapshot: what was under way then stands before it
+	told   []telling // since that began
 }
 
 // telling is what the connector told of a source.
@@ -29,6 +30,7 @@ type table struct {
 	instants bool // lastUpdated
 	numbered bool // deletions are versions, too
 	mixed    bool // now and then without a version, or by another way that knows no place
+	rises    bool // lastUpdated, with each change, as the database's own clock does
 	topics   [2]int
 	one      bool // topic
 	moved    bool // nothing of it was told since the log began anew
@@ -41,7 +43,7 @@ func (m *model) newTable(s *source) table {
 	switch m.r.IntN(5) {
 	case 0: // nothing but the body
 	case 1:
-		t.instants = true
+		t.instants, t.rises = true, m.r.IntN(2) == 0
 	case 2:
 		t.versions, t.instants = true, m.r.IntN(2) == 0
 	case 3:
@@ -75,6 +77,9 @@ func (m *model) write(s *source) {
 // says gives a row's change what its table has.
 func (m *model) says(s *source, ch *Change, now fhir.Instant) {
 	t := &s.table
+	if last := m.lastUpdated(s); t.rises && last != fhir.None {
+		now = max(now, last+1)
+	}
 	ch.Version, ch.LastUpdated, ch.Time = NoVersion, fhir.None, now
 	full := !ch.Delete || t.numbered || t.mixed && m.r.IntN(3) == 0
 	if t.versions && full && (!t.mixed || m.r.IntN(3) > 0) {
@@ -83,6 +88,7 @@ func (m *model) says(s *source, ch *Change, now fhir.Instant) {
 	if t.instants && (full || m.r.IntN(3) == 0) {
 		ch.LastUpdated = now
 		switch last := m.lastUpdated(s); {
+		case t.rises:
 		case m.r.IntN(8) == 0:
 			ch.LastUpdated -= fhir.Instant(m.r.IntN(3_600_000)) // an hour behind
 		case m.r.IntN(30) == 0:
@@ -166,6 +172,7 @@ func (m *model) again(s *source) {
 // the log is, and of a table of versions all that it still has, without a place.
 func (m *model) snapshot() {
 	now := fhir.FromTime(time.Now())
+	m.base.behind = max(m.base.behind, m.base.place) + uint64(m.r.IntN(100))
 	for _, s := range m.sources {
 		t := &s.table
 		if s.kind != rows || t.moved && !t.one || m.r.IntN(2) == 0 {
@@ -182,6 +189,10 @@ func (m *model) snapshot() {
 		}
 		if last := s.newest(); last.body != "" && m.base.place > 0 {
 			last.ch.Position, last.ch.Time, last.ch.Timestamp = m.base.place, now, m.recorded(now)
+			last.ch.Snapshot = t.numbered || t.rises || !t.instants // a clock of one's own is not to be compared with that of commits
+			if t.numbered || t.rises && t.one {                     // else nothing tells what came after
+				last.ch.Position = m.base.behind
+			}
 			m.tell(s, last)
 		}
 	}

@@ -153,7 +153,8 @@ func saidBefore(ch *Change, k *segment.Clock) bool {
 }
 
 // place orders a change and the newest row by where they stand in their source's log, if both
-// say that.
+// say that. A transaction that was under way when a snapshot was taken wrote before it, and
+// is not in it: of what stands before a snapshot that row is older which was so by the clock.
 func place(ch *Change, k *segment.Clock) (order int, placed bool) {
 	done, written := ch.Time, k.Timestamp
 	if done == fhir.None {
@@ -162,7 +163,17 @@ func place(ch *Change, k *segment.Clock) (order int, placed bool) {
 	if written == fhir.None {
 		written = k.LastUpdated
 	}
-	return InLog(ch.Position, done, k.Position, written)
+	order, placed = InLog(ch.Position, done, k.Position, written)
+	if order < 0 && k.Snapshot && !ch.Snapshot {
+		said := ch.LastUpdated
+		if said == fhir.None {
+			said = ch.Time
+		}
+		if updated := compareInstants(said, k.LastUpdated); updated != 0 {
+			return updated, placed
+		}
+	}
+	return order, placed
 }
 
 // order is that of the source: of its log, and by lastUpdated where that tells nothing. Many take
@@ -239,7 +250,7 @@ func compareInstants(a, b fhir.Instant) int {
 // succeed returns the clock and the life of the row that ch becomes after cur.
 func succeed(cur *index.State, ch *Change, from Partition) (segment.Clock, segment.Life) {
 	k := segment.Clock{
-		Version: ch.Version, LastUpdated: ch.LastUpdated, Position: ch.Position, Timestamp: ch.Timestamp,
+		Version: ch.Version, LastUpdated: ch.LastUpdated, Position: ch.Position, Snapshot: ch.Snapshot, Timestamp: ch.Timestamp,
 		Origin: from, Offset: ch.Offset,
 	}
 	if cur == nil {
@@ -256,7 +267,7 @@ func succeed(cur *index.State, ch *Change, from Partition) (segment.Clock, segme
 		k.LastUpdated = old.LastUpdated
 	}
 	if k.Position == 0 {
-		k.Position = old.Position
+		k.Position, k.Snapshot = old.Position, old.Snapshot
 	}
 	if k.Timestamp == fhir.None {
 		k.Timestamp = old.Timestamp

@@ -167,6 +167,55 @@ func TestFloorsInTheLog(t *testing.T) {
 	}
 }
 
+// TestUnderWayAtASnapshot: a transaction that was under way when a snapshot was taken wrote
+// before the snapshot's place, and what it wrote came after what the snapshot has.
+func TestUnderWayAtASnapshot(t *testing.T) {
+	from := Partition{Topic: "Observation"}
+	for _, kind := range []segment.Kind{segment.Live, segment.Deleted} {
+		cur := &index.State{
+			Kind:  kind,
+			Clock: segment.Clock{Version: NoVersion, LastUpdated: 900, Position: 200, Snapshot: true, Timestamp: 1000, Origin: from, Offset: 5},
+			Life:  segment.NoLife,
+		}
+		for _, c := range []struct {
+			what string
+			ch   Change
+			want verdict
+		}{
+			{"a body", Change{LastUpdated: 950, Position: 100}, applies},
+			{"a body told again", Change{LastUpdated: 850, Position: 100}, stale},
+			{"a body of which only the commit's time is known", Change{LastUpdated: fhir.None, Time: 950, Position: 100}, applies},
+			{"a body of which no time is known", Change{LastUpdated: fhir.None, Time: fhir.None, Position: 100}, stale},
+			{"a deletion", Change{Delete: true, LastUpdated: fhir.None, Time: 950, Position: 100}, applies},
+			{"a deletion told again", Change{Delete: true, LastUpdated: fhir.None, Time: 850, Position: 100}, stale},
+			{"what another snapshot has, of before", Change{LastUpdated: 950, Position: 100, Snapshot: true}, stale},
+			{"what another snapshot has", Change{LastUpdated: 950, Position: 300, Snapshot: true}, applies},
+		} {
+			c.ch.Version, c.ch.Timestamp, c.ch.Offset = NoVersion, 1001, 9
+			if kind == segment.Deleted && c.ch.Delete {
+				continue
+			}
+			if kind == segment.Deleted {
+				cur.Life.FloorUpdated = 900
+			}
+			if got := judge(cur, &c.ch, 1, from); got != c.want {
+				t.Errorf("%s, of what is of kind %v: verdict %d, want %d", c.what, kind, got, c.want)
+			}
+		}
+	}
+	first := Change{Version: NoVersion, LastUpdated: 900, Position: 200, Snapshot: true}
+	k, _ := succeed(nil, &first, from)
+	cur := &index.State{Kind: segment.Live, Clock: k, Life: segment.NoLife}
+	nowhere := Change{Version: NoVersion, LastUpdated: 950}
+	if k, _ := succeed(cur, &nowhere, from); !k.Snapshot {
+		t.Error("what has the place of the row before does not know that it is that of a snapshot")
+	}
+	streamed := Change{Version: NoVersion, LastUpdated: 950, Position: 100}
+	if k, _ := succeed(cur, &streamed, from); k.Snapshot {
+		t.Error("what the log has stands at a snapshot's place")
+	}
+}
+
 // TestClockThatFalls: what the source's log says came last is what the source has, whatever
 // lastUpdated says: a transaction took its time before it waited for another.
 func TestClockThatFalls(t *testing.T) {

@@ -43,6 +43,7 @@ func (c *commit) revise(ch *Change) (*Change, error) {
 	revised.Key, revised.Delete, revised.Revise, revised.Dead = ch.Key, false, nil, nil
 	revised.Version, revised.LastUpdated = r.cur.Clock.Version, r.cur.Clock.LastUpdated
 	revised.Time, revised.Timestamp, revised.Position, revised.Offset = ch.Time, ch.Timestamp, ch.Position, ch.Offset
+	revised.Snapshot, revised.Rewritten = ch.Snapshot, ch.Rewritten
 	return &revised, nil
 }
 

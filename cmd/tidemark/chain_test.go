@@ -21,6 +21,7 @@ import (
 func TestChain(t *testing.T) {
 	c := newChain(t)
 	c.load()
+	calm := c.meanwhile() // some of it is under way when the connectors take their snapshots
 	c.putAll()
 	following, stop := context.WithCancel(t.Context())
 	var mergers sync.WaitGroup
@@ -33,7 +34,8 @@ func TestChain(t *testing.T) {
 		l.ready()
 		mergers.Go(func() { l.merger.follow(following) })
 	}
-	c.compare("what was there before")
+	calm()
+	c.compare("what was there before, and what was written meanwhile")
 	for _, phase := range []func(){c.changes, c.overlap, c.random, c.toast, c.kills, c.again, c.registry} {
 		begin := time.Now()
 		phase()

@@ -300,7 +300,7 @@ func (p *Part) Take(earlier *Part) { p.body = earlier.body }
 func (d *hapi) Version(rec Record, p *Part, key fhir.Key, tags []Tag) ([]store.Change, error) {
 	s := nothing
 	s.key, s.delete, s.position, s.time = key, p.Deletion, p.Position, p.At
-	s.lastUpdated, s.version = p.Updated, strconv.FormatInt(p.Number, 10)
+	s.lastUpdated, s.version, s.snapshot = p.Updated, strconv.FormatInt(p.Number, 10), p.Snapshot && p.Position > 0
 	if p.Bodiless() {
 		return d.revised(rec, s, DeadLetter(rec, reasonUnavailable).Dead, func(line value) []byte {
 			if string(line.member("meta").member("versionId").text()) != s.version {
@@ -342,7 +342,7 @@ func (d *hapi) revised(rec Record, s said, dead *store.DeadLetter, edit func(lin
 	}
 	return []store.Change{{
 		Key: s.key, Version: version(s.version), LastUpdated: s.lastUpdated, Time: s.time,
-		Position: s.position, Timestamp: rec.Timestamp, Offset: rec.Offset, Dead: dead,
+		Position: s.position, Snapshot: s.snapshot, Timestamp: rec.Timestamp, Offset: rec.Offset, Dead: dead,
 		Revise: func(line []byte) (store.Change, bool) {
 			now := s
 			now.body = edit(line)

@@ -162,6 +162,9 @@ func decoded(t *testing.T, d Decoder, rec Record) string {
 		}
 		if c.Position != 0 {
 			fmt.Fprintf(&b, " position=%d", c.Position)
+			if c.Snapshot {
+				b.WriteString(" snapshot")
+			}
 			if c.Rewritten {
 				b.WriteString(" rewritten")
 			}

@@ -65,7 +65,11 @@ func (t *taking) succeed(n int64, s *state) (over bool, err error) {
 		t.keep(n, state{Purged: true, Grave: before.Since})
 		return true, t.unpark(n)
 	}
-	text, err := json.Marshal(life{n, graveOf(t.part)})
+	since := graveOf(t.part)
+	if t.part.Snapshot && t.part.Published > 0 { // a transaction that was under way may have purged it, from before its place
+		since.At = t.part.Published
+	}
+	text, err := json.Marshal(life{n, since})
 	if err != nil {
 		return false, err
 	}

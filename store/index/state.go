@@ -45,6 +45,7 @@ const (
 	stateLife        = 1 << 7
 	statePatients    = 1 << 8
 	stateSincePlaced = 1 << 9
+	stateSnapshot    = 1 << 10
 )
 
 // Encode codes s; origin is the number of its partition.
@@ -65,6 +66,7 @@ func (s *State) Encode(dst []byte, origin uint64) []byte {
 	set(!s.Life.Empty(), stateLife)
 	set(s.Patients != 0, statePatients)
 	set(s.Placed != s.Instant, stateSincePlaced)
+	set(k.Snapshot, stateSnapshot)
 	c.Uint(f)
 	c.Int(int64(s.Instant))
 	c.Uint(s.Seq)
@@ -116,7 +118,7 @@ func DecodeState(b []byte, origin func(uint64) (segment.Partition, bool)) (s Sta
 		s.Hash = binary.LittleEndian.Uint64(c.Take(8))
 	}
 	k.Version, k.LastUpdated, k.Timestamp = segment.NoVersion, fhir.None, fhir.None
-	k.Inherited = f&stateInherited != 0
+	k.Inherited, k.Snapshot = f&stateInherited != 0, f&stateSnapshot != 0
 	s.Placed, s.Life = s.Instant, segment.NoLife
 	if f&stateVersion != 0 {
 		k.Version = int64(c.ReadUint())

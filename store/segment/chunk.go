@@ -19,6 +19,7 @@ const (
 	hasPosition
 	hasLife
 	sincePlaced // Placed differs from Instant
+	inSnapshot
 )
 
 // A coder codes the columns of a chunk, for the most part as varints.
@@ -128,6 +129,7 @@ func flags(r *Row) (f byte) {
 	set(r.Clock.Position != 0, hasPosition)
 	set(!r.Life.Empty(), hasLife)
 	set(r.Placed != r.Instant, sincePlaced)
+	set(r.Clock.Snapshot, inSnapshot)
 	return f
 }
 
@@ -395,7 +397,7 @@ func decodeClock(c *coder, r *Row, f byte) {
 	if f&hasVersion != 0 {
 		k.Version = int64(c.ReadUint())
 	}
-	k.Inherited = f&inheritedVersion != 0
+	k.Inherited, k.Snapshot = f&inheritedVersion != 0, f&inSnapshot != 0
 	if f&hasUpdated != 0 {
 		k.LastUpdated = c.readSince(r.Instant)
 	}

@@ -42,7 +42,7 @@ func rowsOf(r *rand.Rand, sec Section, n int, seq uint64) []Row {
 		}
 		if i%2 == 0 {
 			row.Key.ID = fmt.Sprintf("%08x-0000-4000-8000-%012x", r.Uint32(), r.Uint32())
-			row.Clock.Version, row.Clock.Inherited = int64(i), i%4 == 0
+			row.Clock.Version, row.Clock.Inherited, row.Clock.Snapshot = int64(i), i%4 == 0, i%8 == 0
 		}
 		if i%3 == 0 {
 			row.Clock.LastUpdated, row.Clock.Timestamp = at-fhir.Instant(r.IntN(1e6)), at+fhir.Instant(r.IntN(1e6))
