@@ -190,7 +190,7 @@ func (m *model) snapshot() {
 		if last := s.newest(); last.body != "" && m.base.place > 0 {
 			last.ch.Position, last.ch.Time, last.ch.Timestamp = m.base.place, now, m.recorded(now)
 			last.ch.Snapshot = t.numbered || t.rises || !t.instants // a clock of one's own is not to be compared with that of commits
-			if t.numbered || t.rises && t.one {                     // else nothing tells what came after
+			if t.one && (t.numbered || t.rises) {                   // else nothing tells what came after, or only later
 				last.ch.Position = m.base.behind
 			}
 			m.tell(s, last)
