@@ -94,12 +94,15 @@ type state struct {
 	Position uint64 `json:"p,omitempty"`
 	// Ends are the transactions, not all of whose rows have come, that have to do with it.
 	Ends []string `json:"e,omitempty"`
-	// Number and At are of the version that was told last and where its row was written, if it
-	// has tags or had: a connector that begins anew repeats rows, which would be later by
-	// Position. Or if it is a deletion, which may have been told alone: a snapshot that is taken
-	// again would have what was before it live.
+	// Number and At are of the version that was told last and where its row was written: a
+	// connector that begins anew repeats rows, which would be later by Position. Of a deletion,
+	// too, which may have been told alone: a snapshot that is taken again would have what was
+	// before it live.
 	Number int64  `json:"n,omitempty"`
 	At     uint64 `json:"a,omitempty"`
+	// Plain: that version has no tags, and had none before when it was told. The store knows what
+	// is repeated of it, by where its row stands, until it gets some.
+	Plain bool `json:"u,omitempty"`
 	// Purged: its row is gone. Rows of other tables that come yet say nothing any more.
 	Purged bool  `json:"x,omitempty"`
 	Grave  grave `json:"g,omitzero"` // where that was
@@ -385,7 +388,8 @@ func (t *taking) tellNow(n int64, here parked) error {
 
 // repeats tells whether a version's row was told before, or one that was written later.
 func (s *state) repeats(part *decode.Part) bool {
-	return part.Number < s.Number || part.Number == s.Number && part.Position > 0 && part.Position <= s.At
+	here := part.Number == s.Number && (s.Told || !s.Plain)
+	return part.Number < s.Number || here && part.Position > 0 && part.Position <= s.At
 }
 
 // again tries whether a version that waits need not wait any longer.
@@ -432,12 +436,12 @@ func (t *taking) tell(n int64, p parked, part *decode.Part) error {
 	}
 	rec := p.Record
 	rec.Offset = t.rec.Offset // it comes with this record
-	if part.Tagged || s.Told || part.Deletion {
-		s.Number, s.At = part.Number, part.Position
+	s.Number, s.At, s.Plain = part.Number, part.Position, !part.Tagged && !s.Told && !part.Deletion
+	if !s.Plain {
 		s.Position = max(s.Position+1, part.Position)
 		part.Position = s.Position
-		t.keep(n, s)
 	}
+	t.keep(n, s)
 	changes, err := t.decoder.Version(rec, part, s.key(), tags)
 	if err != nil {
 		return err
@@ -472,7 +476,7 @@ func (t *taking) ready(n int64, s state, p parked, part *decode.Part) (tags []de
 		return nil, waitsForEnd, nil
 	case part.Tagged && !s.Told:
 		return nil, waitsForTags, nil
-	case part.Tagged && part.Snapshot && part.Number > s.Number && t.beside(p.Record.Topic) < p.written():
+	case part.Tagged && part.Snapshot && (part.Number > s.Number || s.Plain) && t.beside(p.Record.Topic) < p.written():
 		return nil, waitsForTopics, nil
 	}
 	tags, missing, err := t.tagsOf(s)

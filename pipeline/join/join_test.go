@@ -308,6 +308,43 @@ func TestVersionsBeforeADeletion(t *testing.T) {
 	versions()
 }
 
+// TestRepeatedBehindTags: a version had no tags when it was told, and has one, of a later
+// transaction, when a connector that was killed tells it again, to its first row. None of that is
+// a change; what is told first behind the tag is one.
+func TestRepeatedBehindTags(t *testing.T) {
+	k := newKept(t)
+	j := New(decoder(t, decode.Options{}), k, func() fhir.Instant { return k.now }, nil)
+	take := func(lsn int, table, row string) {
+		t.Helper()
+		taken, err := j.Take(record("hapi.public."+table, nil, fmt.Appendf(nil, `{"op":"u","after":%s,"source":{"table":%q,"lsn":%d}}`, row, table, lsn)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		k.apply(taken)
+		j.Applied()
+	}
+	version := func(lsn, number int, source string) {
+		t.Helper()
+		take(lsn, "hfj_res_ver", fmt.Sprintf(`{"pid":%d,"res_id":1,"res_ver":%d,"res_type":"Patient","has_tags":false,"res_encoding":"JSON","res_text_vc":"{}","source_uri":%q}`, number, number, source))
+	}
+	take(10, "hfj_resource", `{"res_id":1,"res_type":"Patient","fhir_id":"anna"}`)
+	version(20, 1, "")
+	version(30, 1, "urn:a")
+	take(50, "hfj_tag_def", `{"tag_id":2,"tag_type":2,"tag_system":"urn:s","tag_code":"R"}`)
+	take(60, "hfj_res_tag", `{"pid":7,"res_id":1,"tag_id":2}`)
+	told := len(k.history)
+	version(20, 1, "")
+	version(30, 1, "urn:a")
+	if len(k.history) != told {
+		t.Errorf("told again: %s", k.history[told].Body)
+	}
+	version(40, 1, "urn:b")
+	const want = `{"resourceType":"Patient","id":"anna","meta":{"versionId":"1","source":"urn:b","security":[{"system":"urn:s","code":"R"}]}}`
+	if got := k.shown()["Patient/anna"]; got != want {
+		t.Errorf("it is %s and not %s", got, want)
+	}
+}
+
 // TestWrongVersions: what is wrong with a version is said of its own record and at once,
 // though it would have to wait, and leaves nothing behind.
 func TestWrongVersions(t *testing.T) {
