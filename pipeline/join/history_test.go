@@ -50,6 +50,7 @@ type stored struct {
 	tags    map[int64]int64 // tag_id by pid
 	purged  bool
 	each    []string // what it was at the end of each transaction, as exports have it
+	at      int64    // when the newest version was written, if it says that
 }
 
 func (s *server) emit(table, op string, key, row map[string]any) {
