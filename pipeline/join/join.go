@@ -50,6 +50,7 @@ type Join struct {
 	dirty  bool                             // there may be something that waits for too long
 	swept  map[store.Partition]fhir.Instant // when Overdue last looked
 	behind map[store.Partition][]behind     // the versions that wait for what is beside them, by their offsets
+	tagged fhir.Instant                     // when a snapshot's row of a tag last came
 }
 
 // New returns a join of the rows that d reads. now is the store's clock. beside says up to when
@@ -62,6 +63,7 @@ func New(d decode.Joined, notes Notes, now func() fhir.Instant, beside func(topi
 	return &Join{
 		decoder: d, notes: notes, now: now, beside: beside, fresh: map[string][]byte{}, dirty: true, swept: map[store.Partition]fhir.Instant{},
 		ends: ends{open: map[int64]bool{}}, waits: waits{}, behind: map[store.Partition][]behind{},
+		tagged: fhir.None,
 	}
 }
 
@@ -81,6 +83,7 @@ const (
 	verTable   = "hfj_res_ver"  //
 	patience   = 60_000         // milliseconds after which a version that waits is told as a dead letter
 	sweep      = 10_000         // milliseconds between two looks for such
+	lull       = 5_000          // milliseconds without a snapshot's rows of tags, after which there are no more of them
 	late       = 10_000         // milliseconds after which a version that has not come is late
 )
 
@@ -237,6 +240,9 @@ func (t *taking) resource() error {
 
 // tag notes that a resource has a tag, or has it no more.
 func (t *taking) tag() error {
+	if t.part.Snapshot {
+		t.tagged = t.now()
+	}
 	n, row := t.part.Resource, t.part.Row
 	v, err := t.get(name(ofTag, row))
 	if err != nil {
@@ -457,7 +463,7 @@ const (
 	waitsForType   = "the row of hfj_resource says another type of resource: are these the tables of two servers?"
 	waitsForTags   = "the resource has tags, which may be security labels, and no row of hfj_res_tag says which: is the table among those that are captured?"
 	waitsForTag    = "the row of hfj_tag_def that says what a tag of the resource is has not come: is the table among those that are captured?"
-	waitsForTopics = "a snapshot has the version, and what was written before it in other topics has not all been read: there may be tags of it"
+	waitsForTopics = "a snapshot has the version or one before it, and what was written before it in other topics has not all been read: there may be tags of it"
 	waitsForEnd    = "the end of the transaction has not come, or not all of its rows: is the topic of transactions still read?"
 )
 
@@ -476,7 +482,7 @@ func (t *taking) ready(n int64, s state, p parked, part *decode.Part) (tags []de
 		return nil, waitsForEnd, nil
 	case part.Tagged && !s.Told:
 		return nil, waitsForTags, nil
-	case part.Tagged && part.Snapshot && (part.Number > s.Number || s.Plain) && t.beside(p.Record.Topic) < p.written():
+	case part.Tagged && s.misses(part) && t.lags(t.beside(p.Record.Topic), p.written(), part.Snapshot):
 		return nil, waitsForTopics, nil
 	}
 	tags, missing, err := t.tagsOf(s)
@@ -485,6 +491,12 @@ func (t *taking) ready(n int64, s state, p parked, part *decode.Part) (tags []de
 		return nil, waitsForTag, nil
 	}
 	return tags, "", err
+}
+
+// misses tells whether there are versions before this one, or this one is of a snapshot, whose
+// tags may not be known.
+func (s *state) misses(part *decode.Part) bool {
+	return part.Number > s.Number+1 || part.Snapshot && (part.Number > s.Number || s.Plain)
 }
 
 // tagsOf are a resource's tags in the order in which it got them, or a definition that has

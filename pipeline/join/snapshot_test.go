@@ -80,6 +80,7 @@ func TestLabelsOfSnapshots(t *testing.T) {
 		}
 		if c.caught {
 			take("r", "hfj_res_tag", `"pid":2,"res_id":1,"tag_id":2`)
+			k.now += lull
 			upto = k.now + 1
 			version("r", 2)
 			has(2, 2)
@@ -98,6 +99,9 @@ func TestLabelsOfSnapshots(t *testing.T) {
 			j = begin()
 		}
 		upto = k.now
+		overdue()
+		has(1, 1) // tags that were written before may come among the versions
+		k.now += lull
 		overdue()
 		has(2, 3)
 		if waits := j.Waits(); waits != fhir.None || len(j.behind) != 0 {
@@ -128,6 +132,7 @@ func TestManyBehindSnapshots(t *testing.T) {
 		take("hfj_res_tag", fmt.Sprintf(`"pid":%d,"res_id":%d,"tag_id":1`, n, n), n)
 		take("hfj_res_ver", fmt.Sprintf(`"pid":%d,"res_id":%d,"res_ver":1,"res_type":"Patient","has_tags":true,"res_encoding":"JSON","res_text_vc":"{\"resourceType\":\"Patient\"}"`, n, n), n)
 	}
+	k.now += lull
 	upto = k.now
 	for n := 1; len(k.rows) < all; n++ {
 		late, err := j.Overdue(store.Partition{Topic: "hapi.hfj_res_ver"}, fhir.None, decode.DeadLetter)
@@ -141,6 +146,70 @@ func TestManyBehindSnapshots(t *testing.T) {
 			t.Fatalf("%d are told after %d times", len(k.rows), n)
 		}
 	}
+}
+
+// TestLabelsBehindSnapshots: a version that is written behind a snapshot has the labels that the
+// snapshot tells, all of them, though the others are read after it; and so it has where the
+// version before is known, without waiting.
+func TestLabelsBehindSnapshots(t *testing.T) {
+	k := newKept(t)
+	k.now = 1_000_000
+	j := New(decoder(t, decode.Options{}), k, func() fhir.Instant { return k.now }, func(string) fhir.Instant { return k.now - 1000 })
+	take := func(op, table, row string) {
+		t.Helper()
+		k.now++
+		rec := record("hapi."+table, nil, fmt.Appendf(nil, `{"op":%q,"after":{%s},"source":{"table":%q,"lsn":%d}}`, op, row, table, k.now))
+		rec.Offset, rec.Timestamp = int64(k.now), k.now
+		taken, err := j.Take(rec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		k.apply(taken)
+		j.Applied()
+	}
+	version := func(n int) {
+		take("c", "hfj_res_ver", fmt.Sprintf(`"pid":%d,"res_id":1,"res_ver":%d,"res_type":"Patient","has_tags":true,"res_encoding":"JSON","res_text_vc":"{\"resourceType\":\"Patient\"}"`, n, n))
+	}
+	overdue := func() {
+		t.Helper()
+		late, err := j.Overdue(store.Partition{Topic: "hapi.hfj_res_ver"}, fhir.None, decode.DeadLetter)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, l := range late {
+			k.apply(l)
+		}
+		j.Applied()
+	}
+	has := func(version, labels int) {
+		t.Helper()
+		ch := k.rows[fhir.Key{Type: patient(t), ID: "anna"}]
+		if n := strings.Count(string(ch.Body), `"code"`); ch.Version != int64(version) || n != labels {
+			t.Errorf("version %d with %d labels, want %d with %d", ch.Version, n, version, labels)
+		}
+	}
+	for n := 1; n <= 3; n++ {
+		take("r", "hfj_tag_def", fmt.Sprintf(`"tag_id":%d,"tag_type":2,"tag_system":"s","tag_code":"%d"`, n, n))
+	}
+	take("r", "hfj_resource", `"res_id":1,"res_type":"Patient","fhir_id":"anna"`)
+	version(2)
+	k.now += 10 * lull
+	for n := 1; n <= 3; n++ {
+		take("r", "hfj_res_tag", fmt.Sprintf(`"pid":%d,"res_id":1,"tag_id":%d`, n, n))
+		k.now += lull / 2
+		if overdue(); len(k.rows) > 0 {
+			t.Fatalf("it is told with %d of its tags", n)
+		}
+	}
+	if waits := j.Waits(); waits == fhir.None {
+		t.Error("the watermark waits for nothing")
+	}
+	k.now += lull
+	overdue()
+	has(2, 3)
+	take("r", "hfj_res_tag", `"pid":9,"res_id":2,"tag_id":1`)
+	version(3)
+	has(3, 3)
 }
 
 func patient(t *testing.T) fhir.Type {

@@ -58,11 +58,23 @@ func (j *Join) noteBehind(p *parked, of int64) {
 	}
 }
 
+// lags tells whether there may be tags yet of a version that was written then, where all that was
+// written upto has been read of the topics beside its own. A producer that has more than it gets rid
+// of writes a snapshot's tags down seconds late, among its versions and what follows: these come first,
+// and tags are awaited until no more of them come.
+func (j *Join) lags(upto, written fhir.Instant, snapshot bool) bool {
+	now := j.now()
+	if upto > now { // nobody can see yet what is told
+		return false
+	}
+	return snapshot && upto < written || j.tagged != fhir.None && now < j.tagged+lull
+}
+
 // catchUp tells the versions of a partition for which what is beside them has been read.
 func (j *Join) catchUp(of store.Partition) (Taken, error) {
 	t := &taking{Join: j, rec: decode.Record{Topic: of.Topic, Partition: of.ID, Timestamp: fhir.None}, noted: map[string][]byte{}}
 	list := j.behind[of]
-	for upto := j.beside(of.Topic); len(list) > 0 && list[0].until <= upto && len(t.moved) < lateAtOnce; list = list[1:] {
+	for upto := j.beside(of.Topic); len(list) > 0 && !j.lags(upto, list[0].until, true) && len(t.moved) < lateAtOnce; list = list[1:] {
 		p, err := t.parkedAt(list[0].of)
 		switch {
 		case err != nil:
@@ -279,6 +291,9 @@ func (j *Join) Load() error {
 			return fmt.Errorf("note of a version that waits: %w", err)
 		}
 		j.waits.add(&p, 1)
+		if p.For == waitsForTopics {
+			j.tagged = j.now() // more may come, as it might without the process that ended
+		}
 		if of, err := strconv.ParseInt(strings.TrimPrefix(name, waiting), 10, 64); err == nil {
 			j.noteBehind(&p, of)
 		}
