@@ -266,8 +266,8 @@ func succeed(cur *index.State, ch *Change, from Partition) (segment.Clock, segme
 	if k.LastUpdated == fhir.None {
 		k.LastUpdated = old.LastUpdated
 	}
-	if k.Position == 0 {
-		k.Position, k.Snapshot = old.Position, old.Snapshot
+	if k.Position == 0 && (ch.Timestamp == fhir.None || old.Timestamp == fhir.None || ch.Timestamp <= old.Timestamp+anotherLog) {
+		k.Position, k.Snapshot = old.Position, old.Snapshot // long after it a snapshot may be of another log, and so what follows
 	}
 	if k.Timestamp == fhir.None {
 		k.Timestamp = old.Timestamp

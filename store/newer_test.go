@@ -68,6 +68,27 @@ func TestDeletionsInAnotherLog(t *testing.T) {
 	}
 }
 
+// TestSnapshotInAnotherLog: the rows of a table of versions in a snapshot have no place. In one
+// that is taken long after, of a database that was moved, they do not stand where the old log
+// ended: what follows would be older than they are.
+func TestSnapshotInAnotherLog(t *testing.T) {
+	from := Partition{Topic: "Patient_History"}
+	cur := &index.State{
+		Kind:  segment.Live,
+		Clock: segment.Clock{Version: NoVersion, LastUpdated: 1_000_000, Position: 200, Timestamp: 1_000_100, Origin: from, Offset: 5},
+		Life:  segment.NoLife,
+	}
+	for written, want := range map[fhir.Instant]verdict{1_000_100 + anotherLog: stale, 1_000_101 + anotherLog: applies} {
+		snapshot := Change{Version: NoVersion, LastUpdated: written - 10, Timestamp: written, Offset: 6}
+		next := *cur
+		next.Clock, next.Life = succeed(cur, &snapshot, from)
+		ch := Change{Version: NoVersion, LastUpdated: written + 1000, Time: written + 1000, Position: 20, Timestamp: written + 1001, Offset: 7}
+		if got := judge(&next, &ch, 1, from); got != want {
+			t.Errorf("what follows a snapshot of %v: verdict %d, want %d", written, got, want)
+		}
+	}
+}
+
 // TestSnapshotOfVersions: a snapshot tells the rows of a version table again without their places. One of the instant of the
 // newest, which came after it in the log, is not newer, be it of a life or of its end.
 func TestSnapshotOfVersions(t *testing.T) {
