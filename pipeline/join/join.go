@@ -79,6 +79,7 @@ const (
 	waiting    = space + "w/"   // number: a parked version
 	forTag     = space + "g/"   // tag_id/number: a version waits for the definition
 	ofEnd      = space + "t/"   // transaction: a tally
+	forEnd     = space + "u/"   // transaction/number: a resource has it among its Ends
 	tagTable   = "hfj_res_tag"  // as messages of transactions count it
 	verTable   = "hfj_res_ver"  //
 	patience   = 60_000         // milliseconds after which a version that waits is told as a dead letter

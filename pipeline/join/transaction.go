@@ -29,7 +29,8 @@ type tally struct {
 	Again bool             `json:"a,omitempty"`
 	Last  map[string]place `json:"l,omitempty"` // of its rows that were counted, by topic and partition
 	Since fhir.Instant     `json:"s"`
-	Waits []int64          `json:"w,omitempty"` // the resources with it among their Ends
+	Waits []int64          `json:"w,omitempty"` // the first resources with it among their Ends
+	More  int              `json:"n,omitempty"` // how many more have it: for each there is a note, forEnd, for a tally is written with each row
 }
 
 // complete tells whether all rows are there.
@@ -306,19 +307,28 @@ func (t *taking) complete(tx string) error {
 		return err
 	}
 	t.put(ofEnd+tx, nil)
-	for _, n := range c.Waits {
+	over := func(n int64) error {
 		s, err := t.stateOf(n)
 		if err != nil {
 			return err
 		}
 		s.Ends = slices.DeleteFunc(s.Ends, func(of string) bool { return of == tx })
 		t.keep(n, s)
-		if err := t.settle(n, s); err != nil {
+		return t.settle(n, s)
+	}
+	for _, n := range c.Waits {
+		if err := over(n); err != nil {
 			return err
 		}
 	}
-	return nil
+	if c.More == 0 {
+		return nil
+	}
+	return t.each(forEnd+tx+"/", over)
 }
+
+// fewWaits is how many resources a tally names itself.
+const fewWaits = 64
 
 // awaitEnd has a resource wait for the end of the part's transaction, if it is told.
 func (t *taking) awaitEnd(n int64, s *state) error {
@@ -331,7 +341,13 @@ func (t *taking) awaitEnd(n int64, s *state) error {
 	if err != nil {
 		return err
 	}
-	s.Ends, c.Waits = append(s.Ends, tx), append(c.Waits, n)
+	s.Ends = append(s.Ends, tx)
+	if len(c.Waits) < fewWaits {
+		c.Waits = append(c.Waits, n)
+	} else {
+		c.More++
+		t.put(name(forEnd+tx+"/", n), []byte{})
+	}
 	return t.keepTally(tx, c)
 }
 
