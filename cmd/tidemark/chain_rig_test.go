@@ -449,14 +449,18 @@ func (m *merger) follow(ctx context.Context) {
 // merge is called with mu held. What comes again as it was is a fault, but where labels are
 // put on and taken off without a new version. What a snapshot brings has its labels at once.
 func (m *merger) merge(w *window) error {
+	var again []string
 	for key, text := range w.changed {
 		if m.has[key] == text && !strings.HasPrefix(key, "Patient/random-") {
-			return fmt.Errorf("%s comes again in the window that ends at %v and began at %v, as it was: %s", key, w.time, m.since, text)
+			again = append(again, key+": "+text)
 		}
 		if strings.HasPrefix(key, "Patient/labelled-") && strings.Count(text, "urn:labelled") != 3 {
 			return fmt.Errorf("%s comes before all of its labels have: %s", key, text)
 		}
 		m.has[key] = text
+	}
+	if len(again) > 0 {
+		return fmt.Errorf("%d of %d come again in the window that ends at %v and began at %v, as they were: %s", len(again), len(w.changed), w.time, m.since, strings.Join(again, ", "))
 	}
 	for key := range w.gone {
 		delete(m.has, key)
