@@ -49,7 +49,7 @@ type Change struct {
 	LastUpdated fhir.Instant // what the source said, None if nothing
 	Time        fhir.Instant // a time that the decoder found elsewhere, None if nothing
 	Position    uint64       // source position (a log sequence number), 0 if none
-	Snapshot    bool         // Position is that of a snapshot: what stands before it may have been committed behind it
+	Snapshot    bool         // a snapshot told it: what stands before its Position may have been committed behind it
 	Rewritten   bool         // Position is of a later writing of a version's row: lastUpdated comes before it
 	Timestamp   fhir.Instant // the record's timestamp, None if it has none
 	Offset      int64

@@ -250,7 +250,7 @@ func compareInstants(a, b fhir.Instant) int {
 // succeed returns the clock and the life of the row that ch becomes after cur.
 func succeed(cur *index.State, ch *Change, from Partition) (segment.Clock, segment.Life) {
 	k := segment.Clock{
-		Version: ch.Version, LastUpdated: ch.LastUpdated, Position: ch.Position, Snapshot: ch.Snapshot, Timestamp: ch.Timestamp,
+		Version: ch.Version, LastUpdated: ch.LastUpdated, Position: ch.Position, Snapshot: ch.Snapshot && ch.Position != 0, Timestamp: ch.Timestamp,
 		Origin: from, Offset: ch.Offset,
 	}
 	if cur == nil {
@@ -266,7 +266,7 @@ func succeed(cur *index.State, ch *Change, from Partition) (segment.Clock, segme
 	if k.LastUpdated == fhir.None {
 		k.LastUpdated = old.LastUpdated
 	}
-	if k.Position == 0 && (ch.Timestamp == fhir.None || old.Timestamp == fhir.None || ch.Timestamp <= old.Timestamp+anotherLog) {
+	if k.Position == 0 && (!ch.Snapshot || ch.Timestamp == fhir.None || old.Timestamp == fhir.None || ch.Timestamp <= old.Timestamp+anotherLog) {
 		k.Position, k.Snapshot = old.Position, old.Snapshot // long after it a snapshot may be of another log, and so what follows
 	}
 	if k.Timestamp == fhir.None {

@@ -79,12 +79,18 @@ func TestSnapshotInAnotherLog(t *testing.T) {
 		Life:  segment.NoLife,
 	}
 	for written, want := range map[fhir.Instant]verdict{1_000_100 + anotherLog: stale, 1_000_101 + anotherLog: applies} {
-		snapshot := Change{Version: NoVersion, LastUpdated: written - 10, Timestamp: written, Offset: 6}
+		snapshot := Change{Version: NoVersion, LastUpdated: written - 10, Snapshot: true, Timestamp: written, Offset: 6}
 		next := *cur
 		next.Clock, next.Life = succeed(cur, &snapshot, from)
 		ch := Change{Version: NoVersion, LastUpdated: written + 1000, Time: written + 1000, Position: 20, Timestamp: written + 1001, Offset: 7}
 		if got := judge(&next, &ch, 1, from); got != want {
 			t.Errorf("what follows a snapshot of %v: verdict %d, want %d", written, got, want)
+		}
+		loaded := Change{Version: NoVersion, LastUpdated: written - 10, Timestamp: written, Offset: 6}
+		next.Clock, next.Life = succeed(cur, &loaded, from)
+		again := Change{Delete: true, Version: NoVersion, LastUpdated: fhir.None, Time: 1_000_000, Position: 100, Timestamp: written + 1, Offset: 7}
+		if got := judge(&next, &again, 1, from); got != stale {
+			t.Errorf("a deletion of the log that is told again behind what came by another way at %v: verdict %d, want %d", written, got, stale)
 		}
 	}
 }

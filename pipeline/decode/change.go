@@ -31,7 +31,7 @@ type said struct {
 	lastUpdated fhir.Instant
 	time        fhir.Instant // of the event, where nothing says when the resource changed
 	position    uint64       // in the source's log
-	snapshot    bool         // position is that of a snapshot
+	snapshot    bool         // a snapshot told it
 	rewritten   bool         // a version's row, which was written before
 	lacks       bool         // the body may lack its type and id
 	unchanged   bool         // the body is left out, for it is what it was

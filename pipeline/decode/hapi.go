@@ -300,7 +300,7 @@ func (p *Part) Take(earlier *Part) { p.body = earlier.body }
 func (d *hapi) Version(rec Record, p *Part, key fhir.Key, tags []Tag) ([]store.Change, error) {
 	s := nothing
 	s.key, s.delete, s.position, s.time = key, p.Deletion, p.Position, p.At
-	s.lastUpdated, s.version, s.snapshot = p.Updated, strconv.FormatInt(p.Number, 10), p.Snapshot && p.Position > 0
+	s.lastUpdated, s.version, s.snapshot = p.Updated, strconv.FormatInt(p.Number, 10), p.Snapshot
 	if p.Bodiless() {
 		return d.revised(rec, s, DeadLetter(rec, reasonUnavailable).Dead, func(line value) []byte {
 			if string(line.member("meta").member("versionId").text()) != s.version {

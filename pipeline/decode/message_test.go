@@ -162,12 +162,12 @@ func decoded(t *testing.T, d Decoder, rec Record) string {
 		}
 		if c.Position != 0 {
 			fmt.Fprintf(&b, " position=%d", c.Position)
-			if c.Snapshot {
-				b.WriteString(" snapshot")
-			}
-			if c.Rewritten {
-				b.WriteString(" rewritten")
-			}
+		}
+		if c.Snapshot {
+			b.WriteString(" snapshot")
+		}
+		if c.Rewritten {
+			b.WriteString(" rewritten")
 		}
 		if len(c.Patients) > 0 {
 			fmt.Fprintf(&b, " patients=%s", strings.Join(c.Patients, ","))

@@ -197,7 +197,7 @@ func (d *debezium) read(t *table, typ string, c rowChange) (s said, skip bool, r
 	if s.position, s.time, s.lacks = c.position, c.at, true; t.History && c.op == 'r' {
 		s.position = 0 // a snapshot reads versions of long ago, all at its own place in the log
 	}
-	s.snapshot, s.rewritten = s.position > 0 && c.op == 'r', t.History && c.op == 'u'
+	s.snapshot, s.rewritten = c.op == 'r', t.History && c.op == 'u'
 	if cells[typeColumn].kind == isText {
 		typ = string(cells[typeColumn].text)
 	}
