@@ -314,8 +314,7 @@ func (d *outbox) value(rec *Record) (err error) {
 		}
 		return err
 	}
-	says := append(slices.Clone(outboxSays), outboxType)
-	cells, once := fields.cells(append([]string{"payload"}, says...))
+	cells, once := fields.cells(outboxColumns)
 	if !once {
 		return fault(reasonTwice)
 	}
@@ -323,7 +322,7 @@ func (d *outbox) value(rec *Record) (err error) {
 		rec.Value = cells[0].text
 	}
 	rec.Headers = slices.Clip(rec.Headers)
-	for i, name := range says {
+	for i, name := range outboxColumns[1:] {
 		if c := cells[i+1]; c.kind != absent {
 			rec.Headers = append(rec.Headers, store.Header{Key: name, Value: c.text})
 		}
@@ -343,7 +342,7 @@ func outboxID(c *changes, key []byte) string {
 }
 
 func readOutbox(c *changes, rec Record, v node, each func(part string, s said) error) error {
-	h := headersOf(rec, append(slices.Clone(outboxSays), outboxType)...)
+	h := headersOf(rec, outboxColumns[1:]...)
 	s := nothing
 	if len(rec.Key) > 0 {
 		id := outboxID(c, rec.Key)
@@ -382,6 +381,9 @@ var outboxSays = []string{"eventType", "version", "lastUpdated"}
 // type:envelope, without a name behind it. It counts where eventType is missing, if it is a word that is known:
 // somebody else's type may say anything.
 const outboxType = "type"
+
+// outboxColumns are the event, and all that may stand beside it or in headers.
+var outboxColumns = append([]string{"payload"}, append(outboxSays, outboxType)...)
 
 // unwrap is the resource of an event: what schemas.enable wraps, and what stands beside other
 // columns of the table; those are added to what headers say.

@@ -43,8 +43,11 @@ func graveOf(part *decode.Part) grave { return grave{part.Position, part.At} }
 // graveOfTag reads the note of a tag's row that is gone.
 func graveOfTag(note []byte) (g grave, gone bool) {
 	text, gone := strings.CutPrefix(string(note), wasTag)
+	if !gone { // most are not, and each row of a tag asks
+		return grave{}, false
+	}
 	if _, err := fmt.Sscanf(text, "%d %d", &g.Position, &g.At); err != nil {
-		return grave{}, gone // of an earlier release
+		return grave{}, true // of an earlier release
 	}
 	return g, gone
 }
