@@ -34,76 +34,45 @@ func TestLabelsOfSnapshots(t *testing.T) {
 			return j
 		}
 		j := begin()
-		take := func(op, table, row string) {
-			t.Helper()
-			rec := record("hapi."+table, nil, fmt.Appendf(nil, `{"op":%q,"after":{%s},"source":{"table":%q,"lsn":%d}}`, op, row, table, k.now))
-			k.now++
-			rec.Offset, rec.Timestamp = int64(k.now), k.now
-			taken, err := j.Take(rec)
-			if err != nil {
-				t.Fatal(err)
-			}
-			k.apply(taken)
-			j.Applied()
-		}
-		version := func(op string, n int) {
-			take(op, "hfj_res_ver", fmt.Sprintf(`"pid":%d,"res_id":1,"res_ver":%d,"res_type":"Patient","has_tags":true,"res_encoding":"JSON","res_text_vc":"{\"resourceType\":\"Patient\"}"`, n, n))
-		}
-		overdue := func() {
-			t.Helper()
-			late, err := j.Overdue(versions, fhir.None, decode.DeadLetter)
-			if err != nil {
-				t.Fatal(err)
-			}
-			for _, l := range late {
-				k.apply(l)
-			}
-			j.Applied()
-		}
-		has := func(version, labels int) {
-			t.Helper()
-			ch := k.rows[fhir.Key{Type: patient(t), ID: "anna"}]
-			if n := strings.Count(string(ch.Body), `"code"`); ch.Version != int64(version) || n != labels {
-				t.Errorf("%s: version %d with %d labels, want %d with %d", c.what, ch.Version, n, version, labels)
-			}
-		}
+		r := &labelled{t, k, j}
 		for n := 1; n <= 3; n++ {
-			take("c", "hfj_tag_def", fmt.Sprintf(`"tag_id":%d,"tag_type":2,"tag_system":"s","tag_code":"%d"`, n, n))
+			r.take("c", "hfj_tag_def", fmt.Sprintf(`"tag_id":%d,"tag_type":2,"tag_system":"s","tag_code":"%d"`, n, n))
 		}
-		take("c", "hfj_resource", `"res_id":1,"res_type":"Patient","fhir_id":"anna"`)
-		take("c", "hfj_res_tag", `"pid":1,"res_id":1,"tag_id":1`)
-		version("c", 1)
-		has(1, 1)
-		version("r", 1)
+		r.take("c", "hfj_resource", `"res_id":1,"res_type":"Patient","fhir_id":"anna"`)
+		r.take("c", "hfj_res_tag", `"pid":1,"res_id":1,"tag_id":1`)
+		r.version("c", 1)
+		r.has(c.what, 1, 1)
+		r.version("r", 1)
 		if waits := j.Waits(); waits != fhir.None {
 			t.Errorf("%s: what is known already has the watermark wait for %v", c.what, waits)
 		}
 		if c.caught {
-			take("r", "hfj_res_tag", `"pid":2,"res_id":1,"tag_id":2`)
+			r.take("r", "hfj_res_tag", `"pid":2,"res_id":1,"tag_id":2`)
 			k.now += lull
 			upto = k.now + 1
-			version("r", 2)
-			has(2, 2)
+			r.version("r", 2)
+			r.has(c.what, 2, 2)
 			continue
 		}
-		version("r", 2)
-		if version("r", 2); j.Waits() == fhir.None {
+		r.version("r", 2)
+		if r.version("r", 2); j.Waits() == fhir.None {
 			t.Errorf("%s: the watermark waits for nothing", c.what)
 		}
 		for n := 2; n <= 3; n++ {
-			take("r", "hfj_res_tag", fmt.Sprintf(`"pid":%d,"res_id":1,"tag_id":%d`, n, n))
-			overdue()
+			r.take("r", "hfj_res_tag", fmt.Sprintf(`"pid":%d,"res_id":1,"tag_id":%d`, n, n))
+			r.overdue()
 		}
-		has(1, 1)
+		r.has(c.what, 1, 1)
 		if c.crash {
 			j = begin()
+			r.j = j
 		}
 		upto = k.now
-		overdue()
-		has(1, 1) // tags that were written before may come among the versions
+		r.overdue()
+		r.has(c.what, 1, 1) // tags that were written before may come among the versions
 		k.now += lull
-		overdue()
-		has(2, 3)
+		r.overdue()
+		r.has(c.what, 2, 3)
 		if waits := j.Waits(); waits != fhir.None || len(j.behind) != 0 {
 			t.Errorf("%s: the watermark waits for %v, %d partitions are waited for", c.what, waits, len(j.behind))
 		}
@@ -155,49 +124,17 @@ func TestLabelsBehindSnapshots(t *testing.T) {
 	k := newKept(t)
 	k.now = 1_000_000
 	j := New(decoder(t, decode.Options{}), k, func() fhir.Instant { return k.now }, func(string) fhir.Instant { return k.now - 1000 })
-	take := func(op, table, row string) {
-		t.Helper()
-		k.now++
-		rec := record("hapi."+table, nil, fmt.Appendf(nil, `{"op":%q,"after":{%s},"source":{"table":%q,"lsn":%d}}`, op, row, table, k.now))
-		rec.Offset, rec.Timestamp = int64(k.now), k.now
-		taken, err := j.Take(rec)
-		if err != nil {
-			t.Fatal(err)
-		}
-		k.apply(taken)
-		j.Applied()
-	}
-	version := func(n int) {
-		take("c", "hfj_res_ver", fmt.Sprintf(`"pid":%d,"res_id":1,"res_ver":%d,"res_type":"Patient","has_tags":true,"res_encoding":"JSON","res_text_vc":"{\"resourceType\":\"Patient\"}"`, n, n))
-	}
-	overdue := func() {
-		t.Helper()
-		late, err := j.Overdue(store.Partition{Topic: "hapi.hfj_res_ver"}, fhir.None, decode.DeadLetter)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, l := range late {
-			k.apply(l)
-		}
-		j.Applied()
-	}
-	has := func(version, labels int) {
-		t.Helper()
-		ch := k.rows[fhir.Key{Type: patient(t), ID: "anna"}]
-		if n := strings.Count(string(ch.Body), `"code"`); ch.Version != int64(version) || n != labels {
-			t.Errorf("version %d with %d labels, want %d with %d", ch.Version, n, version, labels)
-		}
-	}
+	r := &labelled{t, k, j}
 	for n := 1; n <= 3; n++ {
-		take("r", "hfj_tag_def", fmt.Sprintf(`"tag_id":%d,"tag_type":2,"tag_system":"s","tag_code":"%d"`, n, n))
+		r.take("r", "hfj_tag_def", fmt.Sprintf(`"tag_id":%d,"tag_type":2,"tag_system":"s","tag_code":"%d"`, n, n))
 	}
-	take("r", "hfj_resource", `"res_id":1,"res_type":"Patient","fhir_id":"anna"`)
-	version(2)
+	r.take("r", "hfj_resource", `"res_id":1,"res_type":"Patient","fhir_id":"anna"`)
+	r.version("c", 2)
 	k.now += 10 * lull
 	for n := 1; n <= 3; n++ {
-		take("r", "hfj_res_tag", fmt.Sprintf(`"pid":%d,"res_id":1,"tag_id":%d`, n, n))
+		r.take("r", "hfj_res_tag", fmt.Sprintf(`"pid":%d,"res_id":1,"tag_id":%d`, n, n))
 		k.now += lull / 2
-		if overdue(); len(k.rows) > 0 {
+		if r.overdue(); len(k.rows) > 0 {
 			t.Fatalf("it is told with %d of its tags", n)
 		}
 	}
@@ -205,11 +142,56 @@ func TestLabelsBehindSnapshots(t *testing.T) {
 		t.Error("the watermark waits for nothing")
 	}
 	k.now += lull
-	overdue()
-	has(2, 3)
-	take("r", "hfj_res_tag", `"pid":9,"res_id":2,"tag_id":1`)
-	version(3)
-	has(3, 3)
+	r.overdue()
+	r.has("behind it", 2, 3)
+	r.take("r", "hfj_res_tag", `"pid":9,"res_id":2,"tag_id":1`)
+	r.version("c", 3)
+	r.has("behind it", 3, 3)
+}
+
+// labelled is Patient/anna, whose rows are told one after the other.
+type labelled struct {
+	t *testing.T
+	k *kept
+	j *Join
+}
+
+func (r *labelled) take(op, table, row string) {
+	r.t.Helper()
+	r.k.now++
+	rec := record("hapi."+table, nil, fmt.Appendf(nil, `{"op":%q,"after":{%s},"source":{"table":%q,"lsn":%d}}`, op, row, table, r.k.now))
+	rec.Offset, rec.Timestamp = int64(r.k.now), r.k.now
+	taken, err := r.j.Take(rec)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.k.apply(taken)
+	r.j.Applied()
+}
+
+func (r *labelled) version(op string, n int) {
+	r.t.Helper()
+	r.take(op, "hfj_res_ver", fmt.Sprintf(`"pid":%d,"res_id":1,"res_ver":%d,"res_type":"Patient","has_tags":true,"res_encoding":"JSON","res_text_vc":"{\"resourceType\":\"Patient\"}"`, n, n))
+}
+
+func (r *labelled) overdue() {
+	r.t.Helper()
+	late, err := r.j.Overdue(store.Partition{Topic: "hapi.hfj_res_ver"}, fhir.None, decode.DeadLetter)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	for _, l := range late {
+		r.k.apply(l)
+	}
+	r.j.Applied()
+}
+
+func (r *labelled) has(when string, version, labels int) {
+	r.t.Helper()
+	ch := r.k.rows[fhir.Key{Type: patient(r.t), ID: "anna"}]
+	if n := strings.Count(string(ch.Body), `"code"`); ch.Version != int64(version) || n != labels {
+		r.t.Errorf("%s: version %d with %d labels, want %d with %d", when, ch.Version, n, version, labels)
+	}
 }
 
 func patient(t *testing.T) fhir.Type {
