@@ -40,6 +40,7 @@ type machine struct {
 	inline   int64 // content of attachments that takes the place of its URL
 	withhold withhold.Policy
 	publish  publish.Options
+	mergeOff bool
 	log      lockedBuffer
 }
 
@@ -80,7 +81,7 @@ func (m *machine) must(err error) {
 func (m *machine) open() {
 	m.t.Helper()
 	log := slog.New(slog.NewTextHandler(&m.log, nil))
-	db, err := store.Open(m.dir, store.Options{CommitInterval: time.Millisecond, Allowance: time.Millisecond, Logger: log})
+	db, err := store.Open(m.dir, store.Options{CommitInterval: time.Millisecond, Allowance: time.Millisecond, MergeOff: m.mergeOff, Logger: log})
 	m.must(err)
 	m.db = db
 	ctx, cancel := context.WithCancel(context.Background())
