@@ -1,7 +1,9 @@
 package store
 
 import (
+	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -33,6 +35,7 @@ type table struct {
 	rises    bool // lastUpdated, with each change, as the database's own clock does
 	topics   [2]int
 	one      bool // topic
+	own      bool // each version has a partition of its own, and its row is written again now and then
 	moved    bool // nothing of it was told since the log began anew
 }
 
@@ -40,6 +43,10 @@ type table struct {
 func (m *model) newTable(s *source) table {
 	t := table{topics: [2]int{s.part, m.r.IntN(len(m.logs))}}
 	t.one = t.topics[0] == t.topics[1]
+	if m.own {
+		t.own, t.one, t.instants, t.rises, t.numbered = true, false, true, true, true
+		return t
+	}
 	switch m.r.IntN(5) {
 	case 0: // nothing but the body
 	case 1:
@@ -61,6 +68,10 @@ func (m *model) write(s *source) {
 	if t.moved && !t.one {
 		return // which comes first of what lies in two logs and two topics, nothing tells
 	}
+	if t.own && s.index > 0 && m.r.IntN(3) == 0 {
+		m.writeAgain(s)
+		return
+	}
 	x := m.next(s, s.index > 0 && !s.deleted && m.r.IntN(4) == 0)
 	m.base.place += 1 + uint64(m.r.IntN(50))
 	x.ch.Position = m.base.place
@@ -72,6 +83,32 @@ func (m *model) write(s *source) {
 	t.moved = false
 	m.tell(s, x)
 	m.base.told = append(m.base.told, telling{s, s.history[len(s.history)-1]})
+}
+
+// writings is how often a version's row may be written: which of several later ones comes last, a
+// connector that tells them again does not say.
+const writings = 2
+
+// writeAgain writes a version's row again: it is what it was, of the same instant, with another body.
+func (m *model) writeAgain(s *source) {
+	x := s.history[m.r.IntN(len(s.history))]
+	if slices.ContainsFunc(s.history, func(h sent) bool { return h.index == x.index|1 }) {
+		return
+	}
+	now := fhir.FromTime(time.Now())
+	x.ch.Rewritten, x.ch.Snapshot, x.ch.Position, x.ch.Time, x.ch.Timestamp = true, false, 0, now, m.recorded(now)
+	if !x.ch.Delete { // of which nothing but the body would be another
+		x.index++
+		var body map[string]any
+		if err := json.Unmarshal(x.ch.Body, &body); err != nil {
+			m.t.Fatal(err)
+		}
+		body["again"] = true
+		x.ch.Body = mustJSON(body)
+		x.body = string(x.ch.Body)
+	}
+	m.sendTo(s, x, x.part)
+	m.base.told = append(m.base.told, telling{s, x})
 }
 
 // says gives a row's change what its table has.
@@ -128,6 +165,11 @@ func (m *model) tell(s *source, x sent) {
 	if t.one {
 		n = 0
 	}
+	if t.own {
+		x.index *= writings
+		m.sendTo(s, x, m.r.IntN(len(m.logs)))
+		return
+	}
 	if n != 1 {
 		m.sendTo(s, x, t.topics[0])
 	}
@@ -178,6 +220,10 @@ func (m *model) snapshot() {
 		if s.kind != rows || t.moved && !t.one || m.r.IntN(2) == 0 {
 			continue
 		}
+		if t.own {
+			m.versionsNow(s, now)
+			continue
+		}
 		if t.one && t.versions && m.r.IntN(2) == 0 {
 			for _, x := range slices.Clone(s.history) {
 				if x.ch.Delete || x.ch.Version == NoVersion || m.r.IntN(4) == 0 {
@@ -195,6 +241,21 @@ func (m *model) snapshot() {
 			}
 			m.tell(s, last)
 		}
+	}
+}
+
+// versionsNow tells of each version how its row was written last.
+func (m *model) versionsNow(s *source, now fhir.Instant) {
+	last := map[int]sent{}
+	for _, x := range s.history {
+		if at := x.index / writings; x.index >= last[at].index {
+			last[at] = x
+		}
+	}
+	for _, at := range slices.Sorted(maps.Keys(last)) {
+		x := last[at]
+		x.ch.Snapshot, x.ch.Rewritten, x.ch.Position, x.ch.Time, x.ch.Timestamp = true, false, 0, now, m.recorded(now)
+		m.sendTo(s, x, x.part)
 	}
 }
 

@@ -85,6 +85,7 @@ type model struct {
 
 	sources []*source
 	base    database
+	own     bool // all tables are of versions
 	since   fhir.Instant
 	copy    map[string]string // what the client has
 	seen    map[string]bool   // bodies delivered
@@ -138,7 +139,7 @@ func TestModel(t *testing.T) {
 			seed = *modelSeed
 		}
 		synctest.Test(t, func(t *testing.T) {
-			m := runModel(t, seed)
+			m := runModel(t, seed, false)
 			windows, restores, led = windows+m.exports, restores+m.restores, led+m.pointed
 			for k, n := range m.merges {
 				merges[k] += n
@@ -167,10 +168,23 @@ func TestModel(t *testing.T) {
 	}
 }
 
-func runModel(t *testing.T, seed uint64) *model {
+// TestModelOfVersions: as TestModel, of tables of versions without numbers, each version in a
+// partition of its own.
+func TestModelOfVersions(t *testing.T) {
+	for i := range *modelRuns / 3 {
+		seed := max(*modelSeed, uint64(i+1))
+		synctest.Test(t, func(t *testing.T) { runModel(t, seed, true) })
+		if t.Failed() || *modelSeed != 0 {
+			t.Logf("again with: -run TestModelOfVersions -model.seed=%d -model.steps=%d", seed, *modelSteps)
+			break
+		}
+	}
+}
+
+func runModel(t *testing.T, seed uint64, own bool) *model {
 	m := &model{
 		t: t, r: rand.New(rand.NewPCG(seed, 7)), fs: vfs.NewCrashableMem(), since: fhir.None, restored: fhir.None,
-		newest: map[string]int{}, copy: map[string]string{}, seen: map[string]bool{},
+		own: own, newest: map[string]int{}, copy: map[string]string{}, seen: map[string]bool{},
 	}
 	n := 1 + m.r.IntN(3)
 	m.logs, m.fetched = make([][]sent, n), make([]int64, n)
@@ -525,7 +539,7 @@ func (m *model) accept(x sent, line, now fhir.Instant) {
 		return
 	}
 	if cur != nil && x.index <= m.newest[key] {
-		if placed := x.ch.Position != 0; placed && doubtful && !x.ch.Delete && cur.Body == "" && !cur.Reported {
+		if placed := x.ch.Position != 0 || m.own; placed && doubtful && !x.ch.Delete && cur.Body == "" && !cur.Reported {
 			m.oracle.Apply(key, "", t, line, now) // it lived before what was deleted came first
 			m.oracle.Newest(key).Reported = true
 		}

@@ -51,16 +51,11 @@ func judge(cur *index.State, ch *Change, hash uint64, from Partition) verdict {
 		return applies
 	case ch.Delete:
 		return judgeDeletion(cur, ch, from)
-	case cur.Kind == segment.Internal:
-		if beforeDeletion(cur, ch) || saidBefore(ch, &cur.Clock) {
+	case cur.Kind != segment.Live:
+		if belowFloor(&cur.Life, &cur.Clock, ch) || beforeDeletion(cur, ch) || saidBefore(&cur.Life, &cur.Clock, ch) {
 			return stale
 		}
-		return applies // any other live change beats the deletion of what we never had
-	case cur.Kind == segment.Deleted:
-		if belowFloor(&cur.Life, &cur.Clock, ch) || beforeDeletion(cur, ch) {
-			return stale
-		}
-		return applies
+		return applies // any other live change beats a deletion, also of what we never had
 	case cur.Life.Reborn && belowFloor(&cur.Life, &cur.Clock, ch):
 		return stale
 	case hash == cur.Hash && sayNothingNew(&cur.Clock, ch):
@@ -92,7 +87,7 @@ func judgeDeletion(cur *index.State, ch *Change, from Partition) verdict {
 	// Without a version it ranks just after the newest row, unless the source's log, its own
 	// time or, from another partition, the record's time says that it is older.
 	switch {
-	case retold(ch, k), at < 0, placed && at == 0 && !cur.Life.Empty():
+	case retold(ch, from, k), at < 0, placed && at == 0 && !cur.Life.Empty():
 		return stale // at the same place it is the deletion after which the row came by another way
 	case at > 0:
 		return applies
@@ -123,7 +118,7 @@ func belowFloor(l *segment.Life, newest *segment.Clock, ch *Change) bool {
 		if ch.LastUpdated > l.FloorUpdated {
 			return false
 		}
-		if said = true; numbered || ch.Rewritten {
+		if said = true; numbered {
 			tied = ch.LastUpdated == l.FloorUpdated
 		}
 	}
@@ -146,10 +141,13 @@ func beforeDeletion(cur *index.State, ch *Change) bool {
 // saidBefore reports whether all that ch says of version and time lies below what the deletion
 // of something that we never had said itself: it is of what was deleted, read late, for it
 // stood in another partition or topic.
-func saidBefore(ch *Change, k *segment.Clock) bool {
+func saidBefore(l *segment.Life, k *segment.Clock, ch *Change) bool {
+	if l.FloorVersion != NoVersion || l.FloorUpdated != fhir.None {
+		return false // we had it
+	}
 	version, updated := compareVersions(ch, k), compareInstants(ch.LastUpdated, k.LastUpdated)
 	at, _ := place(ch, k)
-	return version <= 0 && updated <= 0 && (version < 0 || updated < 0 && (at <= 0 || ch.Rewritten))
+	return version <= 0 && updated <= 0 && (version < 0 || updated < 0 && at <= 0)
 }
 
 // place orders a change and the newest row by where they stand in their source's log, if both
@@ -180,7 +178,7 @@ func place(ch *Change, k *segment.Clock) (order int, placed bool) {
 // that from a clock before they wait for a row's lock, or from when their transaction began: it falls along the log.
 func order(ch *Change, k *segment.Clock) (o int, placed bool) {
 	o, placed = place(ch, k)
-	if o == 0 || ch.Rewritten {
+	if o == 0 {
 		if updated := compareInstants(ch.LastUpdated, k.LastUpdated); updated != 0 {
 			return updated, placed
 		}
@@ -188,12 +186,18 @@ func order(ch *Change, k *segment.Clock) (o int, placed bool) {
 	return o, placed
 }
 
-// retold reports whether ch is a row of a version table that a snapshot tells again, without a
-// place: of the same instant, and by no number the later one. What came after it in the source's log
-// is known.
-func retold(ch *Change, k *segment.Clock) bool {
-	return ch.Position == 0 && k.Position != 0 && (ch.Version == NoVersion || k.Version == NoVersion) &&
-		ch.LastUpdated != fhir.None && ch.LastUpdated == k.LastUpdated
+// retold reports whether ch is a row of a version table that is told again: of the same instant,
+// and by no number the later one. A snapshot tells it without a place, and what came after it in the
+// source's log is known. At the place of the newest row it is what that was before it was written
+// again. One that was written again is the newest row itself, or lies in another partition.
+func retold(ch *Change, from Partition, k *segment.Clock) bool {
+	switch {
+	case ch.Version != NoVersion && k.Version != NoVersion, ch.LastUpdated == fhir.None, ch.LastUpdated != k.LastUpdated:
+		return false
+	case ch.Rewritten:
+		return from != k.Origin
+	}
+	return k.Position != 0 && (ch.Position == 0 || ch.Position == k.Position)
 }
 
 // sayNothingNew reports whether ch claims no version or time other than the
@@ -214,7 +218,7 @@ func compare(ch *Change, from Partition, k *segment.Clock) int {
 	if o, _ := order(ch, k); o != 0 {
 		return o
 	}
-	if retold(ch, k) {
+	if retold(ch, from, k) {
 		return -1
 	}
 	if from == k.Origin {
@@ -269,7 +273,7 @@ func succeed(cur *index.State, ch *Change, from Partition) (segment.Clock, segme
 	if k.Position == 0 && (!ch.Snapshot || ch.Timestamp == fhir.None || old.Timestamp == fhir.None || ch.Timestamp <= old.Timestamp+anotherLog) {
 		k.Position, k.Snapshot = old.Position, old.Snapshot // long after it a snapshot may be of another log, and so what follows
 	}
-	if k.Timestamp == fhir.None {
+	if k.Timestamp == fhir.None || ch.Rewritten && old.Timestamp != fhir.None { // as old as it was
 		k.Timestamp = old.Timestamp
 	}
 	return k, lifeAfter(cur.Life, cur, ch)
@@ -285,8 +289,11 @@ func retell(cur *index.State, ch *Change, from Partition) (k segment.Clock, l se
 	if placed && at <= 0 && ch.Version <= max(k.Version, known.FloorVersion) {
 		return k, *known, false
 	}
+	if !placed && cur.Kind == segment.Deleted && ch.Version == NoVersion && ch.LastUpdated != fhir.None && ch.LastUpdated <= known.FloorUpdated {
+		return k, *known, false // a snapshot tells a version again that ended a life
+	}
 	next, l := succeed(cur, ch, from)
-	if at > 0 && !ch.Rewritten || k.Position == 0 && ch.Position != 0 {
+	if at > 0 || k.Position == 0 && ch.Position != 0 {
 		k = next
 	}
 	return k, l, k != cur.Clock || l.FloorVersion != known.FloorVersion || l.FloorUpdated != known.FloorUpdated ||

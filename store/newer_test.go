@@ -264,24 +264,70 @@ func TestClockThatFalls(t *testing.T) {
 		{"a deletion behind it", live, Change{Delete: true, LastUpdated: 800, Position: 300}, applies},
 		{"a deletion before it", live, Change{Delete: true, LastUpdated: 1000, Position: 100}, stale},
 		{"a body behind the deletion of what was never had", unseen, Change{LastUpdated: 800, Position: 300}, applies},
-		// A version's row that is written again is as old as it was.
-		{"an old version", live, Change{LastUpdated: 800, Position: 300, Rewritten: true}, stale},
-		{"the newest version", live, Change{LastUpdated: 900, Position: 300, Rewritten: true}, applies},
-		{"an old deletion", live, Change{Delete: true, LastUpdated: 800, Position: 300, Rewritten: true}, stale},
-		{"an old version of what was never had", unseen, Change{LastUpdated: 800, Position: 300, Rewritten: true}, stale},
 	} {
 		c.ch.Version, c.ch.Timestamp, c.ch.Offset = NoVersion, 1001, 9
 		if got := judge(c.cur, &c.ch, 1, from); got != c.want {
 			t.Errorf("%s: verdict %d, want %d", c.what, got, c.want)
 		}
 	}
-	gone := &index.State{Kind: segment.Deleted, Clock: live.Clock, Life: segment.Life{FloorVersion: NoVersion, FloorUpdated: 900}}
-	old := Change{Version: NoVersion, LastUpdated: 800, Position: 300, Rewritten: true}
-	if got := judge(gone, &old, 1, from); got != stale {
-		t.Errorf("an old version of what is deleted: verdict %d, want %d", got, stale)
+}
+
+// TestVersionWrittenAgain: a row of a table of versions that is written again is as old as it
+// was, and what is newer may lie in a partition that is read later.
+func TestVersionWrittenAgain(t *testing.T) {
+	here, there := Partition{Topic: "Patient_History"}, Partition{Topic: "Patient_History", ID: 1}
+	clock := segment.Clock{Version: NoVersion, LastUpdated: 900, Position: 200, Timestamp: 1000, Origin: here, Offset: 5}
+	live := &index.State{Kind: segment.Live, Clock: clock, Life: segment.NoLife}
+	gone := &index.State{Kind: segment.Deleted, Clock: clock, Life: segment.Life{FloorVersion: NoVersion, FloorUpdated: 900}}
+	unseen := &index.State{Kind: segment.Internal, Clock: clock, Life: segment.NoLife}
+	untold := &index.State{Kind: segment.Deleted, Clock: clock, Life: segment.NoLife} // of what only a lost store had
+	for _, c := range []struct {
+		what    string
+		cur     *index.State
+		deletes bool
+		updated fhir.Instant
+		from    Partition
+		want    verdict
+	}{
+		{"an old version", live, false, 800, here, stale},
+		{"an old version of another partition", live, false, 800, there, stale},
+		{"the newest version", live, false, 900, here, applies},
+		{"a version of that instant in another partition", live, false, 900, there, stale},
+		{"a later version", live, false, 901, there, applies},
+		{"an old deletion", live, true, 800, here, stale},
+		{"a deletion of that instant in another partition", live, true, 900, there, stale},
+		{"an old version of what is deleted", gone, false, 800, here, stale},
+		{"the version that was deleted", gone, false, 900, here, stale},
+		{"an old version of what was never had", unseen, false, 800, there, stale},
+		{"an old version of what only clients had", untold, false, 800, there, stale},
+	} {
+		ch := Change{Delete: c.deletes, Version: NoVersion, LastUpdated: c.updated, Timestamp: 500_000, Offset: 9, Rewritten: true}
+		if got := judge(c.cur, &ch, 1, c.from); got != c.want {
+			t.Errorf("%s: verdict %d, want %d", c.what, got, c.want)
+		}
 	}
-	again := Change{Delete: true, Version: NoVersion, LastUpdated: 900, Position: 300, Timestamp: 1001, Rewritten: true}
-	if k, _, _ := retell(gone, &again, from); k.Position != 200 {
-		t.Errorf("a deletion's row that is written again stands at %d, want 200: what was made between lives", k.Position)
+	next := *live
+	again := Change{Version: NoVersion, LastUpdated: 900, Timestamp: 500_000, Offset: 9, Rewritten: true}
+	next.Clock, next.Life = succeed(live, &again, here)
+	for _, c := range []struct {
+		what string
+		ch   Change
+		want verdict
+	}{
+		{"what it was, told again", Change{LastUpdated: 900, Position: 200, Time: 900, Offset: 10}, stale},
+		{"a newer version of a clock that fell", Change{LastUpdated: 890, Position: 201, Time: 910, Offset: 10}, applies},
+		{"a newer version of a log that began anew before it was written again", Change{LastUpdated: 400_000, Position: 7, Time: 400_000, Offset: 10}, applies},
+		{"a deletion without a place, of the time before it was written again", Change{Delete: true, LastUpdated: fhir.None, Offset: 10}, applies},
+	} {
+		c.ch.Version, c.ch.Timestamp = NoVersion, 400_100
+		if got := judge(&next, &c.ch, 2, there); got != c.want {
+			t.Errorf("behind a version that was written again, %s: verdict %d, want %d", c.what, got, c.want)
+		}
+	}
+	for updated, want := range map[fhir.Instant]bool{800: false, 900: false, 901: true} {
+		ch := Change{Delete: true, Version: NoVersion, LastUpdated: updated, Timestamp: 500_000, Snapshot: true, Offset: 9}
+		if _, _, news := retell(gone, &ch, here); news != want {
+			t.Errorf("a snapshot tells a deletion of %d again: news %t, want %t", updated, news, want)
+		}
 	}
 }

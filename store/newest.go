@@ -37,15 +37,11 @@ type Newest struct {
 // if it says nothing that the row does not say.
 func (n *Newest) Compare(version int64, lastUpdated fhir.Instant) int {
 	ch := Change{Version: version, LastUpdated: lastUpdated}
-	switch {
-	case n.Kind == segment.Internal && saidBefore(&ch, &n.Clock):
-		return -1
-	case n.Kind == segment.Internal:
-		return 1 // any other live change beats the deletion of what we never had
-	case n.Kind == segment.Deleted && !belowFloor(&n.Life, &n.Clock, &ch):
-		return 1
-	case n.Kind == segment.Deleted:
-		return -1
+	if n.Kind != segment.Live {
+		if belowFloor(&n.Life, &n.Clock, &ch) || saidBefore(&n.Life, &n.Clock, &ch) {
+			return -1
+		}
+		return 1 // any other live change beats a deletion, also of what we never had
 	}
 	o := compareVersions(&ch, &n.Clock)
 	if o == 0 {
