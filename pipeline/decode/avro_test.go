@@ -126,7 +126,7 @@ func TestAvro(t *testing.T) {
 		{"flattened", "debezium", key, framed(4, row(map[string]any{"__deleted": map[string]any{"string": "false"}, "__op": "u", "__lsn": map[string]any{"long": int64(77)}})), upsert},
 		{"flattened deletion", "debezium", key, framed(4, row(map[string]any{"content": nil, "__deleted": map[string]any{"string": "true"}, "__op": "d", "__lsn": map[string]any{"long": int64(77)}})), "delete Patient/p-1 position=77\n"},
 		{"a heartbeat", "debezium", nil, framed(9, map[string]any{"ts_ms": int64(5)}), "nothing\n"},
-		{"a JSON schema", "debezium", nil, append([]byte{0, 0, 0, 0, 5}, `{"op":"c","after":{"id":"p-1","content":"{\"resourceType\":\"Patient\"}","gone":false},"source":{"table":"Patient"}}`...), "upsert Patient/p-1 patients=p-1\n  {\"resourceType\":\"Patient\",\"id\":\"p-1\"}\n"},
+		{"a JSON schema", "debezium", nil, append([]byte{0, 0, 0, 0, 5}, `{"op":"c","after":{"id":"p-1","content":"{\"resourceType\":\"Patient\"}","gone":false,"version":null,"changed":null},"source":{"table":"Patient"}}`...), "upsert Patient/p-1 patients=p-1\n  {\"resourceType\":\"Patient\",\"id\":\"p-1\"}\n"},
 		{"Protobuf", "debezium", nil, []byte{0, 0, 0, 0, 6, 1}, "refused: " + reasonSchemaKind + "\n"},
 		{"an unknown schema", "debezium", nil, []byte{0, 0, 0, 0, 99, 1}, "refused: " + reasonNoSchema + "\n"},
 		{"a broken schema", "debezium", nil, []byte{0, 0, 0, 0, 8, 1}, "refused: " + reasonSchema + "\n"},

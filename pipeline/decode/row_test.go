@@ -20,6 +20,9 @@ func TestRows(t *testing.T) {
 		if !strings.Contains(more, `"gone"`) {
 			more += `,"GONE":null`
 		}
+		if !strings.Contains(more, `"number"`) {
+			more += `,"Number":null`
+		}
 		return `{"type":"Patient","id":"p-1","body":"{\"resourceType\":\"Patient\",\"id\":\"p-1\"}"` + more + `}`
 	}
 	enveloped := func(op, after string) string {
@@ -35,7 +38,8 @@ func TestRows(t *testing.T) {
 		{"a deletion without its source", `{"before":null,"after":null,"op":"d"}`, deletion},
 		{"a change of columns", `{"source":{"server":"ehr"},"databaseName":"ehr","ddl":"ALTER TABLE fhir …","tableChanges":[]}`, "nothing\n"},
 		{"no change", `{"source":{"server":"ehr"}}`, "refused: " + reasonUnknownOp + "\n"},
-		{"no column that says whether it is deleted", enveloped("u", strings.Replace(row(""), `"GONE"`, `"went"`, 1)), "refused: " + string(reasonNoGone) + "\n"},
+		{"no column that says whether it is deleted", enveloped("u", strings.Replace(row(""), `"GONE"`, `"went"`, 1)), "refused: " + string(reasonBlind) + "\n"},
+		{"no column that says the version", enveloped("u", strings.Replace(row(""), `"Number"`, `"n"`, 1)), "refused: " + string(reasonBlind) + "\n"},
 		{"what is deleted has no body", enveloped("u", strings.Replace(row(`,"gone":true`), `{\"`, `x`, 1)), deletion},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -52,9 +56,25 @@ func TestRows(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for more, want := range map[string]string{`,"old":false`: upsert, `,"old":true`: "nothing\n", "": "refused: " + string(reasonNoGone) + "\n"} {
+	for more, want := range map[string]string{`,"old":false`: upsert, `,"old":true`: "nothing\n", "": "refused: " + string(reasonBlind) + "\n"} {
 		if got := decoded(t, skips, Record{Topic: "ehr.public.fhir", Offset: 41, Timestamp: fhir.None, Value: []byte(enveloped("u", row(more)))}); got != want {
 			t.Errorf("a table with versions of old, %q: got  %swant %s", more, got, want)
+		}
+	}
+	timed, err := New("debezium", Options{Tables: []Table{{Name: "fhir", TypeColumn: "type", ID: "id", Body: "body", LastUpdated: "at"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := func(instant string) string {
+		return strings.Replace(upsert, " patients", " updated="+instant+" patients", 1)
+	}
+	for more, want := range map[string]string{
+		`,"at":1767323045`: at("2026-01-02T03:04:05.000Z"), `,"at":"2026-01-02 03:04:05"`: at("2026-01-02T03:04:05.000Z"), `,"at":null`: upsert, `,"at":""`: upsert,
+		`,"at":20455`: "refused: " + string(reasonTime) + "\n", `,"at":"2026-01-02"`: "refused: " + string(reasonTime) + "\n", `,"at":"yesterday"`: "refused: " + string(reasonTime) + "\n",
+		"": "refused: " + string(reasonBlind) + "\n",
+	} {
+		if got := decoded(t, timed, Record{Topic: "ehr.public.fhir", Offset: 41, Timestamp: fhir.None, Value: []byte(enveloped("c", row(more)))}); got != want {
+			t.Errorf("a table with times, %q: got  %swant %s", more, got, want)
 		}
 	}
 	refused := "refused: " + string(reasonGone) + "\n"

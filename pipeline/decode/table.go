@@ -25,7 +25,8 @@ const (
 	reasonRowID    = "row has no FHIR id"
 	reasonGone     = "the column that says whether the resource is deleted has a word that is not known here: give its meaning by one that is"
 	reasonNoColumn = "row has no body: is it kept elsewhere (offloaded), or left out because it has not changed (binary.handling.mode is to be bytes or hex)?"
-	reasonNoGone   = "row lacks the column that says whether the resource is deleted, or the row an old version: have the connector write it under the name that tables have for it (deleted, skip); if it is newer than the record, take a snapshot of the table"
+	reasonBlind    = "row lacks a column that says whether the resource is deleted, the row an old version, or which is newer: have the connector write it under the name that tables have for it (deleted, skip, version, last_updated); if it is newer than the record, take a snapshot of the table"
+	reasonTime     = "the column that says when the resource was updated (last_updated) holds a date or a word: it is to be a time"
 )
 
 // A Table says what the columns of a table of resources mean, one row a resource or one of
@@ -81,6 +82,7 @@ type table struct {
 	Table
 	name  *regexp.Regexp
 	names []string // of the columns below
+	own   bool     // an operator described it: all columns that he names are there
 }
 
 // columns of a table, in the order of table.names.
@@ -105,10 +107,11 @@ func (o Options) tables() tables {
 	if t.zone == nil {
 		t.zone = time.UTC
 	}
-	for _, rule := range slices.Concat(o.Tables, presets[o.Preset]) {
+	for i, rule := range slices.Concat(o.Tables, presets[o.Preset]) {
 		t.all = append(t.all, table{
 			Table: rule, name: regexp.MustCompile("(?i)^(?:" + rule.Name + ")$"),
 			names: []string{rule.TypeColumn, rule.ID, rule.Version, rule.LastUpdated, rule.Body, rule.Deleted, rule.Skip},
+			own:   i < len(o.Tables),
 		})
 	}
 	return t
@@ -217,7 +220,9 @@ func (d *debezium) read(t *table, typ string, c rowChange) (s said, skip bool, r
 		return s, false, ""
 	}
 	s.version = whole(cells[versionColumn])
-	s.lastUpdated = d.tables.instant(cells[updatedColumn], t.ticks)
+	if s.lastUpdated = d.tables.instant(cells[updatedColumn], t.ticks); cells[updatedColumn].isNoTime(s.lastUpdated) {
+		return s, false, reasonTime
+	}
 	switch reason := d.body(t, from, cells, &s); {
 	case reason == unchanged && t.History:
 		return s, true, ""
@@ -251,7 +256,7 @@ func (d *debezium) body(t *table, row row, cells []cell, s *said) fault {
 	case !known:
 		return reasonGone
 	case d.tables.blind(t, row, cells):
-		return reasonNoGone
+		return reasonBlind
 	case s.delete && (unavailable(text) || s.key.Type != 0 && s.key.ID != ""):
 		return "" // whatever is left of it
 	case unavailable(text):
@@ -318,13 +323,28 @@ func (ts tables) gone(c cell) (gone, known bool) {
 	return gone, gone || does == upserts
 }
 
-// blind tells of a row that it lacks the column which says whether the resource is deleted, or
-// whether the row is one of old: it is called otherwise, or was left out, and then no deletion
-// would be seen, or old versions be taken for new. A plain record in Avro may be older than the
-// field.
+// blind tells of a row that it lacks a column which says whether the resource is deleted, whether
+// the row is one of old, or which row is newer: it is called otherwise, or was left out, and then no
+// deletion would be seen, or old versions be taken for new. A plain record in Avro may be older than
+// the field.
 func (ts tables) blind(t *table, r row, cells []cell) bool {
 	lacks := func(name string, c cell) bool { return name != "" && c.kind == absent && !r.holds(name) }
-	return !ts.instants && (!t.emptyDeletes && lacks(t.Deleted, cells[deletedColumn]) || lacks(t.Skip, cells[skipColumn]))
+	return !ts.instants && (!t.emptyDeletes && lacks(t.Deleted, cells[deletedColumn]) || lacks(t.Skip, cells[skipColumn]) ||
+		t.own && (lacks(t.Version, cells[versionColumn]) || lacks(t.LastUpdated, cells[updatedColumn])))
+}
+
+// isNoTime tells of what was read as a time that it says something, but no time: a word, or a
+// date, which connectors write as days since 1970.
+func (c cell) isNoTime(at fhir.Instant) bool {
+	const days = 1_000_000 // as seconds they are January 1970
+	switch c.kind {
+	case isText:
+		return at == fhir.None && len(c.text) > 0
+	case isNumber:
+		n, err := strconv.ParseInt(string(c.text), 10, 64)
+		return err == nil && 0 < n && n < days
+	}
+	return false
 }
 
 // yes tells whether a column says so.
