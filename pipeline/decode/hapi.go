@@ -40,8 +40,9 @@ type Joined interface {
 	Version(rec Record, p *Part, key fhir.Key, tags []Tag) ([]store.Change, error)
 	// Purged is the change of a resource whose row is gone.
 	Purged(rec Record, p *Part, key fhir.Key) []store.Change
-	// Retagged is the change of a resource that has other tags now.
-	Retagged(rec Record, position uint64, key fhir.Key, tags []Tag) []store.Change
+	// Retagged is the change of a resource that has other tags now, as of a place in the database's
+	// log and a time by its clock.
+	Retagged(rec Record, position uint64, at fhir.Instant, key fhir.Key, tags []Tag) []store.Change
 }
 
 // A Part is what one row says.
@@ -324,9 +325,9 @@ func (d *hapi) Purged(rec Record, p *Part, key fhir.Key) []store.Change {
 }
 
 // Retagged implements Joined.
-func (d *hapi) Retagged(rec Record, position uint64, key fhir.Key, tags []Tag) []store.Change {
+func (d *hapi) Retagged(rec Record, position uint64, at fhir.Instant, key fhir.Key, tags []Tag) []store.Change {
 	s := nothing
-	s.key, s.position = key, position
+	s.key, s.position, s.time = key, position, at
 	return d.revised(rec, s, nil, func(line value) []byte {
 		meta := line.member("meta")
 		now := s

@@ -104,6 +104,9 @@ type state struct {
 	// before it live.
 	Number int64  `json:"n,omitempty"`
 	At     uint64 `json:"a,omitempty"`
+	// Written is the time of the newest record of which Position and At are: what is done long
+	// after it, at no later place, is of a log that has begun anew. 0: not known.
+	Written fhir.Instant `json:"w,omitempty"`
 	// Plain: that version has no tags, and had none before when it was told. The store knows what
 	// is repeated of it, by where its row stands, until it gets some.
 	Plain bool `json:"u,omitempty"`
@@ -262,6 +265,7 @@ func (t *taking) tag() error {
 	if err != nil {
 		return err
 	}
+	s.enter(t.part)
 	switch had, known := s.Tags[row]; {
 	case s.Purged, late && s.Told, !late && known == !t.part.Gone && had == t.part.Tag:
 		return t.countRow() // seen before
@@ -276,7 +280,7 @@ func (t *taking) tag() error {
 		s.Tags[row] = t.part.Tag
 		t.put(name(ofTag, row), strconv.AppendInt(nil, n, 10))
 	}
-	s.Told, s.Position = true, max(s.Position, t.part.Position)
+	s.Told, s.Position, s.Written = true, max(s.Position, t.part.Position), max(s.Written, t.rec.Timestamp)
 	if err := t.awaitEnd(n, &s); err != nil {
 		return err
 	}
@@ -305,9 +309,13 @@ func (t *taking) settle(n int64, s state) error {
 		t.awaitTag(missing, n)
 		return nil
 	}
-	s.Position++
+	at := fhir.None
+	if t.part != nil {
+		at = t.part.At
+	}
+	s.Position, s.Written = s.Position+1, max(s.Written, t.rec.Timestamp)
 	t.keep(n, s)
-	t.out.Changes = append(t.out.Changes, t.decoder.Retagged(t.rec, s.Position, s.key(), tags)...)
+	t.out.Changes = append(t.out.Changes, t.decoder.Retagged(t.rec, s.Position, at, s.key(), tags)...)
 	return nil
 }
 
@@ -350,6 +358,7 @@ func (t *taking) version() error {
 	if err != nil {
 		return err
 	}
+	s.enter(t.part)
 	if s.Purged || s.repeats(t.part) {
 		return t.countRow()
 	}
@@ -393,6 +402,17 @@ func (t *taking) tellNow(n int64, here parked) error {
 	return err
 }
 
+// enter forgets the places of a log after which the row's began anew (a database that was moved).
+func (s *state) enter(part *decode.Part) {
+	last := max(s.Position, s.At)
+	if s.Written == 0 || part.Position > last {
+		return
+	}
+	if order, placed := store.InLog(part.Position, part.At, last, s.Written); placed && order > 0 {
+		s.Position, s.At = 0, 0
+	}
+}
+
 // repeats tells whether a version's row was told before, or one that was written later.
 func (s *state) repeats(part *decode.Part) bool {
 	here := part.Number == s.Number && (s.Told || !s.Plain)
@@ -430,6 +450,7 @@ func (t *taking) tell(n int64, p parked, part *decode.Part) error {
 	if err != nil {
 		return err
 	}
+	s.enter(part)
 	tags, reason, err := t.ready(n, s, p, part)
 	switch {
 	case err != nil:
@@ -444,6 +465,7 @@ func (t *taking) tell(n int64, p parked, part *decode.Part) error {
 	rec := p.Record
 	rec.Offset = t.rec.Offset // it comes with this record
 	s.Number, s.At, s.Plain = part.Number, part.Position, !part.Tagged && !s.Told && !part.Deletion
+	s.Written = max(s.Written, rec.Timestamp)
 	if !s.Plain {
 		s.Position = max(s.Position+1, part.Position)
 		part.Position = s.Position

@@ -131,7 +131,8 @@ func (k *kept) apply(taken Taken) {
 			k.history = append(k.history, ch)
 			continue
 		}
-		newer := ch.Version > old.Version || ch.Version == store.NoVersion || ch.Version == old.Version && ch.Position > old.Position
+		order, _ := store.InLog(ch.Position, ch.Time, old.Position, old.Timestamp)
+		newer := ch.Version > old.Version || ch.Version == store.NoVersion && order >= 0 || ch.Version == old.Version && order > 0
 		if had && (!newer || bytes.Equal(ch.Body, old.Body) && ch.Version == old.Version) {
 			continue
 		}
