@@ -608,6 +608,9 @@ func TestSnapshotOfTheReborn(t *testing.T) {
 		for _, ch := range k.history {
 			if ch.Delete {
 				ended = ch.LastUpdated
+				if !ch.Snapshot {
+					t.Errorf("streamed %t: nothing says that the end of the first life is told by a snapshot, whose log may be another", streamed)
+				}
 			}
 		}
 		if ended != 1_700_000_002_000-1 {

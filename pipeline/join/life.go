@@ -96,7 +96,8 @@ func (t *taking) succeed(n int64, s *state) (over bool, err error) {
 func (t *taking) endBefore(n int64, was state) error {
 	changes := t.decoder.Purged(t.rec, t.part, was.key())
 	for i := range changes { // it has no place, for that of the snapshot is behind much of what it tells
-		changes[i].LastUpdated, changes[i].Position = t.part.Published-1, 0
+		// Nor must it get that of the row before, if the log began anew since then.
+		changes[i].LastUpdated, changes[i].Position, changes[i].Snapshot = t.part.Published-1, 0, true
 	}
 	t.out.Changes = append(t.out.Changes, changes...)
 	for row := range was.Tags {
