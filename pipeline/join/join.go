@@ -231,7 +231,10 @@ func (t *taking) resource() error {
 		t.keep(n, state{Purged: true, Grave: graveOf(t.part)})
 		return errors.Join(t.unpark(n), t.letLive(s.Next))
 	}
-	if s.Key == t.part.Key.String() || s.Purged && s.Grave.covers(t.part, false) {
+	switch known := s.Key == t.part.Key.String(); {
+	case known && s.After != 0 && t.part.Snapshot && t.part.Published > 0: // the other's end may never be told
+		return t.outlive(n, s)
+	case known || s.Purged && s.Grave.covers(t.part, false):
 		return nil
 	}
 	s.Key, s.Purged = t.part.Key.String(), false

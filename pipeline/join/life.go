@@ -108,6 +108,22 @@ func (t *taking) endBefore(n int64, was state) error {
 	return t.unpark(n)
 }
 
+// outlive has a resource be told that waits for the end of one of the same key, and ends that.
+func (t *taking) outlive(n int64, s state) error {
+	was, err := t.stateOf(s.After)
+	if err != nil {
+		return err
+	}
+	if was.Key == s.Key {
+		if err := t.endBefore(s.After, was); err != nil {
+			return err
+		}
+	}
+	s.After = 0
+	t.keep(n, s)
+	return t.again(n)
+}
+
 // letLive has a resource be told that was made after one was purged which had its key.
 func (t *taking) letLive(n int64) error {
 	if n == 0 {

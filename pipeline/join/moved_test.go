@@ -74,3 +74,35 @@ func TestMovedDatabase(t *testing.T) {
 		is(name, "deleted")
 	}
 }
+
+// TestLostPurge: what was made again waits for the end of what was purged; if that was lost, a
+// snapshot tells it.
+func TestLostPurge(t *testing.T) {
+	k := newKept(t)
+	j := New(decoder(t, decode.Options{}), k, func() fhir.Instant { return k.now }, nil)
+	take := func(op, table, row string, lsn int) {
+		t.Helper()
+		taken, err := j.Take(record("hapi.public."+table, nil, fmt.Appendf(nil, `{"op":%q,"after":{%s},"source":{"table":%q,"lsn":%d,"ts_ms":%d}}`, op, row, table, lsn, lsn)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		k.apply(taken)
+		j.Applied()
+	}
+	rows := func(op string, n, lsn int) {
+		take(op, "hfj_resource", fmt.Sprintf(`"res_id":%d,"res_type":"Patient","fhir_id":"anna","res_published":%d`, n, 1_700_000_000_000_000+n*1_000_000), lsn)
+		take(op, "hfj_res_ver", fmt.Sprintf(`"pid":%d,"res_id":%d,"res_ver":1,"res_type":"Patient","has_tags":false,"res_encoding":"JSON","res_text_vc":"{\"n\":%d}"`, n, n, n), lsn+1)
+	}
+	is := func(when, want string) {
+		t.Helper()
+		if got := k.shown()["Patient/anna"]; !strings.Contains(got, want) {
+			t.Errorf("%s: %s, want %s", when, got, want)
+		}
+	}
+	rows("c", 1, 10)
+	is("before", `"n":1`)
+	rows("c", 2, 60)
+	is("made again", `"n":1`)
+	rows("r", 2, 100)
+	is("behind a snapshot", `"n":2`)
+}
