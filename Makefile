@@ -51,9 +51,10 @@ build: go ## bin/tidemark, one static binary
 	@[ -x bin/tidemark ] || echo "first build: about 2 minutes on 2 cores, then seconds ..."
 	@$(GO) build -trimpath -o bin/tidemark ./cmd/tidemark
 
+# Tests that say they are parallel wait for others: there may be more of them than processors.
 .PHONY: test
 test: go ## all tests that need nothing but Go
-	$(GO) test -timeout 20m $(NODEBUG) $(PKG)
+	$(GO) test -timeout 20m -parallel 4 $(NODEBUG) $(PKG)
 
 # make lint vets what has these tags. Random tests go through a quarter of their
 # histories here (store/storetest, Rounds). A program with the race detector sleeps for
@@ -61,7 +62,7 @@ test: go ## all tests that need nothing but Go
 .PHONY: race
 race: go ## the same with race detector and self-checks (needs gcc or clang)
 	@command -v $${CC:-cc} >/dev/null || { echo "the race detector needs a C compiler: apt-get install gcc" >&2; exit 1; }
-	GORACE=atexit_sleep_ms=10 CGO_ENABLED=1 $(GO) test -race -timeout 30m -tags invariants -vet=off $(NODEBUG) $(PKG)
+	GORACE=atexit_sleep_ms=10 CGO_ENABLED=1 $(GO) test -race -timeout 30m -parallel 4 -tags invariants -vet=off $(NODEBUG) $(PKG)
 
 .PHONY: crash
 crash: go ## long random model and crash runs of the store (ROUNDS=1000 histories); a hundred kills right after a token

@@ -25,6 +25,7 @@ const canary = "canary-b7c1"
 // Broker to bulk client: a chain of exports through a kill, a clean stop and
 // two restarts delivers every change exactly once.
 func TestEndToEnd(t *testing.T) {
+	t.Parallel() // it mostly waits
 	cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(4, "fhir-changes"), kfake.SeedTopics(1, "trail"))
 	if err != nil {
 		t.Fatal(err)

@@ -26,6 +26,7 @@ import (
 	"tidemark/cmd/tidemark/internal/bulkclient"
 	"tidemark/cmd/tidemark/internal/config"
 	"tidemark/cmd/tidemark/internal/hospital"
+	"tidemark/store/storetest"
 )
 
 // A sourceRig is a server that reads what a source writes, the topic that is loaded into,
@@ -265,7 +266,7 @@ func TestLoad(t *testing.T) {
 
 // A load that is killed goes on where the brokers had all, and nothing is missing in the end.
 func TestLoadKilled(t *testing.T) {
-	r := newSourceRig(t, 100, map[string]string{"max.message.bytes": "20000"}) // so it takes many requests
+	r := newSourceRig(t, storetest.Rounds(100), map[string]string{"max.message.bytes": "20000"}) // so it takes many requests
 	var slow atomic.Bool
 	slow.Store(true)
 	r.cluster.ControlKey(int16(kmsg.Produce), func(kmsg.Request) (kmsg.Response, error, bool) {

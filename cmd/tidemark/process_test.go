@@ -97,6 +97,9 @@ func lives(ctx context.Context, r *rig, k *keeper, rng *rand.Rand) {
 		if *processLife > 0 {
 			lifetime = *processLife/2 + time.Duration(rng.Int64N(int64(*processLife)))
 		}
+		if i == *processKills-1 { // a slow machine may have answered nothing yet
+			r.until("a job is done, for the last kill to be survived by one", func() bool { return k.windows.Load() > 0 || ctx.Err() != nil })
+		}
 		pause(ctx, lifetime)
 		if ctx.Err() != nil {
 			return // somebody failed: Wait tells

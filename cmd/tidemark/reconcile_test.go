@@ -67,6 +67,7 @@ func found(t *testing.T, path string) map[string][]string {
 // The sharp case: a source that writes to Kafka as best it can, and is snapshotted anew. What
 // did not change is in no increment; what was lost, deletions too, comes once.
 func TestReconcile(t *testing.T) {
+	t.Parallel() // it mostly waits
 	r := newSourceRig(t, 10, nil)
 	all := slices.Sorted(maps.Keys(r.has))
 	r.write(all...)

@@ -26,6 +26,7 @@ var ofA = []string{"Group/of-a", "Observation/a-laboratory", "Observation/a-vita
 // Who may read what, from the commands of an operator to the rows of a client, over TLS
 // and over kills, against the program as it is run.
 func TestSecured(t *testing.T) {
+	t.Parallel() // it mostly waits
 	s := newSecured(t)
 	s.sick()
 	s.begin()
