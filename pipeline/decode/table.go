@@ -156,6 +156,8 @@ func (d *debezium) row(rec Record, c rowChange) ([]store.Change, error) {
 	}
 	t, typ := d.tables.of(name)
 	switch {
+	case t == nil && isSignal(name, c):
+		return nil, nil
 	case t == nil:
 		return nil, refuse(rec, reasonTable)
 	case t.Ignore, t.History && c.op == 'd':
@@ -172,6 +174,22 @@ func (d *debezium) row(rec Record, c rowChange) ([]store.Change, error) {
 		return d.keep(rec, s), nil
 	}
 	return d.add(nil, rec, s, "")
+}
+
+// signals are what the table of signals may say, by which operators ask Debezium for snapshots,
+// and in which it marks how far these are.
+var signals = []string{
+	"execute-snapshot", "stop-snapshot", "pause-snapshot", "resume-snapshot", "snapshot-window-open", "snapshot-window-close", "log", "schema-changes",
+}
+
+// isSignal tells whether a row is one of Debezium's own table of signals, which has to be captured
+// with the others, under whatever name.
+func isSignal(name string, c rowChange) bool {
+	if c.op == 'd' { // all columns but the key may be made up
+		return strings.EqualFold(name, "debezium_signal")
+	}
+	cells, once := c.row.cells([]string{"type"})
+	return once && slices.Contains(signals, string(cells[0].text)) && c.row.holds("id") && c.row.holds("data")
 }
 
 // keep is the change of a row whose body is what it was: none of what is here, and a dead
