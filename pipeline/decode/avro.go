@@ -362,6 +362,7 @@ func readAvroChange(v avroRow) (c rowChange, reason fault) {
 		return flatAvro(v, c, named, number)
 	}
 	c.table, c.position, c.at = string(named(source, "table").text), number(named(source, "lsn")), since(named(source, "ts_ms").text)
+	c.more = more(named(source, "snapshot").text)
 	switch op {
 	case "c", "r", "u":
 		after, is := recordOf(v["after"])
@@ -389,6 +390,7 @@ func flatAvro(v avroRow, c rowChange, named func(avroRow, string) cell, number f
 	}
 	c.op, c.row, c.table = 'u', v, string(named(v, "__table").text)
 	c.position, c.at = max(number(named(v, "__lsn")), number(named(v, "__source_lsn"))), since(named(v, "__source_ts_ms").text)
+	c.more = more(named(v, "__source_snapshot").text)
 	if op := named(v, "__op").text; len(op) == 1 {
 		c.op = op[0]
 	}

@@ -148,14 +148,15 @@ type rowChange struct {
 	table    string
 	position uint64
 	at       fhir.Instant // when it was done, by the database's clock; None: not told
+	more     bool         // of a snapshot's row: it is not the last of its table
 	message  row          // the whole of it
 }
 
 var (
 	envelopeMembers = []string{"op", "after", "source"}
-	flatMembers     = []string{"__op", "__deleted", "__lsn", "__table", "__source_lsn", "__source_ts_ms"}
-	sourceMembers   = []string{"table", "lsn", "ts_ms"}
-	flatHeaders     = []string{"__op", "__table", "__lsn", "__source_lsn", "__source_ts_ms"}
+	flatMembers     = []string{"__op", "__deleted", "__lsn", "__table", "__source_lsn", "__source_ts_ms", "__source_snapshot"}
+	sourceMembers   = []string{"table", "lsn", "ts_ms", "snapshot"}
+	flatHeaders     = []string{"__op", "__table", "__lsn", "__source_lsn", "__source_ts_ms", "__source_snapshot"}
 
 	cloudMembersOfRows = []string{"iodebeziumop", "iodebeziumtable", "iodebeziumlsn", "data", "iodebeziumtsms"}
 )
@@ -178,11 +179,13 @@ func readRowChange(n node) (c rowChange, reason fault) {
 	case op == "":
 		return c, reasonUnknownOp
 	}
-	var source [3]node
+	var source [4]node
 	if !at[2].read(sourceMembers, source[:]) {
 		return c, reasonTwice
 	}
-	return did(op, at[1], rowChange{table: string(source[0].text()), position: position(source[1].value), at: since(source[2].text()), message: n})
+	return did(op, at[1], rowChange{
+		table: string(source[0].text()), position: position(source[1].value), at: since(source[2].text()), more: more(source[3].text()), message: n,
+	})
 }
 
 // readCloud reads what Debezium's CloudEvents converter makes of an envelope: what was done
@@ -221,12 +224,12 @@ func readFlat(n node) (c rowChange, reason fault) {
 	if c.message = n; control(n) {
 		return c, ""
 	}
-	var at [6]node
+	var at [7]node
 	if !n.read(flatMembers, at[:]) {
 		return c, reasonTwice
 	}
 	c.op, c.table, c.row, c.position = 'u', string(at[3].text()), n, max(position(at[2].value), position(at[4].value))
-	c.at = since(at[5].text())
+	c.at, c.more = since(at[5].text()), more(at[6].text())
 	if op := at[0].text(); len(op) == 1 {
 		c.op = op[0]
 	}
@@ -257,6 +260,7 @@ func (c *rowChange) hear(rec Record) {
 	if c.at == fhir.None {
 		c.at = since([]byte(h["__source_ts_ms"]))
 	}
+	c.more = c.more || more([]byte(h["__source_snapshot"]))
 	if op := h["__op"]; c.op == 'u' && (op == "c" || op == "r" || op == "d") {
 		c.op = op[0]
 	}
@@ -269,6 +273,16 @@ func since(text []byte) fhir.Instant {
 		return fhir.None
 	}
 	return fhir.Instant(ms)
+}
+
+// more tells of what a connector says of a snapshot's row whether others of its table come behind it.
+// Of an incremental snapshot it does not say.
+func more(snapshot []byte) bool {
+	switch string(snapshot) {
+	case "true", "first", "first_in_data_collection":
+		return true
+	}
+	return false
 }
 
 // control tells whether a message is one of Debezium's own: a heartbeat, or where a

@@ -50,6 +50,7 @@ type Part struct {
 	Of       PartOf
 	Gone     bool         // the row was deleted: of all else only the numbers that are its key count
 	Snapshot bool         // the row was read as it is, whatever was before
+	More     bool         // others of its table come behind it in the snapshot
 	Resource int64        // the number of the resource, res_id; 0 if the row does not say it
 	Row      int64        // the number of the row: pid, or tag_id of a definition
 	Position uint64       // in the database's log
@@ -158,7 +159,7 @@ func (d *hapi) Part(rec Record) (*Part, error) {
 	if p == nil {
 		return nil, nil
 	}
-	p.Gone, p.Snapshot, p.Position, p.At = c.op == 'd', c.op == 'r', c.position, c.at
+	p.Gone, p.Snapshot, p.More, p.Position, p.At = c.op == 'd', c.op == 'r', c.op == 'r' && c.more, c.position, c.at
 	p.Transaction, p.Order = transactionOf(c.message)
 	return p, nil
 }

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"tidemark/store"
 	"tidemark/store/fhir"
 )
 
@@ -96,6 +97,41 @@ func TestRows(t *testing.T) {
 	for text, want := range map[string]bool{"": false, "\x00\x00": false, "\x00\x01": true} {
 		if (cell{isBytes, []byte(text)}).yes() != want {
 			t.Errorf("%q: %v", text, !want)
+		}
+	}
+}
+
+// TestMoreOfASnapshot: a row of a snapshot says whether others of its table come behind it, in an
+// envelope, flattened, in a header, and in Avro.
+func TestMoreOfASnapshot(t *testing.T) {
+	d := newDebezium(Options{}).(*debezium)
+	for mark, want := range map[string]bool{"first": true, "first_in_data_collection": true, "true": true, "last_in_data_collection": false, "last": false, "incremental": false, "false": false} {
+		read := func(text string) bool {
+			c, err := d.rowChange(Record{Value: []byte(text)}, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return c.more
+		}
+		avro := func(v avroRow) bool {
+			c, reason := readAvroChange(v)
+			if reason != "" {
+				t.Fatal(reason)
+			}
+			return c.more
+		}
+		heard := rowChange{op: 'r'}
+		heard.hear(Record{Headers: []store.Header{{Key: "__source_snapshot", Value: []byte(mark)}}})
+		for how, got := range map[string]bool{
+			"in an envelope":          read(`{"before":null,"after":{"id":"1"},"source":{"table":"fhir","snapshot":"` + mark + `"},"op":"r"}`),
+			"flattened":               read(`{"id":"1","__op":"r","__source_snapshot":"` + mark + `"}`),
+			"in a header":             heard.more,
+			"in an envelope, in Avro": avro(avroRow{"op": "r", "after": map[string]any{"id": "1"}, "source": map[string]any{"table": "fhir", "snapshot": map[string]any{"string": mark}}}),
+			"flattened, in Avro":      avro(avroRow{"id": "1", "__op": "r", "__source_snapshot": mark}),
+		} {
+			if got != want {
+				t.Errorf("%q %s: more %t, want %t", mark, how, got, want)
+			}
 		}
 	}
 }

@@ -50,7 +50,8 @@ type Join struct {
 	dirty  bool                             // there may be something that waits for too long
 	swept  map[store.Partition]fhir.Instant // when Overdue last looked
 	behind map[store.Partition][]behind     // the versions that wait for what is beside them, by their offsets
-	tagged fhir.Instant                     // when a snapshot's row of a tag last came
+	awaits fhir.Instant                     // until then, at least, more of a snapshot's rows of tags may come
+	ended  fhir.Instant                     // when the last of them was written, as far as rows say that
 }
 
 // New returns a join of the rows that d reads. now is the store's clock. beside says up to when
@@ -63,7 +64,7 @@ func New(d decode.Joined, notes Notes, now func() fhir.Instant, beside func(topi
 	return &Join{
 		decoder: d, notes: notes, now: now, beside: beside, fresh: map[string][]byte{}, dirty: true, swept: map[store.Partition]fhir.Instant{},
 		ends: ends{open: map[int64]bool{}}, waits: waits{}, behind: map[store.Partition][]behind{},
-		tagged: fhir.None,
+		ended: fhir.None,
 	}
 }
 
@@ -85,6 +86,7 @@ const (
 	patience   = 60_000         // milliseconds after which a version that waits is told as a dead letter
 	sweep      = 10_000         // milliseconds between two looks for such
 	lull       = 5_000          // milliseconds without a snapshot's rows of tags, after which there are no more of them
+	stall      = 60_000         // the same, where the last row said that more come
 	late       = 10_000         // milliseconds after which a version that has not come is late
 )
 
@@ -248,7 +250,7 @@ func (t *taking) resource() error {
 // tag notes that a resource has a tag, or has it no more.
 func (t *taking) tag() error {
 	if t.part.Snapshot {
-		t.tagged = t.now()
+		t.awaitMore()
 	}
 	n, row := t.part.Resource, t.part.Row
 	v, err := t.get(name(ofTag, row))

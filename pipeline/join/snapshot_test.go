@@ -149,6 +149,52 @@ func TestLabelsBehindSnapshots(t *testing.T) {
 	r.has("behind it", 3, 3)
 }
 
+// TestSnapshotThatStalls: a connector that says of a row of tags that it is not the last of them is
+// waited for, though it stands still for longer than one that does not say it.
+func TestSnapshotThatStalls(t *testing.T) {
+	for _, c := range []struct {
+		what  string
+		marks []string // of the rows of tags, in their order
+		late  int      // how many of them were written before the one that came last
+		want  int64    // milliseconds
+	}{
+		{what: "it does not say", marks: []string{"incremental", "incremental"}, want: lull},
+		{what: "more come", marks: []string{"first_in_data_collection", "true"}, want: stall},
+		{what: "more come of the whole", marks: []string{"first"}, want: stall},
+		{what: "that was the last", marks: []string{"true", "last_in_data_collection"}, want: lull},
+		{what: "that was the last of all", marks: []string{"true", "last"}, want: lull},
+		{what: "another partition is read behind the last", marks: []string{"last_in_data_collection", "true"}, late: 1, want: lull},
+		{what: "another snapshot begins", marks: []string{"last_in_data_collection", "true"}, want: stall},
+	} {
+		k := newKept(t)
+		k.now = 1_000_000
+		j := New(decoder(t, decode.Options{}), k, func() fhir.Instant { return k.now }, func(string) fhir.Instant { return k.now })
+		r := &labelled{t, k, j}
+		r.take("r", "hfj_resource", `"res_id":1,"res_type":"Patient","fhir_id":"anna"`)
+		for n, mark := range c.marks {
+			r.take("r", "hfj_tag_def", fmt.Sprintf(`"tag_id":%d,"tag_type":2,"tag_system":"s","tag_code":"%d"`, n+1, n+1))
+			rec := record("hapi.hfj_res_tag", nil, fmt.Appendf(nil, `{"op":"r","after":{"pid":%d,"res_id":1,"tag_id":%d},"source":{"table":"hfj_res_tag","lsn":7,"snapshot":%q}}`, n+1, n+1, mark))
+			rec.Offset, rec.Timestamp = int64(n), k.now+fhir.Instant(1-2*c.late)*fhir.Instant(n)
+			taken, err := j.Take(rec)
+			if err != nil {
+				t.Fatal(err)
+			}
+			k.apply(taken)
+			j.Applied()
+		}
+		came := k.now
+		r.version("r", 1)
+		k.now = came + fhir.Instant(c.want) - 1
+		if r.overdue(); len(k.rows) > 0 {
+			t.Errorf("%s: it is told before", c.what)
+		}
+		k.now++
+		if r.overdue(); len(k.rows) == 0 {
+			t.Errorf("%s: it waits longer than %d ms", c.what, c.want)
+		}
+	}
+}
+
 // labelled is Patient/anna, whose rows are told one after the other.
 type labelled struct {
 	t *testing.T

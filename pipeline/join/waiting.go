@@ -61,13 +61,24 @@ func (j *Join) noteBehind(p *parked, of int64) {
 // lags tells whether there may be tags yet of a version that was written then, where all that was
 // written upto has been read of the topics beside its own. A producer that has more than it gets rid
 // of writes a snapshot's tags down seconds late, among its versions and what follows: these come first,
-// and tags are awaited until no more of them come.
+// and tags are awaited until no more of them come: for longer while the connector says that they are not all.
 func (j *Join) lags(upto, written fhir.Instant, snapshot bool) bool {
 	now := j.now()
 	if upto > now { // nobody can see yet what is told
 		return false
 	}
-	return snapshot && upto < written || j.tagged != fhir.None && now < j.tagged+lull
+	return snapshot && upto < written || now < j.awaits
+}
+
+// awaitMore notes that a snapshot's row of a tag has come.
+func (t *taking) awaitMore() {
+	t.awaits = t.now() + lull
+	switch {
+	case !t.part.More:
+		t.ended = max(t.ended, t.rec.Timestamp)
+	case t.rec.Timestamp > t.ended: // else it is of another partition than the last
+		t.awaits = t.now() + stall
+	}
 }
 
 // catchUp tells the versions of a partition for which what is beside them has been read.
@@ -292,7 +303,7 @@ func (j *Join) Load() error {
 		}
 		j.waits.add(&p, 1)
 		if p.For == waitsForTopics {
-			j.tagged = j.now() // more may come, as it might without the process that ended
+			j.awaits = j.now() + lull // more may come, as it might without the process that ended
 		}
 		if of, err := strconv.ParseInt(strings.TrimPrefix(name, waiting), 10, 64); err == nil {
 			j.noteBehind(&p, of)
