@@ -64,9 +64,9 @@ func TestAuthFaults(t *testing.T) {
 			`tidemark.yaml:4: jwks.allow: "https://a" is no host such as keys.intern.example.org`,
 		}},
 		{"clients", "auth:\n  clients:\n    - id: a:b\n      jwks_uri: http://a.example/keys\n    - id: c\n      levels: [all]\n      scopes: user/*.rs\n    - id: c\n      jwks_uri: https://c.example/\n      secret_file: s\n      groups: [x]\n", []string{
-			"tidemark.yaml:2: auth.clients[1].jwks: the client \"c\" cannot prove itself: write one of jwks, jwks_file, jwks_uri, secret_file",
 			"tidemark.yaml:3: auth.clients[0].id: its id is not 1 to 255 printable characters of ASCII without spaces and colons",
 			"tidemark.yaml:4: auth.clients[0].jwks_uri: its scheme is not https",
+			"tidemark.yaml:5: auth.clients[1].jwks: the client \"c\" cannot prove itself: write one of jwks, jwks_file, jwks_uri, secret_file",
 			`tidemark.yaml:6: auth.clients[1].levels: there is no level "all": right are system, patient, group`,
 			`tidemark.yaml:7: auth.clients[1].scopes: the scope "user/*.rs" grants nothing: right are such as system/*.rs, system/Patient.rs and system/Observation.rs?category=laboratory`,
 			"tidemark.yaml:8: auth.clients[2].id: is listed twice",

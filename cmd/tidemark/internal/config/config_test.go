@@ -264,6 +264,7 @@ func TestValidate(t *testing.T) {
 		{"topics=[{format: resource}]", "either a name or a pattern"},
 		{"topics=[{name: a b, format: resource}]", "write a pattern"},
 		{"topics=[{name: a, format: resource}, {name: a, format: resource}]", "listed twice"},
+		{"topics=[{pattern: ^a, format: resource}, {pattern: ^a, format: resource}]", "topics[1].pattern: is listed twice"},
 		{"topics=[{pattern: '(', format: resource}]", "regular expression"},
 		{"topics=[{name: a}]", "topics[0].format: is missing: one of avro, bundle, cloudevents, debezium, firely, hapi-message, lfh-event, notification, outbox, resource"},
 		{"topics=nothing", "is not a list"},
@@ -302,6 +303,7 @@ func TestValidate(t *testing.T) {
 		{"topics=[{name: a, format: debezium, preset: lfh, time_zone: Nowhere/At_all}]", `"Nowhere/At_all" is no time zone`},
 		{"topics=[{name: a, format: debezium, tables: [{name: '(', body: b}]}]", "topics[0].tables[0].name: is not a regular expression"},
 		{"topics=[{name: a, format: debezium, tables: [{type: Patiant, body: b}]}]", `"Patiant" is not a FHIR R4 resource type`},
+		{"topics=[{name: a, format: debezium, tables: [{name: t, body: b}, {name: t, body: c}]}]", "topics[0].tables[1].name: is listed twice"},
 		{"topics=[{name: a, format: debezium, tables: [{}]}]", "topics[0].tables[0].body: must name the column"},
 		{"log.level=loud", "is not one of debug, info, warn, error"},
 	}

@@ -65,7 +65,9 @@ func (d *decoding) walk(n *yaml.Node, path string) {
 	case yaml.SequenceNode:
 		if k, ok := find(path); ok && isList(k.typ) {
 			for i, c := range n.Content {
-				d.walk(c, fmt.Sprintf("%s[%d]", path, i))
+				element := fmt.Sprintf("%s[%d]", path, i)
+				d.origins[element] = d.where(c.Line)
+				d.walk(c, element)
 			}
 			return
 		}

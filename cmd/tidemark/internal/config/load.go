@@ -73,14 +73,16 @@ type Loaded struct {
 // fromDefault is the origin of what nobody set.
 const fromDefault = "default"
 
-// Origin says where the value of a key comes from.
+// Origin says where the value of a key comes from; of one that an element of a list lacks, where
+// that element begins.
 func (l *Loaded) Origin(path string) string {
-	if o, ok := l.origins[path]; ok {
-		return o
-	}
-	list, _, isElement := strings.Cut(path, "[")
-	if o, ok := l.origins[list]; isElement && ok {
-		return o
+	for inList := strings.Contains(path, "["); path != ""; path = path[:max(0, strings.LastIndexAny(path, ".["))] {
+		if o, ok := l.origins[path]; ok {
+			return o
+		}
+		if !inList {
+			break
+		}
 	}
 	return fromDefault
 }

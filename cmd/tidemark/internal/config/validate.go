@@ -376,6 +376,8 @@ func (l *loader) validateTopics() {
 			l.invalid(at+"name", "needs either a name or a pattern")
 		case t.Name != "" && !legalTopic.MatchString(t.Name):
 			l.invalid(at+"name", "%q is no name of a Kafka topic; for several topics write a pattern", t.Name)
+		case seen[t.Name+"\n"+t.Pattern] && t.Name == "":
+			l.invalid(at+"pattern", "is listed twice")
 		case seen[t.Name+"\n"+t.Pattern]:
 			l.invalid(at+"name", "is listed twice")
 		}
@@ -421,8 +423,13 @@ func (l *loader) validateTables(at string, t *Topic) {
 	if _, err := time.LoadLocation(t.TimeZone); err != nil {
 		l.invalid(at+"time_zone", "%q is no time zone that is known here", t.TimeZone)
 	}
+	named := map[string]bool{}
 	for i, table := range t.Tables {
 		at := fmt.Sprintf("%stables[%d].", at, i)
+		if named[table.Name] {
+			l.invalid(at+"name", "is listed twice, and the first is what counts")
+		}
+		named[table.Name] = true
 		if _, err := regexp.Compile(table.Name); err != nil {
 			l.invalid(at+"name", "is not a regular expression: %s", err)
 		}
