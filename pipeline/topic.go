@@ -82,9 +82,14 @@ func (t *topic) reason() string {
 	if t.paused != "" {
 		return fmt.Sprintf("topic %s is paused %s: tidemark topic resume %s has it read again", t.name, t.paused, t.name)
 	}
-	return fmt.Sprintf("topic %s: %d records in a row cannot be decoded as format %q, which is probably not theirs%s. "+
-		"List them with tidemark deadletter list, then either correct the topic's format and restart, or, if they are rightly refused, "+
-		"raise its stop_after (0: never) and restart, or drop them with tidemark deadletter drop", t.name, t.state.Run, t.cfg.Format, t.looks())
+	as, correct := fmt.Sprintf("format %q, which is probably not theirs", t.cfg.Format), "format"
+	if t.cfg.Format == "debezium" || t.cfg.Format == "avro" {
+		as = fmt.Sprintf("format %q: it, the preset or what tables say of the columns is probably not theirs", t.cfg.Format)
+		correct = "format, preset or tables"
+	}
+	return fmt.Sprintf("topic %s: %d records in a row cannot be decoded as %s%s. "+
+		"List them with tidemark deadletter list, then either correct the topic's %s and restart, or, if they are rightly refused, "+
+		"raise its stop_after (0: never) and restart, or drop them with tidemark deadletter drop", t.name, t.state.Run, as, t.looks(), correct)
 }
 
 // looks says why the newest record was refused, and what the newest look like.

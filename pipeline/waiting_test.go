@@ -129,3 +129,16 @@ func TestDecodingAgainWaitsForTheStore(t *testing.T) {
 	stop()
 	wantIDs(t, m, at("t", 0), "1", "2")
 }
+
+// A topic that is held says what to correct: of rows it is seldom the format.
+func TestHeldSaysWhatToCorrect(t *testing.T) {
+	for format, want := range map[string]string{
+		"bundle":   "correct the topic's format and restart",
+		"debezium": "correct the topic's format, preset or tables and restart",
+		"avro":     "correct the topic's format, preset or tables and restart",
+	} {
+		if got := (&topic{name: "t", cfg: Topic{Format: format}}).reason(); !strings.Contains(got, want) {
+			t.Errorf("%s: %q is not in %q", format, want, got)
+		}
+	}
+}
