@@ -15,6 +15,7 @@ import (
 	"tidemark/pipeline"
 	"tidemark/pipeline/join"
 	"tidemark/store"
+	"tidemark/store/fhir"
 )
 
 type listTopicsCmd struct {
@@ -116,6 +117,9 @@ func (l *topicList) live(ctx context.Context, at *opened, st store.Status) {
 	}
 	if len(p.Missing) > 0 && l.only == "" {
 		fmt.Fprintf(l.out, "\nthe brokers do not have yet: %s\n", strings.Join(p.Missing, ", "))
+		if st.Watermark == fhir.None {
+			fmt.Fprintln(l.out, "  no export can begin until each of them is there and read: create them, or take them out of topics and restart")
+		}
 	}
 	if p.Trouble != "" {
 		fmt.Fprintf(l.out, "\nthe brokers cannot be asked: %s\n", p.Trouble)

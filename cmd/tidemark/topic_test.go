@@ -132,6 +132,22 @@ func (r *reader) refused(want string, args ...string) {
 	}
 }
 
+// TestTopicNotThereYet: who waits for the first export learns which topic it waits for.
+func TestTopicNotThereYet(t *testing.T) {
+	const says = "no export can begin until each of them is there"
+	r := newReading(t, "fhir-changes")
+	r.config.Topics = append(r.config.Topics, config.Topic{Name: "fhir-load", Format: "resource", StopAfter: new(100)})
+	r.write("fhir-changes", "a")
+	r.start()
+	r.readUpTo("fhir-changes", 1)
+	contains(t, r.topic("list"), "do not have yet: fhir-load", says, "exports reach to none")
+	makeTopic(t, strings.Join(r.cluster.ListenAddrs(), ","), "fhir-load", 1, map[string]string{"cleanup.policy": "compact"})
+	r.until("all are there", func() bool { return r.db.Status().Watermark != fhir.None })
+	if got := r.topic("list"); strings.Contains(got, says) {
+		t.Errorf("all are there:\n%s", got)
+	}
+}
+
 // The commands beside a running server, as an operator meets them: pause and resume, a gap, an
 // open transaction, a topic that is gone.
 func TestTopicCommands(t *testing.T) {

@@ -153,7 +153,7 @@ func (s *Source) noteMissing(missing []string) {
 	switch {
 	case slices.Equal(before, missing):
 	case len(missing) > 0:
-		s.cfg.Logger.Warn("the broker does not have configured topics yet, waiting for them", "topics", missing)
+		s.cfg.Logger.Warn("the broker does not have configured topics yet, waiting for them: create them, or take them out of topics", "topics", missing)
 	default:
 		s.cfg.Logger.Info("the broker has all configured topics now")
 	}
