@@ -149,6 +149,14 @@ func eachDeadLetter(db *store.DB, args url.Values, fn func(store.DeadLetterRow) 
 	})
 }
 
+// noDeadLetters is what is said where there are none, or none of those that were asked for.
+func noDeadLetters(args url.Values) string {
+	if slices.ContainsFunc([]string{"number", "reason", "topic", "partition", "since", "until"}, args.Has) {
+		return "no dead letters that these flags choose: without them all are listed"
+	}
+	return "no dead letters"
+}
+
 type listDeadlettersCmd struct {
 	storeFlags  `embed:""`
 	selectFlags `embed:""`
@@ -197,7 +205,7 @@ func listDeadLetters(_ context.Context, db *store.DB, args url.Values, out io.Wr
 		return err
 	})
 	if n == 0 && err == nil {
-		fmt.Fprintln(w, "no dead letters")
+		fmt.Fprintln(w, noDeadLetters(args))
 	}
 	return errors.Join(err, table.Flush(), w.Flush())
 }
@@ -225,7 +233,7 @@ func sumDeadLetters(db *store.DB, args url.Values, out io.Writer) error {
 		return err
 	}
 	if len(sums) == 0 {
-		_, err := fmt.Fprintln(out, "no dead letters")
+		_, err := fmt.Fprintln(out, noDeadLetters(args))
 		return err
 	}
 	w := bufio.NewWriter(out)

@@ -157,7 +157,11 @@ func askWitness(ctx context.Context, conn net.Conn, name string, args url.Values
 	}
 	_, _ = io.WriteString(tell, word) // likewise
 	_ = tell.Close()
-	return errors.Join(err, <-asked)
+	said := <-asked
+	if err != nil && ctx.Err() != nil {
+		return err // the question was cut short with the command, by us and not by the server
+	}
+	return errors.Join(err, said)
 }
 
 var errGone = errors.New("the command ended without a word")

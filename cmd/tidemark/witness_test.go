@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"os"
@@ -211,12 +212,16 @@ func TestWitness(t *testing.T) {
 	if got, code := command(t, "deadletter", "list", dir); code != 0 || !strings.Contains(got, "no dead letters") {
 		t.Errorf("exit %d: %s", code, got)
 	}
+	if got, code := command(t, "deadletter", "list", "--topic", "t", dir); code != 0 || !strings.Contains(got, "no dead letters that these flags choose") {
+		t.Errorf("exit %d: %s", code, got)
+	}
 	if got, code := command(t, "deadletter", "show", "1", dir); code == 0 || !strings.Contains(got, "no dead letter 1") || strings.Contains(got, "server") {
 		t.Errorf("exit %d: %s", code, got)
 	}
 	at := filepath.Join(dir, config.AuditName)
 	want := []string{
 		"deadletter-list begun done", "deadletter-list ended done",
+		"deadletter-list begun done topic", "deadletter-list ended done topic",
 		"deadletter-show begun done number", "deadletter-show ended failed number",
 	}
 	if d := cmp.Diff(want, commandsIn(t, at)); d != "" {
@@ -243,6 +248,24 @@ func TestWitness(t *testing.T) {
 	}
 	if got, code := command(t, "deadletter", "list", dir); code == 0 || strings.Contains(got, "no dead letters") || !strings.Contains(got, "cannot be written") {
 		t.Errorf("without a trail: exit %d: %s", code, got)
+	}
+}
+
+// TestWitnessStopped: a command that somebody stops does not say that the server has ended.
+func TestWitnessStopped(t *testing.T) {
+	dir, _ := attendedStore(t)
+	conn, err := dialControl(t.Context(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	stopped := errors.New("stopped: run it again")
+	err = askWitness(ctx, conn, "load", nil, func() error {
+		stop()
+		return stopped
+	})
+	if err == nil || err.Error() != stopped.Error() {
+		t.Errorf("%v", err)
 	}
 }
 
