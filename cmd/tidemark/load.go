@@ -306,7 +306,7 @@ func tellTally(t *backfill.Tally, e *extract.Extract, out io.Writer) error {
 		{"deletions", t.Deleted},
 		{"passed over (drop_types)", t.Dropped},
 		{"lines that cannot be loaded", t.Faults},
-		{"lines sent by an earlier run", t.Before},
+		{"lines done by an earlier run", t.Before},
 		{"files left aside", int64(e.Aside)},
 	} {
 		if more.n > 0 {
@@ -319,7 +319,7 @@ func tellTally(t *backfill.Tally, e *extract.Extract, out io.Writer) error {
 func (c *loadCmd) tellNext(cfg *config.Loaded, e *extract.Extract, t *backfill.Tally, took time.Duration, out io.Writer) error {
 	n := t.Resources() + t.Deleted
 	if n == 0 && t.Before > 0 {
-		_, err := fmt.Fprintf(out, "all of it was sent to %s before: --again sends it once more\n", cfg.Load.Topic)
+		_, err := fmt.Fprintf(out, "an earlier run has sent to %s all of it that can be loaded: --again sends it once more\n", cfg.Load.Topic)
 		return err
 	}
 	seconds := max(took.Seconds(), 0.001)
@@ -339,12 +339,17 @@ const askedStanding = "standing"
 // standing is how a store stands.
 type standing struct {
 	Watermark fhir.Instant `json:"watermark"` // what it has promised; None before the bootstrap is over
+	Topics    []string     `json:"topics"`    // that were ever read into it
 }
 
 // standingOf answers it where the store is open.
 func standingOf(_ context.Context, db *store.DB, _ url.Values, out io.Writer) error {
 	st := db.Status()
-	return json.NewEncoder(out).Encode(standing{max(st.Watermark, st.Promised)})
+	s := standing{Watermark: max(st.Watermark, st.Promised), Topics: []string{}}
+	for _, p := range st.Partitions {
+		s.Topics = append(s.Topics, p.Partition.Topic)
+	}
+	return json.NewEncoder(out).Encode(s)
 }
 
 // warnOfStore says so if the store is at hand and what comes now comes late.

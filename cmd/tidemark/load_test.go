@@ -232,7 +232,7 @@ func TestLoad(t *testing.T) {
 	if want := int64(len(r.has)); n != want {
 		t.Errorf("%d records, want %d:\n%s", n, want, got)
 	}
-	contains(t, r.run(0, "load", dump), "all of it was sent to fhir-load before")
+	contains(t, r.run(0, "load", dump), "an earlier run has sent to fhir-load all of it that can be loaded")
 	if r.loaded() != n {
 		t.Error("what was sent before was sent again")
 	}
@@ -296,7 +296,7 @@ func TestLoadKilled(t *testing.T) {
 	slow.Store(false)
 	sent := r.loaded()
 	got := r.run(0, "load", dump)
-	contains(t, got, "lines sent by an earlier run")
+	contains(t, got, "lines done by an earlier run")
 	n, want := r.loaded(), int64(len(r.has))
 	t.Logf("%d resources, %d were sent when it was killed, %d records in the end", want, sent, n)
 	if n >= sent+want {
@@ -345,7 +345,7 @@ func TestLoadFaults(t *testing.T) {
 	r.run(exitFailed, "load", other)
 	n := r.loaded()
 	r.put(other, []byte(`{"resourceType":"Device","id":"d1"}`+"\n"+`{"resourceType":"Device","id":"d2"}`+"\n"))
-	contains(t, r.run(0, "load", other), "lines sent by an earlier run  1")
+	contains(t, r.run(0, "load", other), "lines done by an earlier run  1")
 	if r.loaded() != n+1 {
 		t.Errorf("%d records, want one more than %d", r.loaded(), n)
 	}

@@ -161,18 +161,20 @@ func (r *reconciliation) run(ctx context.Context) (err error) {
 		return err
 	}
 	sum := r.report.Sum()
-	wrong := sum.Wrong()
+	wrong, beyond := sum.Wrong(), sum.By[reconcile.Behind]+sum.By[reconcile.Different]+sum.By[reconcile.Deleted]
 	switch {
 	case wrong == 0:
 		return nil
+	case !r.cmd.Repair && wrong == beyond:
+		return fmt.Errorf("%s resources are not as the source has them, and --repair cannot help those that are behind, different or deleted: have the source write them anew", humanize.Comma(wrong))
 	case !r.cmd.Repair:
 		return fmt.Errorf("%s resources are not as the source has them: --repair writes what is missing or stale to load.topic, and deletions of what is extra", humanize.Comma(wrong))
 	}
 	if err := r.repair(ctx); err != nil {
 		return err
 	}
-	if n := sum.By[reconcile.Behind] + sum.By[reconcile.Different] + sum.By[reconcile.Deleted]; n > 0 {
-		return fmt.Errorf("%s resources are left that are behind, different or deleted: have the source write them anew", humanize.Comma(n))
+	if beyond > 0 {
+		return fmt.Errorf("%s resources are left that are behind, different or deleted: have the source write them anew", humanize.Comma(beyond))
 	}
 	return nil
 }
@@ -249,7 +251,8 @@ func (r *reconciliation) add(e *reconcile.Entry) error {
 	return r.scratch.Add(e)
 }
 
-// lag says so if the store has not come as far as the export.
+// lag says so if the store has not come as far as the export. A topic that it does not know is a
+// mistake, behind which every deletion that was lost would pass for none.
 func (r *reconciliation) lag(ctx context.Context) error {
 	var answer bytes.Buffer
 	if err := onStore(ctx, r.at, askedStanding, nil, &answer); err != nil {
@@ -258,6 +261,11 @@ func (r *reconciliation) lag(ctx context.Context) error {
 	var s standing
 	if err := json.Unmarshal(answer.Bytes(), &s); err != nil {
 		return fmt.Errorf("understand the running server: %w", err)
+	}
+	for _, topic := range r.cmd.From {
+		if s.Topics != nil && !slices.Contains(s.Topics, topic) && !slices.ContainsFunc(r.cfg.Topics, func(t config.Topic) bool { return t.Reads(topic) }) {
+			return misuse{fmt.Errorf("--from: no entry of topics reads %s, and nothing in the store came from it: nothing would be extra", topic)}
+		}
 	}
 	if s.Watermark >= r.export.At {
 		return nil

@@ -201,7 +201,8 @@ func TestReconcileIsCareful(t *testing.T) {
 	contains(t, r.run(0, "reconcile", some), "nothing is wrong")
 	contains(t, r.run(exitFailed, "reconcile", "--types", "Observation", some), "resources are not as the source has them")
 	// They came from another topic.
-	contains(t, r.run(0, "reconcile", "--from", "another", "--types", "Observation", some), "nothing is wrong")
+	contains(t, r.run(0, "reconcile", "--from", "fhir-load", "--types", "Observation", some), "nothing is wrong")
+	contains(t, r.run(exitUsage, "reconcile", "--from", "fhir-lead", "--types", "Observation", some), "no entry of topics reads fhir-lead")
 	if r.loaded() != 0 {
 		t.Errorf("%d records were written", r.loaded())
 	}
@@ -278,7 +279,7 @@ func TestReconcileContent(t *testing.T) {
 	if d := cmp.Diff(map[string][]string{"different": {"Patient/number", "Patient/tag"}}, found(t, output)); d != "" {
 		t.Error(d)
 	}
-	contains(t, got, "different Patient/tag", "2 resources are not as the source has them")
+	contains(t, got, "different Patient/tag", "2 resources are not as the source has them, and --repair cannot help those")
 	contains(t, r.run(exitFailed, "reconcile", "--content", "--repair", "--yes", dump), "2 resources are left that are behind, different or deleted")
 }
 
