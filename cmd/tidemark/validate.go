@@ -63,6 +63,8 @@ func (c *validateCmd) Run(ctx context.Context, out io.Writer) error {
 	switch {
 	case err != nil:
 		return err
+	case len(records) == 0 && c.File != "":
+		return fmt.Errorf("there are no records in %s: it is to have a JSON object a line (--help)", c.File)
 	case len(records) == 0:
 		return errors.New("there are no records: nothing has been written there, or retention has taken it")
 	}
@@ -84,7 +86,7 @@ func (c *validateCmd) Run(ctx context.Context, out io.Writer) error {
 	}
 	if topic.Format == "" {
 		if len(guesses) == 0 {
-			return fmt.Errorf("of %d records none is understood in any format: are they of FHIR R4? Name the format (--format) to see why it refuses them", len(records))
+			return fmt.Errorf("of %d records none is understood in any format: %s", len(records), unlikely(records))
 		}
 		topic.Format, topic.Preset, topic.Tables = guesses[0].Format, guesses[0].Preset, nil
 		o.Preset, o.Tables = guesses[0].Preset, nil
@@ -120,10 +122,10 @@ func (c *validateCmd) topic(conf *config.Config, records []decode.Record) (*conf
 			break
 		}
 	}
-	if c.Format != "" || c.Preset != "" {
+	if c.Format != "" && c.Format != t.Format || c.Preset != "" && c.Preset != t.Preset {
 		t = &config.Topic{Format: c.Format, Preset: c.Preset}
 	}
-	if c.Preset != "" && c.Format == "" {
+	if c.Preset != "" && t.Format == "" {
 		t.Format = "debezium"
 	}
 	if c.TimeZone != "" {
@@ -132,7 +134,39 @@ func (c *validateCmd) topic(conf *config.Config, records []decode.Record) (*conf
 	if t.Format != "" && !slices.Contains(decode.Formats(), t.Format) {
 		return nil, fmt.Errorf("--format: %q is none of %s", t.Format, strings.Join(decode.Formats(), ", "))
 	}
+	ofTables := t.Format == "debezium" || t.Format == "avro"
+	switch {
+	case t.Preset != "" && !ofTables:
+		return nil, errors.New("--preset: is for the formats debezium and avro")
+	case ofTables && t.Preset == "" && len(t.Tables) == 0:
+		return nil, fmt.Errorf("of the format %s it must be known what the columns mean: give --preset (%s) if they are a FHIR server's, else %s", t.Format, strings.Join(decode.Presets(), ", "), describe)
+	}
 	return t, nil
+}
+
+// describe is what to do about tables that no preset knows, and plain Avro.
+const describe = "describe them in topics of a configuration (tables; pipeline/EVENTS.md has an example), and give that: --config FILE"
+
+// unlikely says what records may be that no format understands of itself, and what to do.
+func unlikely(records []decode.Record) string {
+	for _, rec := range records {
+		var row struct {
+			Op, Before, After, Source, Payload json.RawMessage
+		}
+		if len(rec.Value) > 5 && rec.Value[0] == 0 {
+			return "they name a schema of a registry, so they are Avro: say where the registry is (schema_registry.url), and name the format (--format outbox, debezium or avro)"
+		}
+		if json.Unmarshal(rec.Value, &row) != nil {
+			continue
+		}
+		if row.Payload != nil && row.Op == nil {
+			_ = json.Unmarshal(row.Payload, &row) // of schemas.enable; what is none is no row either
+		}
+		if row.Op != nil && row.Source != nil && (row.Before != nil || row.After != nil) {
+			return "they are rows from Debezium, of tables that no preset knows: " + describe
+		}
+	}
+	return "are they of FHIR R4? Name the format (--format) to see why it refuses them; if they are rows, or plain Avro, " + describe
 }
 
 func (c *validateCmd) show(out io.Writer, found []probe.Finding, topic *config.Topic, guesses []probe.Guess) error {
@@ -162,7 +196,7 @@ func (c *validateCmd) show(out io.Writer, found []probe.Finding, topic *config.T
 	if err := table.Flush(); err != nil {
 		return err
 	}
-	for i, g := range guesses {
+	for i, g := range withChosen(guesses, chosen, found) {
 		if i == 0 {
 			fmt.Fprint(w, "\nThey look like:\n")
 		}
@@ -170,10 +204,28 @@ func (c *validateCmd) show(out io.Writer, found []probe.Finding, topic *config.T
 			fmt.Fprintf(w, "  %s   (%d of %d records are changes)\n", g, g.Understood, len(found))
 		}
 	}
-	if len(guesses) == 0 {
+	if len(withChosen(guesses, chosen, found)) == 0 {
 		fmt.Fprint(w, "\nNo format understands any of them.\n")
 	}
 	return w.Flush()
+}
+
+// withChosen are the guesses, and among them the format that they were read in, which nobody can
+// guess if what the columns mean stands in the configuration.
+func withChosen(guesses []probe.Guess, chosen probe.Guess, found []probe.Finding) []probe.Guess {
+	for i := range found {
+		if len(found[i].Changes) > 0 || found[i].Part {
+			chosen.Understood++
+		}
+	}
+	if chosen.Understood == 0 || slices.ContainsFunc(guesses, func(g probe.Guess) bool { return g.Format == chosen.Format && g.Preset == chosen.Preset }) {
+		return guesses
+	}
+	at := slices.IndexFunc(guesses, func(g probe.Guess) bool { return g.Understood <= chosen.Understood })
+	if at < 0 {
+		at = len(guesses)
+	}
+	return slices.Insert(slices.Clone(guesses), at, chosen)
 }
 
 // change is a line of the table.
@@ -375,7 +427,7 @@ func readRecords(path string, limit int) ([]decode.Record, error) {
 func parseRecord(line []byte) (decode.Record, error) {
 	var members map[string]json.RawMessage
 	if err := json.Unmarshal(line, &members); err != nil || members == nil {
-		return decode.Record{}, errors.New("is no JSON object")
+		return decode.Record{}, errors.New("is no JSON object: each line is to be a whole one")
 	}
 	var m struct {
 		Topic     string          `json:"topic"`

@@ -93,13 +93,37 @@ func TestValidateFile(t *testing.T) {
 		{
 			"of a topic that is configured", `{"topic":"ehr.public.docs","key":{"nr":"p-1"},"value":{"nr":"p-1","doc":{"resourceType":"Patient","id":"p-1"}}}` + "\n",
 			[]string{"--set", "topics=[{name: ehr.public.docs, format: debezium, tables: [{id: nr, body: doc}]}]"},
+			[]string{"format: debezium: 1 resources", "Patient/p-1", "They look like:\n  format: debezium   (1 of 1 records are changes)"},
+			false,
+		},
+		{
+			"of a topic that is configured, whose format is named as well", `{"topic":"ehr.public.docs","key":{"nr":"p-1"},"value":{"nr":"p-1","doc":{"resourceType":"Patient","id":"p-1"}}}` + "\n",
+			[]string{"--format", "debezium", "--set", "topics=[{name: ehr.public.docs, format: debezium, tables: [{id: nr, body: doc}]}]"},
 			[]string{"format: debezium: 1 resources", "Patient/p-1"},
 			false,
 		},
+		{
+			"rows of a table that nobody knows", `{"key":{"nr":"p-1"},"value":{"before":null,"after":{"nr":"p-1","doc":"{}"},"source":{"table":"docs"},"op":"c"}}` + "\n", nil,
+			[]string{"rows from Debezium, of tables that no preset knows: describe them in topics of a configuration", "--config FILE"},
+			true,
+		},
+		{
+			"rows of a table that nobody knows, with their schema", `{"schema":{},"payload":{"before":null,"after":{"nr":"p-1","doc":"{}"},"source":{"table":"docs"},"op":"c"}}` + "\n", nil,
+			[]string{"rows from Debezium, of tables that no preset knows"},
+			true,
+		},
+		{
+			"rows of a table that nobody knows, by their format", `{"key":{"nr":"p-1"},"value":{"after":{"nr":"p-1"},"source":{"table":"docs"},"op":"c"}}` + "\n", []string{"--format", "debezium"},
+			[]string{"give --preset (aidbox, hapi", "else describe them in topics of a configuration", "--config FILE"},
+			true,
+		},
+		{"a preset of another format", `{"resourceType":"Patient","id":"p-1"}` + "\n", []string{"--format", "bundle", "--preset", "lfh"}, []string{"--preset: is for the formats debezium and avro"}, true},
+		{"Avro, and no registry", `{"key":"p-1","valueBase64":"AAAAAAFmeyJy"}` + "\n", nil, []string{"say where the registry is (schema_registry.url)"}, true},
 		{"nothing of FHIR", `{"a":1}` + "\n", nil, []string{"none is understood in any format"}, true},
 		{"no JSON", "a\n", nil, []string{"records.ndjson:1: is no JSON object"}, true},
 		{"no format", `{"a":1}` + "\n", []string{"--format", "csv"}, []string{`--format: "csv" is none of avro, bundle`}, true},
-		{"nothing", "\n", nil, []string{"there are no records"}, true},
+		{"nothing", "\n", nil, []string{"there are no records in ", "a JSON object a line"}, true},
+		{"a resource over several lines", "{\"resourceType\": \"Patient\",\n\"id\": \"p-1\"}\n", nil, []string{"records.ndjson:1: is no JSON object: each line is to be a whole one"}, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			file := filepath.Join(t.TempDir(), "records.ndjson")
