@@ -17,7 +17,7 @@ const (
 	reasonTruncated   = "the table was truncated: what was deleted by that is not told"
 	reasonNull        = "value is a null that is written out, as of a flattened row that is deleted: have deletions told as rows (delete.tombstone.handling.mode: rewrite)"
 	reasonUnknownOp   = "op is none of c, r, u, d, t, m"
-	reasonKeyless     = "deletion of a row without its key"
+	reasonKeyless     = "deletion of a row whose key does not tell which resource it was: have the connector write the columns of its type and id as the key (message.key.columns, with REPLICA IDENTITY FULL), or the source say in a column of the row that it is deleted (deleted)"
 	reasonKeyText     = ": it tells what is deleted, have it written as the value is (key.converter)"
 	reasonUnavailable = "body is left out, for it has not changed (Debezium's unavailable value), and the resource is not known here: take a snapshot of the table, or set its REPLICA IDENTITY to FULL"
 )

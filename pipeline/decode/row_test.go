@@ -39,8 +39,8 @@ func TestRows(t *testing.T) {
 		{"a deletion without its source", `{"before":null,"after":null,"op":"d"}`, deletion},
 		{"a change of columns", `{"source":{"server":"ehr"},"databaseName":"ehr","ddl":"ALTER TABLE fhir …","tableChanges":[]}`, "nothing\n"},
 		{"no change", `{"source":{"server":"ehr"}}`, "refused: " + reasonUnknownOp + "\n"},
-		{"no column that says whether it is deleted", enveloped("u", strings.Replace(row(""), `"GONE"`, `"went"`, 1)), "refused: " + string(reasonBlind) + "\n"},
-		{"no column that says the version", enveloped("u", strings.Replace(row(""), `"Number"`, `"n"`, 1)), "refused: " + string(reasonBlind) + "\n"},
+		{"no column that says whether it is deleted", enveloped("u", strings.Replace(row(""), `"GONE"`, `"went"`, 1)), "refused: " + string(reasonNoDeleted) + "\n"},
+		{"no column that says the version", enveloped("u", strings.Replace(row(""), `"Number"`, `"n"`, 1)), "refused: " + string(reasonNoVersion) + "\n"},
 		{"what is deleted has no body", enveloped("u", strings.Replace(row(`,"gone":true`), `{\"`, `x`, 1)), deletion},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -57,7 +57,7 @@ func TestRows(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for more, want := range map[string]string{`,"old":false`: upsert, `,"old":true`: "nothing\n", "": "refused: " + string(reasonBlind) + "\n"} {
+	for more, want := range map[string]string{`,"old":false`: upsert, `,"old":true`: "nothing\n", "": "refused: " + string(reasonNoSkip) + "\n"} {
 		if got := decoded(t, skips, Record{Topic: "ehr.public.fhir", Offset: 41, Timestamp: fhir.None, Value: []byte(enveloped("u", row(more)))}); got != want {
 			t.Errorf("a table with versions of old, %q: got  %swant %s", more, got, want)
 		}
@@ -72,7 +72,7 @@ func TestRows(t *testing.T) {
 	for more, want := range map[string]string{
 		`,"at":1767323045`: at("2026-01-02T03:04:05.000Z"), `,"at":"2026-01-02 03:04:05"`: at("2026-01-02T03:04:05.000Z"), `,"at":null`: upsert, `,"at":""`: upsert,
 		`,"at":20455`: "refused: " + string(reasonTime) + "\n", `,"at":"2026-01-02"`: "refused: " + string(reasonTime) + "\n", `,"at":"yesterday"`: "refused: " + string(reasonTime) + "\n",
-		"": "refused: " + string(reasonBlind) + "\n",
+		"": "refused: " + string(reasonNoUpdated) + "\n",
 	} {
 		if got := decoded(t, timed, Record{Topic: "ehr.public.fhir", Offset: 41, Timestamp: fhir.None, Value: []byte(enveloped("c", row(more)))}); got != want {
 			t.Errorf("a table with times, %q: got  %swant %s", more, got, want)

@@ -25,8 +25,18 @@ const (
 	reasonRowID    = "row has no FHIR id"
 	reasonGone     = "the column that says whether the resource is deleted has a word that is not known here: give its meaning by one that is"
 	reasonNoColumn = "row has no body: is it kept elsewhere (offloaded), or left out because it has not changed (binary.handling.mode is to be bytes or hex)?"
-	reasonBlind    = "row lacks a column that says whether the resource is deleted, the row an old version, or which is newer: have the connector write it under the name that tables have for it (deleted, skip, version, last_updated); if it is newer than the record, take a snapshot of the table"
 	reasonTime     = "the column that says when the resource was updated (last_updated) holds a date or a word: it is to be a time"
+)
+
+// Why a row is refused that lacks a column which decides: whether the resource is deleted, whether the row is an old version,
+// which version is newer.
+const (
+	reasonNoDeleted fault = "row lacks a column that says whether the resource is deleted (deleted)" + underItsName
+	reasonNoSkip    fault = "row lacks a column that says whether it is an old version (skip)" + underItsName
+	reasonNoVersion fault = "row lacks a column that says which version it is (version)" + underItsName
+	reasonNoUpdated fault = "row lacks a column that says when the resource was updated (last_updated)" + underItsName
+
+	underItsName = ": have the connector write it under the name that tables have for it; if it is newer than the record, take a snapshot of the table"
 )
 
 // A Table says what the columns of a table of resources mean, one row a resource or one of
@@ -273,8 +283,11 @@ func (d *debezium) body(t *table, row row, cells []cell, s *said) fault {
 	switch {
 	case !known:
 		return reasonGone
-	case d.tables.blind(t, row, cells):
-		return reasonBlind
+	}
+	if reason := d.tables.blind(t, row, cells); reason != "" {
+		return reason
+	}
+	switch {
 	case s.delete && (unavailable(text) || s.key.Type != 0 && s.key.ID != ""):
 		return "" // whatever is left of it
 	case unavailable(text):
@@ -341,14 +354,26 @@ func (ts tables) gone(c cell) (gone, known bool) {
 	return gone, gone || does == upserts
 }
 
-// blind tells of a row that it lacks a column which says whether the resource is deleted, whether
+// blind is which column a row lacks that says whether the resource is deleted, whether
 // the row is one of old, or which row is newer: it is called otherwise, or was left out, and then no
 // deletion would be seen, or old versions be taken for new. A plain record in Avro may be older than
 // the field.
-func (ts tables) blind(t *table, r row, cells []cell) bool {
+func (ts tables) blind(t *table, r row, cells []cell) fault {
 	lacks := func(name string, c cell) bool { return name != "" && c.kind == absent && !r.holds(name) }
-	return !ts.instants && (!t.emptyDeletes && lacks(t.Deleted, cells[deletedColumn]) || lacks(t.Skip, cells[skipColumn]) ||
-		t.own && (lacks(t.Version, cells[versionColumn]) || lacks(t.LastUpdated, cells[updatedColumn])))
+	if ts.instants {
+		return ""
+	}
+	switch {
+	case !t.emptyDeletes && lacks(t.Deleted, cells[deletedColumn]):
+		return reasonNoDeleted
+	case lacks(t.Skip, cells[skipColumn]):
+		return reasonNoSkip
+	case t.own && lacks(t.Version, cells[versionColumn]):
+		return reasonNoVersion
+	case t.own && lacks(t.LastUpdated, cells[updatedColumn]):
+		return reasonNoUpdated
+	}
+	return ""
 }
 
 // isNoTime tells of what was read as a time that it says something, but no time: a word, or a
