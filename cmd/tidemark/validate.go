@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -86,6 +87,9 @@ func (c *validateCmd) Run(ctx context.Context, out io.Writer) error {
 	}
 	if topic.Format == "" {
 		if len(guesses) == 0 {
+			if err := showRefusals(out, records[0], o); err != nil {
+				return err
+			}
 			return fmt.Errorf("of %d records none is understood in any format: %s", len(records), unlikely(records))
 		}
 		topic.Format, topic.Preset, topic.Tables = guesses[0].Format, guesses[0].Preset, nil
@@ -166,7 +170,22 @@ func unlikely(records []decode.Record) string {
 			return "they are rows from Debezium, of tables that no preset knows: " + describe
 		}
 	}
-	return "are they of FHIR R4? Name the format (--format) to see why it refuses them; if they are rows, or plain Avro, " + describe
+	return "if one of the reasons above is of the format that your source writes, name that (--format) to see all of them; if they are rows, or plain Avro, " + describe
+}
+
+// showRefusals says why each format makes nothing of a record.
+func showRefusals(out io.Writer, rec decode.Record, o decode.Options) error {
+	all, err := probe.Refusals(rec, o)
+	if err != nil {
+		return err
+	}
+	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprint(table, "Why each format makes nothing of the first record:\n\n")
+	for _, r := range all {
+		fmt.Fprintf(table, "%s\t%s\n", r.Format, cmp.Or(r.Reason, "it says nothing, as heartbeats do"))
+	}
+	fmt.Fprintln(table)
+	return table.Flush()
 }
 
 func (c *validateCmd) show(out io.Writer, found []probe.Finding, topic *config.Topic, guesses []probe.Guess) error {

@@ -119,6 +119,16 @@ func TestValidateFile(t *testing.T) {
 		},
 		{"a preset of another format", `{"resourceType":"Patient","id":"p-1"}` + "\n", []string{"--format", "bundle", "--preset", "lfh"}, []string{"--preset: is for the formats debezium and avro"}, true},
 		{"Avro, and no registry", `{"key":"p-1","valueBase64":"AAAAAAFmeyJy"}` + "\n", nil, []string{"say where the registry is (schema_registry.url)"}, true},
+		{
+			"events without their resources", `{"messageType":["urn:message:Firely.Server.Contracts.Messages.V1:ResourcesChangedLightEvent"],"message":{"changes":[{"reference":{"resourceType":"Patient","resourceId":"p-1","version":"2"},"changeType":"update"}]}}` + "\n", nil,
+			[]string{"bundle        value is no Bundle", "firely        change 0: only the id of a resource that has changed, without the resource", "none is understood in any format"},
+			true,
+		},
+		{
+			"heartbeats alone", `{"resourceType":"Bundle","type":"history","entry":[{"resource":{"resourceType":"SubscriptionStatus","type":"heartbeat"}}]}` + "\n", nil,
+			[]string{"notification  it says nothing, as heartbeats do", "none is understood in any format"},
+			true,
+		},
 		{"nothing of FHIR", `{"a":1}` + "\n", nil, []string{"none is understood in any format"}, true},
 		{"no JSON", "a\n", nil, []string{"records.ndjson:1: is no JSON object"}, true},
 		{"no format", `{"a":1}` + "\n", []string{"--format", "csv"}, []string{`--format: "csv" is none of avro, bundle`}, true},

@@ -110,6 +110,49 @@ func named(format string, rec decode.Record) bool {
 	return slices.ContainsFunc(rec.Headers, func(h store.Header) bool { return slices.Contains(naming[format], h.Key) })
 }
 
+// attempts calls try for each format that may be guessed, with each preset.
+func attempts(try func(format, preset string) error) error {
+	for _, format := range specific {
+		presets := []string{""}
+		if format == "debezium" {
+			presets = decode.Presets()
+		}
+		for _, preset := range presets {
+			if err := try(format, preset); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// A Refusal is why a format makes no change of a record.
+type Refusal struct {
+	Format, Reason string // "": the record says nothing in it
+}
+
+// Refusals are why formats make no change of a record, each reason once: a message without its resource
+// is understood by none, and by its own format refused with another reason than by the others.
+func Refusals(rec decode.Record, o decode.Options) ([]Refusal, error) {
+	var all []Refusal
+	err := attempts(func(format, preset string) error {
+		o.Preset, o.Tables = preset, nil
+		d, err := decode.New(format, o)
+		if err != nil {
+			return err
+		}
+		found, err := Look(d, []decode.Record{rec})
+		if err != nil {
+			return err
+		}
+		if r := (Refusal{format, found[0].Refused}); len(found[0].Changes) == 0 && !slices.Contains(all, r) {
+			all = append(all, r)
+		}
+		return nil
+	})
+	return all, err
+}
+
 // Guesses are the formats that understand any of the records, the best first. What tables of
 // one's own mean nobody can guess, nor the fields of plain Avro.
 func Guesses(records []decode.Record, o decode.Options) ([]Guess, error) {
@@ -141,16 +184,8 @@ func Guesses(records []decode.Record, o decode.Options) ([]Guess, error) {
 		}
 		return nil
 	}
-	for _, format := range specific {
-		presets := []string{""}
-		if format == "debezium" {
-			presets = decode.Presets()
-		}
-		for _, preset := range presets {
-			if err := try(format, preset); err != nil {
-				return nil, err
-			}
-		}
+	if err := attempts(try); err != nil {
+		return nil, err
 	}
 	slices.SortStableFunc(all, func(a, b Guess) int {
 		return cmp.Or(-cmp.Compare(a.Understood, b.Understood), -cmp.Compare(a.Named, b.Named), -cmp.Compare(a.Silent, b.Silent))
