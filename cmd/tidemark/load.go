@@ -313,7 +313,12 @@ func tellTally(t *backfill.Tally, e *extract.Extract, out io.Writer) error {
 			fmt.Fprintf(table, "%s\t%s\t\n", more.what, humanize.Comma(more.n))
 		}
 	}
-	return table.Flush()
+	if err := table.Flush(); err != nil || t.Undated == 0 {
+		return err
+	}
+	_, err := fmt.Fprintf(out, "warning: %s of them say neither version nor lastUpdated, and nothing says as of when the files are: they count as of now, and so win over what "+
+		"the source has written since they were made. Give --at with the instant at which the export began\n", humanize.Comma(t.Undated))
+	return err
 }
 
 func (c *loadCmd) tellNext(cfg *config.Loaded, e *extract.Extract, t *backfill.Tally, took time.Duration, out io.Writer) error {

@@ -345,6 +345,10 @@ func TestLoadFaults(t *testing.T) {
 	r.run(exitFailed, "load", other)
 	n := r.loaded()
 	r.put(other, []byte(`{"resourceType":"Device","id":"d1"}`+"\n"+`{"resourceType":"Device","id":"d2"}`+"\n"))
+	contains(t, r.run(0, "load", "--dry-run", other), "warning: 2 of them say neither version nor lastUpdated", "--at")
+	if got := r.run(0, "load", "--dry-run", "--at", "2026-01-02T03:04:05Z", other); strings.Contains(got, "warning") {
+		t.Errorf("it is said as of when they are: %s", got)
+	}
 	contains(t, r.run(0, "load", other), "lines done by an earlier run  1")
 	if r.loaded() != n+1 {
 		t.Errorf("%d records, want one more than %d", r.loaded(), n)

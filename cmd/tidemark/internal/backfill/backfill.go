@@ -66,6 +66,7 @@ type Tally struct {
 	Faults  int64
 	Dropped int64 // of types that are passed over
 	Before  int64 // lines that were sent before, in an earlier run
+	Undated int64 // of Sent: nothing says as of when they are
 }
 
 // Resources is how many resources were sent.
@@ -254,7 +255,9 @@ func (l *loader) records(i *extract.Item) (recs []*kgo.Record, reason string) {
 	case l.o.MaxRecord > 0 && int64(len(i.Resource.Body)+len(key.ID)+64) > l.o.MaxRecord:
 		return nil, faultLarge
 	}
-	l.tally.Sent[key.Type]++
+	if l.tally.Sent[key.Type]++; i.Resource.Version == "" && i.Resource.LastUpdated == fhir.None && l.o.At == fhir.None {
+		l.tally.Undated++
+	}
 	return []*kgo.Record{l.resource(&i.Resource)}, ""
 }
 
