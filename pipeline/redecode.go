@@ -140,7 +140,7 @@ type failure struct {
 }
 
 // cut is why a dead letter cannot be decoded whatever the format.
-const cut = "not enough is kept to decode it"
+const cut = "not enough is kept to decode it: raise kafka.max_record, and have the source write it again"
 
 // again decodes the dead letters of a partition with some numbers, ascending. What can be
 // decoded is handed over in batches; the last one is returned. Of joined topics it is called

@@ -265,6 +265,7 @@ func TestValidate(t *testing.T) {
 		{"topics=[{name: a b, format: resource}]", "write a pattern"},
 		{"topics=[{name: a, format: resource}, {name: a, format: resource}]", "listed twice"},
 		{"topics=[{pattern: ^a, format: resource}, {pattern: ^a, format: resource}]", "topics[1].pattern: is listed twice"},
+		{"topics=[{pattern: 'a.*', format: bundle}, {name: ab, format: resource}]", "topics[1].name: is read by topics[0] already, in another way"},
 		{"topics=[{pattern: '(', format: resource}]", "regular expression"},
 		{"topics=[{name: a}]", "topics[0].format: is missing: one of avro, bundle, cloudevents, debezium, firely, hapi-message, lfh-event, notification, outbox, resource"},
 		{"topics=nothing", "is not a list"},

@@ -380,6 +380,8 @@ func (l *loader) validateTopics() {
 			l.invalid(at+"pattern", "is listed twice")
 		case seen[t.Name+"\n"+t.Pattern]:
 			l.invalid(at+"name", "is listed twice")
+		case t.Name != "":
+			l.reachable(i)
 		}
 		seen[t.Name+"\n"+t.Pattern] = true
 		if _, err := regexp.Compile(t.Pattern); err != nil {
@@ -394,6 +396,21 @@ func (l *loader) validateTopics() {
 			}
 		}
 		l.validateTables(at, &t)
+	}
+}
+
+// reachable: of several entries that read a topic the first counts, so one of its own behind a pattern
+// that reads it otherwise says nothing.
+func (l *loader) reachable(i int) {
+	own := l.Topics[i]
+	first := slices.IndexFunc(l.Topics, func(t Topic) bool { return t.Reads(own.Name) })
+	if first >= i {
+		return
+	}
+	before := l.Topics[first]
+	before.Name, before.Pattern = own.Name, own.Pattern
+	if !reflect.DeepEqual(before, own) {
+		l.invalid(fmt.Sprintf("topics[%d].name", i), "is read by topics[%d] already, in another way, and the first is what counts: put this entry before it", first)
 	}
 }
 
