@@ -113,7 +113,8 @@ func TestValidateFile(t *testing.T) {
 			true,
 		},
 		{
-			"rows of a table that nobody knows, by their format", `{"key":{"nr":"p-1"},"value":{"after":{"nr":"p-1"},"source":{"table":"docs"},"op":"c"}}` + "\n", []string{"--format", "debezium"},
+			"rows of a table that nobody knows, by their format", `{"key":{"nr":"p-1"},"value":{"after":{"nr":"p-1"},"source":{"table":"docs"},"op":"c"}}` + "\n",
+			[]string{"--format", "debezium"},
 			[]string{"give --preset (aidbox, hapi", "else describe them in topics of a configuration", "--config FILE"},
 			true,
 		},

@@ -204,32 +204,43 @@ func TestTraps(t *testing.T) {
 		steps                []step
 	}{
 		{"1 tombstone after a deletion", "debezium", "medplum", []step{
-			{[]told{first}, "+Patient/p-1 male", ""}, {[]told{row("d", "p-1", "", "02", 20), tombstone}, "-Patient/p-1", ""}, {[]told{tombstone}, "", ""}}},
+			{[]told{first}, "+Patient/p-1 male", ""}, {[]told{row("d", "p-1", "", "02", 20), tombstone}, "-Patient/p-1", ""}, {[]told{tombstone}, "", ""},
+		}},
 		{"2 a snapshot tells old versions again", "debezium", "medplum", []step{
 			{[]told{version("c", "a", "male", "01", 10), version("c", "b", "female", "02", 20)}, "+Patient/p-1 female", ""},
-			{[]told{version("r", "a", "male", "01", 30), version("r", "b", "female", "02", 30)}, "", ""}}},
+			{[]told{version("r", "a", "male", "01", 30), version("r", "b", "female", "02", 30)}, "", ""},
+		}},
 		{"3 a body that has not changed is left out", "debezium", "medplum", []step{
-			{[]told{first}, "+Patient/p-1 male", ""}, {[]told{row("u", "p-1", "unavailable", "02", 20)}, "", ""}, {[]told{row("u", "p-1", "female", "03", 30)}, "+Patient/p-1 female", ""}}},
+			{[]told{first}, "+Patient/p-1 male", ""}, {[]told{row("u", "p-1", "unavailable", "02", 20)}, "", ""}, {[]told{row("u", "p-1", "female", "03", 30)}, "+Patient/p-1 female", ""},
+		}},
 		{"4 a key that changes", "debezium", "medplum", []step{
-			{[]told{first}, "+Patient/p-1 male", ""}, {[]told{row("d", "p-1", "", "02", 20), row("c", "p-2", "male", "02", 20)}, "+Patient/p-2 male, -Patient/p-1", ""}}},
+			{[]told{first}, "+Patient/p-1 male", ""}, {[]told{row("d", "p-1", "", "02", 20), row("c", "p-2", "male", "02", 20)}, "+Patient/p-2 male, -Patient/p-1", ""},
+		}},
 		{"5 a table that is emptied", "debezium", "medplum", []step{
 			{[]told{first}, "+Patient/p-1 male", ""},
-			{[]told{{"emr.public.Patient", "", `{"before":null,"after":null,"source":{"table":"Patient","lsn":20},"op":"t"}`}}, "", "the table was truncated"}}},
+			{[]told{{"emr.public.Patient", "", `{"before":null,"after":null,"source":{"table":"Patient","lsn":20},"op":"t"}`}}, "", "the table was truncated"},
+		}},
 		{"6 a body that comes before its id", "debezium", "hapi", []step{
-			{[]told{{"hapi.public.hfj_res_ver", "", `{"op":"c","after":{"pid":1,"res_id":1,"res_ver":1,"res_type":"Patient","res_encoding":"JSON","has_tags":false,"res_text_vc":"{\"resourceType\":\"Patient\",\"gender\":\"male\"}","res_updated":946670401000000},"source":{"table":"hfj_res_ver","lsn":10}}`},
-				{"hapi.public.hfj_resource", "", `{"op":"c","after":{"res_id":1,"res_type":"Patient","fhir_id":"p-1","res_ver":1,"res_updated":946670401000000},"source":{"table":"hfj_resource","lsn":11}}`}}, "+Patient/p-1 male", ""}}},
+			{[]told{
+				{"hapi.public.hfj_res_ver", "", `{"op":"c","after":{"pid":1,"res_id":1,"res_ver":1,"res_type":"Patient","res_encoding":"JSON","has_tags":false,"res_text_vc":"{\"resourceType\":\"Patient\",\"gender\":\"male\"}","res_updated":946670401000000},"source":{"table":"hfj_res_ver","lsn":10}}`},
+				{"hapi.public.hfj_resource", "", `{"op":"c","after":{"res_id":1,"res_type":"Patient","fhir_id":"p-1","res_ver":1,"res_updated":946670401000000},"source":{"table":"hfj_resource","lsn":11}}`},
+			}, "+Patient/p-1 male", ""},
+		}},
 		{"7 a version twice", "resource", "", []step{{[]told{resource("1", "male")}, "+Patient/p-1 male", ""}, {[]told{resource("1", "male")}, "", ""}}},
 		{"8 an update that is older", "resource", "", []step{{[]told{resource("3", "male")}, "+Patient/p-1 male", ""}, {[]told{resource("2", "female")}, "", ""}}},
 		{"9 deleted and made again", "resource", "", []step{
-			{[]told{resource("1", "male")}, "+Patient/p-1 male", ""}, {[]told{{"fhir", "Patient/p-1", ""}}, "-Patient/p-1", ""}, {[]told{resource("3", "female")}, "+Patient/p-1 female", ""}}},
+			{[]told{resource("1", "male")}, "+Patient/p-1 male", ""}, {[]told{{"fhir", "Patient/p-1", ""}}, "-Patient/p-1", ""}, {[]told{resource("3", "female")}, "+Patient/p-1 female", ""},
+		}},
 		{"10 the deletion of what nobody knows", "resource", "", []step{{[]told{{"fhir", "Patient/p-9", ""}}, "", ""}}},
 		{"11 a message of several changes", "bundle", "", []step{
 			{[]told{bundle(anna, ben)}, "+Patient/p-1, +Patient/p-2", ""},
 			{[]told{bundle(entry("DELETE", "Patient/p-1", "null"), entry("PUT", "Patient/p-2", "null"))}, "", "entry 1"},
-			{[]told{bundle(entry("DELETE", "Patient/p-1", "null"), entry("DELETE", "Patient/p-2", "null"))}, "-Patient/p-1, -Patient/p-2", ""}}},
+			{[]told{bundle(entry("DELETE", "Patient/p-1", "null"), entry("DELETE", "Patient/p-2", "null"))}, "-Patient/p-1, -Patient/p-2", ""},
+		}},
 		{"12 a resource that is only a part", "resource", "", []step{
 			{[]told{resource("1", "male")}, "+Patient/p-1 male", ""},
-			{[]told{{"fhir", "Patient/p-1", `{"resourceType":"Patient","id":"p-1","meta":{"versionId":"2","tag":[{"system":"http://terminology.hl7.org/CodeSystem/v3-ObservationValue","code":"SUBSETTED"}]}}`}}, "", "resource is only a part"}}},
+			{[]told{{"fhir", "Patient/p-1", `{"resourceType":"Patient","id":"p-1","meta":{"versionId":"2","tag":[{"system":"http://terminology.hl7.org/CodeSystem/v3-ObservationValue","code":"SUBSETTED"}]}}`}}, "", "resource is only a part"},
+		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
