@@ -36,7 +36,7 @@ func TestOrderOfArrival(t *testing.T) {
 					topics[p] = append(list, list[r.IntN(len(list)):]...)
 				}
 			}
-			if got := arrive(r, topics); got != ends {
+			if got := arrive(r, topics[:]); got != ends {
 				t.Fatalf("seed %d, mask %b: %s, but the log ends with %s", seed, mask, got, ends)
 			}
 		}
@@ -83,16 +83,20 @@ func logOf(r *rand.Rand) (list []arrival, ends string) {
 }
 
 // arrive takes the topics in, in some order, and returns what lives then.
-func arrive(r *rand.Rand, topics [2][]arrival) string {
+func arrive(r *rand.Rand, topics [][]arrival) string {
 	var cur *index.State
-	var offsets [2]int64
-	for len(topics[0])+len(topics[1]) > 0 {
-		p := r.IntN(2)
+	offsets, left := make([]int64, len(topics)), 0
+	for _, list := range topics {
+		left += len(list)
+	}
+	for left > 0 {
+		p := r.IntN(len(topics))
 		if len(topics[p]) == 0 {
 			continue
 		}
 		a := topics[p][0]
 		topics[p] = topics[p][1:]
+		left--
 		a.ch.Offset = offsets[p]
 		offsets[p]++
 		switch judge(cur, &a.ch, a.hash, a.from) {
@@ -116,6 +120,89 @@ func arrive(r *rand.Rand, topics [2][]arrival) string {
 	return fmt.Sprint(cur.Hash)
 }
 
+// TestArrivalOfVersions: what is told of a table of versions without numbers, each row in a
+// partition of its own, ends with the newest version, in whatever order the partitions are read:
+// also if rows are written again, a snapshot tells them all, the log is lost for a while before
+// it, and of what was told of a row compaction has left only the last.
+func TestArrivalOfVersions(t *testing.T) {
+	for seed := range uint64(60_000) {
+		r := rand.New(rand.NewPCG(seed, 13))
+		topics, ends := versionsOf(r)
+		if got := arrive(r, topics); got != ends {
+			t.Fatalf("seed %d: %s, but the table ends with %s", seed, got, ends)
+		}
+	}
+}
+
+// versionsOf makes what is told of the versions of one resource, in three partitions, and says
+// which of them is the newest.
+func versionsOf(r *rand.Rand) (topics [][]arrival, ends string) {
+	at, place, hash, hidden := fhir.Instant(1_000_000), uint64(100), uint64(0), false
+	topics = make([][]arrival, 3)
+	var versions []arrival
+	tell := func(a arrival, how func(ch *Change)) {
+		a.ch.Time, a.ch.Timestamp = at, at+fhir.Instant(r.IntN(500))
+		how(&a.ch)
+		topics[a.from.ID] = append(topics[a.from.ID], a)
+	}
+	snapshot := func() {
+		for _, i := range r.Perm(len(versions)) {
+			tell(versions[i], func(ch *Change) { ch.Snapshot = true })
+		}
+	}
+	for range 3 + r.IntN(8) {
+		at += fhir.Instant(1 + r.IntN([]int{1000, 100_000}[r.IntN(2)]))
+		place += 10
+		hash++
+		last := len(versions) - 1
+		switch k := r.IntN(10); {
+		case k < 5 || last < 0:
+			ch := Change{Delete: last >= 0 && !versions[last].ch.Delete && r.IntN(3) == 0, Version: NoVersion, LastUpdated: at}
+			versions = append(versions, arrival{ch: ch, hash: hash, from: Partition{Topic: "versions", ID: int32(r.IntN(len(topics)))}})
+			if !hidden {
+				tell(versions[last+1], func(ch *Change) { ch.Position = place })
+			}
+		case k < 8:
+			v := &versions[r.IntN(len(versions))]
+			switch {
+			case hidden && v == &versions[last]: // a snapshot tells another body of what the log has told: which is newer, nothing tells
+				continue
+			case !v.ch.Delete:
+				v.hash = hash
+			}
+			if !hidden {
+				tell(*v, func(ch *Change) { ch.Rewritten = true })
+			}
+		default: // the log is lost, or comes back with a snapshot
+			if hidden = !hidden && k == 9; !hidden {
+				snapshot()
+			}
+		}
+	}
+	if hidden {
+		snapshot()
+	}
+	for p, list := range topics {
+		if r.IntN(2) == 0 {
+			topics[p] = compacted(list, r.IntN(len(list)+1))
+		}
+	}
+	if newest := versions[len(versions)-1]; !newest.ch.Delete {
+		return topics, fmt.Sprint(newest.hash)
+	}
+	return topics, "nothing"
+}
+
+// compacted leaves of each row, which its lastUpdated names, the last record before a point.
+func compacted(list []arrival, point int) (left []arrival) {
+	for i, a := range list {
+		if i >= point || !slices.ContainsFunc(list[i+1:point], func(b arrival) bool { return b.ch.LastUpdated == a.ch.LastUpdated }) {
+			left = append(left, a)
+		}
+	}
+	return left
+}
+
 // TestPlaceOutlivesReindex: where the last deletion stands in its source's log is known after
 // the index was made anew, also if that was the deletion of something deleted. What a lost
 // store may have told clients of meanwhile is told to be deleted.
@@ -131,6 +218,42 @@ func TestPlaceOutlivesReindex(t *testing.T) {
 		s.had("a", want...)
 		s.tell(0, "a", 600, "")
 		s.had("a", append(want, "deleted/Patient")...)
+		s.close()
+	})
+}
+
+// TestDeletionsOfTheUnseenInTheStore: the later of two deletions of what was never had is known
+// after the index was made anew, the store finds nothing wrong with that, and what clients are
+// told then stands no nearer than it.
+func TestDeletionsOfTheUnseenInTheStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTables(t)
+		at := s.db.Now() - 10_000
+		version := func(p int, id string, updated fhir.Instant, place uint64, body string) {
+			ch := patientChange(id, fhir.None, body)
+			ch.Version, ch.LastUpdated, ch.Position, ch.Snapshot, ch.Timestamp, ch.Offset = NoVersion, at+updated, place, place == 0, s.db.Now(), s.offsets[p]
+			if body == "" {
+				ch.Delete, ch.Body, ch.Patients = true, nil, nil
+			}
+			appliesAt(s.t, s.db, topicsOfTables[p], s.offsets[p], ch)
+			s.offsets[p]++
+		}
+		want := []string{"internal/unseen-deletions", "internal/repeated-deletions"}
+		for id, place := range map[string]uint64{"a": 0, "b": 100} {
+			version(0, id, 0, place, "")
+			version(0, id, 20, 0, "")
+			s.had(id, want...)
+		}
+		s.reindex()
+		want = append(want, "deleted/Patient") // of which a lost store may have told
+		for id, place := range map[string]uint64{"a": 0, "b": 110} {
+			version(1, id, 10, place, "2")
+			s.had(id, want...)
+			version(1, id, 15, place+place/20, "3")
+			s.had(id, want...)
+			version(1, id, 30, 0, "4")
+			s.had(id, append(want, "live/Patient")...)
+		}
 		s.close()
 	})
 }

@@ -206,7 +206,7 @@ func (c *commit) lived(ch *Change, t *taken, r *resource) error {
 		return err
 	}
 	now := &c.rows[r.at].Clock
-	now.LastUpdated = max(now.LastUpdated, k.LastUpdated)
+	now.LastUpdated, now.Below = max(now.LastUpdated, k.LastUpdated), k.Below
 	r.cur.Clock = *now
 	return nil
 }

@@ -171,6 +171,9 @@ func place(ch *Change, k *segment.Clock) (order int, placed bool) {
 			return updated, placed
 		}
 	}
+	if order > 0 && k.Below && compareInstants(ch.LastUpdated, k.LastUpdated) < 0 {
+		return -1, placed // the row stands behind it, however far behind its place
+	}
 	return order, placed
 }
 
@@ -270,18 +273,31 @@ func succeed(cur *index.State, ch *Change, from Partition) (segment.Clock, segme
 	if k.LastUpdated == fhir.None {
 		k.LastUpdated = old.LastUpdated
 	}
-	if k.Position == 0 && (!ch.Snapshot || ch.Timestamp == fhir.None || old.Timestamp == fhir.None || ch.Timestamp <= old.Timestamp+anotherLog) {
-		k.Position, k.Snapshot = old.Position, old.Snapshot // long after it a snapshot may be of another log, and so what follows
-	}
+	follow(&k, old, ch)
 	if k.Timestamp == fhir.None || ch.Rewritten && old.Timestamp != fhir.None { // as old as it was
 		k.Timestamp = old.Timestamp
 	}
 	return k, lifeAfter(cur.Life, cur, ch)
 }
 
+// follow gives a row without a place that of the row before, if it is of the same log: long after
+// that a snapshot may be of another one, and so what follows. A version that comes after that row
+// stands somewhere behind it.
+func follow(k, before *segment.Clock, ch *Change) {
+	if k.Position != 0 || before.Position == 0 {
+		return
+	}
+	if ch.Snapshot && ch.Timestamp != fhir.None && before.Timestamp != fhir.None && ch.Timestamp > before.Timestamp+anotherLog {
+		return
+	}
+	k.Position, k.Snapshot = before.Position, before.Snapshot
+	k.Below = k.Version == NoVersion && (before.Below || (ch.Snapshot || ch.Rewritten) && compareInstants(ch.LastUpdated, before.LastUpdated) > 0)
+}
+
 // retell returns the clock and the life of a deletion after which another one, ch, is told, and
 // whether they differ from what was known. Of two the one counts that stands further in the
-// source's log; the same again, or an earlier one, tells nothing.
+// source's log, or, where that tells nothing, the later one; the same again, or an earlier one,
+// tells nothing.
 func retell(cur *index.State, ch *Change, from Partition) (k segment.Clock, l segment.Life, news bool) {
 	k = cur.Clock
 	known := &cur.Life
@@ -289,11 +305,17 @@ func retell(cur *index.State, ch *Change, from Partition) (k segment.Clock, l se
 	if placed && at <= 0 && ch.Version <= max(k.Version, known.FloorVersion) {
 		return k, *known, false
 	}
-	if !placed && cur.Kind == segment.Deleted && ch.Version == NoVersion && ch.LastUpdated != fhir.None && ch.LastUpdated <= known.FloorUpdated {
-		return k, *known, false // a snapshot tells a version again that ended a life
+	if !placed && cur.Kind == segment.Deleted && ch.Version == NoVersion && ch.LastUpdated != fhir.None && ch.LastUpdated <= max(known.FloorUpdated, k.LastUpdated) {
+		return k, *known, false // a snapshot tells a version again that ended a life, or that was told as if it had
 	}
 	next, l := succeed(cur, ch, from)
-	if at > 0 || k.Position == 0 && ch.Position != 0 {
+	said := compareVersions(ch, &k)
+	if said == 0 {
+		said = compareInstants(ch.LastUpdated, k.LastUpdated)
+	}
+	first := k.Position == 0 && ch.Position != 0
+	if at > 0 || at == 0 && (said > 0 || said == 0 && first) { // what was never had has no floor that would say so
+		follow(&next, &cur.Clock, ch)
 		k = next
 	}
 	return k, l, k != cur.Clock || l.FloorVersion != known.FloorVersion || l.FloorUpdated != known.FloorUpdated ||

@@ -331,3 +331,87 @@ func TestVersionWrittenAgain(t *testing.T) {
 		}
 	}
 }
+
+// TestDeletionsOfTheUnseen: of several deletions of what was never had the last one counts, also
+// where only what they say tells which that is: a snapshot tells the rows of a table of versions
+// without places, and what was deleted first, made again and deleted again lies in any partition.
+func TestDeletionsOfTheUnseen(t *testing.T) {
+	here, there := Partition{Topic: "Patient_History"}, Partition{Topic: "Patient_History", ID: 1}
+	said := func(version int64, updated fhir.Instant) Change {
+		return Change{Delete: true, Version: version, LastUpdated: updated, Timestamp: 2000, Snapshot: true}
+	}
+	between := Change{Version: NoVersion, LastUpdated: 910, Timestamp: 2000, Snapshot: true}
+	numbered := Change{Version: 4, LastUpdated: 910, Timestamp: 2000, Snapshot: true}
+	placed := said(NoVersion, 900)
+	placed.Position, placed.Snapshot = 300, false
+	late := Change{Version: NoVersion, LastUpdated: 910, Position: 310, Time: 910, Timestamp: 1000}
+	for _, c := range []struct {
+		what          string
+		first, second Change
+		ch            Change
+		want          verdict
+	}{
+		{"between them", said(NoVersion, 900), said(NoVersion, 920), between, stale},
+		{"between them, the later one first", said(NoVersion, 920), said(NoVersion, 900), between, stale},
+		{"between their numbers", said(3, 900), said(5, 920), numbered, stale},
+		{"behind both", said(NoVersion, 900), said(NoVersion, 905), between, applies},
+		{"between one in the log and one without a place", placed, said(NoVersion, 920), late, stale},
+		{"between one without a place and an earlier one in the log", said(NoVersion, 920), placed, late, stale},
+	} {
+		cur := &index.State{Kind: segment.Internal}
+		cur.Clock, cur.Life = succeed(nil, &c.first, here)
+		if got := judge(cur, &c.second, 0, here); got != gone {
+			t.Fatalf("%s: verdict %d of the second deletion, want %d", c.what, got, gone)
+		}
+		cur.Clock, cur.Life, _ = retell(cur, &c.second, here)
+		if got := judge(cur, &c.ch, 1, there); got != c.want {
+			t.Errorf("what came %s: verdict %d, want %d", c.what, got, c.want)
+		}
+	}
+}
+
+// TestBehindThePlaceOfAnother: a version that a snapshot tells, or of which only its being
+// written again is told (the log was lost, or compacted), has the place of the row before, and
+// stands behind that. What lies between the two, in a partition that is read later, is older.
+func TestBehindThePlaceOfAnother(t *testing.T) {
+	here, there := Partition{Topic: "Patient_History"}, Partition{Topic: "Patient_History", ID: 1}
+	for _, kind := range []segment.Kind{segment.Live, segment.Deleted} {
+		before := &index.State{
+			Kind: kind, Life: segment.NoLife,
+			Clock: segment.Clock{Version: NoVersion, LastUpdated: 900, Position: 200, Timestamp: 1000, Origin: here, Offset: 5},
+		}
+		for what, ch := range map[string]Change{"a snapshot tells": {Snapshot: true}, "was written again": {Rewritten: true}} {
+			ch.Delete, ch.Version, ch.LastUpdated, ch.Timestamp, ch.Offset = kind == segment.Deleted, NoVersion, 950, 1100, 9
+			cur := *before
+			if kind == segment.Deleted {
+				cur.Clock, cur.Life, _ = retell(before, &ch, here)
+			} else {
+				cur.Clock, cur.Life = succeed(before, &ch, here)
+			}
+			for _, c := range []struct {
+				what string
+				ch   Change
+				want verdict
+			}{
+				{"between the two", Change{LastUpdated: 920, Position: 300}, stale},
+				{"behind both", Change{LastUpdated: 960, Position: 300}, applies},
+				{"before both", Change{LastUpdated: 890, Position: 100}, stale},
+			} {
+				c.ch.Version, c.ch.Timestamp, c.ch.Offset = NoVersion, 1200, 3
+				if got := judge(&cur, &c.ch, 1, there); got != c.want {
+					t.Errorf("%s of what is of kind %v, and %s: verdict %d, want %d", c.what, kind, what, got, c.want)
+				}
+			}
+			next, deleted := cur, Change{Delete: true, Version: NoVersion, LastUpdated: 920, Position: 300, Timestamp: 1200, Offset: 3}
+			if got := judge(&next, &deleted, 0, there); kind == segment.Live && got != stale {
+				t.Errorf("a deletion between the two, and %s: verdict %d, want %d", what, got, stale)
+			}
+		}
+	}
+	told := segment.Clock{Version: NoVersion, LastUpdated: 900, Position: 200, Timestamp: 1000, Origin: here, Offset: 5}
+	untold := &index.State{Kind: segment.Deleted, Clock: told, Life: segment.NoLife} // of what only a lost store had
+	again := Change{Delete: true, Version: NoVersion, LastUpdated: 900, Timestamp: 1200, Rewritten: true, Offset: 9}
+	if _, _, news := retell(untold, &again, here); news {
+		t.Error("a deletion's row that was written again is another deletion")
+	}
+}

@@ -399,7 +399,7 @@ func (c *checker) isNewest(row *segment.Row, place string) {
 		return
 	}
 	clock := row.Clock
-	if row.Section.Kind != segment.Live && st.Clock.Position != 0 { // a repeated deletion may stand further in the source's log
+	if row.Section.Kind != segment.Live && (st.Clock.Position != 0 || st.Clock.Version > clock.Version || st.Clock.LastUpdated > clock.LastUpdated) { // a repeated deletion may stand further in the source's log, or be later
 		clock = st.Clock
 	}
 	if st.Instant != row.Instant || st.Length != row.Length || st.Clock != clock || st.Hash != row.Hash ||

@@ -46,6 +46,7 @@ const (
 	statePatients    = 1 << 8
 	stateSincePlaced = 1 << 9
 	stateSnapshot    = 1 << 10
+	stateBelow       = 1 << 11
 )
 
 // Encode codes s; origin is the number of its partition.
@@ -67,6 +68,7 @@ func (s *State) Encode(dst []byte, origin uint64) []byte {
 	set(s.Patients != 0, statePatients)
 	set(s.Placed != s.Instant, stateSincePlaced)
 	set(k.Snapshot, stateSnapshot)
+	set(k.Below, stateBelow)
 	c.Uint(f)
 	c.Int(int64(s.Instant))
 	c.Uint(s.Seq)
@@ -118,7 +120,7 @@ func DecodeState(b []byte, origin func(uint64) (segment.Partition, bool)) (s Sta
 		s.Hash = binary.LittleEndian.Uint64(c.Take(8))
 	}
 	k.Version, k.LastUpdated, k.Timestamp = segment.NoVersion, fhir.None, fhir.None
-	k.Inherited, k.Snapshot = f&stateInherited != 0, f&stateSnapshot != 0
+	k.Inherited, k.Snapshot, k.Below = f&stateInherited != 0, f&stateSnapshot != 0, f&stateBelow != 0
 	s.Placed, s.Life = s.Instant, segment.NoLife
 	if f&stateVersion != 0 {
 		k.Version = int64(c.ReadUint())

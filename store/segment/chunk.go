@@ -123,7 +123,7 @@ func flags(r *Row) (f byte) {
 		}
 	}
 	set(r.Clock.Version != NoVersion, hasVersion)
-	set(r.Clock.Inherited, inheritedVersion)
+	set(r.Clock.Inherited || r.Clock.Below, inheritedVersion)
 	set(r.Clock.LastUpdated != fhir.None, hasUpdated)
 	set(r.Clock.Timestamp != fhir.None, hasTimestamp)
 	set(r.Clock.Position != 0, hasPosition)
@@ -397,7 +397,8 @@ func decodeClock(c *coder, r *Row, f byte) {
 	if f&hasVersion != 0 {
 		k.Version = int64(c.ReadUint())
 	}
-	k.Inherited, k.Snapshot = f&inheritedVersion != 0, f&inSnapshot != 0
+	inherited := f&inheritedVersion != 0
+	k.Inherited, k.Below, k.Snapshot = inherited && f&hasVersion != 0, inherited && f&hasVersion == 0, f&inSnapshot != 0
 	if f&hasUpdated != 0 {
 		k.LastUpdated = c.readSince(r.Instant)
 	}

@@ -93,6 +93,7 @@ type Clock struct {
 	Version     int64        // decimal version, NoVersion if none
 	Inherited   bool         // Version is that of the row before: the change itself had none
 	Snapshot    bool         // Position is that of a snapshot: what stands before it may have been committed behind it
+	Below       bool         // Position is that of the row before, which had no later one: this row, without a version, stands somewhere behind it
 	LastUpdated fhir.Instant // None if the source never said
 	Position    uint64       // source position, 0 if none
 	Timestamp   fhir.Instant // of the record, None if none

@@ -46,7 +46,7 @@ func rowsOf(r *rand.Rand, sec Section, n int, seq uint64) []Row {
 		}
 		if i%3 == 0 {
 			row.Clock.LastUpdated, row.Clock.Timestamp = at-fhir.Instant(r.IntN(1e6)), at+fhir.Instant(r.IntN(1e6))
-			row.Clock.Position = r.Uint64()
+			row.Clock.Position, row.Clock.Below = r.Uint64(), row.Clock.Version == NoVersion && i%9 == 0
 			row.Patients = []string{"a", "b"}[:1+i%2]
 			row.References = []fhir.Key{{Type: observation, ID: "x"}, {Type: observation, ID: row.Key.ID}}[:1+i%2]
 			row.Placed = at - 5
