@@ -344,6 +344,7 @@ func TestDeletionsOfTheUnseen(t *testing.T) {
 	numbered := Change{Version: 4, LastUpdated: 910, Timestamp: 2000, Snapshot: true}
 	placed := said(NoVersion, 900)
 	placed.Position, placed.Snapshot = 300, false
+	nameless := Change{Version: NoVersion, LastUpdated: fhir.None, Position: 290, Timestamp: 1000}
 	late := Change{Version: NoVersion, LastUpdated: 910, Position: 310, Time: 910, Timestamp: 1000}
 	for _, c := range []struct {
 		what          string
@@ -356,6 +357,7 @@ func TestDeletionsOfTheUnseen(t *testing.T) {
 		{"between their numbers", said(3, 900), said(5, 920), numbered, stale},
 		{"behind both", said(NoVersion, 900), said(NoVersion, 905), between, applies},
 		{"between one in the log and one without a place", placed, said(NoVersion, 920), late, stale},
+		{"before one in the log and one without a place, and says nothing", placed, said(NoVersion, 920), nameless, stale},
 		{"between one without a place and an earlier one in the log", said(NoVersion, 920), placed, late, stale},
 	} {
 		cur := &index.State{Kind: segment.Internal}
