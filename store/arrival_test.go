@@ -84,6 +84,17 @@ func logOf(r *rand.Rand) (list []arrival, ends string) {
 
 // arrive takes the topics in, in some order, and returns what lives then.
 func arrive(r *rand.Rand, topics [][]arrival) string {
+	return arriveBy(r, topics, func(string) {})
+}
+
+// arriveBy tells what lives after each change, too.
+func arriveBy(r *rand.Rand, topics [][]arrival, each func(lives string)) string {
+	lives := func(cur *index.State) string {
+		if cur == nil || cur.Kind != segment.Live {
+			return "nothing"
+		}
+		return fmt.Sprint(cur.Hash)
+	}
 	var cur *index.State
 	offsets, left := make([]int64, len(topics)), 0
 	for _, list := range topics {
@@ -113,11 +124,9 @@ func arrive(r *rand.Rand, topics [][]arrival) string {
 			}
 			cur = &next
 		}
+		each(lives(cur))
 	}
-	if cur == nil || cur.Kind != segment.Live {
-		return "nothing"
-	}
-	return fmt.Sprint(cur.Hash)
+	return lives(cur)
 }
 
 // TestArrivalOfVersions: what is told of a table of versions without numbers, each row in a
@@ -132,6 +141,84 @@ func TestArrivalOfVersions(t *testing.T) {
 			t.Fatalf("seed %d: %s, but the table ends with %s", seed, got, ends)
 		}
 	}
+}
+
+// TestVersionsBesideTheirTable: of a table of versions and of one of what is now, both of which are
+// written again now and then, nothing that was over comes again, in whatever order their topics are
+// read, also where a connector tells the end of all of them again.
+func TestVersionsBesideTheirTable(t *testing.T) {
+	for seed := range uint64(60_000) {
+		r := rand.New(rand.NewPCG(seed, 14))
+		topics, ends := besideItsVersions(r)
+		var now []string
+		if got := arriveBy(r, topics, func(lives string) { now = append(now, lives) }); got != ends {
+			t.Fatalf("seed %d: %s, but the table ends with %s", seed, got, ends)
+		}
+		now = slices.Compact(now)
+		for i, is := range now {
+			if is != "nothing" && slices.Contains(now[:i], is) {
+				t.Fatalf("seed %d: %s comes again: %v", seed, is, now)
+			}
+		}
+	}
+}
+
+// besideItsVersions makes what is told of one resource by a table, in the last of the topics, and
+// by that of its versions, in the others.
+func besideItsVersions(r *rand.Rand) (topics [][]arrival, ends string) {
+	at, place, hash := fhir.Instant(1_000_000), uint64(100), uint64(0)
+	topics = make([][]arrival, 4)
+	var versions []arrival
+	tell := func(a arrival, p int, again bool) {
+		place++
+		a.ch.Time, a.ch.Timestamp, a.ch.Position = at, at+fhir.Instant(r.IntN(500)), place
+		a.ch.Rewritten = again && p < 3
+		a.from = Partition{Topic: "versions", ID: int32(p)}
+		if p == 3 {
+			a.from = Partition{Topic: "table"}
+		}
+		topics[p] = append(topics[p], a)
+	}
+	both := func(a arrival, again bool) {
+		for _, p := range [][]int{{3, int(a.from.ID)}, {int(a.from.ID), 3}}[r.IntN(2)] {
+			tell(a, p, again)
+		}
+	}
+	for range 3 + r.IntN(8) {
+		at += fhir.Instant(1 + r.IntN([]int{1000, 50_000}[r.IntN(2)]))
+		hash++
+		last := len(versions) - 1
+		if last < 0 || r.IntN(2) == 0 {
+			ch := Change{Delete: last >= 0 && !versions[last].ch.Delete && r.IntN(3) == 0, Version: NoVersion, LastUpdated: at}
+			versions = append(versions, arrival{ch: ch, hash: hash, from: Partition{ID: int32(r.IntN(3))}})
+			both(versions[last+1], false)
+			continue
+		}
+		i := r.IntN(len(versions))
+		if !versions[i].ch.Delete {
+			versions[i].hash = hash
+		}
+		if i == last {
+			both(versions[i], true)
+		} else {
+			tell(versions[i], int(versions[i].from.ID), true)
+		}
+	}
+	if r.IntN(2) == 0 { // told again, from some place on
+		from := uint64(100 + r.IntN(int(place-100)))
+		for p, list := range topics {
+			for _, a := range list {
+				if a.ch.Position >= from {
+					a.ch.Timestamp = at + 1000
+					topics[p] = append(topics[p], a)
+				}
+			}
+		}
+	}
+	if newest := versions[len(versions)-1]; !newest.ch.Delete {
+		return topics, fmt.Sprint(newest.hash)
+	}
+	return topics, "nothing"
 }
 
 // versionsOf makes what is told of the versions of one resource, in three partitions, and says
@@ -171,7 +258,7 @@ func versionsOf(r *rand.Rand) (topics [][]arrival, ends string) {
 				v.hash = hash
 			}
 			if !hidden {
-				tell(*v, func(ch *Change) { ch.Rewritten = true })
+				tell(*v, func(ch *Change) { ch.Position, ch.Rewritten = place, true })
 			}
 		default: // the log is lost, or comes back with a snapshot
 			if hidden = !hidden && k == 9; !hidden {

@@ -85,25 +85,27 @@ func (m *model) write(s *source) {
 	m.base.told = append(m.base.told, telling{s, s.history[len(s.history)-1]})
 }
 
-// writings is how often a version's row may be written: which of several later ones comes last, a
-// connector that tells them again does not say.
-const writings = 2
+// writings is how often a version's row may be written.
+const writings = 1000
 
 // writeAgain writes a version's row again: it is what it was, of the same instant, with another body.
 func (m *model) writeAgain(s *source) {
 	x := s.history[m.r.IntN(len(s.history))]
-	if slices.ContainsFunc(s.history, func(h sent) bool { return h.index == x.index|1 }) {
-		return
+	for _, h := range s.history {
+		if h.index/writings == x.index/writings && h.index > x.index {
+			x = h
+		}
 	}
+	m.base.place += 1 + uint64(m.r.IntN(50))
 	now := fhir.FromTime(time.Now())
-	x.ch.Rewritten, x.ch.Snapshot, x.ch.Position, x.ch.Time, x.ch.Timestamp = true, false, 0, now, m.recorded(now)
+	x.ch.Rewritten, x.ch.Snapshot, x.ch.Position, x.ch.Time, x.ch.Timestamp = true, false, m.base.place, now, m.recorded(now)
 	if !x.ch.Delete { // of which nothing but the body would be another
 		x.index++
 		var body map[string]any
 		if err := json.Unmarshal(x.ch.Body, &body); err != nil {
 			m.t.Fatal(err)
 		}
-		body["again"] = true
+		body["writing"] = x.index % writings
 		x.ch.Body = mustJSON(body)
 		x.body = string(x.ch.Body)
 	}

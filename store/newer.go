@@ -87,7 +87,7 @@ func judgeDeletion(cur *index.State, ch *Change, from Partition) verdict {
 	// Without a version it ranks just after the newest row, unless the source's log, its own
 	// time or, from another partition, the record's time says that it is older.
 	switch {
-	case retold(ch, from, k), at < 0, placed && at == 0 && !cur.Life.Empty():
+	case retold(ch, k), at < 0, placed && at == 0 && !cur.Life.Empty():
 		return stale // at the same place it is the deletion after which the row came by another way
 	case at > 0:
 		return applies
@@ -123,7 +123,7 @@ func belowFloor(l *segment.Life, newest *segment.Clock, ch *Change) bool {
 		}
 	}
 	at, _ := place(ch, newest)
-	return said && (!tied || at <= 0)
+	return said && (!tied || at <= 0 || ch.Rewritten)
 }
 
 // beforeDeletion reports whether ch stands before the deletion that is the newest row, or is
@@ -147,7 +147,7 @@ func saidBefore(l *segment.Life, k *segment.Clock, ch *Change) bool {
 	}
 	version, updated := compareVersions(ch, k), compareInstants(ch.LastUpdated, k.LastUpdated)
 	at, _ := place(ch, k)
-	return version <= 0 && updated <= 0 && (version < 0 || updated < 0 && at <= 0)
+	return version <= 0 && updated <= 0 && (version < 0 || updated < 0 && (at <= 0 || ch.Rewritten))
 }
 
 // place orders a change and the newest row by where they stand in their source's log, if both
@@ -167,7 +167,7 @@ func place(ch *Change, k *segment.Clock) (order int, placed bool) {
 		if said == fhir.None {
 			said = ch.Time
 		}
-		if updated := compareInstants(said, k.LastUpdated); updated != 0 {
+		if updated := compareInstants(said, k.LastUpdated); updated != 0 || k.Below {
 			return updated, placed
 		}
 	}
@@ -181,7 +181,7 @@ func place(ch *Change, k *segment.Clock) (order int, placed bool) {
 // that from a clock before they wait for a row's lock, or from when their transaction began: it falls along the log.
 func order(ch *Change, k *segment.Clock) (o int, placed bool) {
 	o, placed = place(ch, k)
-	if o == 0 {
+	if o == 0 || ch.Rewritten {
 		if updated := compareInstants(ch.LastUpdated, k.LastUpdated); updated != 0 {
 			return updated, placed
 		}
@@ -189,18 +189,12 @@ func order(ch *Change, k *segment.Clock) (o int, placed bool) {
 	return o, placed
 }
 
-// retold reports whether ch is a row of a version table that is told again: of the same instant,
-// and by no number the later one. A snapshot tells it without a place, and what came after it in the
-// source's log is known. At the place of the newest row it is what that was before it was written
-// again. One that was written again is the newest row itself, or lies in another partition.
-func retold(ch *Change, from Partition, k *segment.Clock) bool {
-	switch {
-	case ch.Version != NoVersion && k.Version != NoVersion, ch.LastUpdated == fhir.None, ch.LastUpdated != k.LastUpdated:
-		return false
-	case ch.Rewritten:
-		return from != k.Origin
-	}
-	return k.Position != 0 && (ch.Position == 0 || ch.Position == k.Position)
+// retold reports whether ch is a row of a version table that a snapshot tells again, without a
+// place: of the same instant, and by no number the later one. What came after it in the source's log
+// is known.
+func retold(ch *Change, k *segment.Clock) bool {
+	return ch.Position == 0 && k.Position != 0 && (ch.Version == NoVersion || k.Version == NoVersion) &&
+		ch.LastUpdated != fhir.None && ch.LastUpdated == k.LastUpdated
 }
 
 // sayNothingNew reports whether ch claims no version or time other than the
@@ -221,7 +215,7 @@ func compare(ch *Change, from Partition, k *segment.Clock) int {
 	if o, _ := order(ch, k); o != 0 {
 		return o
 	}
-	if retold(ch, from, k) {
+	if retold(ch, k) {
 		return -1
 	}
 	if from == k.Origin {
@@ -257,7 +251,7 @@ func compareInstants(a, b fhir.Instant) int {
 // succeed returns the clock and the life of the row that ch becomes after cur.
 func succeed(cur *index.State, ch *Change, from Partition) (segment.Clock, segment.Life) {
 	k := segment.Clock{
-		Version: ch.Version, LastUpdated: ch.LastUpdated, Position: ch.Position, Snapshot: ch.Snapshot && ch.Position != 0, Timestamp: ch.Timestamp,
+		Version: ch.Version, LastUpdated: ch.LastUpdated, Position: ch.Position, Snapshot: (ch.Snapshot || ch.Rewritten) && ch.Position != 0, Timestamp: ch.Timestamp,
 		Origin: from, Offset: ch.Offset,
 	}
 	if cur == nil {
@@ -274,7 +268,7 @@ func succeed(cur *index.State, ch *Change, from Partition) (segment.Clock, segme
 		k.LastUpdated = old.LastUpdated
 	}
 	follow(&k, old, ch)
-	if k.Timestamp == fhir.None || ch.Rewritten && old.Timestamp != fhir.None { // as old as it was
+	if k.Timestamp == fhir.None {
 		k.Timestamp = old.Timestamp
 	}
 	return k, lifeAfter(cur.Life, cur, ch)
@@ -305,8 +299,11 @@ func retell(cur *index.State, ch *Change, from Partition) (k segment.Clock, l se
 	if placed && at <= 0 && ch.Version <= max(k.Version, known.FloorVersion) {
 		return k, *known, false
 	}
-	if !placed && cur.Kind == segment.Deleted && ch.Version == NoVersion && ch.LastUpdated != fhir.None && ch.LastUpdated <= max(known.FloorUpdated, k.LastUpdated) {
+	if (!placed || ch.Rewritten) && cur.Kind == segment.Deleted && ch.Version == NoVersion && ch.LastUpdated != fhir.None && ch.LastUpdated <= max(known.FloorUpdated, k.LastUpdated) {
 		return k, *known, false // a snapshot tells a version again that ended a life, or that was told as if it had
+	}
+	if ch.Rewritten {
+		at = 0 // that of when it was written again
 	}
 	next, l := succeed(cur, ch, from)
 	said := compareVersions(ch, &k)

@@ -292,22 +292,20 @@ func TestVersionWrittenAgain(t *testing.T) {
 		{"an old version", live, false, 800, here, stale},
 		{"an old version of another partition", live, false, 800, there, stale},
 		{"the newest version", live, false, 900, here, applies},
-		{"a version of that instant in another partition", live, false, 900, there, stale},
 		{"a later version", live, false, 901, there, applies},
 		{"an old deletion", live, true, 800, here, stale},
-		{"a deletion of that instant in another partition", live, true, 900, there, stale},
 		{"an old version of what is deleted", gone, false, 800, here, stale},
 		{"the version that was deleted", gone, false, 900, here, stale},
 		{"an old version of what was never had", unseen, false, 800, there, stale},
 		{"an old version of what only clients had", untold, false, 800, there, stale},
 	} {
-		ch := Change{Delete: c.deletes, Version: NoVersion, LastUpdated: c.updated, Timestamp: 500_000, Offset: 9, Rewritten: true}
+		ch := Change{Delete: c.deletes, Version: NoVersion, LastUpdated: c.updated, Position: 300, Timestamp: 500_000, Offset: 9, Rewritten: true}
 		if got := judge(c.cur, &ch, 1, c.from); got != c.want {
 			t.Errorf("%s: verdict %d, want %d", c.what, got, c.want)
 		}
 	}
 	next := *live
-	again := Change{Version: NoVersion, LastUpdated: 900, Timestamp: 500_000, Offset: 9, Rewritten: true}
+	again := Change{Version: NoVersion, LastUpdated: 900, Position: 300, Timestamp: 500_000, Offset: 9, Rewritten: true}
 	next.Clock, next.Life = succeed(live, &again, here)
 	for _, c := range []struct {
 		what string
@@ -315,17 +313,24 @@ func TestVersionWrittenAgain(t *testing.T) {
 		want verdict
 	}{
 		{"what it was, told again", Change{LastUpdated: 900, Position: 200, Time: 900, Offset: 10}, stale},
-		{"a newer version of a clock that fell", Change{LastUpdated: 890, Position: 201, Time: 910, Offset: 10}, applies},
-		{"a newer version of a log that began anew before it was written again", Change{LastUpdated: 400_000, Position: 7, Time: 400_000, Offset: 10}, applies},
-		{"a deletion without a place, of the time before it was written again", Change{Delete: true, LastUpdated: fhir.None, Offset: 10}, applies},
+		{"what it was between, told again", Change{LastUpdated: 900, Position: 250, Time: 940, Offset: 10, Rewritten: true}, stale},
+		{"what it is now", Change{LastUpdated: 900, Position: 350, Time: 990, Offset: 10, Rewritten: true}, applies},
+		{"a newer version, of before that", Change{LastUpdated: 950, Position: 250, Time: 950, Offset: 10}, applies},
+		{"a deletion of before that", Change{Delete: true, LastUpdated: fhir.None, Position: 250, Time: 950, Offset: 10}, applies},
+		{"a deletion of an earlier life", Change{Delete: true, LastUpdated: fhir.None, Position: 100, Time: 850, Offset: 10}, stale},
+		{"a version of a log that began anew", Change{LastUpdated: 600_000, Position: 7, Time: 600_000, Offset: 10}, applies},
 	} {
-		c.ch.Version, c.ch.Timestamp = NoVersion, 400_100
+		c.ch.Version, c.ch.Timestamp = NoVersion, 600_100
 		if got := judge(&next, &c.ch, 2, there); got != c.want {
 			t.Errorf("behind a version that was written again, %s: verdict %d, want %d", c.what, got, c.want)
 		}
 	}
 	for updated, want := range map[fhir.Instant]bool{800: false, 900: false, 901: true} {
-		ch := Change{Delete: true, Version: NoVersion, LastUpdated: updated, Timestamp: 500_000, Snapshot: true, Offset: 9}
+		ch := Change{Delete: true, Version: NoVersion, LastUpdated: updated, Position: 300, Timestamp: 500_000, Rewritten: true, Offset: 9}
+		if k, _, news := retell(gone, &ch, here); news != want || !want && k.Position != 200 {
+			t.Errorf("a deletion's row of %d is written again: news %t, want %t; it stands at %d", updated, news, want, k.Position)
+		}
+		ch = Change{Delete: true, Version: NoVersion, LastUpdated: updated, Timestamp: 500_000, Snapshot: true, Offset: 9}
 		if _, _, news := retell(gone, &ch, here); news != want {
 			t.Errorf("a snapshot tells a deletion of %d again: news %t, want %t", updated, news, want)
 		}

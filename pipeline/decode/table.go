@@ -225,8 +225,8 @@ func (d *debezium) read(t *table, typ string, c rowChange) (s said, skip bool, r
 		return s, false, reasonTwice
 	}
 	s = nothing
-	if s.position, s.time, s.lacks = c.position, c.at, true; t.History && c.op != 'c' {
-		s.position = 0 // versions of long ago, which a snapshot reads or something writes again, do not stand where that was done
+	if s.position, s.time, s.lacks = c.position, c.at, true; t.History && c.op == 'r' {
+		s.position = 0 // a snapshot reads versions of long ago, all at its own place in the log
 	}
 	s.snapshot, s.rewritten = c.op == 'r', t.History && c.op == 'u'
 	if cells[typeColumn].kind == isText {
