@@ -409,6 +409,10 @@ func TestBehindThePlaceOfAnother(t *testing.T) {
 					t.Errorf("%s of what is of kind %v, and %s: verdict %d, want %d", c.what, kind, what, got, c.want)
 				}
 			}
+			nowhere := Change{Version: NoVersion, LastUpdated: fhir.None, Timestamp: 1150, Offset: 10}
+			if k, _ := succeed(&cur, &nowhere, here); kind == segment.Live && !k.Below {
+				t.Errorf("what %s, and what came after it by another way, stands where the row before both does", what)
+			}
 			next, deleted := cur, Change{Delete: true, Version: NoVersion, LastUpdated: 920, Position: 300, Timestamp: 1200, Offset: 3}
 			if got := judge(&next, &deleted, 0, there); kind == segment.Live && got != stale {
 				t.Errorf("a deletion between the two, and %s: verdict %d, want %d", what, got, stale)
