@@ -89,6 +89,8 @@ func judgeDeletion(cur *index.State, ch *Change, from Partition) verdict {
 	switch {
 	case retold(ch, k), at < 0, placed && at == 0 && !cur.Life.Empty():
 		return stale // at the same place it is the deletion after which the row came by another way
+	case ch.Rewritten && ch.LastUpdated != fhir.None && ch.LastUpdated == k.LastUpdated:
+		return stale // the row came after it in one millisecond: that it was written again says nothing of that
 	case at > 0:
 		return applies
 	case from != k.Origin && compareInstants(ch.Timestamp, k.Timestamp) < 0:

@@ -294,6 +294,8 @@ func TestVersionWrittenAgain(t *testing.T) {
 		{"the newest version", live, false, 900, here, applies},
 		{"a later version", live, false, 901, there, applies},
 		{"an old deletion", live, true, 800, here, stale},
+		{"a deletion of that instant", live, true, 900, here, stale},
+		{"a later deletion", live, true, 901, here, applies},
 		{"an old version of what is deleted", gone, false, 800, here, stale},
 		{"the version that was deleted", gone, false, 900, here, stale},
 		{"an old version of what was never had", unseen, false, 800, there, stale},
