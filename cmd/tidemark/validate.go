@@ -215,7 +215,8 @@ func (c *validateCmd) show(out io.Writer, found []probe.Finding, topic *config.T
 	if err := table.Flush(); err != nil {
 		return err
 	}
-	for i, g := range withChosen(guesses, chosen, found) {
+	guesses = withChosen(guesses, chosen, found)
+	for i, g := range guesses {
 		if i == 0 {
 			fmt.Fprint(w, "\nThey look like:\n")
 		}
@@ -223,7 +224,7 @@ func (c *validateCmd) show(out io.Writer, found []probe.Finding, topic *config.T
 			fmt.Fprintf(w, "  %s   (%d of %d records are changes)\n", g, g.Understood, len(found))
 		}
 	}
-	if len(withChosen(guesses, chosen, found)) == 0 {
+	if len(guesses) == 0 {
 		fmt.Fprint(w, "\nNo format understands any of them.\n")
 	}
 	return w.Flush()
