@@ -136,7 +136,7 @@ integration: go ## against a real Apache Kafka (needs java and mvn)
 chain: go ## from tables through Debezium and Kafka to exports, compared by SQL (needs java, mvn and PostgreSQL)
 	@lack=$$($(CHAIN) missing); [ -z "$$lack" ] || { echo "skipped: not found: $$lack (apt-get install $$lack)"; exit 0; }; \
 	trap '$(CHAIN) wipe >/dev/null' EXIT; $(CHAIN) wipe >/dev/null; $(CHAIN) up; \
-	KAFKA_BROKERS=127.0.0.1:$${CHAIN_KAFKA_PORT:-19192} $(GO) test $(NODEBUG) -count=1 -tags chain -run '^TestChain$$' -timeout 10m ./cmd/tidemark
+	KAFKA_BROKERS=127.0.0.1:$${CHAIN_KAFKA_PORT:-19192} $(GO) test $(NODEBUG) -count=1 -tags chain -run '^Test(Versions)?Chain$$' -timeout 10m ./cmd/tidemark
 
 .PHONY: conformance
 conformance: go ## clients that others wrote, and HL7's rules for all that we send (needs python3, javac and mvn)

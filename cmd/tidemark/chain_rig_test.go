@@ -41,8 +41,12 @@ type line struct {
 type chain struct {
 	t     *testing.T
 	lines []*line
-	beats int
-	truth rows // at the last comparison
+	view  string // what the tables say that there is
+	truth rows   // at the last comparison
+
+	// beat writes resources behind all that was written, in each partition of each topic: a
+	// line that has them has what was written before.
+	beat func() map[string]string
 }
 
 // long bounds waits: a dozen programs start and stop on what may be a small machine.
@@ -50,20 +54,17 @@ const long = 5 * patience
 
 const chainDir = "../../deploy/dev/chain"
 
-// newChain needs the parts that make chain starts, with an empty database.
-func newChain(t *testing.T) *chain {
+// newChain needs the parts that make chain starts.
+func newChain(t *testing.T, view string) *chain {
 	t.Helper()
 	if os.Getenv("KAFKA_BROKERS") == "" {
 		t.Fatal("KAFKA_BROKERS is not set: run make chain")
 	}
-	c := &chain{t: t, truth: rows{}}
-	for _, name := range []string{"json", "schema", "flat", "avro", "avro-flat"} {
-		c.lines = append(c.lines, c.newLine(name))
-	}
-	return c
+	return &chain{t: t, view: view, truth: rows{}}
 }
 
-func (c *chain) newLine(connector string) *line {
+// newLine adds a line with a server of this configuration.
+func (c *chain) newLine(connector, config string) *line {
 	c.t.Helper()
 	dir, address := c.t.TempDir(), freePort(c.t)
 	l := &line{
@@ -78,10 +79,8 @@ func (c *chain) newLine(connector string) *line {
 		},
 		connector: connector, prefix: strings.ReplaceAll(connector, "-", "_"),
 	}
-	makeTopic(c.t, os.Getenv("KAFKA_BROKERS"), l.prefix+".load", 1, map[string]string{"cleanup.policy": "compact"})
 	l.merger = &merger{client: l.client, has: map[string]string{}}
-	text := c.file("tidemark.yaml", l.prefix)
-	if err := os.WriteFile(filepath.Join(dir, "tidemark.yaml"), text, 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "tidemark.yaml"), c.file(config, l.prefix), 0o600); err != nil {
 		c.t.Fatal(err)
 	}
 	c.t.Cleanup(func() {
@@ -93,6 +92,7 @@ func (c *chain) newLine(connector string) *line {
 			c.t.Logf("what the servers of the line %s said, but for requests:\n%s", connector, l.said())
 		}
 	})
+	c.lines = append(c.lines, l)
 	return l
 }
 
@@ -109,10 +109,10 @@ func (l *line) standing() string {
 	return text
 }
 
-// file is a file of the chain with its variables filled in.
-func (c *chain) file(name, prefix string) []byte {
+// file is a file with its variables filled in.
+func (c *chain) file(path, prefix string) []byte {
 	c.t.Helper()
-	text, err := os.ReadFile(filepath.Join(chainDir, name))
+	text, err := os.ReadFile(path)
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -242,9 +242,9 @@ func (c *chain) connect(method, path string, body []byte) string {
 }
 
 // put gives a connector its configuration and waits until it runs.
-func (c *chain) put(connector string) {
+func (c *chain) put(connector string, config []byte) {
 	c.t.Helper()
-	c.connect(http.MethodPut, "/connectors/"+connector+"/config", c.file("connectors/"+connector+".json", ""))
+	c.connect(http.MethodPut, "/connectors/"+connector+"/config", config)
 	c.runs(connector)
 }
 
@@ -260,12 +260,41 @@ func (c *chain) runs(connector string) {
 	})
 }
 
-func (c *chain) putAll() {
+// lose takes from the connectors where they were, and from the database its log of what is
+// done now: only a snapshot tells that.
+func (c *chain) lose(now func()) {
 	c.t.Helper()
 	for _, l := range c.lines {
-		c.put(l.connector)
+		c.connect(http.MethodPut, "/connectors/"+l.connector+"/stop", nil)
 	}
-	c.put("outbox")
+	for _, l := range c.lines {
+		c.until(l.connector+" has stopped", func() bool {
+			said := c.connect(http.MethodGet, "/connectors/"+l.connector+"/status", nil)
+			return strings.Contains(said, `"STOPPED"`) && strings.Contains(said, `"tasks":[]`)
+		})
+		c.connect(http.MethodDelete, "/connectors/"+l.connector+"/offsets", nil)
+		c.sql(fmt.Sprintf("select pg_drop_replication_slot('chain_%s');", l.prefix))
+	}
+	now()
+	for _, l := range c.lines {
+		c.connect(http.MethodPut, "/connectors/"+l.connector+"/resume", nil)
+		c.runs(l.connector)
+	}
+}
+
+// end stops the servers, and has Connect forget the connectors.
+func (c *chain) end() {
+	c.t.Helper()
+	for _, l := range c.lines {
+		c.t.Logf("%s: %d windows", l.connector, l.merger.windows)
+		if err := l.stop(); err != nil {
+			c.t.Errorf("%s: SIGTERM: the server ended with %v", l.connector, err)
+		}
+		if got, code := ends(c.t, "check", l.store()); code != 0 {
+			c.t.Errorf("%s: check: exit %d: %s", l.connector, code, got)
+		}
+		c.connect(http.MethodDelete, "/connectors/"+l.connector, nil)
+	}
 }
 
 // rows are resources by Type/id.
@@ -281,7 +310,7 @@ type row struct {
 func (c *chain) read() rows {
 	c.t.Helper()
 	all := rows{}
-	for text := range strings.Lines(c.sql("select key, mark, resource from truth")) {
+	for text := range strings.Lines(c.sql("select key, mark, resource from " + c.view)) {
 		part := strings.SplitN(strings.TrimSuffix(text, "\n"), "\t", 3)
 		r := row{mark: part[1]}
 		if part[2] != "" {

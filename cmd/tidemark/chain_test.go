@@ -6,6 +6,8 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -19,7 +21,12 @@ import (
 // each of the ways that Debezium writes: what the tables hold is what exports
 // hold, what was deleted is what they say was, and each change comes once.
 func TestChain(t *testing.T) {
-	c := newChain(t)
+	c := newChain(t, "truth")
+	c.beat = c.beatOfAll
+	for _, name := range []string{"json", "schema", "flat", "avro", "avro-flat"} {
+		l := c.newLine(name, chainDir+"/tidemark.yaml")
+		makeTopic(t, os.Getenv("KAFKA_BROKERS"), l.prefix+".load", 1, map[string]string{"cleanup.policy": "compact"})
+	}
 	c.load()
 	calm := c.meanwhile() // some of it is under way when the connectors take their snapshots
 	c.putAll()
@@ -43,21 +50,15 @@ func TestChain(t *testing.T) {
 	}
 	stop()
 	mergers.Wait()
-	for _, l := range c.lines {
-		t.Logf("%s: %d windows", l.connector, l.merger.windows)
-		if err := l.stop(); err != nil {
-			t.Errorf("%s: SIGTERM: the server ended with %v", l.connector, err)
-		}
-		if got, code := ends(t, "check", l.store()); code != 0 {
-			t.Errorf("%s: check: exit %d: %s", l.connector, code, got)
-		}
-	}
+	c.end()
+	c.connect(http.MethodDelete, "/connectors/outbox", nil)
 }
 
 // load makes the tables, with what a connector finds when it comes.
 func (c *chain) load() {
 	c.t.Helper()
-	c.sql(string(c.file("tables.sql", "")) + `
+	c.sql(`
+		\i ` + chainDir + `/tables.sql
 		\i testdata/chain/truth.sql
 		select hapi_put('Patient', 'hapi-' || n, jsonb_build_object('resourceType', 'Patient', 'active', true, 'multipleBirthInteger', n),
 			case when n % 3 = 0 then array['0|urn:ward|' || n % 7 || '|Ward', '1||http://example.org/patient', '2|urn:labels|R|'] else '{}' end)
@@ -77,25 +78,34 @@ func (c *chain) load() {
 		select outbox_delete('Device', 'box-3');`)
 }
 
-// beat writes a resource more behind all that was written: one that is in every
-// topic. A topic's records come in their order, so a line that has it has what was
-// written before.
-func (c *chain) beat() map[string]string {
+// putAll gives all connectors their configuration.
+func (c *chain) putAll() {
 	c.t.Helper()
-	c.beats++
-	n := fmt.Sprint(c.beats)
+	for _, l := range c.lines {
+		c.put(l.connector, c.file(chainDir+"/connectors/"+l.connector+".json", ""))
+	}
+	c.put("outbox", c.file(chainDir+"/connectors/outbox.json", ""))
+}
+
+func (c *chain) beatOfAll() map[string]string {
+	c.t.Helper()
+	n := fmt.Sprint(time.Now().UnixMicro())
 	c.sql(strings.ReplaceAll(`
 		select hapi_put('Basic', 'beat', '{"resourceType": "Basic", "code": {"text": "%"}}', '{0|urn:beat|%|}');
 		select medplum_put('Patient', md5('beat')::uuid, '{"language": "%"}');
 		select medplum_put('Observation', md5('beat')::uuid, '{"status": "final", "language": "%"}');
 		select document_put('Basic', 'beat-of-documents', '{"code": {"text": "%"}}');
 		select outbox_put('Device', 'beat', '{"status": "active", "lotNumber": "%"}');`, "%", n))
+	return c.beats(n, 5)
+}
+
+// beats are the resources that say n somewhere.
+func (c *chain) beats(n string, want int) map[string]string {
+	c.t.Helper()
 	beats := c.read().live()
-	maps.DeleteFunc(beats, func(key, text string) bool {
-		return !strings.Contains(text, `"`+n+`"`) || !strings.Contains(key, "beat") && !strings.Contains(text, `"language":"`+n+`"`)
-	})
-	if len(beats) != 5 {
-		c.t.Fatalf("%d of 5 beats", len(beats))
+	maps.DeleteFunc(beats, func(_, text string) bool { return !strings.Contains(text, `"`+n+`"`) })
+	if len(beats) != want {
+		c.t.Fatalf("%d of %d beats", len(beats), want)
 	}
 	return beats
 }

@@ -159,8 +159,8 @@ declare
 begin
   execute format('insert into %I as t (id, content, "lastUpdated", compartments) values ($1, $2, $3, array[$1])
     on conflict (id) do update set content = $2, "lastUpdated" = $3, deleted = false', typ) using id, content, at;
-  if typ = 'Patient' then
-    insert into "Patient_History" values (version, id, content, at);
+  if to_regclass(format('%I', typ || '_History')) is not null then
+    execute format('insert into %I values ($1, $2, $3, $4)', typ || '_History') using version, id, content, at;
   end if;
 end $$;
 
@@ -169,8 +169,8 @@ declare
   at timestamptz := medplum_turn(typ, id, given);
 begin
   execute format('update %I set content = '''', "lastUpdated" = $2, deleted = true where id = $1', typ) using id, at;
-  if typ = 'Patient' then
-    insert into "Patient_History" values (gen_random_uuid(), id, '', at);
+  if to_regclass(format('%I', typ || '_History')) is not null then
+    execute format('insert into %I values (gen_random_uuid(), $1, '''', $2)', typ || '_History') using id, at;
   end if;
 end $$;
 
