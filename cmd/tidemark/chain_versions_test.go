@@ -22,7 +22,6 @@ import (
 // snapshots are taken in the midst.
 type versionsChain struct {
 	*chain
-	rounds int
 }
 
 // practitioners and conditions are how many resources of each table random changes meet.
