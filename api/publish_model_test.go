@@ -20,6 +20,7 @@ import (
 	"tidemark/api/publish"
 	"tidemark/api/withhold"
 	"tidemark/store"
+	"tidemark/store/storetest"
 	"tidemark/store/fhir"
 )
 
@@ -212,11 +213,7 @@ func (p *publisher) want() map[string]string {
 // nothing of the kind happens no change comes to them twice. Nothing is given that the
 // policy of the moment does not let go.
 func TestPublishedChain(t *testing.T) {
-	seeds := uint64(6)
-	if testing.Short() {
-		seeds = 1
-	}
-	for seed := range seeds {
+	for seed := range storetest.Rounds(uint64(6)) {
 		t.Run(strconv.FormatUint(seed, 10), func(t *testing.T) { publishedChain(t, seed) })
 	}
 }
