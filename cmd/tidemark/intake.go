@@ -126,7 +126,7 @@ func decodeOptions(t *config.Topic, bases []string, schemas decode.Schemas) (dec
 	for _, table := range t.Tables {
 		o.Tables = append(o.Tables, decode.Table{
 			Name: table.Name, Type: table.Type, TypeColumn: table.TypeColumn, ID: table.ID, Version: table.Version,
-			LastUpdated: table.LastUpdated, Body: table.Body, Deleted: table.Deleted, Skip: table.Skip, History: table.History, Ignore: table.Ignore,
+			LastUpdated: table.LastUpdated, Body: table.Body, Deleted: table.Deleted, Skip: table.Skip, History: table.History, Optional: table.Optional, Ignore: table.Ignore,
 		})
 	}
 	return o, nil

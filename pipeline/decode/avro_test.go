@@ -266,6 +266,27 @@ func TestAvroWithoutRegistry(t *testing.T) {
 	}
 }
 
+// TestAvroLacks: a plain record without a field that decides is refused, unless it may lack it.
+func TestAvroLacks(t *testing.T) {
+	value := frame(t, avroSchemas, 13, map[string]any{"content": map[string]any{"string": `{"resourceType":"Patient","id":"p-1"}`}})
+	for _, c := range []struct {
+		table Table
+		want  string
+	}{
+		{Table{Body: "content", Deleted: "gone"}, "refused: " + string(reasonNoDeleted) + "\n"},
+		{Table{Body: "content", Version: "version"}, "refused: " + string(reasonNoVersion) + "\n"},
+		{Table{Body: "content", Version: "version", Deleted: "gone", Optional: []string{"deleted", "version"}}, "upsert Patient/p-1 patients=p-1\n  {\"resourceType\":\"Patient\",\"id\":\"p-1\"}\n"},
+	} {
+		d, err := New("avro", Options{Tables: []Table{c.table}, Schemas: avroSchemas})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := decoded(t, d, Record{Topic: "plain", Offset: 41, Timestamp: fhir.None, Value: value}); got != c.want {
+			t.Errorf("%+v: got  %swant %s", c.table, got, c.want)
+		}
+	}
+}
+
 // TestAvroCells: each kind of Avro's values is a cell.
 func TestAvroCells(t *testing.T) {
 	r := avroRow{"I": int32(5), "f": 2.5, "s": map[string]any{"string": "x"}, "n": nil, "dup": 1, "DUP": 2}

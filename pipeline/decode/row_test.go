@@ -62,6 +62,20 @@ func TestRows(t *testing.T) {
 			t.Errorf("a table with versions of old, %q: got  %swant %s", more, got, want)
 		}
 	}
+	lax, err := New("debezium", Options{Tables: []Table{{
+		Name: "fhir", TypeColumn: "type", ID: "id", Version: "v", LastUpdated: "at", Body: "body", Deleted: "gone", Skip: "old", Optional: []string{"version", "last_updated", "deleted", "skip"},
+	}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for more, want := range map[string]string{"": upsert, `,"gone":1`: deletion, `,"old":1`: "nothing\n", `,"v":3`: strings.Replace(upsert, " patients", " version=3 patients", 1)} {
+		if got := decoded(t, lax, Record{Topic: "ehr.public.fhir", Offset: 41, Timestamp: fhir.None, Value: []byte(enveloped("u", row(more)))}); got != want {
+			t.Errorf("a table with columns that rows may lack, %q: got  %swant %s", more, got, want)
+		}
+	}
+	if _, err := New("debezium", Options{Tables: []Table{{Body: "body", Optional: []string{"body"}}}}); err == nil || !strings.Contains(err.Error(), `"body" is none of version`) {
+		t.Errorf("a body that rows may lack: %v", err)
+	}
 	timed, err := New("debezium", Options{Tables: []Table{{Name: "fhir", TypeColumn: "type", ID: "id", Body: "body", LastUpdated: "at"}}})
 	if err != nil {
 		t.Fatal(err)

@@ -36,7 +36,7 @@ const (
 	reasonNoVersion fault = "row lacks a column that says which version it is (version)" + underItsName
 	reasonNoUpdated fault = "row lacks a column that says when the resource was updated (last_updated)" + underItsName
 
-	underItsName = ": have the connector write it under the name that tables have for it; if it is newer than the record, take a snapshot of the table"
+	underItsName = ": have the connector write it under the name that tables have for it; if it is newer than the record, take a snapshot of the table, or name it in optional"
 )
 
 // A Table says what the columns of a table of resources mean, one row a resource or one of
@@ -62,6 +62,9 @@ type Table struct {
 	Skip string `yaml:"skip,omitempty"`
 	// History: rows are versions. What is done to one later says nothing of the resource.
 	History bool `yaml:"history,omitempty"`
+	// Optional are those of version, last_updated, deleted and skip whose column rows may lack, for
+	// they are older than it. Of a table of one's own all others are refused.
+	Optional []string `yaml:"optional,omitempty"`
 	// Ignore: rows say nothing.
 	Ignore bool `yaml:"ignore,omitempty"`
 
@@ -84,8 +87,16 @@ func (t *Table) Validate() error {
 	if t.Body == "" && !t.Ignore {
 		faults = append(faults, errors.New("body: name the column that holds the resource"))
 	}
+	for _, key := range t.Optional {
+		if !slices.Contains(OptionalColumns, key) {
+			faults = append(faults, fmt.Errorf("optional: %q is none of %s", key, strings.Join(OptionalColumns, ", ")))
+		}
+	}
 	return errors.Join(faults...)
 }
+
+// OptionalColumns are what may stand in a Table's Optional.
+var OptionalColumns = []string{"version", "last_updated", "deleted", "skip"}
 
 // A table is one whose Table was understood.
 type table struct {
@@ -284,7 +295,7 @@ func (d *debezium) body(t *table, row row, cells []cell, s *said) fault {
 	case !known:
 		return reasonGone
 	}
-	if reason := d.tables.blind(t, row, cells); reason != "" {
+	if reason := t.blind(row, cells); reason != "" {
 		return reason
 	}
 	switch {
@@ -356,21 +367,19 @@ func (ts tables) gone(c cell) (gone, known bool) {
 
 // blind is which column a row lacks that says whether the resource is deleted, whether
 // the row is one of old, or which row is newer: it is called otherwise, or was left out, and then no
-// deletion would be seen, or old versions be taken for new. A plain record in Avro may be older than
-// the field.
-func (ts tables) blind(t *table, r row, cells []cell) fault {
-	lacks := func(name string, c cell) bool { return name != "" && c.kind == absent && !r.holds(name) }
-	if ts.instants {
-		return ""
+// deletion would be seen, or old versions be taken for new.
+func (t *table) blind(r row, cells []cell) fault {
+	lacks := func(key, name string, c cell) bool {
+		return name != "" && c.kind == absent && !slices.Contains(t.Optional, key) && !r.holds(name)
 	}
 	switch {
-	case !t.emptyDeletes && lacks(t.Deleted, cells[deletedColumn]):
+	case !t.emptyDeletes && lacks("deleted", t.Deleted, cells[deletedColumn]):
 		return reasonNoDeleted
-	case lacks(t.Skip, cells[skipColumn]):
+	case lacks("skip", t.Skip, cells[skipColumn]):
 		return reasonNoSkip
-	case t.own && lacks(t.Version, cells[versionColumn]):
+	case t.own && lacks("version", t.Version, cells[versionColumn]):
 		return reasonNoVersion
-	case t.own && lacks(t.LastUpdated, cells[updatedColumn]):
+	case t.own && lacks("last_updated", t.LastUpdated, cells[updatedColumn]):
 		return reasonNoUpdated
 	}
 	return ""

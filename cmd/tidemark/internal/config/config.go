@@ -246,6 +246,8 @@ type Table struct {
 	Skip string `yaml:"skip,omitempty"`
 	// Rows are versions, which are only inserted: that one is deleted says nothing of the resource.
 	History bool `yaml:"history,omitempty"`
+	// Those of version, last_updated, deleted and skip whose column rows or records may lack, for they are older than it. Without, such are dead letters: it may be called otherwise here.
+	Optional []string `yaml:"optional,omitempty"`
 	// Rows of this table say nothing.
 	Ignore bool `yaml:"ignore,omitempty"`
 }

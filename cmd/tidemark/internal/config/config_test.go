@@ -305,6 +305,7 @@ func TestValidate(t *testing.T) {
 		{"topics=[{name: a, format: debezium, tables: [{name: '(', body: b}]}]", "topics[0].tables[0].name: is not a regular expression"},
 		{"topics=[{name: a, format: debezium, tables: [{type: Patiant, body: b}]}]", `"Patiant" is not a FHIR R4 resource type`},
 		{"topics=[{name: a, format: debezium, tables: [{name: t, body: b}, {name: t, body: c}]}]", "topics[0].tables[1].name: is listed twice"},
+		{"topics=[{name: a, format: debezium, tables: [{body: b, optional: [gone]}]}]", `topics[0].tables[0].optional[0]: "gone" is none of version, last_updated, deleted, skip`},
 		{"topics=[{name: a, format: debezium, tables: [{}]}]", "topics[0].tables[0].body: must name the column"},
 		{"log.level=loud", "is not one of debug, info, warn, error"},
 	}
@@ -470,6 +471,9 @@ func TestPrint(t *testing.T) {
 // The formats that may be written are those that can be decoded.
 func TestFormatsAreTheDecoders(t *testing.T) {
 	k, ok := find("topics[0].format")
+	if d := cmp.Diff(decode.OptionalColumns, optionalColumns); d != "" {
+		t.Errorf("optional (-decoders +configuration):\n%s", d)
+	}
 	if d := cmp.Diff(decode.Formats(), k.enum); !ok || d != "" {
 		t.Error(d)
 	}

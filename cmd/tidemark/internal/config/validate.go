@@ -414,6 +414,9 @@ func (l *loader) reachable(i int) {
 	}
 }
 
+// optionalColumns are the keys of a Table whose column rows may lack.
+var optionalColumns = []string{"version", "last_updated", "deleted", "skip"}
+
 // validateTables looks at what topics say of tables.
 func (l *loader) validateTables(at string, t *Topic) {
 	ofTables := t.Format == "debezium" || t.Format == "avro"
@@ -455,6 +458,11 @@ func (l *loader) validateTables(at string, t *Topic) {
 		}
 		if table.Body == "" && !table.Ignore {
 			l.invalid(at+"body", "must name the column that holds the resource")
+		}
+		for i, key := range table.Optional {
+			if !slices.Contains(optionalColumns, key) {
+				l.invalid(fmt.Sprintf("%soptional[%d]", at, i), "%q is none of %s", key, strings.Join(optionalColumns, ", "))
+			}
 		}
 	}
 }
