@@ -149,6 +149,7 @@ func refusing(cluster *kfake.Cluster, topic string, away *atomic.Bool) {
 // TestAuditTopic: brokers that are away hold up nobody and are told of; after a kill and
 // a restart the topic has every line of the files, in their order.
 func TestAuditTopic(t *testing.T) {
+	t.Parallel() // it mostly waits
 	cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(1, "fhir-changes"))
 	if err != nil {
 		t.Fatal(err)

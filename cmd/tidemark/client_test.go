@@ -71,6 +71,7 @@ func TestClientCommandLocked(t *testing.T) {
 
 // TestClientCommand manages clients beside the running server, and then without it.
 func TestClientCommand(t *testing.T) {
+	t.Parallel() // it mostly waits
 	r := newClientRig(t, "--set", "auth.clients=[{id: fixed, jwks_uri: 'https://a.example/keys'}]")
 	r.start()
 	got := r.client(0, "add", "research", "--jwks", r.keys, "--name", "The registry", "--level", "group", "--group", "diabetics",

@@ -51,6 +51,7 @@ func headerOf(r *kgo.Record, name string) string {
 // Dead letters are in the topic as the records that they were, in order, and go on where they
 // stood after a restart; brokers that refuse hold up nothing, and are told of.
 func TestDeadLetterTopic(t *testing.T) {
+	t.Parallel() // it mostly waits
 	cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(1, "x"))
 	if err != nil {
 		t.Fatal(err)

@@ -29,6 +29,7 @@ var quick = []string{"--set", "watermark.allowance=100ms"}
 // If-Range: in both codings, also through blocks that were recompressed because
 // rows in them must not be seen.
 func TestDownloadGoesOn(t *testing.T) {
+	t.Parallel() // it mostly waits
 	r := oneTopic(t)
 	const n = 240
 	var batch []*kgo.Record
@@ -250,6 +251,7 @@ func inflate(t *testing.T, b []byte) []byte {
 // before the transactionTime of an export that only the killed server knew of,
 // is in the next window.
 func TestLateAfterKill(t *testing.T) {
+	t.Parallel() // it mostly waits
 	r := oneTopic(t)
 	for round := range 5 {
 		began := time.Now()

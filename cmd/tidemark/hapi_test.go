@@ -26,6 +26,7 @@ import (
 // and increments tell what changed. The server is killed while it has versions whose ids and
 // tags have not come.
 func TestHAPI(t *testing.T) {
+	t.Parallel() // it mostly waits
 	const tables = "hapi.public."
 	cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(1,
 		tables+"hfj_resource", tables+"hfj_res_ver", tables+"hfj_res_tag", tables+"hfj_history_tag", tables+"hfj_tag_def", "hapi.transaction"))

@@ -219,6 +219,7 @@ func (r *sourceRig) changedAfter(at time.Time) map[string]string {
 // What a source has becomes an export of the same, byte for byte, with its own instants;
 // loaded again it is nothing new.
 func TestLoad(t *testing.T) {
+	t.Parallel() // it mostly waits
 	r := newSourceRig(t, 20, nil)
 	dump := r.dump(time.Now(), nil)
 	got := r.run(0, "load", "--dry-run", dump)
@@ -266,6 +267,7 @@ func TestLoad(t *testing.T) {
 
 // A load that is killed goes on where the brokers had all, and nothing is missing in the end.
 func TestLoadKilled(t *testing.T) {
+	t.Parallel()                                                                                 // it mostly waits
 	r := newSourceRig(t, storetest.Rounds(100), map[string]string{"max.message.bytes": "20000"}) // so it takes many requests
 	var slow atomic.Bool
 	slow.Store(true)
@@ -383,6 +385,7 @@ func TestLoadLarge(t *testing.T) {
 
 // Deletions are dated by the export that tells them: what was written later lives.
 func TestLoadDeletions(t *testing.T) {
+	t.Parallel() // it mostly waits
 	r := newSourceRig(t, 1, nil)
 	r.start()
 	at := time.Now().Add(-time.Hour).UTC().Truncate(time.Second)

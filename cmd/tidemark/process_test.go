@@ -38,6 +38,7 @@ var (
 // commits, merges and answers, misses nothing and delivers nothing twice; and
 // a job that it has answered for is served with the same bytes ever after.
 func TestProcessKills(t *testing.T) {
+	t.Parallel() // it mostly waits
 	seed := *processSeed
 	if seed == 0 {
 		seed = uint64(time.Now().UnixNano())

@@ -175,6 +175,7 @@ func TestReconcile(t *testing.T) {
 
 // What an export that is not whole lacks is not deleted, and what is of others neither.
 func TestReconcileIsCareful(t *testing.T) {
+	t.Parallel() // it mostly waits
 	r := newSourceRig(t, 10, nil)
 	r.write(slices.Collect(maps.Keys(r.has))...)
 	r.start()
@@ -286,6 +287,7 @@ func TestReconcileContent(t *testing.T) {
 // A repair that comes late does not undo what the source has done since the export, though
 // nobody knew of it when that was compared.
 func TestReconcileRaces(t *testing.T) {
+	t.Parallel() // it mostly waits
 	r := newSourceRig(t, 1, nil)
 	clear(r.has)
 	at := time.Now().Add(-time.Hour)

@@ -19,6 +19,7 @@ import (
 // The way to a broker that wants TLS, a client's certificate and a password, from the
 // configuration on.
 func TestSecuredBroker(t *testing.T) {
+	t.Parallel() // it mostly waits
 	dir := t.TempDir()
 	certFile, keyFile, password := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem"), filepath.Join(dir, "password")
 	writePair(t, certFile, keyFile, time.Now().Unix())

@@ -237,6 +237,7 @@ func (s *secured) sameName(t *testing.T) {
 
 // Files by URLs that are signed need no token, and nothing else is to be had by them.
 func TestSecuredURLs(t *testing.T) {
+	t.Parallel() // it mostly waits
 	s := newSecured(t, "--set", "capability.enabled=true")
 	s.sick()
 	s.begin()
