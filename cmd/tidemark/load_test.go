@@ -267,7 +267,8 @@ func TestLoad(t *testing.T) {
 
 // A load that is killed goes on where the brokers had all, and nothing is missing in the end.
 func TestLoadKilled(t *testing.T) {
-	t.Parallel()                                                                                 // it mostly waits
+	t.Parallel() // it mostly waits
+
 	r := newSourceRig(t, storetest.Rounds(100), map[string]string{"max.message.bytes": "20000"}) // so it takes many requests
 	var slow atomic.Bool
 	slow.Store(true)
