@@ -87,7 +87,7 @@ func judgeDeletion(cur *index.State, ch *Change, from Partition) verdict {
 	// Without a version it ranks just after the newest row, unless the source's log, its own
 	// time or, from another partition, the record's time says that it is older.
 	switch {
-	case retold(ch, k), at < 0, placed && at == 0 && !cur.Life.Empty():
+	case at < 0, placed && at == 0 && !cur.Life.Empty():
 		return stale // at the same place it is the deletion after which the row came by another way
 	case ch.Rewritten && ch.LastUpdated != fhir.None && ch.LastUpdated == k.LastUpdated:
 		return stale // the row came after it in one millisecond: that it was written again says nothing of that
@@ -155,6 +155,8 @@ func saidBefore(l *segment.Life, k *segment.Clock, ch *Change) bool {
 // place orders a change and the newest row by where they stand in their source's log, if both
 // say that. A transaction that was under way when a snapshot was taken wrote before it, and
 // is not in it: of what stands before a snapshot that row is older which was so by the clock.
+// A row of a version table that a snapshot tells has no place: by no number the later one, it
+// stands before what the log has told of its instant.
 func place(ch *Change, k *segment.Clock) (order int, placed bool) {
 	done, written := ch.Time, k.Timestamp
 	if done == fhir.None {
@@ -164,6 +166,10 @@ func place(ch *Change, k *segment.Clock) (order int, placed bool) {
 		written = k.LastUpdated
 	}
 	order, placed = InLog(ch.Position, done, k.Position, written)
+	if !placed && (ch.Version == NoVersion || k.Version == NoVersion) && ch.LastUpdated != fhir.None && ch.LastUpdated == k.LastUpdated {
+		order = cmp.Compare(ch.Position, k.Position)
+		return order, order != 0
+	}
 	if order < 0 && k.Snapshot && !ch.Snapshot {
 		said := ch.LastUpdated
 		if said == fhir.None {
@@ -191,14 +197,6 @@ func order(ch *Change, k *segment.Clock) (o int, placed bool) {
 	return o, placed
 }
 
-// retold reports whether ch is a row of a version table that a snapshot tells again, without a
-// place: of the same instant, and by no number the later one. What came after it in the source's log
-// is known.
-func retold(ch *Change, k *segment.Clock) bool {
-	return ch.Position == 0 && k.Position != 0 && (ch.Version == NoVersion || k.Version == NoVersion) &&
-		ch.LastUpdated != fhir.None && ch.LastUpdated == k.LastUpdated
-}
-
 // sayNothingNew reports whether ch claims no version or time other than the
 // row's own.
 func sayNothingNew(k *segment.Clock, ch *Change) bool {
@@ -216,9 +214,6 @@ func compare(ch *Change, from Partition, k *segment.Clock) int {
 	}
 	if o, _ := order(ch, k); o != 0 {
 		return o
-	}
-	if retold(ch, k) {
-		return -1
 	}
 	if from == k.Origin {
 		return cmp.Compare(ch.Offset, k.Offset)

@@ -116,6 +116,29 @@ func TestSnapshotOfVersions(t *testing.T) {
 	}
 }
 
+// TestPlacesOfOneInstant: of what says no number the log tells the later of one instant, whether
+// what a snapshot tells of it, without a place, is read before that or behind it.
+func TestPlacesOfOneInstant(t *testing.T) {
+	here, there := Partition{Topic: "Patient_History", ID: 1}, Partition{Topic: "Patient_History"}
+	told := Change{Version: NoVersion, LastUpdated: 900, Time: 905, Timestamp: 1000, Position: 200}
+	again := Change{Version: NoVersion, LastUpdated: 900, Time: 1900, Timestamp: 2000, Snapshot: true}
+	for what, deletes := range map[string][2]bool{"a version": {}, "a deletion": {1: true}, "a new life": {0: true}} {
+		again.Delete, told.Delete = deletes[0], deletes[1]
+		for order, c := range map[string]struct {
+			first, second Change
+			want          verdict
+		}{"behind it": {again, told, applies}, "first": {told, again, stale}} {
+			cur := &index.State{Kind: segment.Live, Hash: 1}
+			if cur.Clock, cur.Life = succeed(nil, &c.first, here); c.first.Delete {
+				cur.Kind = segment.Internal
+			}
+			if got := judge(cur, &c.second, 2, there); got != c.want {
+				t.Errorf("%s of the instant of a snapshot's row, read %s: verdict %d, want %d", what, order, got, c.want)
+			}
+		}
+	}
+}
+
 // TestLateRowsOfTheUnseen: a deletion that is read first, from another partition or topic, is
 // not undone by what it deleted, if it says itself that this is older.
 func TestLateRowsOfTheUnseen(t *testing.T) {
@@ -127,7 +150,7 @@ func TestLateRowsOfTheUnseen(t *testing.T) {
 		want    verdict
 	}{
 		{"of an earlier instant", Change{Version: NoVersion, LastUpdated: 900}, NoVersion, 899, stale},
-		{"of the same", Change{Version: NoVersion, LastUpdated: 900}, NoVersion, 900, applies},
+		{"of the same", Change{Version: NoVersion, LastUpdated: 900}, NoVersion, 900, stale},
 		{"of a later one", Change{Version: NoVersion, LastUpdated: 900}, NoVersion, 901, applies},
 		{"of an earlier version", Change{Version: 4, LastUpdated: fhir.None}, 3, 900, stale},
 		{"of a life whose versions begin anew", Change{Version: 4, LastUpdated: 900}, 1, 901, applies},
