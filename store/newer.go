@@ -52,7 +52,7 @@ func judge(cur *index.State, ch *Change, hash uint64, from Partition) verdict {
 	case ch.Delete:
 		return judgeDeletion(cur, ch, from)
 	case cur.Kind != segment.Live:
-		if belowFloor(&cur.Life, &cur.Clock, ch) || beforeDeletion(cur, ch) || saidBefore(&cur.Life, &cur.Clock, ch) {
+		if belowFloor(&cur.Life, &cur.Clock, ch) || beforeDeletion(cur, ch) {
 			return stale
 		}
 		return applies // any other live change beats a deletion, also of what we never had
@@ -133,23 +133,11 @@ func belowFloor(l *segment.Life, newest *segment.Clock, ch *Change) bool {
 // that the deletion said itself comes first.
 func beforeDeletion(cur *index.State, ch *Change) bool {
 	k := &cur.Clock
-	if own := k.Version != NoVersion && !k.Inherited; own && ch.Version > max(k.Version, cur.Life.FloorVersion) {
+	if own := k.Version != NoVersion && !k.Inherited; own && ch.Version > cur.Life.FloorVersion {
 		return false
 	}
 	at, placed := place(ch, k)
 	return placed && at <= 0
-}
-
-// saidBefore reports whether all that ch says of version and time lies below what the deletion
-// of something that we never had said itself: it is of what was deleted, read late, for it
-// stood in another partition or topic.
-func saidBefore(l *segment.Life, k *segment.Clock, ch *Change) bool {
-	if l.FloorVersion != NoVersion || l.FloorUpdated != fhir.None {
-		return false // we had it
-	}
-	version, updated := compareVersions(ch, k), compareInstants(ch.LastUpdated, k.LastUpdated)
-	at, _ := place(ch, k)
-	return version <= 0 && updated <= 0 && (version < 0 || updated < 0 && (at <= 0 || ch.Rewritten))
 }
 
 // place orders a change and the newest row by where they stand in their source's log, if both
@@ -254,9 +242,6 @@ func succeed(cur *index.State, ch *Change, from Partition) (segment.Clock, segme
 	if cur == nil {
 		return k, lifeAfter(segment.NoLife, nil, ch)
 	}
-	if cur.Kind == segment.Internal {
-		return k, lifeAfter(segment.Life{FloorVersion: NoVersion, FloorUpdated: fhir.None, Tombstones: cur.Life.Tombstones}, nil, ch)
-	}
 	old := &cur.Clock
 	if k.Version == NoVersion && old.Version != NoVersion {
 		k.Version, k.Inherited = old.Version, true
@@ -293,10 +278,10 @@ func retell(cur *index.State, ch *Change, from Partition) (k segment.Clock, l se
 	k = cur.Clock
 	known := &cur.Life
 	at, placed := place(ch, &k)
-	if placed && at <= 0 && ch.Version <= max(k.Version, known.FloorVersion) {
+	if placed && at <= 0 && ch.Version <= known.FloorVersion {
 		return k, *known, false
 	}
-	if (!placed || ch.Rewritten) && cur.Kind == segment.Deleted && ch.Version == NoVersion && ch.LastUpdated != fhir.None && ch.LastUpdated <= max(known.FloorUpdated, k.LastUpdated) {
+	if (!placed || ch.Rewritten) && ch.Version == NoVersion && ch.LastUpdated != fhir.None && ch.LastUpdated <= known.FloorUpdated {
 		return k, *known, false // a snapshot tells a version again that ended a life, or that was told as if it had
 	}
 	if ch.Rewritten {
@@ -308,7 +293,7 @@ func retell(cur *index.State, ch *Change, from Partition) (k segment.Clock, l se
 		said = compareInstants(ch.LastUpdated, k.LastUpdated)
 	}
 	first := k.Position == 0 && ch.Position != 0
-	if at > 0 || at == 0 && (said > 0 || said == 0 && first) { // what was never had has no floor that would say so
+	if at > 0 || at == 0 && (said > 0 || said == 0 && first) {
 		follow(&next, &cur.Clock, ch)
 		k = next
 	}
@@ -319,15 +304,15 @@ func retell(cur *index.State, ch *Change, from Partition) (k segment.Clock, l se
 // lifeAfter is what the deletions up to and with ch leave behind.
 func lifeAfter(l segment.Life, cur *index.State, ch *Change) segment.Life {
 	if !ch.Delete {
-		if cur != nil && cur.Kind == segment.Deleted && ch.Version != NoVersion && ch.Version < l.FloorVersion {
+		if cur != nil && cur.Kind != segment.Live && ch.Version != NoVersion && ch.Version < l.FloorVersion {
 			l.Reborn = true
 		}
 		return l
 	}
-	if cur != nil && cur.Kind != segment.Internal {
-		l.FloorVersion = max(l.FloorVersion, cur.Clock.Version, ch.Version)
-		l.FloorUpdated = max(l.FloorUpdated, cur.Clock.LastUpdated, ch.LastUpdated)
+	if cur != nil {
+		l.FloorVersion, l.FloorUpdated = max(l.FloorVersion, cur.Clock.Version), max(l.FloorUpdated, cur.Clock.LastUpdated)
 	}
+	l.FloorVersion, l.FloorUpdated = max(l.FloorVersion, ch.Version), max(l.FloorUpdated, ch.LastUpdated)
 	if ch.Version == NoVersion && ch.Timestamp != fhir.None {
 		i, known := slices.BinarySearch(l.Tombstones, ch.Timestamp)
 		if !known {

@@ -139,6 +139,34 @@ func TestPlacesOfOneInstant(t *testing.T) {
 	}
 }
 
+// TestPurgeOfTheUnseen: what the purge of a row does not say an earlier deletion has said, of
+// what was never had, too. A version from before it, which a snapshot tells, is read last.
+func TestPurgeOfTheUnseen(t *testing.T) {
+	topic, table := Partition{Topic: "Patient_History"}, Partition{Topic: "Patient"}
+	deleted := Change{Delete: true, Version: NoVersion, LastUpdated: 900, Time: 900, Position: 200, Timestamp: 1000}
+	purged := Change{Delete: true, Version: NoVersion, LastUpdated: fhir.None, Time: 950, Position: 300, Timestamp: 1100}
+	cur := &index.State{Kind: segment.Internal}
+	cur.Clock, cur.Life = succeed(nil, &deleted, topic)
+	if got := judge(cur, &purged, 0, table); got != gone {
+		t.Fatalf("verdict %d of the purge, want %d", got, gone)
+	}
+	cur.Clock, cur.Life, _ = retell(cur, &purged, table)
+	for _, c := range []struct {
+		what string
+		ch   Change
+		want verdict
+	}{
+		{"before the deletion", Change{LastUpdated: 850, Snapshot: true}, stale},
+		{"before the purge", Change{LastUpdated: 940, Position: 250}, stale},
+		{"behind both", Change{LastUpdated: 960, Position: 310}, applies},
+	} {
+		c.ch.Version, c.ch.Timestamp = NoVersion, 1200
+		if got := judge(cur, &c.ch, 1, Partition{Topic: "Patient_History", ID: 1}); got != c.want {
+			t.Errorf("what was written %s: verdict %d, want %d", c.what, got, c.want)
+		}
+	}
+}
+
 // TestLateRowsOfTheUnseen: a deletion that is read first, from another partition or topic, is
 // not undone by what it deleted, if it says itself that this is older.
 func TestLateRowsOfTheUnseen(t *testing.T) {
@@ -302,8 +330,8 @@ func TestVersionWrittenAgain(t *testing.T) {
 	clock := segment.Clock{Version: NoVersion, LastUpdated: 900, Position: 200, Timestamp: 1000, Origin: here, Offset: 5}
 	live := &index.State{Kind: segment.Live, Clock: clock, Life: segment.NoLife}
 	gone := &index.State{Kind: segment.Deleted, Clock: clock, Life: segment.Life{FloorVersion: NoVersion, FloorUpdated: 900}}
-	unseen := &index.State{Kind: segment.Internal, Clock: clock, Life: segment.NoLife}
-	untold := &index.State{Kind: segment.Deleted, Clock: clock, Life: segment.NoLife} // of what only a lost store had
+	unseen := &index.State{Kind: segment.Internal, Clock: clock}
+	_, unseen.Life = succeed(nil, &Change{Delete: true, Version: NoVersion, LastUpdated: 900, Timestamp: 1000}, here)
 	for _, c := range []struct {
 		what    string
 		cur     *index.State
@@ -322,7 +350,6 @@ func TestVersionWrittenAgain(t *testing.T) {
 		{"an old version of what is deleted", gone, false, 800, here, stale},
 		{"the version that was deleted", gone, false, 900, here, stale},
 		{"an old version of what was never had", unseen, false, 800, there, stale},
-		{"an old version of what only clients had", untold, false, 800, there, stale},
 	} {
 		ch := Change{Delete: c.deletes, Version: NoVersion, LastUpdated: c.updated, Position: 300, Timestamp: 500_000, Offset: 9, Rewritten: true}
 		if got := judge(c.cur, &ch, 1, c.from); got != c.want {
@@ -444,8 +471,8 @@ func TestBehindThePlaceOfAnother(t *testing.T) {
 			}
 		}
 	}
-	told := segment.Clock{Version: NoVersion, LastUpdated: 900, Position: 200, Timestamp: 1000, Origin: here, Offset: 5}
-	untold := &index.State{Kind: segment.Deleted, Clock: told, Life: segment.NoLife} // of what only a lost store had
+	untold := &index.State{Kind: segment.Deleted} // of what only a lost store had
+	untold.Clock, untold.Life = succeed(nil, &Change{Delete: true, Version: NoVersion, LastUpdated: 900, Position: 200, Timestamp: 1000, Offset: 5}, here)
 	again := Change{Delete: true, Version: NoVersion, LastUpdated: 900, Timestamp: 1200, Rewritten: true, Offset: 9}
 	if _, _, news := retell(untold, &again, here); news {
 		t.Error("a deletion's row that was written again is another deletion")

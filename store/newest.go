@@ -38,7 +38,7 @@ type Newest struct {
 func (n *Newest) Compare(version int64, lastUpdated fhir.Instant) int {
 	ch := Change{Version: version, LastUpdated: lastUpdated}
 	if n.Kind != segment.Live {
-		if belowFloor(&n.Life, &n.Clock, &ch) || saidBefore(&n.Life, &n.Clock, &ch) {
+		if belowFloor(&n.Life, &n.Clock, &ch) {
 			return -1
 		}
 		return 1 // any other live change beats a deletion, also of what we never had
