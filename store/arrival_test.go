@@ -164,15 +164,17 @@ func TestVersionsBesideTheirTable(t *testing.T) {
 }
 
 // besideItsVersions makes what is told of one resource by a table, in the last of the topics, and
-// by that of its versions, in the others.
+// by that of its versions, in the others. The log may be lost for a while: a snapshot follows, as others do now and then.
 func besideItsVersions(r *rand.Rand) (topics [][]arrival, ends string) {
-	at, place, hash := fhir.Instant(1_000_000), uint64(100), uint64(0)
+	at, place, hash, hidden := fhir.Instant(1_000_000), uint64(100), uint64(0), false
 	topics = make([][]arrival, 4)
 	var versions []arrival
-	tell := func(a arrival, p int, again bool) {
-		place++
+	tell := func(a arrival, p int, again, snapshot bool) {
+		if hidden {
+			return
+		}
 		a.ch.Time, a.ch.Timestamp, a.ch.Position = at, at+fhir.Instant(r.IntN(500)), place
-		a.ch.Rewritten = again && p < 3
+		a.ch.Earlier, a.ch.Snapshot = again && p < 3, snapshot
 		a.from = Partition{Topic: "versions", ID: int32(p)}
 		if p == 3 {
 			a.from = Partition{Topic: "table"}
@@ -181,28 +183,53 @@ func besideItsVersions(r *rand.Rand) (topics [][]arrival, ends string) {
 	}
 	both := func(a arrival, again bool) {
 		for _, p := range [][]int{{3, int(a.from.ID)}, {int(a.from.ID), 3}}[r.IntN(2)] {
-			tell(a, p, again)
+			place++
+			tell(a, p, again, false)
+		}
+	}
+	snapshot := func() {
+		hidden = false
+		place++
+		for i, v := range versions {
+			tell(v, int(v.from.ID), true, true)
+			if i == len(versions)-1 {
+				tell(v, 3, false, true)
+			}
 		}
 	}
 	for range 3 + r.IntN(8) {
 		at += fhir.Instant(1 + r.IntN([]int{1000, 50_000}[r.IntN(2)]))
 		hash++
 		last := len(versions) - 1
-		if last < 0 || r.IntN(2) == 0 {
+		switch k := r.IntN(10); {
+		case last < 0 || k < 5:
 			ch := Change{Delete: last >= 0 && !versions[last].ch.Delete && r.IntN(3) == 0, Version: NoVersion, LastUpdated: at}
 			versions = append(versions, arrival{ch: ch, hash: hash, from: Partition{ID: int32(r.IntN(3))}})
 			both(versions[last+1], false)
 			continue
+		case k == 8:
+			hidden = true
+			continue
+		case k == 9:
+			snapshot()
+			continue
 		}
 		i := r.IntN(len(versions))
+		if hidden && i == last {
+			continue // a snapshot tells another body of what the log has told: which is newer, nothing tells
+		}
 		if !versions[i].ch.Delete {
 			versions[i].hash = hash
 		}
 		if i == last {
 			both(versions[i], true)
 		} else {
-			tell(versions[i], int(versions[i].from.ID), true)
+			place++
+			tell(versions[i], int(versions[i].from.ID), true, false)
 		}
+	}
+	if hidden {
+		snapshot()
 	}
 	if r.IntN(2) == 0 { // told again, from some place on
 		from := uint64(100 + r.IntN(int(place-100)))
@@ -234,7 +261,7 @@ func versionsOf(r *rand.Rand) (topics [][]arrival, ends string) {
 	}
 	snapshot := func() {
 		for _, i := range r.Perm(len(versions)) {
-			tell(versions[i], func(ch *Change) { ch.Snapshot = true })
+			tell(versions[i], func(ch *Change) { ch.Position, ch.Snapshot, ch.Earlier = place, true, true })
 		}
 	}
 	for range 3 + r.IntN(8) {
@@ -258,7 +285,7 @@ func versionsOf(r *rand.Rand) (topics [][]arrival, ends string) {
 				v.hash = hash
 			}
 			if !hidden {
-				tell(*v, func(ch *Change) { ch.Position, ch.Rewritten = place, true })
+				tell(*v, func(ch *Change) { ch.Position, ch.Earlier = place, true })
 			}
 		default: // the log is lost, or comes back with a snapshot
 			if hidden = !hidden && k == 9; !hidden {
@@ -318,7 +345,8 @@ func TestDeletionsOfTheUnseenInTheStore(t *testing.T) {
 		at := s.db.Now() - 10_000
 		version := func(p int, id string, updated fhir.Instant, place uint64, body string) {
 			ch := patientChange(id, fhir.None, body)
-			ch.Version, ch.LastUpdated, ch.Position, ch.Snapshot, ch.Timestamp, ch.Offset = NoVersion, at+updated, place, place == 0, s.db.Now(), s.offsets[p]
+			ch.Version, ch.LastUpdated, ch.Position, ch.Timestamp, ch.Offset = NoVersion, at+updated, place, s.db.Now(), s.offsets[p]
+			ch.Snapshot, ch.Earlier = place >= 200, place >= 200
 			if body == "" {
 				ch.Delete, ch.Body, ch.Patients = true, nil, nil
 			}
@@ -328,7 +356,7 @@ func TestDeletionsOfTheUnseenInTheStore(t *testing.T) {
 		want := []string{"internal/unseen-deletions", "internal/repeated-deletions"}
 		for id, place := range map[string]uint64{"a": 0, "b": 100} {
 			version(0, id, 0, place, "")
-			version(0, id, 20, 0, "")
+			version(0, id, 20, 2*place, "") // where there are places, a snapshot tells it
 			s.had(id, want...)
 		}
 		s.reindex()
@@ -338,7 +366,7 @@ func TestDeletionsOfTheUnseenInTheStore(t *testing.T) {
 			s.had(id, want...)
 			version(1, id, 15, place+place/20, "3")
 			s.had(id, want...)
-			version(1, id, 30, 0, "4")
+			version(1, id, 30, 2*place, "4")
 			s.had(id, append(want, "live/Patient")...)
 		}
 		s.close()

@@ -50,7 +50,7 @@ type Change struct {
 	Time        fhir.Instant // a time that the decoder found elsewhere, None if nothing
 	Position    uint64       // source position (a log sequence number), 0 if none
 	Snapshot    bool         // a snapshot told it: what stands before its Position may have been committed behind it
-	Rewritten   bool         // a version's row that was written again, at Position: it is as old as it says, and what stands before that may be newer
+	Earlier     bool         // it was done at Position or before: a version's row that was written again, or that a snapshot tells
 	Timestamp   fhir.Instant // the record's timestamp, None if it has none
 	Offset      int64
 

@@ -199,14 +199,14 @@ func (c *commit) lived(ch *Change, t *taken, r *resource) error {
 	}
 	k := r.cur.Clock
 	gone := Change{ // with the state's time, by which they may have been told
-		Key: ch.Key, Delete: true, Version: k.Version, LastUpdated: ch.LastUpdated, Time: ch.Time, Position: k.Position, Snapshot: k.Snapshot,
+		Key: ch.Key, Delete: true, Version: k.Version, LastUpdated: ch.LastUpdated, Time: ch.Time, Position: k.Position, Snapshot: k.UpTo,
 		Timestamp: k.Timestamp, Offset: ch.Offset,
 	}
 	if err := c.apply(&gone, t, r, 0); err != nil {
 		return err
 	}
 	now := &c.rows[r.at].Clock
-	now.LastUpdated, now.Below = max(now.LastUpdated, k.LastUpdated), k.Below
+	now.LastUpdated, now.Told = max(now.LastUpdated, k.LastUpdated), k.Told
 	r.cur.Clock = *now
 	return nil
 }

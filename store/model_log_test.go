@@ -98,7 +98,7 @@ func (m *model) writeAgain(s *source) {
 	}
 	m.base.place += 1 + uint64(m.r.IntN(50))
 	now := fhir.FromTime(time.Now())
-	x.ch.Rewritten, x.ch.Snapshot, x.ch.Position, x.ch.Time, x.ch.Timestamp = true, false, m.base.place, now, m.recorded(now)
+	x.ch.Earlier, x.ch.Snapshot, x.ch.Position, x.ch.Time, x.ch.Timestamp = true, false, m.base.place, now, m.recorded(now)
 	if !x.ch.Delete { // of which nothing but the body would be another
 		x.index++
 		var body map[string]any
@@ -213,7 +213,7 @@ func (m *model) again(s *source) {
 }
 
 // snapshot lets the connector read the tables anew: what is there now, at the place at which
-// the log is, and of a table of versions all that it still has, without a place.
+// the log is, and of a table of versions all that it still has.
 func (m *model) snapshot() {
 	now := fhir.FromTime(time.Now())
 	m.base.behind = max(m.base.behind, m.base.place) + uint64(m.r.IntN(100))
@@ -231,7 +231,7 @@ func (m *model) snapshot() {
 				if x.ch.Delete || x.ch.Version == NoVersion || m.r.IntN(4) == 0 {
 					continue
 				}
-				x.ch.Position, x.ch.Time, x.ch.Timestamp = 0, now, m.recorded(now)
+				x.ch.Snapshot, x.ch.Earlier, x.ch.Position, x.ch.Time, x.ch.Timestamp = true, true, m.base.behind, now, m.recorded(now)
 				m.sendTo(s, x, x.part)
 			}
 		}
@@ -256,7 +256,7 @@ func (m *model) versionsNow(s *source, now fhir.Instant) {
 	}
 	for _, at := range slices.Sorted(maps.Keys(last)) {
 		x := last[at]
-		x.ch.Snapshot, x.ch.Rewritten, x.ch.Position, x.ch.Time, x.ch.Timestamp = true, false, 0, now, m.recorded(now)
+		x.ch.Snapshot, x.ch.Earlier, x.ch.Position, x.ch.Time, x.ch.Timestamp = true, true, m.base.behind, now, m.recorded(now)
 		m.sendTo(s, x, x.part)
 	}
 }

@@ -89,7 +89,7 @@ func judgeDeletion(cur *index.State, ch *Change, from Partition) verdict {
 	switch {
 	case at < 0, placed && at == 0 && !cur.Life.Empty():
 		return stale // at the same place it is the deletion after which the row came by another way
-	case ch.Rewritten && ch.LastUpdated != fhir.None && ch.LastUpdated == k.LastUpdated:
+	case ch.Earlier && ch.LastUpdated != fhir.None && ch.LastUpdated == k.LastUpdated:
 		return stale // the row came after it in one millisecond: that it was written again says nothing of that
 	case at > 0:
 		return applies
@@ -125,7 +125,7 @@ func belowFloor(l *segment.Life, newest *segment.Clock, ch *Change) bool {
 		}
 	}
 	at, _ := place(ch, newest)
-	return said && (!tied || at <= 0 || ch.Rewritten)
+	return said && (!tied || at <= 0 || ch.Earlier)
 }
 
 // beforeDeletion reports whether ch stands before the deletion that is the newest row, or is
@@ -141,10 +141,10 @@ func beforeDeletion(cur *index.State, ch *Change) bool {
 }
 
 // place orders a change and the newest row by where they stand in their source's log, if both
-// say that. A transaction that was under way when a snapshot was taken wrote before it, and
-// is not in it: of what stands before a snapshot that row is older which was so by the clock.
-// A row of a version table that a snapshot tells has no place: by no number the later one, it
-// stands before what the log has told of its instant.
+// say that. Where one of them may stand anywhere before its place, and the other stands there,
+// their times decide: of a version's row that was written again, or that a snapshot tells, and of
+// what a snapshot tells and a transaction that was under way then, and wrote before it. Of one
+// instant, and by no number the later one, the log tells the later.
 func place(ch *Change, k *segment.Clock) (order int, placed bool) {
 	done, written := ch.Time, k.Timestamp
 	if done == fhir.None {
@@ -154,21 +154,26 @@ func place(ch *Change, k *segment.Clock) (order int, placed bool) {
 		written = k.LastUpdated
 	}
 	order, placed = InLog(ch.Position, done, k.Position, written)
-	if !placed && (ch.Version == NoVersion || k.Version == NoVersion) && ch.LastUpdated != fhir.None && ch.LastUpdated == k.LastUpdated {
-		order = cmp.Compare(ch.Position, k.Position)
-		return order, order != 0
-	}
-	if order < 0 && k.Snapshot && !ch.Snapshot {
-		said := ch.LastUpdated
+	said := ch.LastUpdated
+	nowhere, row := ch.Position == 0 || ch.Earlier && ch.Snapshot, k.Position == 0 || k.Told
+	switch {
+	case nowhere != row && said != fhir.None && said == k.LastUpdated && (ch.Version == NoVersion || k.Version == NoVersion):
+		if nowhere {
+			return -1, true
+		}
+		return 1, true
+	case !placed:
+		return order, placed
+	case ch.Earlier && order >= 0, ch.Earlier && k.UpTo:
+	case k.UpTo && order == 0, k.UpTo && order < 0 && !ch.Snapshot:
 		if said == fhir.None {
 			said = ch.Time
 		}
-		if updated := compareInstants(said, k.LastUpdated); updated != 0 || k.Below {
-			return updated, placed
-		}
+	default:
+		return order, placed
 	}
-	if order > 0 && k.Below && compareInstants(ch.LastUpdated, k.LastUpdated) < 0 {
-		return -1, placed // the row stands behind it, however far behind its place
+	if updated := compareInstants(said, k.LastUpdated); updated != 0 {
+		return updated, placed
 	}
 	return order, placed
 }
@@ -177,7 +182,7 @@ func place(ch *Change, k *segment.Clock) (order int, placed bool) {
 // that from a clock before they wait for a row's lock, or from when their transaction began: it falls along the log.
 func order(ch *Change, k *segment.Clock) (o int, placed bool) {
 	o, placed = place(ch, k)
-	if o == 0 || ch.Rewritten {
+	if o == 0 {
 		if updated := compareInstants(ch.LastUpdated, k.LastUpdated); updated != 0 {
 			return updated, placed
 		}
@@ -236,10 +241,11 @@ func compareInstants(a, b fhir.Instant) int {
 // succeed returns the clock and the life of the row that ch becomes after cur.
 func succeed(cur *index.State, ch *Change, from Partition) (segment.Clock, segment.Life) {
 	k := segment.Clock{
-		Version: ch.Version, LastUpdated: ch.LastUpdated, Position: ch.Position, Snapshot: (ch.Snapshot || ch.Rewritten) && ch.Position != 0, Timestamp: ch.Timestamp,
-		Origin: from, Offset: ch.Offset,
+		Version: ch.Version, LastUpdated: ch.LastUpdated, Position: ch.Position, Timestamp: ch.Timestamp, Origin: from, Offset: ch.Offset,
+		UpTo: (ch.Snapshot || ch.Earlier) && ch.Position != 0, Told: ch.Snapshot && ch.Earlier && ch.Position != 0,
 	}
 	if cur == nil {
+		k.Told = k.Told && k.Version == NoVersion
 		return k, lifeAfter(segment.NoLife, nil, ch)
 	}
 	old := &cur.Clock
@@ -249,25 +255,14 @@ func succeed(cur *index.State, ch *Change, from Partition) (segment.Clock, segme
 	if k.LastUpdated == fhir.None {
 		k.LastUpdated = old.LastUpdated
 	}
-	follow(&k, old, ch)
+	if k.Position == 0 {
+		k.Position, k.UpTo, k.Told = old.Position, old.UpTo, old.Told
+	}
 	if k.Timestamp == fhir.None {
 		k.Timestamp = old.Timestamp
 	}
+	k.Told = k.Told && k.Version == NoVersion // a number says more
 	return k, lifeAfter(cur.Life, cur, ch)
-}
-
-// follow gives a row without a place that of the row before, if it is of the same log: long after
-// that a snapshot may be of another one, and so what follows. A version that comes after that row
-// stands somewhere behind it.
-func follow(k, before *segment.Clock, ch *Change) {
-	if k.Position != 0 || before.Position == 0 {
-		return
-	}
-	if ch.Snapshot && ch.Timestamp != fhir.None && before.Timestamp != fhir.None && ch.Timestamp > before.Timestamp+anotherLog {
-		return
-	}
-	k.Position, k.Snapshot = before.Position, before.Snapshot
-	k.Below = k.Version == NoVersion && (before.Below || (ch.Snapshot || ch.Rewritten) && compareInstants(ch.LastUpdated, before.LastUpdated) > 0)
 }
 
 // retell returns the clock and the life of a deletion after which another one, ch, is told, and
@@ -281,11 +276,8 @@ func retell(cur *index.State, ch *Change, from Partition) (k segment.Clock, l se
 	if placed && at <= 0 && ch.Version <= known.FloorVersion {
 		return k, *known, false
 	}
-	if (!placed || ch.Rewritten) && ch.Version == NoVersion && ch.LastUpdated != fhir.None && ch.LastUpdated <= known.FloorUpdated {
+	if (!placed || ch.Earlier) && ch.Version == NoVersion && ch.LastUpdated != fhir.None && ch.LastUpdated <= known.FloorUpdated {
 		return k, *known, false // a snapshot tells a version again that ended a life, or that was told as if it had
-	}
-	if ch.Rewritten {
-		at = 0 // that of when it was written again
 	}
 	next, l := succeed(cur, ch, from)
 	said := compareVersions(ch, &k)
@@ -294,7 +286,6 @@ func retell(cur *index.State, ch *Change, from Partition) (k segment.Clock, l se
 	}
 	first := k.Position == 0 && ch.Position != 0
 	if at > 0 || at == 0 && (said > 0 || said == 0 && first) {
-		follow(&next, &cur.Clock, ch)
 		k = next
 	}
 	return k, l, k != cur.Clock || l.FloorVersion != known.FloorVersion || l.FloorUpdated != known.FloorUpdated ||

@@ -68,9 +68,8 @@ func TestDeletionsInAnotherLog(t *testing.T) {
 	}
 }
 
-// TestSnapshotInAnotherLog: the rows of a table of versions in a snapshot have no place. In one
-// that is taken long after, of a database that was moved, they do not stand where the old log
-// ended: what follows would be older than they are.
+// TestSnapshotInAnotherLog: what a snapshot tells of a table of versions, long after, in a log that
+// began anew (a database that was moved), stands there: what follows is newer.
 func TestSnapshotInAnotherLog(t *testing.T) {
 	from := Partition{Topic: "Patient_History"}
 	cur := &index.State{
@@ -79,12 +78,15 @@ func TestSnapshotInAnotherLog(t *testing.T) {
 		Life:  segment.NoLife,
 	}
 	for written, want := range map[fhir.Instant]verdict{1_000_100 + anotherLog: stale, 1_000_101 + anotherLog: applies} {
-		snapshot := Change{Version: NoVersion, LastUpdated: written - 10, Snapshot: true, Timestamp: written, Offset: 6}
+		snapshot := Change{Version: NoVersion, LastUpdated: written - 10, Time: written, Position: 10, Snapshot: true, Earlier: true, Timestamp: written, Offset: 6}
+		if got := judge(cur, &snapshot, 1, from); got != want {
+			t.Errorf("a snapshot of %v: verdict %d, want %d", written, got, want)
+		}
 		next := *cur
 		next.Clock, next.Life = succeed(cur, &snapshot, from)
 		ch := Change{Version: NoVersion, LastUpdated: written + 1000, Time: written + 1000, Position: 20, Timestamp: written + 1001, Offset: 7}
-		if got := judge(&next, &ch, 1, from); got != want {
-			t.Errorf("what follows a snapshot of %v: verdict %d, want %d", written, got, want)
+		if got := judge(&next, &ch, 1, from); got != applies {
+			t.Errorf("what follows a snapshot of %v: verdict %d, want %d", written, got, applies)
 		}
 		loaded := Change{Version: NoVersion, LastUpdated: written - 10, Timestamp: written, Offset: 6}
 		next.Clock, next.Life = succeed(cur, &loaded, from)
@@ -95,17 +97,19 @@ func TestSnapshotInAnotherLog(t *testing.T) {
 	}
 }
 
-// TestSnapshotOfVersions: a snapshot tells the rows of a version table again without their places. One of the instant of the
-// newest, which came after it in the log, is not newer, be it of a life or of its end.
+// TestSnapshotOfVersions: a snapshot tells the rows of a version table again, at its own place or without one. One of the instant of
+// the newest, which came after it in the log, is not newer, be it of a life or of its end.
 func TestSnapshotOfVersions(t *testing.T) {
 	log := Partition{Topic: "Patient_History"}
 	cur := &index.State{Kind: segment.Live, Clock: segment.Clock{Version: NoVersion, LastUpdated: 900, Position: 200, Timestamp: 1000, Origin: log, Offset: 5}}
 	for _, deletes := range []bool{true, false} {
 		for _, from := range []Partition{log, {Topic: "Patient_History", ID: 1}} {
 			for updated, want := range map[fhir.Instant]verdict{899: stale, 900: stale, 901: applies} {
-				ch := Change{Delete: deletes, Version: NoVersion, LastUpdated: updated, Timestamp: 2000, Offset: 9}
-				if got := judge(cur, &ch, 1, from); got != want {
-					t.Errorf("of %d, a deletion %t, from %v: verdict %d, want %d", updated, deletes, from, got, want)
+				for _, place := range []uint64{0, 200, 300} {
+					ch := Change{Delete: deletes, Version: NoVersion, LastUpdated: updated, Position: place, Snapshot: place > 0, Earlier: place > 0, Timestamp: 2000, Offset: 9}
+					if got := judge(cur, &ch, 1, from); got != want {
+						t.Errorf("of %d, a deletion %t, at %d, from %v: verdict %d, want %d", updated, deletes, place, from, got, want)
+					}
 				}
 			}
 		}
@@ -117,23 +121,25 @@ func TestSnapshotOfVersions(t *testing.T) {
 }
 
 // TestPlacesOfOneInstant: of what says no number the log tells the later of one instant, whether
-// what a snapshot tells of it, without a place, is read before that or behind it.
+// what a snapshot tells of it, at its own place or without one, is read before that or behind it.
 func TestPlacesOfOneInstant(t *testing.T) {
 	here, there := Partition{Topic: "Patient_History", ID: 1}, Partition{Topic: "Patient_History"}
 	told := Change{Version: NoVersion, LastUpdated: 900, Time: 905, Timestamp: 1000, Position: 200}
-	again := Change{Version: NoVersion, LastUpdated: 900, Time: 1900, Timestamp: 2000, Snapshot: true}
+	again := Change{Version: NoVersion, LastUpdated: 900, Time: 1900, Timestamp: 2000, Snapshot: true, Earlier: true}
 	for what, deletes := range map[string][2]bool{"a version": {}, "a deletion": {1: true}, "a new life": {0: true}} {
-		again.Delete, told.Delete = deletes[0], deletes[1]
-		for order, c := range map[string]struct {
-			first, second Change
-			want          verdict
-		}{"behind it": {again, told, applies}, "first": {told, again, stale}} {
-			cur := &index.State{Kind: segment.Live, Hash: 1}
-			if cur.Clock, cur.Life = succeed(nil, &c.first, here); c.first.Delete {
-				cur.Kind = segment.Internal
-			}
-			if got := judge(cur, &c.second, 2, there); got != c.want {
-				t.Errorf("%s of the instant of a snapshot's row, read %s: verdict %d, want %d", what, order, got, c.want)
+		for _, place := range []uint64{0, 300} {
+			again.Delete, again.Position, told.Delete = deletes[0], place, deletes[1]
+			for order, c := range map[string]struct {
+				first, second Change
+				want          verdict
+			}{"behind it": {again, told, applies}, "first": {told, again, stale}} {
+				cur := &index.State{Kind: segment.Live, Hash: 1}
+				if cur.Clock, cur.Life = succeed(nil, &c.first, here); c.first.Delete {
+					cur.Kind = segment.Internal
+				}
+				if got := judge(cur, &c.second, 2, there); got != c.want {
+					t.Errorf("%s of the instant of a snapshot's row at %d, read %s: verdict %d, want %d", what, place, order, got, c.want)
+				}
 			}
 		}
 	}
@@ -156,7 +162,8 @@ func TestPurgeOfTheUnseen(t *testing.T) {
 		ch   Change
 		want verdict
 	}{
-		{"before the deletion", Change{LastUpdated: 850, Snapshot: true}, stale},
+		{"before the deletion, and a snapshot tells it without a place", Change{LastUpdated: 850, Snapshot: true, Earlier: true}, stale},
+		{"before the deletion, and a snapshot tells it", Change{LastUpdated: 850, Position: 400, Snapshot: true, Earlier: true}, stale},
 		{"before the purge", Change{LastUpdated: 940, Position: 250}, stale},
 		{"behind both", Change{LastUpdated: 960, Position: 310}, applies},
 	} {
@@ -252,7 +259,7 @@ func TestUnderWayAtASnapshot(t *testing.T) {
 	for _, kind := range []segment.Kind{segment.Live, segment.Deleted} {
 		cur := &index.State{
 			Kind:  kind,
-			Clock: segment.Clock{Version: NoVersion, LastUpdated: 900, Position: 200, Snapshot: true, Timestamp: 1000, Origin: from, Offset: 5},
+			Clock: segment.Clock{Version: NoVersion, LastUpdated: 900, Position: 200, UpTo: true, Timestamp: 1000, Origin: from, Offset: 5},
 			Life:  segment.NoLife,
 		}
 		for _, c := range []struct {
@@ -285,11 +292,11 @@ func TestUnderWayAtASnapshot(t *testing.T) {
 	k, _ := succeed(nil, &first, from)
 	cur := &index.State{Kind: segment.Live, Clock: k, Life: segment.NoLife}
 	nowhere := Change{Version: NoVersion, LastUpdated: 950}
-	if k, _ := succeed(cur, &nowhere, from); !k.Snapshot {
+	if k, _ := succeed(cur, &nowhere, from); !k.UpTo {
 		t.Error("what has the place of the row before does not know that it is that of a snapshot")
 	}
 	streamed := Change{Version: NoVersion, LastUpdated: 950, Position: 100}
-	if k, _ := succeed(cur, &streamed, from); k.Snapshot {
+	if k, _ := succeed(cur, &streamed, from); k.UpTo {
 		t.Error("what the log has stands at a snapshot's place")
 	}
 }
@@ -351,13 +358,13 @@ func TestVersionWrittenAgain(t *testing.T) {
 		{"the version that was deleted", gone, false, 900, here, stale},
 		{"an old version of what was never had", unseen, false, 800, there, stale},
 	} {
-		ch := Change{Delete: c.deletes, Version: NoVersion, LastUpdated: c.updated, Position: 300, Timestamp: 500_000, Offset: 9, Rewritten: true}
+		ch := Change{Delete: c.deletes, Version: NoVersion, LastUpdated: c.updated, Position: 300, Timestamp: 500_000, Offset: 9, Earlier: true}
 		if got := judge(c.cur, &ch, 1, c.from); got != c.want {
 			t.Errorf("%s: verdict %d, want %d", c.what, got, c.want)
 		}
 	}
 	next := *live
-	again := Change{Version: NoVersion, LastUpdated: 900, Position: 300, Timestamp: 500_000, Offset: 9, Rewritten: true}
+	again := Change{Version: NoVersion, LastUpdated: 900, Position: 300, Timestamp: 500_000, Offset: 9, Earlier: true}
 	next.Clock, next.Life = succeed(live, &again, here)
 	for _, c := range []struct {
 		what string
@@ -365,8 +372,8 @@ func TestVersionWrittenAgain(t *testing.T) {
 		want verdict
 	}{
 		{"what it was, told again", Change{LastUpdated: 900, Position: 200, Time: 900, Offset: 10}, stale},
-		{"what it was between, told again", Change{LastUpdated: 900, Position: 250, Time: 940, Offset: 10, Rewritten: true}, stale},
-		{"what it is now", Change{LastUpdated: 900, Position: 350, Time: 990, Offset: 10, Rewritten: true}, applies},
+		{"what it was between, told again", Change{LastUpdated: 900, Position: 250, Time: 940, Offset: 10, Earlier: true}, stale},
+		{"what it is now", Change{LastUpdated: 900, Position: 350, Time: 990, Offset: 10, Earlier: true}, applies},
 		{"a newer version, of before that", Change{LastUpdated: 950, Position: 250, Time: 950, Offset: 10}, applies},
 		{"a deletion of before that", Change{Delete: true, LastUpdated: fhir.None, Position: 250, Time: 950, Offset: 10}, applies},
 		{"a deletion of an earlier life", Change{Delete: true, LastUpdated: fhir.None, Position: 100, Time: 850, Offset: 10}, stale},
@@ -378,11 +385,11 @@ func TestVersionWrittenAgain(t *testing.T) {
 		}
 	}
 	for updated, want := range map[fhir.Instant]bool{800: false, 900: false, 901: true} {
-		ch := Change{Delete: true, Version: NoVersion, LastUpdated: updated, Position: 300, Timestamp: 500_000, Rewritten: true, Offset: 9}
+		ch := Change{Delete: true, Version: NoVersion, LastUpdated: updated, Position: 300, Timestamp: 500_000, Earlier: true, Offset: 9}
 		if k, _, news := retell(gone, &ch, here); news != want || !want && k.Position != 200 {
 			t.Errorf("a deletion's row of %d is written again: news %t, want %t; it stands at %d", updated, news, want, k.Position)
 		}
-		ch = Change{Delete: true, Version: NoVersion, LastUpdated: updated, Timestamp: 500_000, Snapshot: true, Offset: 9}
+		ch = Change{Delete: true, Version: NoVersion, LastUpdated: updated, Position: 300, Timestamp: 500_000, Snapshot: true, Earlier: true, Offset: 9}
 		if _, _, news := retell(gone, &ch, here); news != want {
 			t.Errorf("a snapshot tells a deletion of %d again: news %t, want %t", updated, news, want)
 		}
@@ -390,17 +397,17 @@ func TestVersionWrittenAgain(t *testing.T) {
 }
 
 // TestDeletionsOfTheUnseen: of several deletions of what was never had the last one counts, also
-// where only what they say tells which that is: a snapshot tells the rows of a table of versions
-// without places, and what was deleted first, made again and deleted again lies in any partition.
+// where only what they say tells which that is: a snapshot tells the rows of a table of versions all
+// at its own place, and what was deleted first, made again and deleted again lies in any partition.
 func TestDeletionsOfTheUnseen(t *testing.T) {
 	here, there := Partition{Topic: "Patient_History"}, Partition{Topic: "Patient_History", ID: 1}
 	said := func(version int64, updated fhir.Instant) Change {
-		return Change{Delete: true, Version: version, LastUpdated: updated, Timestamp: 2000, Snapshot: true}
+		return Change{Delete: true, Version: version, LastUpdated: updated, Position: 400, Timestamp: 2000, Snapshot: true, Earlier: true}
 	}
-	between := Change{Version: NoVersion, LastUpdated: 910, Timestamp: 2000, Snapshot: true}
-	numbered := Change{Version: 4, LastUpdated: 910, Timestamp: 2000, Snapshot: true}
+	between := Change{Version: NoVersion, LastUpdated: 910, Position: 400, Timestamp: 2000, Snapshot: true, Earlier: true}
+	numbered := Change{Version: 4, LastUpdated: 910, Position: 400, Timestamp: 2000, Snapshot: true, Earlier: true}
 	placed := said(NoVersion, 900)
-	placed.Position, placed.Snapshot = 300, false
+	placed.Position, placed.Snapshot, placed.Earlier = 300, false, false
 	nameless := Change{Version: NoVersion, LastUpdated: fhir.None, Position: 290, Timestamp: 1000}
 	late := Change{Version: NoVersion, LastUpdated: 910, Position: 310, Time: 910, Timestamp: 1000}
 	for _, c := range []struct {
@@ -413,9 +420,9 @@ func TestDeletionsOfTheUnseen(t *testing.T) {
 		{"between them, the later one first", said(NoVersion, 920), said(NoVersion, 900), between, stale},
 		{"between their numbers", said(3, 900), said(5, 920), numbered, stale},
 		{"behind both", said(NoVersion, 900), said(NoVersion, 905), between, applies},
-		{"between one in the log and one without a place", placed, said(NoVersion, 920), late, stale},
-		{"before one in the log and one without a place, and says nothing", placed, said(NoVersion, 920), nameless, stale},
-		{"between one without a place and an earlier one in the log", said(NoVersion, 920), placed, late, stale},
+		{"between one in the log and one of a snapshot", placed, said(NoVersion, 920), late, stale},
+		{"before one in the log and one of a snapshot, and says nothing", placed, said(NoVersion, 920), nameless, stale},
+		{"between one of a snapshot and an earlier one in the log", said(NoVersion, 920), placed, late, stale},
 	} {
 		cur := &index.State{Kind: segment.Internal}
 		cur.Clock, cur.Life = succeed(nil, &c.first, here)
@@ -429,18 +436,18 @@ func TestDeletionsOfTheUnseen(t *testing.T) {
 	}
 }
 
-// TestBehindThePlaceOfAnother: a version that a snapshot tells, or of which only its being
-// written again is told (the log was lost, or compacted), has the place of the row before, and
-// stands behind that. What lies between the two, in a partition that is read later, is older.
-func TestBehindThePlaceOfAnother(t *testing.T) {
+// TestUpToItsPlace: a version that a snapshot tells, or of which only its being written again is
+// told (the log was lost, or compacted), stands anywhere before its place. What lies between the
+// row before and it, in a partition that is read later, is older.
+func TestUpToItsPlace(t *testing.T) {
 	here, there := Partition{Topic: "Patient_History"}, Partition{Topic: "Patient_History", ID: 1}
 	for _, kind := range []segment.Kind{segment.Live, segment.Deleted} {
 		before := &index.State{
 			Kind: kind, Life: segment.NoLife,
 			Clock: segment.Clock{Version: NoVersion, LastUpdated: 900, Position: 200, Timestamp: 1000, Origin: here, Offset: 5},
 		}
-		for what, ch := range map[string]Change{"a snapshot tells": {Snapshot: true}, "was written again": {Rewritten: true}} {
-			ch.Delete, ch.Version, ch.LastUpdated, ch.Timestamp, ch.Offset = kind == segment.Deleted, NoVersion, 950, 1100, 9
+		for what, ch := range map[string]Change{"a snapshot tells": {Snapshot: true, Earlier: true}, "was written again": {Earlier: true}} {
+			ch.Delete, ch.Version, ch.LastUpdated, ch.Position, ch.Timestamp, ch.Offset = kind == segment.Deleted, NoVersion, 950, 400, 1100, 9
 			cur := *before
 			if kind == segment.Deleted {
 				cur.Clock, cur.Life, _ = retell(before, &ch, here)
@@ -455,15 +462,12 @@ func TestBehindThePlaceOfAnother(t *testing.T) {
 				{"between the two", Change{LastUpdated: 920, Position: 300}, stale},
 				{"behind both", Change{LastUpdated: 960, Position: 300}, applies},
 				{"before both", Change{LastUpdated: 890, Position: 100}, stale},
+				{"behind its place", Change{LastUpdated: 940, Position: 401}, applies},
 			} {
 				c.ch.Version, c.ch.Timestamp, c.ch.Offset = NoVersion, 1200, 3
 				if got := judge(&cur, &c.ch, 1, there); got != c.want {
 					t.Errorf("%s of what is of kind %v, and %s: verdict %d, want %d", c.what, kind, what, got, c.want)
 				}
-			}
-			nowhere := Change{Version: NoVersion, LastUpdated: fhir.None, Timestamp: 1150, Offset: 10}
-			if k, _ := succeed(&cur, &nowhere, here); kind == segment.Live && !k.Below {
-				t.Errorf("what %s, and what came after it by another way, stands where the row before both does", what)
 			}
 			next, deleted := cur, Change{Delete: true, Version: NoVersion, LastUpdated: 920, Position: 300, Timestamp: 1200, Offset: 3}
 			if got := judge(&next, &deleted, 0, there); kind == segment.Live && got != stale {
@@ -473,7 +477,7 @@ func TestBehindThePlaceOfAnother(t *testing.T) {
 	}
 	untold := &index.State{Kind: segment.Deleted} // of what only a lost store had
 	untold.Clock, untold.Life = succeed(nil, &Change{Delete: true, Version: NoVersion, LastUpdated: 900, Position: 200, Timestamp: 1000, Offset: 5}, here)
-	again := Change{Delete: true, Version: NoVersion, LastUpdated: 900, Timestamp: 1200, Rewritten: true, Offset: 9}
+	again := Change{Delete: true, Version: NoVersion, LastUpdated: 900, Position: 400, Timestamp: 1200, Earlier: true, Offset: 9}
 	if _, _, news := retell(untold, &again, here); news {
 		t.Error("a deletion's row that was written again is another deletion")
 	}

@@ -43,7 +43,7 @@ func (c *commit) revise(ch *Change) (*Change, error) {
 	revised.Key, revised.Delete, revised.Revise, revised.Dead = ch.Key, false, nil, nil
 	revised.Version, revised.LastUpdated = r.cur.Clock.Version, r.cur.Clock.LastUpdated
 	revised.Time, revised.Timestamp, revised.Position, revised.Offset = ch.Time, ch.Timestamp, ch.Position, ch.Offset
-	revised.Snapshot, revised.Rewritten = ch.Snapshot, ch.Rewritten
+	revised.Snapshot, revised.Earlier = ch.Snapshot, ch.Earlier
 	return &revised, nil
 }
 

@@ -32,7 +32,7 @@ type said struct {
 	time        fhir.Instant // of the event, where nothing says when the resource changed
 	position    uint64       // in the source's log
 	snapshot    bool         // a snapshot told it
-	rewritten   bool         // a version's row, which was written before
+	earlier     bool         // a version's row, which was written before
 	lacks       bool         // the body may lack its type and id
 	unchanged   bool         // the body is left out, for it is what it was
 }
@@ -77,7 +77,7 @@ func (c *changes) change(rec Record, s said) (ch store.Change, ok bool, reason s
 	}
 	ch = store.Change{
 		Key: s.key, Delete: s.delete, Version: version(s.version), LastUpdated: s.lastUpdated, Time: s.time,
-		Position: s.position, Snapshot: s.snapshot, Rewritten: s.rewritten, Timestamp: rec.Timestamp, Offset: rec.Offset,
+		Position: s.position, Snapshot: s.snapshot, Earlier: s.earlier, Timestamp: rec.Timestamp, Offset: rec.Offset,
 	}
 	switch {
 	case s.delete && s.key == fhir.Key{}:

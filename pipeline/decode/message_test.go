@@ -166,8 +166,8 @@ func decoded(t *testing.T, d Decoder, rec Record) string {
 		if c.Snapshot {
 			b.WriteString(" snapshot")
 		}
-		if c.Rewritten {
-			b.WriteString(" rewritten")
+		if c.Earlier {
+			b.WriteString(" earlier")
 		}
 		if len(c.Patients) > 0 {
 			fmt.Fprintf(&b, " patients=%s", strings.Join(c.Patients, ","))

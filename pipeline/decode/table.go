@@ -220,7 +220,7 @@ func (d *debezium) keep(rec Record, s said) []store.Change {
 		return nil
 	}
 	c := DeadLetter(rec, reasonUnavailable)
-	c.Key, c.Position, c.Snapshot, c.Rewritten, c.Version, c.LastUpdated, c.Time = s.key, s.position, s.snapshot, s.rewritten, version(s.version), s.lastUpdated, s.time
+	c.Key, c.Position, c.Snapshot, c.Earlier, c.Version, c.LastUpdated, c.Time = s.key, s.position, s.snapshot, s.earlier, version(s.version), s.lastUpdated, s.time
 	c.Revise = func([]byte) (store.Change, bool) { return store.Change{}, false }
 	return []store.Change{c}
 }
@@ -236,10 +236,8 @@ func (d *debezium) read(t *table, typ string, c rowChange) (s said, skip bool, r
 		return s, false, reasonTwice
 	}
 	s = nothing
-	if s.position, s.time, s.lacks = c.position, c.at, true; t.History && c.op == 'r' {
-		s.position = 0 // a snapshot reads versions of long ago, all at its own place in the log
-	}
-	s.snapshot, s.rewritten = c.op == 'r', t.History && c.op == 'u'
+	s.position, s.time, s.lacks = c.position, c.at, true
+	s.snapshot, s.earlier = c.op == 'r', t.History && c.op != 'c'
 	if cells[typeColumn].kind == isText {
 		typ = string(cells[typeColumn].text)
 	}

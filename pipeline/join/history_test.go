@@ -608,8 +608,8 @@ func TestSnapshotOfTheReborn(t *testing.T) {
 		for _, ch := range k.history {
 			if ch.Delete {
 				ended = ch.LastUpdated
-				if !ch.Snapshot {
-					t.Errorf("streamed %t: nothing says that the end of the first life is told by a snapshot, whose log may be another", streamed)
+				if !ch.Snapshot || !ch.Earlier || ch.Position != 100 {
+					t.Errorf("streamed %t: nothing says that the first life ended before the snapshot: %+v", streamed, ch)
 				}
 			}
 		}

@@ -95,9 +95,8 @@ func (t *taking) succeed(n int64, s *state) (over bool, err error) {
 // may be told late, or never. It was before the other was made.
 func (t *taking) endBefore(n int64, was state) error {
 	changes := t.decoder.Purged(t.rec, t.part, was.key())
-	for i := range changes { // it has no place, for that of the snapshot is behind much of what it tells
-		// Nor must it get that of the row before, if the log began anew since then.
-		changes[i].LastUpdated, changes[i].Position, changes[i].Snapshot = t.part.Published-1, 0, true
+	for i := range changes {
+		changes[i].LastUpdated, changes[i].Snapshot, changes[i].Earlier = t.part.Published-1, true, true
 	}
 	t.out.Changes = append(t.out.Changes, changes...)
 	for row := range was.Tags {

@@ -21,10 +21,10 @@ func TestState(t *testing.T) {
 		{Kind: segment.Live, Seq: 1, Instant: 5, Length: 10, Clock: segment.Clock{Version: segment.NoVersion, LastUpdated: fhir.None, Timestamp: fhir.None, Origin: origin}, Placed: 5, Life: segment.NoLife},
 		{
 			Kind: segment.Live, Seq: 1 << 40, Instant: 1_700_000_000_000, Length: 1 << 30, Hash: 1<<63 + 1, Placed: 1_600_000_000_000, Patients: 9,
-			Clock: segment.Clock{Version: 4, Inherited: true, LastUpdated: 1_700_000_000_001, Position: 1 << 60, Snapshot: true, Timestamp: -5, Origin: origin, Offset: 1 << 50},
+			Clock: segment.Clock{Version: 4, Inherited: true, LastUpdated: 1_700_000_000_001, Position: 1 << 60, UpTo: true, Timestamp: -5, Origin: origin, Offset: 1 << 50},
 			Life:  segment.Life{FloorVersion: 3, FloorUpdated: 7, Reborn: true, Tombstones: []fhir.Instant{1, 2}},
 		},
-		{Kind: segment.Live, Seq: 3, Clock: segment.Clock{Version: segment.NoVersion, LastUpdated: 4, Position: 5, Below: true, Timestamp: fhir.None, Origin: origin}, Life: segment.NoLife},
+		{Kind: segment.Live, Seq: 3, Clock: segment.Clock{Version: segment.NoVersion, LastUpdated: 4, Position: 5, Told: true, Timestamp: fhir.None, Origin: origin}, Life: segment.NoLife},
 		{Kind: segment.Internal, Seq: 2, Instant: -1, Clock: segment.Clock{Version: 0, LastUpdated: fhir.None, Timestamp: 3, Origin: origin}, Placed: -1, Life: segment.Life{FloorVersion: segment.NoVersion, FloorUpdated: fhir.None, Tombstones: []fhir.Instant{3}}},
 	} {
 		b := s.Encode(nil, 7)

@@ -45,8 +45,8 @@ const (
 	stateLife        = 1 << 7
 	statePatients    = 1 << 8
 	stateSincePlaced = 1 << 9
-	stateSnapshot    = 1 << 10
-	stateBelow       = 1 << 11
+	stateUpTo        = 1 << 10
+	stateTold        = 1 << 11
 )
 
 // Encode codes s; origin is the number of its partition.
@@ -67,8 +67,8 @@ func (s *State) Encode(dst []byte, origin uint64) []byte {
 	set(!s.Life.Empty(), stateLife)
 	set(s.Patients != 0, statePatients)
 	set(s.Placed != s.Instant, stateSincePlaced)
-	set(k.Snapshot, stateSnapshot)
-	set(k.Below, stateBelow)
+	set(k.UpTo, stateUpTo)
+	set(k.Told, stateTold)
 	c.Uint(f)
 	c.Int(int64(s.Instant))
 	c.Uint(s.Seq)
@@ -120,7 +120,7 @@ func DecodeState(b []byte, origin func(uint64) (segment.Partition, bool)) (s Sta
 		s.Hash = binary.LittleEndian.Uint64(c.Take(8))
 	}
 	k.Version, k.LastUpdated, k.Timestamp = segment.NoVersion, fhir.None, fhir.None
-	k.Inherited, k.Snapshot, k.Below = f&stateInherited != 0, f&stateSnapshot != 0, f&stateBelow != 0
+	k.Inherited, k.UpTo, k.Told = f&stateInherited != 0, f&stateUpTo != 0, f&stateTold != 0
 	s.Placed, s.Life = s.Instant, segment.NoLife
 	if f&stateVersion != 0 {
 		k.Version = int64(c.ReadUint())

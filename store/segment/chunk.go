@@ -19,7 +19,7 @@ const (
 	hasPosition
 	hasLife
 	sincePlaced // Placed differs from Instant
-	inSnapshot
+	upToPosition
 )
 
 // A coder codes the columns of a chunk, for the most part as varints.
@@ -123,13 +123,13 @@ func flags(r *Row) (f byte) {
 		}
 	}
 	set(r.Clock.Version != NoVersion, hasVersion)
-	set(r.Clock.Inherited || r.Clock.Below, inheritedVersion)
+	set(r.Clock.Inherited || r.Clock.Told, inheritedVersion)
 	set(r.Clock.LastUpdated != fhir.None, hasUpdated)
 	set(r.Clock.Timestamp != fhir.None, hasTimestamp)
 	set(r.Clock.Position != 0, hasPosition)
 	set(!r.Life.Empty(), hasLife)
 	set(r.Placed != r.Instant, sincePlaced)
-	set(r.Clock.Snapshot, inSnapshot)
+	set(r.Clock.UpTo, upToPosition)
 	return f
 }
 
@@ -398,7 +398,7 @@ func decodeClock(c *coder, r *Row, f byte) {
 		k.Version = int64(c.ReadUint())
 	}
 	inherited := f&inheritedVersion != 0
-	k.Inherited, k.Below, k.Snapshot = inherited && f&hasVersion != 0, inherited && f&hasVersion == 0, f&inSnapshot != 0
+	k.Inherited, k.Told, k.UpTo = inherited && f&hasVersion != 0, inherited && f&hasVersion == 0, f&upToPosition != 0
 	if f&hasUpdated != 0 {
 		k.LastUpdated = c.readSince(r.Instant)
 	}

@@ -92,8 +92,8 @@ func (s Section) Compare(t Section) int {
 type Clock struct {
 	Version     int64        // decimal version, NoVersion if none
 	Inherited   bool         // Version is that of the row before: the change itself had none
-	Snapshot    bool         // Position is that of a snapshot, or of a version's row that was written again: what stands before it may be newer
-	Below       bool         // Position is that of the row before, which had no later one: this row, without a version, stands somewhere behind it
+	UpTo        bool         // the row stands at Position or before: what stands before it may be newer
+	Told        bool         // a snapshot told it, of a table of versions without numbers
 	LastUpdated fhir.Instant // None if the source never said
 	Position    uint64       // source position, 0 if none
 	Timestamp   fhir.Instant // of the record, None if none

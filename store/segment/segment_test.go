@@ -42,11 +42,11 @@ func rowsOf(r *rand.Rand, sec Section, n int, seq uint64) []Row {
 		}
 		if i%2 == 0 {
 			row.Key.ID = fmt.Sprintf("%08x-0000-4000-8000-%012x", r.Uint32(), r.Uint32())
-			row.Clock.Version, row.Clock.Inherited, row.Clock.Snapshot = int64(i), i%4 == 0, i%8 == 0
+			row.Clock.Version, row.Clock.Inherited, row.Clock.UpTo = int64(i), i%4 == 0, i%8 == 0
 		}
 		if i%3 == 0 {
 			row.Clock.LastUpdated, row.Clock.Timestamp = at-fhir.Instant(r.IntN(1e6)), at+fhir.Instant(r.IntN(1e6))
-			row.Clock.Position, row.Clock.Below = r.Uint64(), row.Clock.Version == NoVersion && i%9 == 0
+			row.Clock.Position, row.Clock.Told = r.Uint64(), row.Clock.Version == NoVersion && i%9 == 0
 			row.Patients = []string{"a", "b"}[:1+i%2]
 			row.References = []fhir.Key{{Type: observation, ID: "x"}, {Type: observation, ID: row.Key.ID}}[:1+i%2]
 			row.Placed = at - 5
