@@ -167,7 +167,7 @@ func (s *Source) renew(ctx context.Context, v view) {
 		code := v.codes[p.id.Topic]
 		absent := !ok && (code == 0 || code == kafka.UnknownTopicOrPartition)
 		s.mu.Lock()
-		p.absent = absent
+		p.absent = p.absent && absent
 		s.mu.Unlock()
 		switch {
 		case absent:

@@ -174,6 +174,8 @@ func (s *Source) fault(ctx context.Context, p *partition, err error) {
 	}
 	first := p.trouble == ""
 	p.trouble = err.Error()
+	_, absent := errors.AsType[absence](err)
+	p.absent = p.absent || absent
 	p.retryAt = now.Add(p.retry.NextBackOff())
 	p.stale = true
 	p.lost = p.lost || errors.Is(err, kafka.OffsetOutOfRange)
