@@ -187,7 +187,11 @@ func TestAcceptARecreatedTopic(t *testing.T) {
 	s, _ := serve(t, r, dir)
 	s.reads(id, 2)
 	s.passes()
-	if err := errors.Join(r.cluster.DeleteTopic("t"), r.cluster.CreateTopic("t", 1, nil)); err != nil {
+	if err := r.cluster.DeleteTopic("t"); err != nil {
+		t.Fatal(err)
+	}
+	s.until("it is missed", func() bool { return s.Status().Partitions[0].Absent })
+	if err := r.cluster.CreateTopic("t", 1, nil); err != nil {
 		t.Fatal(err)
 	}
 	r.connect() // a producer that knew the first would ask for it
@@ -204,6 +208,9 @@ func TestAcceptARecreatedTopic(t *testing.T) {
 	})
 	s.reads(id, 4)
 	s.passes()
+	if s.Status().Partitions[0].Absent {
+		t.Error("it is said to be missing still")
+	}
 	patient, _ := fhir.ParseType("Patient")
 	for _, p := range []string{"3", "4", "5"} {
 		if list, err := s.db.History(fhir.Key{Type: patient, ID: p}); err != nil || len(list) != 1 {
