@@ -140,6 +140,10 @@ func (c *commit) change(ch *Change, t *taken) error {
 	if !ch.Delete {
 		hash = xxhash.Sum64(ch.Body)
 	}
+	if twin, err := c.twin(ch, hash); twin || err != nil {
+		c.counts.stale++
+		return err
+	}
 	r := c.touched[ch.Key]
 	switch judge(r.cur, ch, hash, c.from(t.Partition, r.cur)) {
 	case stale:
