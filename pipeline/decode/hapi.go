@@ -49,6 +49,7 @@ type Joined interface {
 type Part struct {
 	Of       PartOf
 	Gone     bool         // the row was deleted: of all else only the numbers that are its key count
+	Made     bool         // the row was inserted; false, too, where the message does not say what was done
 	Snapshot bool         // the row was read as it is, whatever was before
 	More     bool         // others of its table come behind it in the snapshot
 	Resource int64        // the number of the resource, res_id; 0 if the row does not say it
@@ -159,7 +160,7 @@ func (d *hapi) Part(rec Record) (*Part, error) {
 	if p == nil {
 		return nil, nil
 	}
-	p.Gone, p.Snapshot, p.More, p.Position, p.At = c.op == 'd', c.op == 'r', c.op == 'r' && c.more, c.position, c.at
+	p.Gone, p.Made, p.Snapshot, p.More, p.Position, p.At = c.op == 'd', c.op == 'c', c.op == 'r', c.op == 'r' && c.more, c.position, c.at
 	p.Transaction, p.Order = transactionOf(c.message)
 	return p, nil
 }

@@ -397,6 +397,7 @@ func (t *taking) tell(n int64, p parked, part *decode.Part) error {
 	}
 	rec := p.Record
 	rec.Offset = t.rec.Offset // it comes with this record
+	s.Read = part.Snapshot || s.Read && part.Number == s.Number
 	s.Number, s.At, s.Plain = part.Number, part.Position, !part.Tagged && !s.Told && !part.Deletion
 	s.Written = max(s.Written, rec.Timestamp)
 	if !s.Plain {

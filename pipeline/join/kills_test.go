@@ -31,11 +31,15 @@ var (
 
 // kills is a database whose rows a connector tells, flattened and without transactions; a
 // server that joins them in a store; and a client that makes one increment after the other.
-// Connector and server are killed once in a while.
+// Connector and server are killed once in a while, and the connector may lose its offsets then.
 type kills struct {
 	t   *testing.T
 	r   *rand.Rand
 	lsn int
+
+	loses bool       // a connector that is killed may lose its offsets
+	other *rand.Rand // of that
+
 	pid int64
 
 	resources []*stored
@@ -46,6 +50,7 @@ type kills struct {
 	read    int              // how far the connector has read it
 	told    map[string][]int // read, and not yet written to a topic: places in the log
 	kept    int              // where the connector begins again
+	ends    []ended          // transactions
 	topics  map[string][]decode.Record
 	fetched map[string]int64
 
@@ -64,6 +69,9 @@ type kills struct {
 	steps []string
 }
 
+// An ended is where a transaction ends: as a number in the log, and as a place.
+type ended struct{ at, lsn int }
+
 var killsTables = []string{"hfj_resource", "hfj_res_ver", "hfj_res_tag", "hfj_tag_def"}
 
 func killsTopic(table string) string { return "hapi.public." + table }
@@ -73,7 +81,9 @@ func (k *kills) now() int64 { return time.Now().UnixMilli() }
 // row is one more of the log. All rows of a transaction are of the instant of its end, which
 // for what there is no sleep in is now.
 func (k *kills) row(table, op string, row map[string]any) {
-	k.lsn += 1 + k.r.IntN(200)
+	if op != "r" { // all that a snapshot has is at one place
+		k.lsn += 1 + k.r.IntN(200)
+	}
 	key := map[string]any{"pid": row["pid"]}
 	switch table {
 	case "hfj_resource":
@@ -116,12 +126,14 @@ func (k *kills) version(o *stored, body string) {
 	k.versionRow(o, "u")
 }
 
-func (k *kills) versionRow(o *stored, op string) {
+func (k *kills) versionRow(o *stored, op string) { k.row("hfj_res_ver", op, k.versionOf(o)) }
+
+func (k *kills) versionOf(o *stored) map[string]any {
 	row := map[string]any{"pid": o.pid, "res_id": o.id, "res_type": "Patient", "res_ver": o.version, "res_encoding": "JSON", "res_text_vc": o.body, "res_updated": o.at * 1000, "has_tags": len(o.tags) > 0, "source_uri": o.source}
 	if o.body == "" {
 		row["res_encoding"], row["res_text_vc"] = "DEL", nil
 	}
-	k.row("hfj_res_ver", op, row)
+	return row
 }
 
 func (k *kills) put(o *stored, n int, tags ...string) {
@@ -219,6 +231,40 @@ func (k *kills) killConnector() {
 		k.kept = max(k.kept, k.unsent()-k.r.IntN(k.back))
 	}
 	k.read, k.told = k.kept, map[string][]int{}
+}
+
+// loseOffsets has the connector take a snapshot, beside the slot that it has: of what there is now, and
+// as of a place in the log before which some of it stands, and some not. It goes on from there.
+func (k *kills) loseOffsets() {
+	if len(k.ends) == 0 {
+		return
+	}
+	of := k.ends[len(k.ends)-1-k.other.IntN(min(4, len(k.ends)))]
+	k.kept, k.read, k.told = of.at, of.at, map[string][]int{}
+	end, lsn := len(k.log), k.lsn
+	k.lsn = of.lsn
+	row := func(table string, row map[string]any) {
+		k.row(table, "r", row)
+		last := &k.log[len(k.log)-1]
+		rec := last.rec
+		rec.Timestamp, rec.Offset = fhir.Instant(k.now()), int64(len(k.topics[last.topic]))
+		k.topics[last.topic] = append(k.topics[last.topic], rec)
+	}
+	for _, code := range slices.Sorted(maps.Keys(k.tags)) {
+		row("hfj_tag_def", map[string]any{"tag_id": k.tags[code], "tag_type": 0, "tag_system": "urn:s", "tag_code": code, "tag_user_selected": false})
+	}
+	for _, o := range k.resources {
+		for _, pid := range slices.Sorted(maps.Keys(o.tags)) {
+			row("hfj_res_tag", map[string]any{"pid": pid, "res_id": o.id, "tag_id": o.tags[pid]})
+		}
+	}
+	for _, o := range k.resources {
+		if o.version > 0 {
+			row("hfj_resource", map[string]any{"res_id": o.id, "res_type": "Patient", "fhir_id": strings.TrimPrefix(o.key, "Patient/"), "res_ver": o.version})
+			row("hfj_res_ver", k.versionOf(o))
+		}
+	}
+	k.log, k.lsn = k.log[:end], lsn
 }
 
 func (k *kills) open() {
@@ -367,6 +413,7 @@ func (k *kills) run() {
 		case n < 15:
 			if writes++; writes < 60 {
 				k.write(writes)
+				k.ends = append(k.ends, ended{len(k.log), k.lsn})
 			}
 		case n < 40:
 			k.connect()
@@ -390,6 +437,11 @@ func (k *kills) run() {
 			if !calm || k.r.IntN(3) == 0 {
 				if k.r.IntN(2) == 0 {
 					k.catchUp()
+				}
+				if k.loses && k.other.IntN(4) == 0 {
+					k.note("lose offsets")
+					k.loseOffsets()
+					continue
 				}
 				k.note("kill connector")
 				k.killConnector()
@@ -484,9 +536,10 @@ func (k *kills) shown(o *stored) string {
 	return fmt.Sprintf(`{"resourceType":"Patient","id":"%s","meta":{%s},%s`, strings.TrimPrefix(o.key, "Patient/"), meta, strings.TrimPrefix(o.body, `{"resourceType":"Patient",`))
 }
 
-// killsSeeds are histories in which something was wrong once: in 391 a version without tags that a
-// connector told again was a change, for there was a later tag.
-var killsSeeds = []uint64{391}
+// killsSeeds are histories in which something was wrong once: in 391, where no offsets are lost, a
+// version without tags that a connector told again was a change, for there was a later tag; in 200
+// one came again that a snapshot had, and the log told behind that.
+var killsSeeds = []uint64{391, 200}
 
 // TestKills: what comes through kills of a connector and of a server is what the tables hold, and
 // nothing that a client has comes again as it was.
@@ -501,7 +554,7 @@ func TestKills(t *testing.T) {
 		}
 		synctest.Test(t, func(t *testing.T) {
 			k := &kills{
-				t: t, r: rand.New(rand.NewPCG(seed, 17)), tags: map[string]int64{}, codes: map[int64]string{}, told: map[string][]int{},
+				t: t, r: rand.New(rand.NewPCG(seed, 17)), other: rand.New(rand.NewPCG(seed, 18)), loses: seed != killsSeeds[0], tags: map[string]int64{}, codes: map[int64]string{}, told: map[string][]int{},
 				topics: map[string][]decode.Record{}, fetched: map[string]int64{}, fs: vfs.NewCrashableMem(), since: fhir.None, has: map[string]string{}, slow: map[string]int{},
 			}
 			k.o = store.Options{FS: k.fs, MergeOff: true, Cache: 1 << 20, Allowance: []time.Duration{time.Millisecond, 200 * time.Millisecond, time.Second}[k.r.IntN(3)], SettleAfter: time.Second}

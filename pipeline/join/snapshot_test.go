@@ -79,6 +79,47 @@ func TestLabelsOfSnapshots(t *testing.T) {
 	}
 }
 
+// TestSnapshotAheadOfItsPlace: a connector that has lost its offsets takes a snapshot beside the slot
+// that it has, and the log then tells behind the snapshot's place what is in it. Of a version it tells
+// first how it was inserted: that is not told again, nor what followed; what is new is.
+func TestSnapshotAheadOfItsPlace(t *testing.T) {
+	for _, tagged := range []bool{false, true} {
+		k := newKept(t)
+		j := New(decoder(t, decode.Options{}), k, func() fhir.Instant { return k.now }, nil)
+		r := &labelled{t, k, j}
+		var told []string
+		version := func(op string, n, source int) {
+			t.Helper()
+			r.take(op, "hfj_res_ver", fmt.Sprintf(`"pid":%d,"res_id":1,"res_ver":%d,"res_type":"Patient","has_tags":%t,"res_encoding":"JSON","source_uri":"s%d","res_text_vc":"{\"resourceType\":\"Patient\"}"`, n, n, tagged, source))
+			if now := k.shown()["Patient/anna"]; len(told) == 0 || told[len(told)-1] != now {
+				told = append(told, now)
+			}
+		}
+		r.take("r", "hfj_tag_def", `"tag_id":1,"tag_type":2,"tag_system":"s","tag_code":"1"`)
+		r.take("r", "hfj_resource", `"res_id":1,"res_type":"Patient","fhir_id":"anna"`)
+		if tagged {
+			r.take("r", "hfj_res_tag", `"pid":1,"res_id":1,"tag_id":1`)
+			k.now += lull
+		}
+		version("r", 2, 1)
+		for range 2 { // the connector is killed, and repeats it
+			version("c", 1, 0)
+			version("u", 1, 1)
+			version("c", 2, 0)
+			version("u", 2, 1)
+		}
+		if len(told) != 1 || !strings.Contains(told[0], "s1") {
+			t.Errorf("tagged: %t: of what the snapshot has it tells %q", tagged, told)
+		}
+		version("u", 2, 2)
+		version("c", 3, 0)
+		version("u", 3, 3)
+		if len(told) != 4 || !strings.Contains(told[1], "s2") || !strings.Contains(told[2], "s0") || !strings.Contains(told[3], "s3") {
+			t.Errorf("tagged: %t: behind that it tells %q", tagged, told)
+		}
+	}
+}
+
 // TestManyBehindSnapshots: what waits for other topics is told some at a time, and all of it.
 func TestManyBehindSnapshots(t *testing.T) {
 	k, upto := newKept(t), fhir.None

@@ -57,6 +57,9 @@ type state struct {
 	// Plain: that version has no tags, and had none before when it was told. The store knows what
 	// is repeated of it, by where its row stands, until it gets some.
 	Plain bool `json:"u,omitempty"`
+	// Read: a snapshot told that version, or told it first. One that is taken beside a slot which is
+	// there already has what the log tells behind its place.
+	Read bool `json:"d,omitempty"`
 	// Purged: its row is gone. Rows of other tables that come yet say nothing any more.
 	Purged bool  `json:"x,omitempty"`
 	Grave  grave `json:"g,omitzero"` // where that was
@@ -81,7 +84,8 @@ func (s *state) enter(part *decode.Part) {
 // repeats tells whether a version's row was told before, or one that was written later.
 func (s *state) repeats(part *decode.Part) bool {
 	here := part.Number == s.Number && (s.Told || !s.Plain)
-	return part.Number < s.Number || here && part.Position > 0 && part.Position <= s.At
+	first := part.Number == s.Number && s.Read && s.At > 0 && part.Made // what the snapshot has came after it, wherever they stand
+	return part.Number < s.Number || first || here && part.Position > 0 && part.Position <= s.At
 }
 
 // misses tells whether there are versions before this one, or this one is of a snapshot, whose
