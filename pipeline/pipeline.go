@@ -95,7 +95,21 @@ func (t Topic) reading() string {
 	return t.Format + " " + t.Reading
 }
 
-func (t Topic) selector() source.Topics { return source.Topics{Name: t.Name, Pattern: t.Pattern} }
+func (t Topic) selector() source.Topics {
+	of := source.Topics{Name: t.Name, Pattern: t.Pattern}
+	if t.Format == formatOfRows {
+		of.Compacted = losesDeletions
+	}
+	return of
+}
+
+const (
+	// formatOfRows is the format in which a deletion is followed by a null of the same key, which
+	// says nothing and alone outlives compaction.
+	formatOfRows   = "debezium"
+	losesDeletions = "deletions that were not read before are lost, for the tombstones behind them say nothing: " +
+		"have it keep everything (cleanup.policy=delete, retention.ms=-1), or the connector write no tombstones (tombstones.on.delete=false)"
+)
 
 // Options say what to read. Source.Brokers and Topics must be set; Topics,
 // MaxRecord, Logger and Meter of Source are set from here.

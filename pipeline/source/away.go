@@ -61,8 +61,21 @@ func (s *Source) reassure(ctx context.Context) {
 			s.cfg.Logger.WarnContext(ctx, "whether deletions are compacted away unseen is not checked",
 				"topic", p.id.Topic, "partition", p.id.ID, "error", err)
 		}
+		if a.retention > 0 || errors.Is(a.err, errKeepsNothing) {
+			s.warnCompacted(ctx, p.id.Topic)
+		}
 		s.weighAbsence(ctx, p, a.retention)
 	}
+}
+
+// warnCompacted warns, once, of a topic that should not be compacted.
+func (s *Source) warnCompacted(ctx context.Context, topic string) {
+	i := slices.IndexFunc(s.cfg.Topics, func(t Topics) bool { return t.Match(topic) })
+	if i < 0 || s.cfg.Topics[i].Compacted == "" || s.warned[topic] {
+		return
+	}
+	s.warned[topic] = true
+	s.cfg.Logger.WarnContext(ctx, "the topic is compacted: "+s.cfg.Topics[i].Compacted, "topic", topic)
 }
 
 // weighAbsence decides about a partition whose topic keeps deletions for so

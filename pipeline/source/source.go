@@ -37,6 +37,8 @@ import (
 type Topics struct {
 	Name    string
 	Pattern *regexp.Regexp
+	// Compacted is what is warned of if one of them is compacted; "": nothing.
+	Compacted string
 }
 
 // Match says whether the topic called name is meant.
@@ -171,7 +173,8 @@ type Source struct {
 
 	group   *errgroup.Group // of Run
 	handler Handler
-	told    *bool // what the handler was last told of completeness; watch's
+	told    *bool           // what the handler was last told of completeness; watch's
+	warned  map[string]bool // topics that are compacted and should not be; watch's
 
 	mu         sync.Mutex
 	partitions map[store.Partition]*partition
@@ -195,6 +198,7 @@ func New(cfg Config, log Log) (*Source, error) {
 		kicked:     make(chan struct{}, 1),
 		partitions: map[store.Partition]*partition{},
 		leaders:    map[int32]*leader{},
+		warned:     map[string]bool{},
 	}, nil
 }
 

@@ -465,6 +465,34 @@ func TestAwayWhileRunning(t *testing.T) {
 	f.waitRecords(t, id, got{0, "a"}, got{1, "b"}, got{2, "c"}, got{3, "d"})
 }
 
+// A topic that loses deletions when it is compacted is warned of, once.
+func TestCompactedTopic(t *testing.T) {
+	for policy, want := range map[string]int{"compact": 1, "compact,delete": 1, "delete": 0} {
+		c := newCluster(t, kfake.SeedTopics(2, "rows", "resources"))
+		cl := newProducer(t, c)
+		for _, topic := range []string{"rows", "resources"} {
+			configure(t, cl, topic, "cleanup.policy", policy)
+			for n := range int32(2) {
+				produce(t, cl, at(topic, n), "a")
+			}
+		}
+		var log syncBuffer
+		cfg := testConfig(c, "rows", "resources")
+		cfg.Topics[0].Compacted = "deletions are lost"
+		cfg.Logger = testLogger(&log)
+		f := newFakeStore()
+		run(t, cfg, f)
+		for _, topic := range []string{"rows", "resources"} {
+			for n := range int32(2) {
+				f.waitNext(t, at(topic, n), 1)
+			}
+		}
+		if got := strings.Count(log.String(), "deletions are lost"); got != want || strings.Contains(log.String(), "topic=resources") {
+			t.Errorf("%s: %d warnings, want %d: %s", policy, got, want, log.String())
+		}
+	}
+}
+
 // What retention took before we came is gone for us: the log says so, once.
 func TestLostBeginning(t *testing.T) {
 	c := newCluster(t, kfake.SeedTopics(2, "t"))
