@@ -219,6 +219,7 @@ type partition struct {
 	joinAt   int64 // reaching this offset is joining
 	joined   bool
 	stored   bool // a batch has stored that it joined
+	caught   bool // it was read to its end since the store was restored
 	seen     fhir.Instant
 	held     string
 }
@@ -247,6 +248,7 @@ type taken struct {
 	at      fhir.Instant
 	seen    fhir.Instant // as PartitionState.Seen, once this is committed
 	bytes   int64
+	caught  bool // before it the partition was read to its end, since the store was restored
 	erasure bool // deletions of our own
 }
 

@@ -190,9 +190,10 @@ func (c *commit) refused(ch *Change, t *taken) error {
 
 // doubtful tells whether a deletion must be told even of a resource that never
 // lived here: before a restore, or in a segment that is lost, it may have, and
-// clients may have it. A compacted topic brings only how it ended.
+// clients may have it. A compacted topic brings only how it ended, be that
+// after the restore, until the partition has been read to its end once.
 func (c *commit) doubtful(ch *Change, t *taken) bool {
-	return c.meta.Restored != fhir.None && evidence(ch, t.at) <= c.meta.Restored
+	return c.meta.Restored != fhir.None && (!t.caught || evidence(ch, t.at) <= c.meta.Restored)
 }
 
 // lived tells clients of a deletion that was of nothing we had, when a state before it comes

@@ -260,6 +260,8 @@ func (db *DB) take(p *partition, t taken) {
 
 // follow lets a partition that is read move on, and tells whether it did.
 func (db *DB) follow(p *partition, t *taken) (moved bool) {
+	t.caught = p.caught
+	p.caught = p.caught || t.Asked > db.meta.Restored && t.Next >= t.End
 	p.progress.Observe(t.Asked, t.End)
 	if t.Resolved == nil { // what is decoded again lies below by nature
 		t.Changes = t.from(p.progress.Next())

@@ -80,6 +80,7 @@ type model struct {
 
 	logs    [][]sent // the partitions
 	fetched []int64  // next offset to fetch of each
+	caught  []bool   // whether that was once its end, since the store was opened
 	order   []pendingBatch
 	newest  map[string]int // greatest accepted source index
 
@@ -109,8 +110,9 @@ type backedUp struct {
 }
 
 type pendingBatch struct {
-	list []sent
-	now  fhir.Instant
+	list   []sent
+	now    fhir.Instant
+	caught bool // the partition, before it
 }
 
 type window struct {
@@ -226,7 +228,7 @@ func (m *model) open() {
 		m.t.Fatal(err)
 	}
 	m.db = db
-	m.order = nil
+	m.order, m.caught = nil, make([]bool, len(m.logs))
 	m.discover()
 	for p := range m.fetched {
 		m.fetched[p] = m.state(p).Next
@@ -497,7 +499,8 @@ func (m *model) fetch() {
 		m.t.Fatal(err)
 	}
 	m.fetched[p] = to
-	m.order = append(m.order, pendingBatch{list, m.db.Now()})
+	m.order = append(m.order, pendingBatch{list, m.db.Now(), m.caught[p]})
+	m.caught[p] = m.caught[p] || asked > m.restored && to == b.End
 }
 
 // commit makes what was taken in durable, and tells the oracle in the same order.
@@ -510,14 +513,15 @@ func (m *model) commit() {
 	}
 	for _, b := range m.order {
 		for _, x := range b.list {
-			m.accept(x, line, b.now)
+			m.accept(x, line, b)
 		}
 	}
 	m.order = nil
 }
 
 // accept knows what is newer from the source's own order alone.
-func (m *model) accept(x sent, line, now fhir.Instant) {
+func (m *model) accept(x sent, line fhir.Instant, b pendingBatch) {
+	now := b.now
 	key := x.ch.Key.String()
 	cur := m.oracle.Newest(key)
 	t := x.ch.LastUpdated
@@ -530,7 +534,7 @@ func (m *model) accept(x sent, line, now fhir.Instant) {
 	if t > now {
 		t = fhir.None
 	}
-	doubtful := m.restored != fhir.None && t <= m.restored
+	doubtful := m.restored != fhir.None && (t <= m.restored || !b.caught)
 	if slices.ContainsFunc(m.sources, func(s *source) bool { return s.key == x.ch.Key && s.erased }) {
 		if cur == nil && doubtful { // the client may have what the lost store told
 			m.oracle.Apply(key, "", t, line, now)
@@ -864,7 +868,7 @@ func (m *model) erase() {
 
 func (m *model) addPartition() {
 	if len(m.logs) < 5 {
-		m.logs, m.fetched = append(m.logs, nil), append(m.fetched, 0)
+		m.logs, m.fetched, m.caught = append(m.logs, nil), append(m.fetched, 0), append(m.caught, false)
 		m.discover()
 	}
 }
@@ -890,6 +894,7 @@ func (m *model) drain() {
 			if err := m.db.Apply(context.Background(), b); err != nil {
 				m.t.Fatal(err)
 			}
+			m.caught[p] = m.caught[p] || b.Asked > m.restored
 		}
 		m.export()
 	}
