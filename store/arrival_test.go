@@ -415,6 +415,40 @@ func TestDeletedBehindARestore(t *testing.T) {
 	})
 }
 
+// TestPurgeBehindARestore: a purge says no version. What was made again before it, of a greater one
+// than was deleted first, stays away also where a life that a lost store told comes between.
+func TestPurgeBehindARestore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTables(t)
+		s.tell(0, "b", 50, "1")
+		told := s.db.Now()
+		time.Sleep(time.Minute)
+		s.reindex()
+		time.Sleep(time.Minute)
+		s.tell(0, "c", 60, "1")
+		s.tell(1, "c", 70, "1")
+		version := func(n int64, updated fhir.Instant, place uint64, body string) {
+			ch := patientChange("a", updated, body)
+			ch.Version, ch.Position, ch.Time, ch.Timestamp = n, place, updated, updated
+			if body == "" {
+				ch.Delete, ch.Body, ch.Patients = true, nil, nil
+			}
+			appliesAt(s.t, s.db, topicsOfTables[1], s.offsets[1], ch)
+			s.offsets[1]++
+		}
+		version(3, s.db.Now(), 200, "")
+		s.tell(0, "a", 300, "")
+		want := []string{"internal/unseen-deletions", "internal/repeated-deletions"}
+		s.had("a", want...)
+		version(2, told, 150, "2")
+		want = append(want, "deleted/Patient")
+		s.had("a", want...)
+		version(4, s.db.Now(), 250, "4")
+		s.had("a", want...)
+		s.close()
+	})
+}
+
 // tables is a store that reads two topics of one log.
 type tables struct {
 	t       *testing.T

@@ -211,7 +211,7 @@ func (c *commit) lived(ch *Change, t *taken, r *resource) error {
 		return err
 	}
 	now := &c.rows[r.at].Clock
-	now.LastUpdated, now.Told = max(now.LastUpdated, k.LastUpdated), k.Told
+	now.LastUpdated, now.Inherited, now.Told = max(now.LastUpdated, k.LastUpdated), k.Inherited, k.Told
 	r.cur.Clock = *now
 	return nil
 }
