@@ -143,6 +143,11 @@ func TestPlacesOfOneInstant(t *testing.T) {
 			}
 		}
 	}
+	again.Delete, again.Version, told.Delete, told.Version = true, 3, false, 2
+	cur := &index.State{Kind: segment.Internal}
+	if cur.Clock, cur.Life = succeed(nil, &again, here); judge(cur, &told, 2, there) != stale {
+		t.Error("a version lives behind the deletion that has the number after it")
+	}
 }
 
 // TestPurgeOfTheUnseen: what the purge of a row does not say an earlier deletion has said, of
