@@ -20,8 +20,8 @@ import (
 	"tidemark/api/publish"
 	"tidemark/api/withhold"
 	"tidemark/store"
-	"tidemark/store/storetest"
 	"tidemark/store/fhir"
+	"tidemark/store/storetest"
 )
 
 // A publisher is a real store on a disk in memory, what is published of it, and
