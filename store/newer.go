@@ -155,7 +155,7 @@ func place(ch *Change, k *segment.Clock) (order int, placed bool) {
 	}
 	order, placed = InLog(ch.Position, done, k.Position, written)
 	said := ch.LastUpdated
-	nowhere, row := ch.Position == 0 || ch.Earlier && ch.Snapshot, k.Position == 0 || k.Told
+	nowhere, row := ch.Position == 0 || ch.Earlier && ch.Snapshot, k.Position == 0 || k.Told // no place of their own
 	switch {
 	case nowhere != row && said != fhir.None && said == k.LastUpdated && (ch.Version == NoVersion || k.Version == NoVersion):
 		if nowhere {
@@ -164,8 +164,8 @@ func place(ch *Change, k *segment.Clock) (order int, placed bool) {
 		return 1, true
 	case !placed:
 		return order, placed
-	case ch.Earlier && order >= 0, ch.Earlier && k.UpTo:
-	case k.UpTo && order == 0, k.UpTo && order < 0 && !ch.Snapshot:
+	case ch.Earlier && order >= 0, ch.Earlier && k.UpTo: // ch may stand before the row, or the row before ch
+	case k.UpTo && order == 0, k.UpTo && order < 0 && !ch.Snapshot: // the row may stand before ch
 		if said == fhir.None {
 			said = ch.Time
 		}
