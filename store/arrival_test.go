@@ -330,6 +330,7 @@ func TestPlaceOutlivesReindex(t *testing.T) {
 		s.tell(1, "a", 300, "2") // stands before the last deletion
 		want := []string{"live/Patient", "deleted/Patient", "internal/repeated-deletions"}
 		s.had("a", want...)
+		s.tell(0, "b", 500, "1") // to the end of the topic
 		s.tell(0, "a", 600, "")
 		s.had("a", append(want, "deleted/Patient")...)
 		s.close()
