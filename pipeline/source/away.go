@@ -75,7 +75,7 @@ func (s *Source) warnCompacted(ctx context.Context, topic string) {
 		return
 	}
 	s.warned[topic] = true
-	s.cfg.Logger.WarnContext(ctx, "the topic is compacted: "+s.cfg.Topics[i].Compacted, "topic", topic)
+	s.cfg.Logger.WarnContext(ctx, "the topic is compacted", "topic", topic, "but", s.cfg.Topics[i].Compacted)
 }
 
 // weighAbsence decides about a partition whose topic keeps deletions for so
