@@ -355,7 +355,7 @@ func TestDeletionsOfTheUnseenInTheStore(t *testing.T) {
 			s.offsets[p]++
 		}
 		want := []string{"internal/unseen-deletions", "internal/repeated-deletions"}
-		for id, place := range map[string]uint64{"a": 0, "b": 100} {
+		for id, place := range map[string]uint64{"a": 0, "b": 100, "c": 100} {
 			version(0, id, 0, place, "")
 			version(0, id, 20, 2*place, "") // where there are places, a snapshot tells it
 			s.had(id, want...)
@@ -370,6 +370,10 @@ func TestDeletionsOfTheUnseenInTheStore(t *testing.T) {
 			version(1, id, 30, 2*place, "4")
 			s.had(id, append(want, "live/Patient")...)
 		}
+		version(1, "c", 10, 110, "2")
+		s.had("c", want...)
+		version(1, "c", 20, 150, "3") // of the instant of what the snapshot told: it came after
+		s.had("c", append(want, "live/Patient")...)
 		s.close()
 	})
 }

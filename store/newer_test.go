@@ -143,7 +143,7 @@ func TestPlacesOfOneInstant(t *testing.T) {
 			}
 		}
 	}
-	again.Delete, again.Version, told.Delete, told.Version = true, 3, false, 2
+	again.Delete, again.Version, again.Position, told.Delete, told.Version = true, 3, 0, false, 2
 	cur := &index.State{Kind: segment.Internal}
 	if cur.Clock, cur.Life = succeed(nil, &again, here); judge(cur, &told, 2, there) != stale {
 		t.Error("a version lives behind the deletion that has the number after it")
@@ -439,6 +439,12 @@ func TestDeletionsOfTheUnseen(t *testing.T) {
 			t.Errorf("what came %s: verdict %d, want %d", c.what, got, c.want)
 		}
 	}
+	cur, later := &index.State{Kind: segment.Internal}, said(NoVersion, 920)
+	cur.Clock, cur.Life = succeed(nil, &Change{Delete: true, Version: NoVersion, LastUpdated: 900, Timestamp: 1000}, here)
+	later.Position = 0
+	if k, _, news := retell(cur, &later, here); !news || k.LastUpdated != 920 {
+		t.Errorf("the later one of two without places: news %t, %v", news, k.LastUpdated)
+	}
 }
 
 // TestUpToItsPlace: a version that a snapshot tells, or of which only its being written again is
@@ -468,6 +474,8 @@ func TestUpToItsPlace(t *testing.T) {
 				{"behind both", Change{LastUpdated: 960, Position: 300}, applies},
 				{"before both", Change{LastUpdated: 890, Position: 100}, stale},
 				{"behind its place", Change{LastUpdated: 940, Position: 401}, applies},
+				{"later, of what is now, told by a snapshot there", Change{LastUpdated: 960, Position: 400, Snapshot: true}, applies},
+				{"earlier, of what is now, told by a snapshot there", Change{LastUpdated: 940, Position: 400, Snapshot: true}, stale},
 			} {
 				c.ch.Version, c.ch.Timestamp, c.ch.Offset = NoVersion, 1200, 3
 				if got := judge(&cur, &c.ch, 1, there); got != c.want {
