@@ -59,6 +59,8 @@ var narrowings = []narrowing{
 // _typeFilter is the one without, less what a reading of the decoded resources
 // says does not match; deletions are the same.
 func TestFilters(t *testing.T) {
+	t.Parallel() // it mostly waits
+
 	for seed := range storetest.Rounds(uint64(4)) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			m := newMachine(t)

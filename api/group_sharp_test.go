@@ -695,6 +695,8 @@ func (c *clinic) change() store.Change {
 // nothing else; is told of no deletion or departure of what is in it, and of the
 // deletion of all that a member had at the last export.
 func TestGroupChainIdentifiers(t *testing.T) {
+	t.Parallel() // it mostly waits
+
 	for seed := range storetest.Rounds(uint64(4)) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			m := newMachine(t)

@@ -309,6 +309,8 @@ func (w *ward) close(in map[string]bool, refers func(ref, field string) string) 
 // holds all of it in the same versions, and nothing that was deleted while it
 // was his to know.
 func TestGroupChain(t *testing.T) {
+	t.Parallel() // it mostly waits
+
 	for seed := range storetest.Rounds(uint64(6)) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			m := newMachine(t)
@@ -355,6 +357,8 @@ func TestGroupChain(t *testing.T) {
 // TestGroupChainDeletions: what a member had at the last export and has been
 // deleted since is told, whatever became of the membership.
 func TestGroupChainDeletions(t *testing.T) {
+	t.Parallel() // it mostly waits
+
 	for seed := range storetest.Rounds(uint64(4)) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			m := newMachine(t)
