@@ -145,7 +145,8 @@ func TestArrivalOfVersions(t *testing.T) {
 
 // TestVersionsBesideTheirTable: of a table of versions and of one of what is now, both of which are
 // written again now and then, nothing that was over comes again, in whatever order their topics are
-// read, also where a connector tells the end of all of them again.
+// read, also where snapshots tell both, the log is lost for a while before one, and a connector tells
+// the end of all of it again.
 func TestVersionsBesideTheirTable(t *testing.T) {
 	for seed := range uint64(60_000) {
 		r := rand.New(rand.NewPCG(seed, 14))
