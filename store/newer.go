@@ -142,9 +142,10 @@ func beforeDeletion(cur *index.State, ch *Change) bool {
 
 // place orders a change and the newest row by where they stand in their source's log, if both
 // say that. Where one of them may stand anywhere before its place, and the other stands there,
-// their times decide: of a version's row that was written again, or that a snapshot tells, and of
-// what a snapshot tells and a transaction that was under way then, and wrote before it. Of one
-// instant, and by no number the later one, the log tells the later.
+// their times decide: of a version's row that was written again, and of what a snapshot tells and a
+// transaction that was under way then, and wrote before it. They always do of a version's row that
+// a snapshot tells: it may also stand behind the place at which the snapshot began. Of one instant,
+// and by no number the later one, the log tells the later.
 func place(ch *Change, k *segment.Clock) (order int, placed bool) {
 	done, written := ch.Time, k.Timestamp
 	if done == fhir.None {
@@ -164,8 +165,8 @@ func place(ch *Change, k *segment.Clock) (order int, placed bool) {
 		return 1, true
 	case !placed:
 		return order, placed
-	case ch.Earlier && order >= 0, ch.Earlier && k.UpTo: // ch may stand before the row, or the row before ch
-	case k.UpTo && order == 0, k.UpTo && order < 0 && !ch.Snapshot: // the row may stand before ch
+	case ch.Earlier && (ch.Snapshot || order >= 0 || k.UpTo): // ch may stand before the row, or the row before ch
+	case k.Told, k.UpTo && order == 0, k.UpTo && order < 0 && !ch.Snapshot: // the row may stand before ch
 		if said == fhir.None {
 			said = ch.Time
 		}

@@ -77,10 +77,10 @@ func TestSnapshotInAnotherLog(t *testing.T) {
 		Clock: segment.Clock{Version: NoVersion, LastUpdated: 1_000_000, Position: 200, Timestamp: 1_000_100, Origin: from, Offset: 5},
 		Life:  segment.NoLife,
 	}
-	for written, want := range map[fhir.Instant]verdict{1_000_100 + anotherLog: stale, 1_000_101 + anotherLog: applies} {
+	for _, written := range []fhir.Instant{1_000_100 + anotherLog, 1_000_101 + anotherLog} {
 		snapshot := Change{Version: NoVersion, LastUpdated: written - 10, Time: written, Position: 10, Snapshot: true, Earlier: true, Timestamp: written, Offset: 6}
-		if got := judge(cur, &snapshot, 1, from); got != want {
-			t.Errorf("a snapshot of %v: verdict %d, want %d", written, got, want)
+		if got := judge(cur, &snapshot, 1, from); got != applies {
+			t.Errorf("a snapshot of %v: verdict %d, want %d", written, got, applies)
 		}
 		next := *cur
 		next.Clock, next.Life = succeed(cur, &snapshot, from)
@@ -473,7 +473,7 @@ func TestUpToItsPlace(t *testing.T) {
 				{"between the two", Change{LastUpdated: 920, Position: 300}, stale},
 				{"behind both", Change{LastUpdated: 960, Position: 300}, applies},
 				{"before both", Change{LastUpdated: 890, Position: 100}, stale},
-				{"behind its place", Change{LastUpdated: 940, Position: 401}, applies},
+				{"behind its place", Change{LastUpdated: 940, Position: 401}, map[bool]verdict{false: applies, true: stale}[ch.Snapshot]}, // a snapshot may be ahead
 				{"later, of what is now, told by a snapshot there", Change{LastUpdated: 960, Position: 400, Snapshot: true}, applies},
 				{"earlier, of what is now, told by a snapshot there", Change{LastUpdated: 940, Position: 400, Snapshot: true}, stale},
 			} {
