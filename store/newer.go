@@ -165,7 +165,7 @@ func place(ch *Change, k *segment.Clock) (order int, placed bool) {
 		return 1, true
 	case !placed:
 		return order, placed
-	case ch.Earlier && (ch.Snapshot || order >= 0 || k.UpTo): // ch may stand before the row, or the row before ch
+	case ch.Earlier && (ch.Snapshot || order >= 0): // ch may stand before the row
 	case k.Told, k.UpTo && order == 0, k.UpTo && order < 0 && !ch.Snapshot: // the row may stand before ch
 		if said == fhir.None {
 			said = ch.Time
