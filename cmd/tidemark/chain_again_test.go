@@ -5,7 +5,6 @@ package main
 import (
 	"bytes"
 	"cmp"
-	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -41,27 +40,7 @@ func (c *chain) random() {
 
 // meanwhile writes random transactions until it is told to stop.
 func (c *chain) meanwhile() (stop func()) {
-	seed := rand.Uint64()
-	c.t.Logf("meanwhile random transactions of seed %d", seed)
-	writing, end := context.WithCancel(c.t.Context())
-	var writers sync.WaitGroup
-	faults := make([]error, 3)
-	for i := range faults {
-		writers.Go(func() {
-			rng := rand.New(rand.NewPCG(seed, uint64(i)))
-			for writing.Err() == nil && faults[i] == nil {
-				_, faults[i] = c.run(history(rng, 4))
-				pause(writing, 20*time.Millisecond)
-			}
-		})
-	}
-	return func() {
-		end()
-		writers.Wait()
-		if err := errors.Join(faults...); err != nil {
-			c.t.Fatal(err)
-		}
-	}
+	return c.writing(3, func(rng *rand.Rand) string { return history(rng, 4) })
 }
 
 // history is a script of random transactions. Those of several sessions meet at the same

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"net/url"
 	"os"
@@ -279,6 +280,58 @@ func (c *chain) lose(now func()) {
 	for _, l := range c.lines {
 		c.connect(http.MethodPut, "/connectors/"+l.connector+"/resume", nil)
 		c.runs(l.connector)
+	}
+}
+
+// through starts the servers and the clients that follow them, ends what is written meanwhile, and
+// goes through the phases, with a comparison before them.
+func (c *chain) through(calm func(), phases ...func()) {
+	c.t.Helper()
+	following, stop := context.WithCancel(c.t.Context())
+	var mergers sync.WaitGroup
+	defer mergers.Wait()
+	defer stop()
+	for _, l := range c.lines {
+		l.launch()
+	}
+	for _, l := range c.lines {
+		l.ready()
+		mergers.Go(func() { l.merger.follow(following) })
+	}
+	calm()
+	c.compare("what was there before, and what was written meanwhile")
+	for _, phase := range phases {
+		begin := time.Now()
+		phase()
+		c.t.Logf("that took %v", time.Since(begin).Round(100*time.Millisecond))
+	}
+	stop()
+	mergers.Wait()
+	c.end()
+}
+
+// writing has some sessions write scripts until it is told to stop.
+func (c *chain) writing(sessions int, script func(rng *rand.Rand) string) (stop func()) {
+	seed := rand.Uint64()
+	c.t.Logf("meanwhile random transactions of seed %d", seed)
+	writing, end := context.WithCancel(c.t.Context())
+	var writers sync.WaitGroup
+	faults := make([]error, sessions)
+	for i := range faults {
+		writers.Go(func() {
+			rng := rand.New(rand.NewPCG(seed, uint64(i)))
+			for writing.Err() == nil && faults[i] == nil {
+				_, faults[i] = c.run(script(rng))
+				pause(writing, 20*time.Millisecond)
+			}
+		})
+	}
+	return func() {
+		end()
+		writers.Wait()
+		if err := errors.Join(faults...); err != nil {
+			c.t.Fatal(err)
+		}
 	}
 }
 

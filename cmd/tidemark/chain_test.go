@@ -30,27 +30,7 @@ func TestChain(t *testing.T) {
 	c.load()
 	calm := c.meanwhile() // some of it is under way when the connectors take their snapshots
 	c.putAll()
-	following, stop := context.WithCancel(t.Context())
-	var mergers sync.WaitGroup
-	defer mergers.Wait()
-	defer stop()
-	for _, l := range c.lines {
-		l.launch()
-	}
-	for _, l := range c.lines {
-		l.ready()
-		mergers.Go(func() { l.merger.follow(following) })
-	}
-	calm()
-	c.compare("what was there before, and what was written meanwhile")
-	for _, phase := range []func(){c.changes, c.overlap, c.random, c.toast, c.kills, c.again, c.registry} {
-		begin := time.Now()
-		phase()
-		t.Logf("that took %v", time.Since(begin).Round(100*time.Millisecond))
-	}
-	stop()
-	mergers.Wait()
-	c.end()
+	c.through(calm, c.changes, c.overlap, c.random, c.toast, c.kills, c.again, c.registry)
 	c.connect(http.MethodDelete, "/connectors/outbox", nil)
 }
 

@@ -3,15 +3,12 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
 	"os"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 )
@@ -36,27 +33,7 @@ func TestVersionsChain(t *testing.T) {
 	c.load()
 	calm := c.meanwhile(true)
 	c.putAll()
-	following, stop := context.WithCancel(t.Context())
-	var mergers sync.WaitGroup
-	defer mergers.Wait()
-	defer stop()
-	for _, l := range c.lines {
-		l.launch()
-	}
-	for _, l := range c.lines {
-		l.ready()
-		mergers.Go(func() { l.merger.follow(following) })
-	}
-	calm()
-	c.compare("versions that were there, and what was written meanwhile")
-	for _, phase := range []func(){c.kills, c.snapshots, c.lost, c.lostBehind} {
-		begin := time.Now()
-		phase()
-		t.Logf("that took %v", time.Since(begin).Round(100*time.Millisecond))
-	}
-	stop()
-	mergers.Wait()
-	c.end()
+	c.through(calm, c.kills, c.snapshots, c.lost, c.lostBehind)
 }
 
 func (c *versionsChain) load() {
@@ -146,27 +123,7 @@ func versionChanges(rng *rand.Rand, transactions int, logged bool) string {
 
 // meanwhile writes random transactions until it is told to stop.
 func (c *versionsChain) meanwhile(logged bool) (stop func()) {
-	seed := rand.Uint64()
-	c.t.Logf("versions of seed %d", seed)
-	writing, end := context.WithCancel(c.t.Context())
-	var writers sync.WaitGroup
-	faults := make([]error, 2)
-	for i := range faults {
-		writers.Go(func() {
-			rng := rand.New(rand.NewPCG(seed, uint64(i)))
-			for writing.Err() == nil && faults[i] == nil {
-				_, faults[i] = c.run(versionChanges(rng, 8, logged))
-				pause(writing, 30*time.Millisecond)
-			}
-		})
-	}
-	return func() {
-		end()
-		writers.Wait()
-		if err := errors.Join(faults...); err != nil {
-			c.t.Fatal(err)
-		}
-	}
+	return c.writing(2, func(rng *rand.Rand) string { return versionChanges(rng, 8, logged) })
 }
 
 // restart kills the servers, as the power does.
